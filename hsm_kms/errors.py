@@ -6,7 +6,10 @@ exception is a bug. `api.codes` maps each class to its one gRPC status code.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 class HsmKmsError(Exception):

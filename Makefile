@@ -1,0 +1,100 @@
+# Needs git, make and python3-venv (Python 3.11 or later). `make` alone says what there is.
+
+PYTHON ?= python3
+PYTEST_ARGS ?=
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+LOCK := $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header \
+	--no-annotate --python-version 3.11
+
+.SHELLFLAGS := -euc
+.DELETE_ON_ERROR:
+.PHONY: help run test test-e2e lint types proto lock image clean packages
+
+help:
+	@echo 'make run       serve with a SoftHSM2 token made in .dev'
+	@echo 'make test      everything but the end-to-end tests, in under 3 minutes'
+	@echo 'make test-e2e  a real kube-apiserver and etcd (Go, or KUBEBUILDER_ASSETS)'
+	@echo 'make lint      ruff, import-linter, shellcheck where it is installed'
+	@echo 'make types     mypy'
+	@echo 'make proto     generate hsm_kms/api/rpc anew from proto/'
+	@echo 'make lock      lock requirements/ anew from pyproject.toml'
+	@echo 'make image     the container image (docker, podman or buildah)'
+	@echo 'make clean     remove what these made, the token in .dev excepted'
+
+run: .venv/run
+	@softhsm/setup.sh .dev
+	@socket=$$(cat .dev/socket); \
+	echo; \
+	echo "kube-apiserver:  --encryption-provider-config=$(CURDIR)/.dev/encryption-config.yaml"; \
+	echo "in another shell: $(BIN)/hsm-kms status --socket $${socket#$(CURDIR)/}"; \
+	echo "                  $(BIN)/hsm-kms check --config .dev/config.yaml"; \
+	echo
+	@exec $(BIN)/hsm-kms serve --config .dev/config.yaml
+
+test: .venv/dev packages
+	@$(BIN)/pytest -n auto $(PYTEST_ARGS)
+	@echo
+	@if [ "$${HSM_KMS_E2E:-}" != 1 ]; then \
+		echo 'Not run: the tests against a real kube-apiserver. They need Go 1.26 or a folder'; \
+		echo 'of binaries named by KUBEBUILDER_ASSETS. To include them: make test-e2e'; \
+	fi
+
+test-e2e: .venv/dev packages
+	@HSM_KMS_E2E=1 $(BIN)/pytest tests/e2e $(PYTEST_ARGS)
+
+lint: .venv/dev
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/lint-imports
+	@if command -v shellcheck >/dev/null; then \
+		shellcheck softhsm/setup.sh tests/packages.sh proto/generate.sh .ci/run; \
+	else echo 'Not run: shellcheck, which is not installed'; fi
+
+types: .venv/dev
+	@$(BIN)/mypy
+
+proto: .venv/dev
+	@PYTHON=$(CURDIR)/$(BIN)/python proto/generate.sh
+
+lock: .venv/dev
+	@$(LOCK) pyproject.toml --group build -o requirements/run.txt
+	@$(LOCK) pyproject.toml --group dev -o requirements/dev.txt
+
+image:
+	@for tool in docker podman buildah; do \
+		if command -v $$tool >/dev/null; then exec $$tool build -t hsm-kms:dev .; fi; \
+	done; \
+	echo 'make image needs docker, podman or buildah'; exit 1
+
+clean:
+	@rm -rf .venv dist build .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis \
+		.import_linter_cache .coverage*
+	@if [ -e .dev ]; then echo 'kept: .dev, the token with its key'; fi
+
+# What the tests want of the system: SoftHSM2, and the PKCS#11 spy.
+packages:
+	@tests/packages.sh
+
+# The virtual environment. Each stamp names what has been installed in it.
+
+.venv/made:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "$(PYTHON) is missing or older than 3.11; name another: make PYTHON=python3.12"; \
+		exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+		echo "$(PYTHON) cannot make virtual environments; on Debian: apt-get install python3-venv"; \
+		exit 1; }
+	@$(PYTHON) -m venv .venv
+	@touch $@
+
+.venv/run: .venv/made requirements/run.txt pyproject.toml
+	@echo 'installing requirements/run.txt into .venv'
+	@$(PIP) install --require-hashes -r requirements/run.txt
+	@$(PIP) install --no-deps --no-build-isolation -e .
+	@touch $@
+
+.venv/dev: .venv/run requirements/dev.txt
+	@echo 'installing requirements/dev.txt into .venv'
+	@$(PIP) install --require-hashes -r requirements/dev.txt
+	@touch $@

@@ -1,0 +1,163 @@
+"""The frame around every request: parsing, deadline, refusal, its one log event.
+
+1. An `HsmKmsError` becomes the code and the fixed sentence of `codes`, and so does
+   a message that cannot be parsed, which grpc would answer with the parser's text.
+2. Anything else becomes INTERNAL, and its trace goes to the log without values.
+3. A client that gives up cancels the request, and nothing here catches that.
+4. One event per request: debug when it went well or was given up, warning when
+   it was refused, error when it is a bug of ours.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, cast
+
+import grpc
+import structlog
+from google.protobuf.message import DecodeError, Message
+
+from hsm_kms.api import codes
+from hsm_kms.errors import HsmKmsError, RequestError
+from hsm_kms.log import describe, key_id_hash
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from types import TracebackType
+
+    from grpc.aio import ServicerContext
+
+MAX_UID_LOGGED: Final = 64  # characters; the API server's UUIDs have 36
+
+_NAME: Final = "hsm_kms.api"
+_log = structlog.get_logger(_NAME)
+_levels = logging.getLogger(_NAME)
+
+Request = TypeVar("Request", bound=Message)
+Response = TypeVar("Response", bound=Message)
+
+
+class Call:
+    """One request, as the context manager around all that is done for it.
+
+    An error raised inside ends the request, and no text of it reaches the client.
+
+    Args:
+        method: API and method for the log, such as "v2.Encrypt".
+        context: What grpc hands to the handler.
+
+    Attributes:
+        uid: For the log: the client's name for the request, as it came.
+        key_id: For the log: set it as soon as it is known.
+    """
+
+    __slots__ = ("_context", "_method", "_started", "key_id", "uid")
+
+    def __init__(self, method: str, context: ServicerContext[Any, Any]) -> None:
+        self._method = method
+        self._context = context
+        self._started = perf_counter()
+        self.uid = ""
+        self.key_id = ""
+
+    @property
+    def deadline(self) -> float | None:
+        """When the client stops waiting, in seconds of the loop's clock."""
+        # The stubs of grpc promise a float; without a deadline it is None.
+        remaining = cast("float | None", self._context.time_remaining())
+        if remaining is None:
+            return None
+        return asyncio.get_running_loop().time() + remaining
+
+    async def __aenter__(self) -> Self:
+        """Begin; the clock runs since the call was made."""
+        return self
+
+    async def __aexit__(
+        self,
+        _kind: type[BaseException] | None,
+        error: BaseException | None,
+        _trace: TracebackType | None,
+    ) -> None:
+        """Log the event, and refuse the request when there was an error."""
+        if error is None:
+            self._event(logging.DEBUG, "OK")
+        elif isinstance(error, asyncio.CancelledError):
+            self._event(logging.DEBUG, "CANCELLED")
+        elif isinstance(error, Exception):
+            await self._refuse(error)
+
+    async def _refuse(self, error: Exception) -> None:
+        code, sentence = codes.refusal(error)
+        if isinstance(error, HsmKmsError):
+            why = {"error": type(error).__name__, "reason": error.sentence}
+            self._event(logging.WARNING, code.name, **why)
+        else:
+            self._event(logging.ERROR, code.name, trace=describe(error))
+        await self._context.abort(code, sentence)
+
+    def _event(self, level: int, code: str, **more: object) -> None:
+        if not _levels.isEnabledFor(level):
+            return
+        _log.log(
+            level,
+            "request",
+            method=self._method,
+            uid=safe_uid(self.uid),
+            key_id_hash=key_id_hash(self.key_id) if self.key_id else "",
+            code=code,
+            duration_seconds=round(perf_counter() - self._started, 6),
+            **more,
+        )
+
+
+def handler(
+    method: str,
+    parse: Callable[[bytes], Request],
+    body: Callable[[Request, Call], Awaitable[Response]],
+) -> grpc.RpcMethodHandler[bytes, bytes]:
+    """Return what grpc calls for one method.
+
+    Args:
+        method: As for `Call`.
+        parse: `FromString` of the request's class.
+        body: Answers a request or raises; it has the call to read the deadline
+            from and to write down what the log should say.
+    """
+
+    async def handle(data: bytes, context: ServicerContext[bytes, bytes]) -> bytes:
+        async with Call(method, context) as call:
+            try:
+                request = parse(data)
+            except DecodeError as e:
+                raise RequestError("the message cannot be parsed") from e
+            response = await body(request, call)
+            return response.SerializeToString()
+
+    return grpc.unary_unary_rpc_method_handler(handle)
+
+
+def safe_uid(uid: str) -> str:
+    """Return a client's uid as it may stand in a log: short, plain, one word."""
+    return "".join(
+        c if c.isascii() and (c.isalnum() or c in "-_.:") else "?"
+        for c in uid[:MAX_UID_LOGGED]
+    )
+
+
+def require(*, given: int, least: int = 1, most: int, what: str) -> None:
+    """Refuse a request of which something has the wrong size.
+
+    Args:
+        given: The size it has, in bytes.
+        least: The smallest size allowed, in bytes.
+        most: The largest size allowed, in bytes.
+        what: The field, for the log.
+
+    Raises:
+        RequestError: The size is outside these bounds.
+    """
+    if not least <= given <= most:
+        raise RequestError(f"{what} of {given} bytes, allowed are {least} to {most}")

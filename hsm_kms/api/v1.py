@@ -1,0 +1,83 @@
+"""KMS v1: `v1beta1.KeyManagementService`.
+
+It names no key in its requests: the record itself says which key made it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from hsm_kms import __version__
+from hsm_kms.api.call import Call, handler, require
+from hsm_kms.api.rpc.kms_v1beta1_pb2 import (
+    DecryptRequest,
+    DecryptResponse,
+    EncryptRequest,
+    EncryptResponse,
+    VersionRequest,
+    VersionResponse,
+)
+from hsm_kms.errors import RequestError
+from hsm_kms.wrapping.record import MAX_PLAINTEXT_BYTES, MAX_RECORD_BYTES
+
+if TYPE_CHECKING:
+    from grpc import RpcMethodHandler
+
+    from hsm_kms.api.ports import Wrapper
+
+SERVICE: Final = "v1beta1.KeyManagementService"
+VERSION: Final = "v1beta1"
+RUNTIME_NAME: Final = "hsm-kms"
+
+
+class KmsV1:
+    """The service.
+
+    Args:
+        wrapper: Seals and opens.
+    """
+
+    def __init__(self, wrapper: Wrapper) -> None:
+        self._wrapper = wrapper
+
+    def handlers(self) -> dict[str, RpcMethodHandler[bytes, bytes]]:
+        """Return what grpc calls, by method name."""
+        return {
+            "Version": handler("v1.Version", VersionRequest.FromString, self.version),
+            "Encrypt": handler("v1.Encrypt", EncryptRequest.FromString, self.encrypt),
+            "Decrypt": handler("v1.Decrypt", DecryptRequest.FromString, self.decrypt),
+        }
+
+    async def version(self, request: VersionRequest, _call: Call) -> VersionResponse:
+        """Say which API this is and which program serves it."""
+        require_version(request.version)
+        return VersionResponse(
+            version=VERSION, runtime_name=RUNTIME_NAME, runtime_version=__version__
+        )
+
+    async def encrypt(self, request: EncryptRequest, call: Call) -> EncryptResponse:
+        """Seal a DEK."""
+        require_version(request.version)
+        plain = request.plain
+        require(given=len(plain), most=MAX_PLAINTEXT_BYTES, what="plain")
+        sealed = await self._wrapper.wrap(plain, deadline=call.deadline)
+        call.key_id = sealed.key_id
+        return EncryptResponse(cipher=sealed.ciphertext)
+
+    async def decrypt(self, request: DecryptRequest, call: Call) -> DecryptResponse:
+        """Open what `encrypt` made."""
+        require_version(request.version)
+        cipher = request.cipher
+        require(given=len(cipher), most=MAX_RECORD_BYTES, what="cipher")
+        plain = await self._wrapper.unwrap(cipher, key_id=None, deadline=call.deadline)
+        return DecryptResponse(plain=plain)
+
+
+def require_version(version: str) -> None:
+    """Refuse a request of any other API.
+
+    Raises:
+        RequestError: The version is not `VERSION`.
+    """
+    if version != VERSION:
+        raise RequestError(f"the version is not {VERSION}")

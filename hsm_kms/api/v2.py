@@ -1,0 +1,107 @@
+"""KMS v2: `v2.KeyManagementService`.
+
+Status never waits: it says what is known at this moment. Encrypt and Decrypt
+check the sizes of what they are given and leave the rest to the wrapper.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from hsm_kms.api.call import Call, handler, require
+from hsm_kms.api.rpc.kms_v2_pb2 import (
+    DecryptRequest,
+    DecryptResponse,
+    EncryptRequest,
+    EncryptResponse,
+    StatusRequest,
+    StatusResponse,
+)
+from hsm_kms.errors import RequestError, TokenError
+from hsm_kms.wrapping.record import MAX_PLAINTEXT_BYTES, MAX_RECORD_BYTES
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from grpc import RpcMethodHandler
+
+    from hsm_kms.api.ports import HealthSource, Wrapper
+
+SERVICE: Final = "v2.KeyManagementService"
+MAX_KEY_ID_BYTES: Final = 1024  # as the API server has it
+MAX_ANNOTATION_BYTES: Final = 32768  # keys and values together, likewise
+
+
+class KmsV2:
+    """The service.
+
+    Args:
+        wrapper: Seals and opens.
+        health: Says how we are.
+        version: What Status says, "v2" or "v2beta1".
+    """
+
+    def __init__(self, wrapper: Wrapper, health: HealthSource, version: str) -> None:
+        self._wrapper = wrapper
+        self._health = health
+        self._version = version
+
+    def handlers(self) -> dict[str, RpcMethodHandler[bytes, bytes]]:
+        """Return what grpc calls, by method name."""
+        return {
+            "Status": handler("v2.Status", StatusRequest.FromString, self.status),
+            "Encrypt": handler("v2.Encrypt", EncryptRequest.FromString, self.encrypt),
+            "Decrypt": handler("v2.Decrypt", DecryptRequest.FromString, self.decrypt),
+        }
+
+    async def status(self, _request: StatusRequest, call: Call) -> StatusResponse:
+        """Announce health and key_id.
+
+        Raises:
+            TokenError: The token was never reached, so there is no key_id to give.
+        """
+        state = self._health.announce()
+        if state.state == "starting":
+            raise TokenError(state.sentence)
+        call.key_id = state.key_id
+        return StatusResponse(
+            version=self._version,
+            healthz="ok" if state.state == "ok" else state.sentence,
+            key_id=state.key_id,
+        )
+
+    async def encrypt(self, request: EncryptRequest, call: Call) -> EncryptResponse:
+        """Seal a seed."""
+        call.uid = request.uid
+        plaintext = request.plaintext
+        require(given=len(plaintext), most=MAX_PLAINTEXT_BYTES, what="plaintext")
+        sealed = await self._wrapper.wrap(plaintext, deadline=call.deadline)
+        call.key_id = sealed.key_id
+        return EncryptResponse(ciphertext=sealed.ciphertext, key_id=sealed.key_id)
+
+    async def decrypt(self, request: DecryptRequest, call: Call) -> DecryptResponse:
+        """Open what `encrypt` made; annotations are bounded and otherwise ignored."""
+        call.uid = request.uid
+        ciphertext, key_id = request.ciphertext, request.key_id
+        require(given=len(key_id.encode()), most=MAX_KEY_ID_BYTES, what="key_id")
+        call.key_id = key_id
+        require(given=len(ciphertext), most=MAX_RECORD_BYTES, what="ciphertext")
+        if request.annotations:
+            bound(request.annotations)
+        plaintext = await self._wrapper.unwrap(
+            ciphertext, key_id=key_id, deadline=call.deadline
+        )
+        return DecryptResponse(plaintext=plaintext)
+
+
+def bound(annotations: Mapping[str, bytes]) -> None:
+    """Refuse annotations that no API server can have stored.
+
+    Raises:
+        RequestError: They are larger than `MAX_ANNOTATION_BYTES`.
+    """
+    # Keys differ, so all but one hold a byte: many are too large without a count.
+    if len(annotations) > MAX_ANNOTATION_BYTES + 1:
+        raise RequestError(f"{len(annotations)} annotations")
+    size = sum(len(key.encode()) + len(value) for key, value in annotations.items())
+    require(given=size, least=0, most=MAX_ANNOTATION_BYTES, what="annotations")

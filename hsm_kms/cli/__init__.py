@@ -1,0 +1,46 @@
+"""`hsm-kms`: the command line.
+
+Results go to stdout; everything else to stderr: errors as "hsm-kms: sentence" in
+lower case, and what to do about them as "hint: ..." below. Exit codes: 0; 1 a check
+failed or the token said no; 2 the command line or the configuration is wrong.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from hsm_kms import __version__
+from hsm_kms.cli.check import check
+from hsm_kms.cli.config import config_group
+from hsm_kms.cli.keys import keys_group
+from hsm_kms.cli.serve import serve
+from hsm_kms.cli.status import status
+from hsm_kms.cli.token import token_group
+from hsm_kms.errors import ConfigError, HsmKmsError
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="hsm-kms")
+def cli() -> None:
+    """Kubernetes KMS provider whose key never leaves a PKCS#11 token."""
+
+
+for command in (serve, check, status, keys_group, token_group, config_group):
+    cli.add_command(command)
+
+
+def main() -> None:
+    """Run the command line and exit."""
+    try:
+        cli()
+    except ConfigError as error:
+        for fault in error.faults:
+            click.echo(f"hsm-kms: {fault}", err=True)
+        sys.exit(2)
+    except HsmKmsError as error:
+        click.echo(f"hsm-kms: {error}", err=True)
+        if error.hint:
+            click.echo(f"hint: {error.hint}", err=True)
+        sys.exit(1)

@@ -1,0 +1,5 @@
+"""`python -m hsm_kms.cli`."""
+
+from hsm_kms.cli import main
+
+main()

@@ -1,0 +1,197 @@
+"""`hsm-kms check`: each thing that must hold, a line each, with cause and cure."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import sys
+from typing import TYPE_CHECKING, Final
+
+import click
+
+from hsm_kms import config as configuration
+from hsm_kms import wiring
+from hsm_kms.cli.keys import last_key_id
+from hsm_kms.cli.options import config_option
+from hsm_kms.cli.worker import one_worker
+from hsm_kms.errors import HsmKmsError, PinRejectedError, TokenAbsentError
+from hsm_kms.keyring import Keyring, TokenKey, read_keyring
+from hsm_kms.state import StateDir
+from hsm_kms.token.pin import PinGate
+from hsm_kms.worker.messages import Prove
+from hsm_kms.wrapping.record import Algorithm, Header, Kind
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from hsm_kms.config_types import Config
+    from hsm_kms.token.process import Worker
+
+_MARKS: Final = {"ok": "✓", "warn": "!", "fail": "✗"}
+
+
+class Report:
+    """What was found, printed as it is found.
+
+    Attributes:
+        failed: Whether any line was a failure.
+    """
+
+    def __init__(self) -> None:
+        self.failed = False
+
+    def ok(self, what: str) -> None:
+        """It holds."""
+        click.echo(f"{_MARKS['ok']} {what}")
+
+    def warn(self, what: str) -> None:
+        """It holds, but somebody should know."""
+        click.echo(f"{_MARKS['warn']} {what}")
+
+    def fail(self, what: str, error: HsmKmsError) -> None:
+        """It does not hold, and what to do about it."""
+        self.failed = True
+        click.echo(f"{_MARKS['fail']} {what}: {error}")
+        if error.hint:
+            click.echo(f"  hint: {error.hint}")
+
+
+@click.command()
+@config_option
+@click.option("--offline", is_flag=True, help="Leave the token alone.")
+def check(path: Path, *, offline: bool) -> None:
+    """Check configuration, module, token, login, key, policy and mechanism.
+
+    Logs in under the same rules as the server, and wraps and unwraps once. Exits
+    with 1 if anything does not hold.
+    """
+    config = configuration.load(path)
+    report = Report()
+    report.ok(f"configuration {path}")
+    _check_state(report, config)
+    _check_module(report, config)
+    _check_pin(report, config)
+    if not offline and not report.failed:
+        asyncio.run(_check_token(report, config))
+    sys.exit(1 if report.failed else 0)
+
+
+def _check_state(report: Report, config: Config) -> None:
+    state = StateDir(config.state_dir).open()
+    if state.problem:
+        report.fail("state directory", HsmKmsError(state.problem))
+        return
+    try:
+        state.last_key()
+    except HsmKmsError as error:
+        report.fail("state directory", error)
+        return
+    report.ok(f"state directory {config.state_dir}")
+
+
+def _check_module(report: Report, config: Config) -> None:
+    module = config.token.module
+    try:
+        with module.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        absent = TokenAbsentError(
+            f"{module}: {error.strerror}", hint="correct token.module"
+        )
+        report.fail("module", absent)
+        return
+    report.ok(f"module {module}, SHA-256 {digest}")
+
+
+def _check_pin(report: Report, config: Config) -> None:
+    source = wiring.pin_source(config)
+    if source is None:
+        report.ok("no login wanted (token.login: none)")
+        return
+    try:
+        PinGate(source, StateDir(config.state_dir).open()).check()
+    except PinRejectedError as error:
+        report.fail("PIN", error)
+    except HsmKmsError as error:
+        if "still for" not in str(error):
+            report.fail("PIN", error)
+            return
+    if not report.failed:
+        report.ok(f"PIN file {source.path}")
+
+
+async def _check_token(report: Report, config: Config) -> None:
+    try:
+        async with one_worker(config) as worker:
+            _describe_token(report, config, worker)
+            await _check_keys(report, config, worker)
+    except HsmKmsError as error:
+        report.fail("token", error)
+
+
+def _describe_token(report: Report, config: Config, worker: Worker) -> None:
+    started = worker.started
+    token = started.token if started else None
+    if started is None or token is None:
+        return
+    report.ok(f"token {token.label!r}, serial {token.serial}, slot {token.slot}")
+    if config.token.login != "none":
+        report.ok(f"login as {config.token.login}")
+    for line in _session_budget(config, started.os_locking, token.max_sessions):
+        (report.warn if line.startswith("sessions exceed") else report.ok)(line)
+
+
+def _session_budget(
+    config: Config, os_locking: bool, most: int | None
+) -> Iterator[str]:
+    """Sessions of all workers, a spare one and this command, against the token's."""
+    if not os_locking:
+        yield "the module grants no locking: one session per worker"
+    each = (config.token.sessions_per_worker if os_locking else 1) + 1
+    workers = config.token.workers + 1
+    need = each * workers + 1
+    sum_ = f"{each} x {workers} workers (one spare) + 1 for a command = {need}"
+    if most is None:
+        yield f"sessions {sum_}; the token tells no limit"
+    elif need > most:
+        yield f"sessions exceed the token's limit of {most}: {sum_}"
+    else:
+        yield f"sessions {sum_} of {most}"
+
+
+async def _check_keys(report: Report, config: Config, worker: Worker) -> None:
+    seconds = config.token.call_timeout
+    settings = wiring.key_settings(config)
+    ring: Keyring = await read_keyring(worker, settings, last_key_id(config), seconds)
+    for key in ring.keys:
+        if key is not ring.current:
+            report.ok(f"key {key.key_id}, to decrypt only")
+    if ring.current is not None:
+        _describe_key(report, ring.current)
+    if ring.fault is not None:
+        report.fail("key", ring.fault)
+        return
+    if ring.current is not None:
+        await _check_wrap(report, config, worker, ring.current)
+
+
+def _describe_key(report: Report, key: TokenKey) -> None:
+    report.ok(f"key {key.key_id}, label {key.ref.label!r}, current")
+    for offence in key.offences:
+        report.warn(f"policy: {offence}")
+    if not key.offences:
+        report.ok("policy: AES-256, sensitive, not extractable, encrypt and decrypt")
+    if not key.born_here:
+        report.warn("the key was imported, or could once be read from the token")
+
+
+async def _check_wrap(
+    report: Report, config: Config, worker: Worker, key: TokenKey
+) -> None:
+    header = Header(
+        kind=Kind.CANARY, algorithm=Algorithm.AES_256_GCM, key_id=key.key_id
+    )
+    request = Prove(ref=key.ref, aad=header.aad(config.scope))
+    await worker.ask(request, config.token.call_timeout)
+    report.ok("mechanism CKM_AES_GCM with our own IV: wrapped and unwrapped once")

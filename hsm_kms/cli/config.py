@@ -1,0 +1,27 @@
+"""`hsm-kms config`: what is in force."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+import yaml
+
+from hsm_kms.cli.options import config_option
+from hsm_kms.config import effective, load
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@click.group("config")
+def config_group() -> None:
+    """Look at the configuration."""
+
+
+@config_group.command("show")
+@config_option
+def show(path: Path) -> None:
+    """Print the configuration in force, defaults included, secrets left out."""
+    shown = yaml.safe_dump(effective(load(path)), sort_keys=False, allow_unicode=True)
+    click.echo(shown, nl=False)

@@ -1,0 +1,143 @@
+"""`hsm-kms keys`: make and list KEKs, with a worker of the command's own."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from hsm_kms import config as configuration
+from hsm_kms import wiring
+from hsm_kms.cli.options import config_option, output_option
+from hsm_kms.cli.worker import LoginChoice, login_options, one_worker
+from hsm_kms.errors import HsmKmsError
+from hsm_kms.key_id import make_cka_id
+from hsm_kms.keyring import Keyring, read_keyring
+from hsm_kms.state import StateCorruptError, StateDir
+from hsm_kms.worker.messages import GenerateKey, KeyRef
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from hsm_kms.config_types import Config
+
+
+@click.group("keys")
+def keys_group() -> None:
+    """Make and list the keys on the token."""
+
+
+@keys_group.command()
+@config_option
+@click.option("--another", is_flag=True, help="Make one although there is one.")
+@login_options
+@output_option
+def generate(
+    path: Path,
+    *,
+    another: bool,
+    pin_file: Path | None,
+    pin_prompt: bool,
+    login: str | None,
+    output: str,
+) -> None:
+    """Generate an AES-256 KEK on the token, under the configured label.
+
+    The key is sensitive and never extractable. With several keys under the label,
+    keys.current must name the one to encrypt with.
+    """
+    config = configuration.load(path)
+    choice = LoginChoice(pin_file=pin_file, prompt=pin_prompt, login=login)
+    before, after = asyncio.run(_generate(config, choice, another=another))
+    known = {key.key_id for key in before.keys}
+    made = next(key for key in after.keys if key.key_id not in known)
+    if output == "json":
+        click.echo(json.dumps({"key_id": made.key_id, "cka_id": made.ref.cka_id.hex()}))
+        return
+    click.echo(f"generated {made.key_id} (CKA_ID {made.ref.cka_id.hex()})")
+    if len(after.keys) > 1:
+        click.echo("hint: set keys.current to the key_id to encrypt with", err=True)
+
+
+@keys_group.command("list")
+@config_option
+@login_options
+@output_option
+def list_keys(
+    path: Path,
+    *,
+    pin_file: Path | None,
+    pin_prompt: bool,
+    login: str | None,
+    output: str,
+) -> None:
+    """List the keys under the configured label, and which one is current."""
+    config = configuration.load(path)
+    choice = LoginChoice(pin_file=pin_file, prompt=pin_prompt, login=login)
+    ring = asyncio.run(_read(config, choice))
+    shown = _shown(ring)
+    if output == "json":
+        click.echo(json.dumps(shown))
+        return
+    for key in shown:
+        click.echo(f"{key['key_id']}  {key['state']:8}  CKA_ID {key['cka_id']}")
+        for offence in key["offences"]:
+            click.echo(f"  {offence}")
+    if ring.fault is not None:
+        click.echo(f"hsm-kms: {ring.fault.sentence}", err=True)
+
+
+async def _generate(
+    config: Config, choice: LoginChoice, *, another: bool
+) -> tuple[Keyring, Keyring]:
+    seconds = config.token.start_timeout
+    settings = wiring.key_settings(config)
+    async with one_worker(config, choice, read_write=True) as worker:
+        before = await read_keyring(worker, settings, None, seconds)
+        if before.keys and not another:
+            raise HsmKmsError(
+                f"there is a key labelled {settings.label!r} already: "
+                f"{before.keys[0].key_id}",
+                hint="--another makes one more; keys.current must then name one",
+            )
+        cka_id = make_cka_id(int(datetime.now(UTC).timestamp()))
+        await worker.ask(GenerateKey(ref=KeyRef(settings.label, cka_id)), seconds)
+        after = await read_keyring(worker, settings, None, seconds)
+    return before, after
+
+
+async def _read(config: Config, choice: LoginChoice) -> Keyring:
+    async with one_worker(config, choice) as worker:
+        return await read_keyring(
+            worker,
+            wiring.key_settings(config),
+            last_key_id(config),
+            config.token.start_timeout,
+        )
+
+
+def last_key_id(config: Config) -> str | None:
+    """key_id last current on this node; None where nothing tells."""
+    try:
+        last = StateDir(config.state_dir).last_key()
+    except StateCorruptError:
+        return None
+    return last.key_id if last else None
+
+
+def _shown(ring: Keyring) -> list[dict[str, Any]]:
+    return [
+        {
+            "key_id": key.key_id,
+            "state": "current" if key is ring.current else "held",
+            "label": key.ref.label,
+            "cka_id": key.ref.cka_id.hex(),
+            "activation": key.activation,
+            "generated_on_token": key.born_here,
+            "offences": list(key.offences),
+        }
+        for key in ring.keys
+    ]

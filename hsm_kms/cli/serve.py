@@ -1,0 +1,32 @@
+"""`hsm-kms serve`."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import click
+
+from hsm_kms import config as configuration
+from hsm_kms import hardening, log
+from hsm_kms.cli.options import config_option
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@click.command()
+@config_option
+def serve(path: Path) -> None:
+    """Serve the Kubernetes KMS API until SIGTERM.
+
+    A token that is not there, a PIN that is wrong, a key that is missing end
+    nothing: the server says so in Status and goes on trying. It exits with 2 for a
+    faulty configuration file and with 1 for a socket it cannot take.
+    """
+    config = configuration.load(path)
+    log.configure(config.log.level, config.log.format)
+    hardening.harden_process()
+    from hsm_kms import server  # noqa: PLC0415 - grpc takes a third of a second
+
+    asyncio.run(server.serve(config))

@@ -1,0 +1,144 @@
+"""A short-lived token worker of a command's own, under the same rules as the server's.
+
+The command takes the PIN lock and heeds the latch: it never tries a PIN that the
+server may not try. A PIN that was typed in travels through a memfd, not argv.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from hsm_kms import wiring
+from hsm_kms.errors import ConfigError, PinUnavailableError, TokenTimeoutError
+from hsm_kms.state import StateDir
+from hsm_kms.token.pin import PinGate, PinSource, seconds_until_stable
+from hsm_kms.token.process import Worker
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterator
+
+    from hsm_kms.config_types import Config
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoginChoice:
+    """How a command wants to log in, where it is not as the server does.
+
+    Args:
+        pin_file: Another PIN file, or None.
+        prompt: Ask for the PIN.
+        login: Another `token.login`, or None.
+    """
+
+    pin_file: Path | None = None
+    prompt: bool = False
+    login: str | None = None
+
+
+def login_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command --pin-file, --pin-prompt and --login."""
+    for option in (
+        click.option(
+            "--login",
+            metavar="ROLE",
+            help="Log in as user, crypto-user, so or 0x...; not as token.login says.",
+        ),
+        click.option("--pin-prompt", is_flag=True, help="Ask for the PIN."),
+        click.option(
+            "--pin-file",
+            type=click.Path(path_type=Path, dir_okay=False),
+            help="Take the PIN from this file, not from token.pin_file.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+@contextlib.asynccontextmanager
+async def one_worker(
+    config: Config,
+    choice: LoginChoice | None = None,
+    *,
+    read_write: bool | None = None,
+    retry: bool = False,
+) -> AsyncIterator[Worker]:
+    """A worker with one control session, logged in; it leaves at the end.
+
+    Args:
+        config: The configuration.
+        choice: How to log in, where it is not as the server does.
+        read_write: Overrides `token.read_write`.
+        retry: Try the PIN whatever became of it before.
+
+    Raises:
+        HsmKmsError: It could not be started or logged in.
+    """
+    state = StateDir(config.state_dir).open()
+    with _pin_source(config, choice or LoginChoice()) as (source, descriptors):
+        gate = PinGate(source, state, retry=retry)
+        await _wait_until_stable(gate, source)
+        worker = await Worker.spawn(0, config.token.env, descriptors)
+        try:
+            async with asyncio.timeout(config.token.start_timeout):
+                await worker.configure(
+                    wiring.configure_message(config, read_write=read_write)
+                )
+                await gate.login(worker)
+            yield worker
+        except TimeoutError:
+            raise TokenTimeoutError(
+                f"the token did not answer within {config.token.start_timeout:g} s"
+            ) from None
+        finally:
+            await worker.leave()
+
+
+async def _wait_until_stable(gate: PinGate, source: PinSource | None) -> None:
+    try:
+        gate.check()
+    except PinUnavailableError:
+        wait = seconds_until_stable(source.path) if source else 0.0
+        if not wait:
+            raise
+        await asyncio.sleep(wait)
+        gate.check()
+
+
+@contextlib.contextmanager
+def _pin_source(
+    config: Config, choice: LoginChoice
+) -> Iterator[tuple[PinSource | None, tuple[int, ...]]]:
+    kind = _user_type(choice.login or config.token.login)
+    if kind is None:
+        yield None, ()
+        return
+    if not choice.prompt:
+        path = choice.pin_file or config.token.pin_file
+        if path is None:
+            raise ConfigError(["no PIN: give --pin-file or --pin-prompt"])
+        yield PinSource(path=path, user_type=kind), ()
+        return
+    descriptor = os.memfd_create("pin", os.MFD_CLOEXEC)
+    try:
+        pin = click.prompt("PIN", hide_input=True, err=True)
+        os.write(descriptor, pin.encode())
+        path = Path(f"/proc/self/fd/{descriptor}")
+        yield PinSource(path=path, typed=True, user_type=kind), (descriptor,)
+    finally:
+        os.close(descriptor)
+
+
+def _user_type(login: str) -> int | None:
+    try:
+        return wiring.user_type(login)
+    except ValueError:
+        raise ConfigError(
+            ["--login must be user, crypto-user, so, none or 0x..."]
+        ) from None

@@ -1,0 +1,250 @@
+"""The configuration file: YAML in, one frozen `Config` or all faults at once out.
+
+No fault quotes what the file holds, neither a value nor an unknown key: a PIN
+may stand where it should not, and faults end up in logs. A path made of known
+keys and the line number say where to look.
+"""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from hsm_kms.config_types import (
+    Config,
+    Section,
+    format_duration,
+    parse_duration,
+    sections,
+)
+from hsm_kms.config_yaml import load_yaml, read_yaml
+from hsm_kms.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from pydantic_core import ErrorDetails
+
+    from hsm_kms.config_yaml import Document
+
+__all__ = ["Config", "effective", "load", "load_yaml", "parse"]
+
+DEFAULT_PATH = Path("/etc/hsm-kms/config.yaml")
+MAX_FILE_BYTES = 64 * 1024
+VERSION = 1
+
+_SELECTORS = ("token_label", "token_serial", "slot")
+_SECTIONS = sections()
+_KNOWN = {name for section in _SECTIONS.values() for name in section.model_fields}
+
+# Variables that vendors document as the path of their own configuration.
+_PLAIN_ENV = {
+    "CS_PKCS11_R3_CFG",
+    "ChrystokiConfigurationPath",
+    "KRYOPTIC_CONF",
+    "LD_LIBRARY_PATH",
+    "NFAST_HOME",
+    "OPENSSL_CONF",
+    "PKCS11SPY",
+    "PKCS11SPY_OUTPUT",
+    "SOFTHSM2_CONF",
+    "YUBIHSM_PKCS11_CONF",
+}
+
+_SENTENCES = {
+    "bool_type": "must be true or false",
+    "dict_type": "must be a mapping",
+    "int_from_float": "must be a whole number",
+    "int_type": "must be a whole number",
+    "missing": "is missing",
+    "model_type": "must be a mapping",
+    "string_unicode": "must be text",
+    "string_type": "must be text; quote numbers, yes and no",
+}
+
+
+def load(path: Path) -> Config:
+    """Read the file and check it whole.
+
+    Raises:
+        ConfigError: With every fault, none of which quotes the file.
+    """
+    try:
+        return parse(_read(path))
+    except OSError as error:
+        raise ConfigError([f"{path} cannot be read: {error.strerror}"]) from None
+
+
+def parse(text: str) -> Config:
+    """Check a whole configuration given as YAML.
+
+    Raises:
+        ConfigError: With every fault, none of which quotes the text.
+    """
+    document = read_yaml(text)
+    if not isinstance(document.data, dict):
+        raise ConfigError(["must be a YAML mapping that begins with version: 1"])
+    if fault := _from_the_future(document.data):
+        raise ConfigError([fault])
+    faults = [*_key_faults(document), *_joint_faults(document)]
+    config = None
+    try:
+        config = Config.model_validate(document.data)
+    except ValidationError as error:
+        faults += [_fault(entry, document) for entry in error.errors()]
+    if faults or config is None:
+        raise ConfigError(faults)
+    return config
+
+
+def effective(config: Config) -> dict[str, Any]:
+    """What is in force, defaults included, without what may be a secret."""
+    shown: dict[str, Any] = _plain(config)
+    token = shown["token"]
+    token["env"] = {
+        name: value if name in _PLAIN_ENV else "***"
+        for name, value in token["env"].items()
+    }
+    if token["init_args"] is not None:
+        token["init_args"] = "***"
+    return shown
+
+
+def _read(path: Path) -> str:
+    # A FIFO or a device would block or never end.
+    if path.exists() and not path.is_file():
+        raise ConfigError([f"{path} is not a regular file"])
+    with path.open("rb") as file:
+        data = file.read(MAX_FILE_BYTES + 1)
+    if len(data) > MAX_FILE_BYTES:
+        raise ConfigError([f"{path} is larger than {MAX_FILE_BYTES // 1024} KiB"])
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise ConfigError([f"{path} is not UTF-8 text (line {line})"]) from None
+
+
+def _from_the_future(data: Mapping[str, Any]) -> str | None:
+    version = data.get("version")
+    if type(version) is int and version > VERSION:
+        return (
+            f"version: the file is written for a later hsm-kms; this one reads "
+            f"version {VERSION}"
+        )
+    return None
+
+
+def _key_faults(document: Document) -> Iterator[str]:
+    for place, first, second in document.twice:
+        what = "given twice" if place[-1] in _KNOWN else "holds an unknown key twice"
+        yield f"{_dotted(place)}: {what}, on lines {first} and {second}"
+    for line in document.not_text:
+        yield f"a key is not text (line {line})"
+
+
+def _joint_faults(document: Document) -> Iterator[str]:
+    """Faults that lie in no single key.
+
+    Looked for in the raw mapping, so that they are told together with the rest.
+    """
+    token = document.data.get("token")
+    if isinstance(token, dict):
+        given = [name for name in _SELECTORS if token.get(name) is not None]
+        if len(given) != 1:
+            found = f"found {' and '.join(given)}" if given else "found none"
+            yield _at(
+                document,
+                ("token",),
+                f"must have exactly one of token_label, token_serial and slot; {found}",
+            )
+        if token.get("pin_file") is None and token.get("login") != "none":
+            yield _at(document, ("token",), "must have pin_file, unless login is none")
+        yield from _timeout_fault(document, token)
+    if _all_apis_off(document.data.get("apis")):
+        yield _at(document, ("apis",), "must have v2 or v1 enabled")
+
+
+def _timeout_fault(document: Document, token: Mapping[str, Any]) -> Iterator[str]:
+    try:
+        call = parse_duration(token.get("call_timeout", "2s"))
+        hang = parse_duration(token.get("hang_timeout", "30s"))
+    except ValueError:
+        return  # told by the field itself
+    if hang < call:
+        place = ("token", "hang_timeout")
+        yield _at(document, place, "must not be less than call_timeout")
+
+
+def _all_apis_off(apis: object) -> bool:
+    if not isinstance(apis, dict):
+        return False
+
+    def off(name: str, *, default: bool) -> bool:
+        api = apis.get(name, {})
+        enabled = api.get("enabled", default) if isinstance(api, dict) else True
+        return enabled is False
+
+    return off("v2", default=True) and off("v1", default=False)
+
+
+def _fault(entry: ErrorDetails, document: Document) -> str:
+    place = tuple(str(part) for part in entry["loc"])
+    return _at(document, place, _sentence(entry, place))
+
+
+def _sentence(entry: ErrorDetails, place: tuple[str, ...]) -> str:
+    kind, context = entry["type"], entry.get("ctx", {})
+    if kind == "extra_forbidden":
+        return _unknown_key(place)
+    if kind == "value_error":
+        return str(context["error"])
+    if kind == "literal_error":
+        return f"must be {context['expected']}".replace("'", "")
+    if kind == "greater_than_equal":
+        return f"must be at least {context['ge']}"
+    if kind == "less_than_equal":
+        return f"must be at most {context['le']}"
+    return _SENTENCES.get(kind, "is not valid")
+
+
+def _unknown_key(place: tuple[str, ...]) -> str:
+    name = place[-1]
+    if "pin" in name.lower().split("_"):
+        return "unknown key; a PIN is never written here, but in pin_file"
+    path = ".".join(place[:-1])
+    near = difflib.get_close_matches(name, _SECTIONS[path].model_fields, n=1)
+    if near:
+        return f"unknown key; is {near[0]} meant?"
+    homes = [path for path, kind in _SECTIONS.items() if name in kind.model_fields]
+    if homes:
+        return f"unknown key here; {name} belongs under {homes[0] or 'the top level'}"
+    return "unknown key"
+
+
+def _at(document: Document, place: tuple[str, ...], sentence: str) -> str:
+    line = document.lines.get(place)
+    where = f" (line {line})" if line else ""
+    return f"{_dotted(place)}: {sentence}{where}"
+
+
+def _dotted(place: tuple[str, ...]) -> str:
+    """The path as far as it is made of keys that we know."""
+    known = []
+    for part in place:
+        if part not in _KNOWN:
+            break
+        known.append(part)
+    return ".".join(known) or "top level"
+
+
+def _plain(value: object) -> Any:
+    if isinstance(value, Section):
+        return {name: _plain(part) for name, part in value}
+    if isinstance(value, Path):
+        return str(value)
+    # Every float of the file is a duration.
+    return format_duration(value) if isinstance(value, float) else value

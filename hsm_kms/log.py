@@ -1,0 +1,118 @@
+"""Logging: one line per event on stderr, ours and the libraries' alike.
+
+No processor here prints the text of an unexpected exception, a local variable,
+a source line or a byte string: any of them may hold a PIN or a key.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import sys
+import traceback
+from typing import TYPE_CHECKING, Literal, TextIO
+
+import structlog
+
+if TYPE_CHECKING:
+    from structlog.typing import EventDict, Processor, WrappedLogger
+
+_TIME = structlog.processors.TimeStamper(fmt="iso", utc=True)
+
+
+def configure(
+    level: Literal["debug", "info", "warning", "error"] = "info",
+    form: Literal["json", "text"] = "json",
+    stream: TextIO | None = None,
+) -> None:
+    """Send structlog's and the standard library's events through one renderer.
+
+    Args:
+        level: The lowest level that is written.
+        form: JSON objects for machines, or aligned text for people.
+        stream: Where to; stderr when None.
+    """
+    number = logging.getLevelNamesMapping()[level.upper()]
+    common: list[Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_logger_name,
+        structlog.stdlib.add_log_level,
+        _TIME,
+        trace_without_values,
+        sizes_for_bytes,
+    ]
+    structlog.configure(
+        processors=[*common, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        wrapper_class=structlog.make_filtering_bound_logger(number),
+        logger_factory=structlog.stdlib.LoggerFactory(),
+    )
+    handler = logging.StreamHandler(stream or sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                structlog.processors.JSONRenderer()
+                if form == "json"
+                else structlog.dev.ConsoleRenderer(colors=False),
+            ],
+            foreign_pre_chain=[first_line_of_failures, *common],
+        )
+    )
+    logging.basicConfig(handlers=[handler], level=number, force=True)
+    for chatty in ("asyncio", "grpc"):  # several lines per request at debug
+        logging.getLogger(chatty).setLevel(max(number, logging.INFO))
+
+
+def key_id_hash(key_id: str) -> str:
+    """Return the hash by which kube-apiserver's metrics and logs name a key_id."""
+    return f"sha256:{hashlib.sha256(key_id.encode()).hexdigest()}"
+
+
+def trace_without_values(
+    _logger: WrappedLogger, _method: str, event: EventDict
+) -> EventDict:
+    """Replace `exc_info` by the exception's types and frames, without its text."""
+    given = event.pop("exc_info", None)
+    if given is True:
+        given = sys.exc_info()
+    error = given[1] if isinstance(given, tuple) else given
+    if isinstance(error, BaseException):
+        event["trace"] = describe(error)
+    return event
+
+
+def describe(error: BaseException) -> list[str]:
+    """Return type and frames of an exception and of those that led to it.
+
+    The latest comes first, and each is followed by its frames, outermost first.
+    """
+    lines: list[str] = []
+    seen: set[int] = set()
+    at: BaseException | None = error
+    while at is not None and id(at) not in seen:
+        seen.add(id(at))
+        lines.append(type(at).__qualname__)
+        for frame, line in traceback.walk_tb(at.__traceback__):
+            code = frame.f_code
+            lines.append(f"{code.co_filename}:{line} in {code.co_qualname}")
+        at = at.__cause__ or at.__context__
+    return lines
+
+
+def sizes_for_bytes(
+    _logger: WrappedLogger, _method: str, event: EventDict
+) -> EventDict:
+    """Replace byte strings by their size."""
+    for name, value in event.items():
+        if isinstance(value, bytes | bytearray | memoryview):
+            event[name] = f"<{len(value)} bytes>"
+    return event
+
+
+def first_line_of_failures(
+    _logger: WrappedLogger, _method: str, event: EventDict
+) -> EventDict:
+    """Cut a library's message about an exception where asyncio adds its repr."""
+    if event.get("exc_info"):
+        event["event"] = str(event["event"]).partition("\n")[0]
+    return event

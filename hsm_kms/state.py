@@ -1,0 +1,286 @@
+"""The state directory: what must outlive the process, and nothing secret.
+
+The rules this file holds to:
+
+1.  A file is replaced whole and durably, or not at all.
+2.  Missing means nothing is known; unreadable, from another version or wrong in
+    any way means corrupt, and corrupt never counts as missing.
+3.  A directory that cannot be used is a sentence in `StateDir.problem`, and an
+    error only for the one who writes.
+4.  Of a PIN file only its identity is kept; never the PIN nor a digest of it.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Annotated, Final, Literal, Self, TypeVar
+
+import msgspec
+from msgspec import Meta, Struct
+
+from hsm_kms import state_files
+from hsm_kms.errors import HsmKmsError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+LAST_KEY_FILE: Final = "last-key.json"
+PIN_FILE: Final = "pin.json"
+PIN_LOCK: Final = "pin.lock"
+MAX_PIN_RECORDS: Final = 16
+
+_T = TypeVar("_T")
+_KeyId = Annotated[str, Meta(pattern=r"^[a-z2-7]{26}(\.[a-z0-9]{1,16})?\Z")]
+_Hex = Annotated[str, Meta(pattern=r"^([0-9a-f]{2}){0,4096}\Z")]
+_Text = Annotated[str, Meta(max_length=4096)]
+_Count = Annotated[int, Meta(ge=0)]
+_Tries = Annotated[int, Meta(ge=0, le=1000)]
+
+
+class StateCorruptError(HsmKmsError):
+    """A state file is there and cannot be believed."""
+
+
+class StateWriteError(HsmKmsError):
+    """The state directory cannot be written."""
+
+
+class LastKey(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The key this node last announced.
+
+    Args:
+        key_id: As in Status.
+        cka_id: Its CKA_ID in lower-case hexadecimal.
+        token_serial: Serial number of the token it was found on.
+        label: Its CKA_LABEL.
+        since: When it became current, ISO 8601.
+    """
+
+    key_id: _KeyId
+    cka_id: _Hex
+    token_serial: _Text
+    label: _Text
+    since: _Text
+
+
+class PinIdentity(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Tells one content of one PIN file from another without reading it.
+
+    Args:
+        device: st_dev.
+        inode: st_ino.
+        size: st_size in bytes.
+        mtime_ns: Time of the last change of its content, in nanoseconds.
+        ctime_ns: Time of the last change of any kind, in nanoseconds.
+    """
+
+    device: _Count
+    inode: _Count
+    size: _Count
+    mtime_ns: int
+    ctime_ns: int
+
+    @classmethod
+    def from_stat(cls, found: os.stat_result) -> Self:
+        """The identity of the file that this stat result describes."""
+        return cls(
+            device=found.st_dev,
+            inode=found.st_ino,
+            size=found.st_size,
+            mtime_ns=found.st_mtime_ns,
+            ctime_ns=found.st_ctime_ns,
+        )
+
+
+class PinRecord(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What is known about the PIN in one file.
+
+    Args:
+        identity: Which content of which file this is about.
+        verdict: "corrupt" is never stored: it says that the file which holds
+            the verdicts cannot be believed, so that this PIN must not be tried.
+        tries: C_Login calls begun since it was last untried.
+        function: The PKCS#11 function that rejected it.
+        rv: Its CK_RV.
+    """
+
+    identity: PinIdentity
+    verdict: Literal["untried", "proven", "rejected", "corrupt"] = "untried"
+    tries: _Tries = 0
+    function: _Text = ""
+    rv: _Count | None = None
+
+
+class _LastKeyFile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    version: Literal[1]
+    last_key: LastKey
+
+
+class _PinFile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    version: Literal[1]
+    pins: Annotated[tuple[PinRecord, ...], Meta(max_length=MAX_PIN_RECORDS)]
+
+
+class StateDir:
+    """The state directory of one node. All methods are quick and synchronous.
+
+    Args:
+        path: The directory; made with mode 0700 if only it is missing.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.problem: str | None = "the state directory has not been opened"
+
+    @property
+    def writable(self) -> bool:
+        """Whether the last attempt to write succeeded."""
+        return self.problem is None
+
+    def open(self) -> Self:
+        """Make the directory if need be, and find out whether it can be used.
+
+        Never raises for what it finds: see `problem` and `writable`. Calling it
+        again looks again.
+        """
+        with suppress(StateWriteError), self._writing():
+            with suppress(FileExistsError):
+                self.path.mkdir(mode=0o700)
+            state_files.check_directory(self.path)
+            state_files.probe(self.path)
+        return self
+
+    def last_key(self) -> LastKey | None:
+        """The key last current on this node, or None if there never was one.
+
+        Raises:
+            StateCorruptError: The file is there and cannot be believed.
+        """
+        file = self._load(LAST_KEY_FILE, _LastKeyFile)
+        return file.last_key if file else None
+
+    def save_last_key(self, key: LastKey) -> None:
+        """Remember the key that is now current, also over a power cut.
+
+        Raises:
+            StateWriteError: It could not be written; what was there still is.
+        """
+        self._save(LAST_KEY_FILE, _LastKeyFile(version=1, last_key=key))
+
+    def read_pin(self, identity: PinIdentity) -> PinRecord:
+        """What is known about a PIN; "untried" if nothing is."""
+        try:
+            pins = self._pins()
+        except StateCorruptError:
+            return PinRecord(identity=identity, verdict="corrupt")
+        for pin in pins:
+            if pin.identity == identity:
+                return pin
+        return PinRecord(identity=identity)
+
+    def write_pin(self, record: PinRecord) -> None:
+        """Remember what is known about a PIN; only under `pin_lock`.
+
+        Replaces what was known about earlier contents of the same file, and
+        keeps what is known about other files.
+
+        Raises:
+            ValueError: The verdict is "corrupt".
+            StateCorruptError: What is there cannot be believed; it stays.
+            StateWriteError: It could not be written; what was there still is.
+        """
+        if record.verdict == "corrupt":
+            raise ValueError("corrupt is not a verdict to store")
+        kept = (*self._other_pins(record.identity), record)[-MAX_PIN_RECORDS:]
+        self._save(PIN_FILE, _PinFile(version=1, pins=kept))
+
+    def forget_pin(self, identity: PinIdentity) -> None:
+        """Let a PIN be tried again; only under `pin_lock`, and only when told to.
+
+        If the file cannot be believed, everything in it is forgotten.
+
+        Raises:
+            StateWriteError: It could not be written; what was there still is.
+        """
+        try:
+            kept = self._other_pins(identity)
+        except StateCorruptError:
+            kept = ()
+        self._save(PIN_FILE, _PinFile(version=1, pins=kept))
+
+    @contextmanager
+    def pin_lock(self, *, nonblocking: bool = True) -> Iterator[bool]:
+        """Hold the lock under which an unproven PIN is tried, by any process.
+
+        Args:
+            nonblocking: Yield False if another process or task holds it; the
+                caller asks again later. Otherwise wait without limit.
+
+        Raises:
+            StateWriteError: The lock cannot be used at all.
+        """
+        try:
+            lock, held = state_files.lock(self.path / PIN_LOCK, nonblocking=nonblocking)
+        except OSError as error:
+            raise self._unusable(error) from error
+        try:
+            yield held
+        finally:
+            os.close(lock)
+
+    def _pins(self) -> tuple[PinRecord, ...]:
+        file = self._load(PIN_FILE, _PinFile)
+        return file.pins if file else ()
+
+    def _other_pins(self, mine: PinIdentity) -> tuple[PinRecord, ...]:
+        def is_other(known: PinIdentity) -> bool:
+            return (known.device, known.inode) != (mine.device, mine.inode)
+
+        return tuple(pin for pin in self._pins() if is_other(pin.identity))
+
+    def _load(self, name: str, kind: type[_T]) -> _T | None:
+        try:
+            data = state_files.read(self.path / name)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            reason = f"cannot be read: {error.strerror}"
+            raise self._corrupt(name, reason) from error
+        try:
+            return msgspec.json.decode(data, type=kind)
+        except (msgspec.MsgspecError, ValueError, RecursionError):
+            reason = "is not a state file of version 1"
+            raise self._corrupt(name, reason) from None
+
+    def _corrupt(self, name: str, reason: str) -> StateCorruptError:
+        return StateCorruptError(
+            f"the state file {self.path / name} {reason}",
+            hint="restore it, or remove it to start without what it held",
+        )
+
+    def _save(self, name: str, file: Struct) -> None:
+        data = msgspec.json.encode(file)
+        # Never store what would be found corrupt: a ValidationError is a bug.
+        msgspec.json.decode(data, type=type(file))
+        with self._writing():
+            state_files.check_directory(self.path)
+            state_files.replace(self.path / name, data + b"\n")
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            failure = self._unusable(error)
+            self.problem = failure.sentence
+            raise failure from error
+        self.problem = None
+
+    def _unusable(self, error: OSError) -> StateWriteError:
+        return StateWriteError(
+            f"the state directory {self.path} cannot be used: {error.strerror}",
+            hint="give hsm-kms a directory of its own, on a disk with free space, "
+            "that its user owns and only that user can write to (mode 0700)",
+        )

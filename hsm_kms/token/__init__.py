@@ -1,0 +1,1 @@
+"""The server's side of the token: worker processes, and their sessions on loan."""

@@ -1,0 +1,115 @@
+"""One SOCK_SEQPACKET pair to one session thread; one request under way at a time.
+
+1. Every request has a number and the answer repeats it; any other number means that
+   the two ends disagree, and the channel is lost.
+2. Who waits for an answer may give up; the answer is read all the same, and only
+   then is the channel idle again. So nobody ever gets an answer that is not his.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from hsm_kms.errors import WorkerLostError
+from hsm_kms.worker import messages
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable
+
+    from hsm_kms.worker.messages import Reply, Request
+
+
+class Channel:
+    """The server's end of a pair.
+
+    Args:
+        pair: Our socket.
+        on_lost: Called once when the other end is gone or talks nonsense.
+    """
+
+    def __init__(self, pair: socket.socket, on_lost: Callable[[str], None]) -> None:
+        pair.setblocking(False)
+        self._pair = pair
+        self._on_lost = on_lost
+        self._loop = asyncio.get_running_loop()
+        self._number = 0
+        self._waiting: asyncio.Future[Reply] | None = None
+        self._closed = False
+        self.busy_since: float | None = None
+        self._loop.add_reader(pair.fileno(), self._readable)
+
+    @property
+    def closed(self) -> bool:
+        """Whether the other end is gone."""
+        return self._closed
+
+    def exchange(self, request: Request) -> asyncio.Future[Reply]:
+        """Send a request; the future gets its reply.
+
+        Shield it before waiting with a deadline: cancelling the future itself would
+        not stop the call in the module.
+
+        Raises:
+            WorkerLostError: The worker is gone; also set on the future later.
+        """
+        if self._closed:
+            raise WorkerLostError("the token worker is gone")
+        if self._waiting is not None:
+            raise AssertionError("a channel carries one request at a time")
+        self._number += 1
+        self._waiting = self._loop.create_future()
+        self.busy_since = self._loop.time()
+        future = self._waiting
+        try:
+            self._pair.send(messages.pack(self._number, request))
+        except OSError:
+            self._lose("its socket is closed")
+        return future
+
+    def close(self) -> None:
+        """Close our end; whoever waits gets `WorkerLostError`."""
+        if self._closed:
+            return
+        self._closed = True
+        self._loop.remove_reader(self._pair.fileno())
+        self._pair.close()
+        self._finish(WorkerLostError("the token worker is gone"))
+
+    def _readable(self) -> None:
+        try:
+            datagram = self._pair.recv(messages.MAX_MESSAGE_BYTES)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            datagram = b""
+        if not datagram:
+            self._lose("it ended")
+            return
+        try:
+            number, reply = messages.unpack_reply(datagram)
+        except msgspec.MsgspecError:
+            self._lose("it sent a message that is none")
+            return
+        if number != self._number or self._waiting is None:
+            self._lose("it answered a request that was not asked")
+            return
+        self._finish(reply)
+
+    def _finish(self, result: Reply | WorkerLostError) -> None:
+        future, self._waiting = self._waiting, None
+        self.busy_since = None
+        if future is None or future.done():
+            return
+        if isinstance(result, WorkerLostError):
+            future.set_exception(result)
+            future.exception()  # seen: nobody may be waiting any more
+        else:
+            future.set_result(result)
+
+    def _lose(self, why: str) -> None:
+        self.close()
+        self._on_lost(why)

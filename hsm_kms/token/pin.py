@@ -1,0 +1,257 @@
+"""Who may try the PIN, and when.
+
+1. A PIN file that is absent, empty, younger than two seconds or open to others is
+   waited for, not used.
+2. A PIN no token has accepted yet is tried by one process at a time, under a lock in
+   the state directory that every process of this node takes.
+3. A PIN the token rejected is not tried again until the file changes. A process that
+   died inside C_Login has used up a try, and there are two.
+4. What cannot be remembered is not tried: without a writable state directory only a
+   PIN already proven is used.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import stat
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Final
+
+import structlog
+from msgspec.structs import astuple
+
+from hsm_kms.errors import HsmKmsError, PinRejectedError, PinUnavailableError
+from hsm_kms.state import PinIdentity, PinRecord, StateCorruptError, StateWriteError
+from hsm_kms.token.faults import error_from
+from hsm_kms.worker.messages import Failure, Login
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from hsm_kms.state import StateDir
+    from hsm_kms.token.process import Worker
+
+STABLE_SECONDS: Final = 2.0
+MOST_TRIES: Final = 2
+_LOCK_POLL_SECONDS: Final = 0.05
+_TOO_OPEN: Final = stat.S_IRWXO | stat.S_IWGRP
+_REPLACE: Final = (
+    "put the right PIN into the PIN file, or run `hsm-kms token retry-pin`"
+)
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PinSource:
+    """Where the PIN comes from.
+
+    Args:
+        path: The file, as the worker opens it.
+        typed: It was typed in for this one command: no file to remember.
+        user_type: CK_USER_TYPE to log in as.
+    """
+
+    path: Path
+    typed: bool = False
+    user_type: int
+
+
+class PinGate:
+    """Logs workers in, and remembers what became of the PIN.
+
+    Args:
+        source: The PIN, or None where the token wants no login.
+        state: Where the verdict is kept.
+        retry: Somebody said that the PIN is right now: try it once, whatever was.
+    """
+
+    def __init__(
+        self, source: PinSource | None, state: StateDir, *, retry: bool = False
+    ) -> None:
+        self._source = source
+        self._state = state
+        self._retry = retry
+        self._unsaved: PinRecord | None = None
+
+    def check(self) -> None:
+        """Find out without a worker whether a login could be tried now.
+
+        Raises:
+            PinUnavailableError: There is no PIN to try yet, or it may not be tried.
+            PinRejectedError: The token rejected this PIN before.
+        """
+        if self._source is not None and not self._source.typed:
+            self._may_try(_identity(self._source.path))
+
+    async def login(self, worker: Worker) -> None:
+        """Log the worker's process in, if the token wants that.
+
+        Raises:
+            PinUnavailableError: As `check`.
+            PinRejectedError: The token rejects the PIN, now or before.
+            HsmKmsError: The token failed otherwise.
+        """
+        source = self._source
+        if source is None:
+            return
+        if not self._state.path.is_dir():
+            await self._login(worker, source)  # nowhere to lock: a proven PIN, or none
+            return
+        while True:
+            with self._state.pin_lock() as acquired:
+                if acquired:
+                    await self._login(worker, source)
+                    return
+            await asyncio.sleep(_LOCK_POLL_SECONDS)
+
+    async def _login(self, worker: Worker, source: PinSource) -> None:
+        if source.typed:
+            await _exchange(worker, source, None, refuse_low=False)
+            return
+        identity = _identity(source.path)
+        if self._retry:
+            self._state.forget_pin(identity)
+        before = self._may_try(identity)
+        if before.verdict == "proven":
+            await self._try(worker, source, before)
+            return
+        self._state.write_pin(
+            PinRecord(identity=identity, tries=before.tries + 1)
+        )  # before the try: a crash inside it must count
+        try:
+            await self._try(worker, source, before)
+        except PinRejectedError:
+            raise
+        except HsmKmsError:
+            # The token answered, and not about the PIN: no try was used up.
+            self._remember(before)
+            raise
+        self._remember(PinRecord(identity=identity, verdict="proven"))
+
+    async def _try(self, worker: Worker, source: PinSource, record: PinRecord) -> None:
+        low = record.verdict != "proven" and not self._retry
+        try:
+            await _exchange(worker, source, record.identity, refuse_low=low)
+        except PinRejectedError as error:
+            self._remember(
+                PinRecord(
+                    identity=record.identity,
+                    verdict="rejected",
+                    tries=record.tries,
+                    function=error.function,
+                    rv=error.rv,
+                )
+            )
+            raise
+
+    def _may_try(self, identity: PinIdentity) -> PinRecord:
+        record = self._known(identity)
+        if record.verdict == "proven":
+            return record
+        if self._retry:
+            return PinRecord(identity=identity)
+        if record.verdict == "rejected":
+            raise PinRejectedError(
+                "the token rejected the PIN in the PIN file",
+                function=record.function,
+                rv=record.rv,
+                hint=_REPLACE,
+            )
+        if record.verdict == "corrupt":
+            raise PinUnavailableError(
+                "the record of PIN tries in the state directory is damaged",
+                hint="run `hsm-kms token retry-pin` when the PIN is known to be right",
+            )
+        if record.tries >= MOST_TRIES:
+            raise PinRejectedError(
+                "two logins with this PIN were broken off; it may have been rejected",
+                hint=_REPLACE,
+            )
+        if not self._state.writable:
+            raise PinUnavailableError(
+                "an unproven PIN is not tried while its fate cannot be remembered: "
+                f"{self._state.open().problem or 'the state directory is back'}"
+            )
+        _require_stable(identity)
+        return record
+
+    def _known(self, identity: PinIdentity) -> PinRecord:
+        if self._unsaved is not None and self._unsaved.identity == identity:
+            return self._unsaved
+        return self._state.read_pin(identity)
+
+    def _remember(self, record: PinRecord) -> None:
+        """Write the verdict; keep it in memory where that fails."""
+        try:
+            self._state.write_pin(record)
+            self._unsaved = None
+        except (StateWriteError, StateCorruptError) as error:
+            self._unsaved = record
+            _log.warning("what became of the PIN is not saved", error=error.sentence)
+
+
+async def _exchange(
+    worker: Worker, source: PinSource, identity: PinIdentity | None, *, refuse_low: bool
+) -> None:
+    request = Login(
+        pin_file=str(source.path),
+        identity=None if identity is None else astuple(identity),
+        user_type=source.user_type,
+        refuse_low=refuse_low,
+    )
+    reply = await worker.control.exchange(request)
+    if isinstance(reply, Failure):
+        raise error_from(reply)
+
+
+def _identity(path: Path) -> PinIdentity:
+    """What the PIN file is now.
+
+    Raises:
+        PinUnavailableError: Absent, empty, too new, or open to others.
+    """
+    try:
+        found = path.stat()
+    except OSError as error:
+        raise PinUnavailableError(
+            f"waiting for the PIN file {path}: {error.strerror}"
+        ) from None
+    if not stat.S_ISREG(found.st_mode):
+        raise PinUnavailableError(f"the PIN file {path} is not a regular file")
+    if found.st_size == 0:
+        raise PinUnavailableError(f"waiting for the PIN file {path}: it is empty")
+    if found.st_mode & _TOO_OPEN:
+        raise PinUnavailableError(
+            f"the PIN file {path} is open to others (mode {found.st_mode & 0o777:04o})",
+            hint=f"chmod 0600 {path}, and consider the PIN known",
+        )
+    if found.st_uid not in {0, os.geteuid()}:
+        raise PinUnavailableError(
+            f"the PIN file {path} belongs to uid {found.st_uid}",
+            hint="it must belong to root or to the user hsm-kms runs as",
+        )
+    return PinIdentity.from_stat(found)
+
+
+def seconds_until_stable(path: Path) -> float:
+    """How long a PIN file must still rest before it is tried; 0.0 if it is absent."""
+    try:
+        changed = path.stat().st_ctime
+    except OSError:
+        return 0.0
+    age = datetime.now(UTC).timestamp() - changed
+    return STABLE_SECONDS - age if 0 <= age < STABLE_SECONDS else 0.0
+
+
+def _require_stable(identity: PinIdentity) -> None:
+    """Wait for a file that somebody may still be writing.
+
+    Raises:
+        PinUnavailableError: It changed within the last two seconds.
+    """
+    age = datetime.now(UTC).timestamp() - identity.ctime_ns / 1e9
+    if 0 <= age < STABLE_SECONDS:
+        raise PinUnavailableError("waiting until the PIN file has been still for 2 s")

@@ -1,0 +1,216 @@
+"""Sessions on loan: who gets one, for how long, and what comes back.
+
+1. A session belongs to the call that runs on it, not to the request that asked: when
+   a request gives up, the session is lent again only after its answer was read.
+2. Nobody waits for a session longer than `session_wait` or his own deadline.
+3. Last in, first out: few sessions stay warm.
+4. A call is made again once, elsewhere, when its session or worker was lost under it
+   and time remains; never when it was the call that hung.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from hsm_kms.errors import (
+    HsmKmsError,
+    PoolClosedError,
+    PoolTimeoutError,
+    SessionLostError,
+    TokenError,
+    TokenTimeoutError,
+    WorkerLostError,
+)
+from hsm_kms.token.faults import error_from
+from hsm_kms.worker.messages import Failure
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from hsm_kms.token.channel import Channel
+    from hsm_kms.worker.messages import Reply, Request
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolStats:
+    """A snapshot: sessions held, of them idle, and requests waiting for one."""
+
+    sessions: int
+    idle: int
+    waiting: int
+
+
+class Pool:
+    """The sessions of all workers.
+
+    Args:
+        session_wait: Longest wait for a session, in seconds.
+        call_timeout: Longest wait for a token's answer, in seconds.
+        on_fault: Told of every error that speaks about the token, not the request.
+    """
+
+    def __init__(
+        self,
+        *,
+        session_wait: float,
+        call_timeout: float,
+        on_fault: Callable[[HsmKmsError], None],
+    ) -> None:
+        self._session_wait = session_wait
+        self._call_timeout = call_timeout
+        self._on_fault = on_fault
+        self._sessions: set[Channel] = set()
+        self._idle: list[Channel] = []
+        self._waiting: deque[asyncio.Future[Channel]] = deque()
+        self._down: HsmKmsError | None = None
+        self._loop = asyncio.get_running_loop()
+
+    def stats(self) -> PoolStats:
+        """How many sessions there are, how many idle, how many requests wait."""
+        return PoolStats(
+            sessions=len(self._sessions),
+            idle=len(self._idle),
+            waiting=sum(not waiter.done() for waiter in self._waiting),
+        )
+
+    def busy_longer_than(self, seconds: float) -> list[Channel]:
+        """Sessions whose call has run for more than `seconds`."""
+        limit = self._loop.time() - seconds
+        return [
+            channel
+            for channel in self._sessions
+            if channel.busy_since is not None and channel.busy_since < limit
+        ]
+
+    def add(self, channel: Channel) -> None:
+        """Take an idle session in; from now on it is lent."""
+        self._down = None
+        self._sessions.add(channel)
+        self._hand_out(channel)
+
+    def withdraw(self, channel: Channel) -> None:
+        """Lend this session no more; a call on it may finish."""
+        self._sessions.discard(channel)
+        if channel in self._idle:
+            self._idle.remove(channel)
+
+    def fail(self, error: HsmKmsError) -> None:
+        """The token is down: fail who waits, and who comes, until a session comes."""
+        if self._sessions:
+            return
+        self._down = error
+        while self._waiting:
+            waiter = self._waiting.popleft()
+            if not waiter.done():
+                waiter.set_exception(error)
+
+    async def call(self, request: Request, *, deadline: float | None) -> Reply:
+        """Run one request on some session.
+
+        Args:
+            request: What the session shall do.
+            deadline: In the loop's time, or None.
+
+        Raises:
+            PoolTimeoutError: No session became free in time.
+            TokenTimeoutError: The token did not answer in time.
+            TokenError: The token is down, or said no.
+            CiphertextError: The token found the ciphertext not authentic.
+        """
+        latest = self._loop.time() + self._call_timeout
+        if deadline is not None:
+            latest = min(latest, deadline)
+        try:
+            return await self._attempt(request, latest)
+        except (SessionLostError, WorkerLostError) as error:
+            self._on_fault(error)
+        try:
+            return await self._attempt(request, latest)
+        except (SessionLostError, WorkerLostError) as error:
+            self._on_fault(error)
+            raise WorkerLostError(
+                "the token was lost twice under one request"
+            ) from None
+
+    async def _attempt(self, request: Request, latest: float) -> Reply:
+        channel = await self._lend(latest)
+        try:
+            future = channel.exchange(request)
+        except WorkerLostError:
+            self.withdraw(channel)
+            raise
+        future.add_done_callback(lambda _: self._take_back(channel))
+        try:
+            async with asyncio.timeout_at(latest):
+                reply = await asyncio.shield(future)
+        except TimeoutError:
+            error = TokenTimeoutError("the token did not answer in time")
+            self._on_fault(error)
+            raise error from None
+        if isinstance(reply, Failure):
+            self._report_and_raise(reply)
+        return reply
+
+    def _report_and_raise(self, reply: Failure) -> None:
+        error = error_from(reply)
+        if isinstance(error, TokenError) and not isinstance(
+            error, (SessionLostError, WorkerLostError)
+        ):
+            self._on_fault(error)
+        raise error
+
+    async def _lend(self, latest: float) -> Channel:
+        while self._idle:
+            channel = self._idle.pop()
+            if not channel.closed:
+                return channel
+            self._sessions.discard(channel)
+        if self._down is not None:
+            raise self._down
+        waiter: asyncio.Future[Channel] = self._loop.create_future()
+        self._waiting.append(waiter)
+        until = min(latest, self._loop.time() + self._session_wait)
+        try:
+            async with asyncio.timeout_at(until):
+                return await waiter
+        except TimeoutError:
+            self._reclaim(waiter)
+            raise self._nothing_free() from None
+        except asyncio.CancelledError:
+            self._reclaim(waiter)
+            raise
+
+    def _nothing_free(self) -> HsmKmsError:
+        if self._sessions:
+            return PoolTimeoutError("no session became free in time")
+        return WorkerLostError("there is no token worker at the moment")
+
+    def _reclaim(self, waiter: asyncio.Future[Channel]) -> None:
+        """A waiter gave up, perhaps just after it was handed a session."""
+        if waiter in self._waiting:
+            self._waiting.remove(waiter)
+        elif waiter.done() and not waiter.cancelled() and not waiter.exception():
+            self._hand_out(waiter.result())
+
+    def _take_back(self, channel: Channel) -> None:
+        if channel.closed:
+            self.withdraw(channel)
+        elif channel in self._sessions:
+            self._hand_out(channel)
+
+    def _hand_out(self, channel: Channel) -> None:
+        while self._waiting:
+            waiter = self._waiting.popleft()
+            if not waiter.done():
+                waiter.set_result(channel)
+                return
+        self._idle.append(channel)
+
+    def close(self) -> None:
+        """Fail who waits and who comes; calls under way may finish."""
+        self._sessions.clear()
+        self._idle.clear()
+        self.fail(PoolClosedError("the server is shutting down"))

@@ -1,0 +1,240 @@
+"""Keep the configured number of token workers alive, and the pool stocked.
+
+1. A worker's sessions are lent only after module, token, login and sessions are
+   there and `qualify` has had its look.
+2. A worker that is gone is replaced at once; one that cannot start is tried again
+   with growing, jittered pauses, and meanwhile requests fail with its reason.
+3. A call running longer than `call_timeout` brings one spare worker; one running
+   longer than `hang_timeout` ends its worker, the other sessions having drained.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+import structlog
+
+from hsm_kms.errors import (
+    HsmKmsError,
+    PinRejectedError,
+    PinUnavailableError,
+    TokenTimeoutError,
+)
+from hsm_kms.token.process import Worker
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Coroutine, Mapping
+
+    from hsm_kms.token.channel import Channel
+    from hsm_kms.token.pin import PinGate
+    from hsm_kms.token.pool import Pool
+    from hsm_kms.worker.messages import Configure
+
+FIRST_PAUSE: Final = 0.1  # seconds
+LONGEST_PAUSE: Final = 5.0
+PIN_PAUSE: Final = 1.0  # only a stat() each time
+DRAIN_SECONDS: Final = 1.0
+WATCH_SECONDS: Final = 0.25
+SPARE_SECONDS: Final = 10.0  # a spare stays this long after the last stuck call
+_WELL_SECONDS: Final = 10.0  # a worker that lived this long resets the pauses
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerSettings:
+    """How workers are made.
+
+    Args:
+        configure: First message to each worker.
+        env: Environment for the module.
+        workers: How many worker processes.
+        sessions: Session channels of each.
+        call_timeout: Seconds after which a call counts as stuck.
+        hang_timeout: Seconds after which its worker is ended.
+        start_timeout: Seconds from exec to the first lent session.
+    """
+
+    configure: Configure
+    env: Mapping[str, str] = field(default_factory=dict)
+    workers: int
+    sessions: int
+    call_timeout: float
+    hang_timeout: float
+    start_timeout: float
+
+
+class Workers:
+    """The worker processes.
+
+    Args:
+        settings: See `WorkerSettings`.
+        pool: Gets the sessions.
+        gate: Logs a worker in.
+        qualify: Called with a worker that is logged in, before its sessions are
+            lent; raises to refuse it.
+        on_change: Called when a worker came, went, or could not start.
+    """
+
+    def __init__(
+        self,
+        settings: WorkerSettings,
+        *,
+        pool: Pool,
+        gate: PinGate,
+        qualify: Callable[[Worker], Awaitable[None]],
+        on_change: Callable[[], None],
+    ) -> None:
+        self._settings = settings
+        self._pool = pool
+        self._gate = gate
+        self._qualify = qualify
+        self._on_change = on_change
+        self.ready: list[Worker] = []
+        self.last_error: HsmKmsError | None = None
+        self.restarts = 0
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._spare: asyncio.Task[None] | None = None
+        self._spare_until = 0.0
+
+    def start(self) -> None:
+        """Start the workers in the background."""
+        for _ in range(self._settings.workers):
+            self._run(self._keep())
+        self._run(self._watch())
+
+    async def close(self) -> None:
+        """Let every worker leave, and wait until all are gone."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _run(self, work: Awaitable[None]) -> asyncio.Task[None]:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def _keep(self) -> None:
+        """One worker after the other, for ever."""
+        pause = FIRST_PAUSE
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                worker, channels = await self._start()
+            except HsmKmsError as error:
+                self._failed(error)
+                await asyncio.sleep(_pause_after(error, pause))
+                pause = min(pause * 2, LONGEST_PAUSE)
+                continue
+            began = loop.time()
+            await self._serve(worker, channels)
+            if loop.time() - began > _WELL_SECONDS:
+                pause = FIRST_PAUSE
+
+    async def _start(self) -> tuple[Worker, list[Channel]]:
+        self._gate.check()
+        settings = self._settings
+        worker = await Worker.spawn(settings.sessions, settings.env)
+        try:
+            async with asyncio.timeout(settings.start_timeout):
+                started = await worker.configure(settings.configure)
+                await self._gate.login(worker)
+                granted = worker.sessions if started.os_locking else worker.sessions[:1]
+                channels = await worker.open_sessions(granted)
+                await self._qualify(worker)
+        except TimeoutError:
+            await _shielded(worker.leave())
+            raise TokenTimeoutError(
+                f"the token worker did not start within {settings.start_timeout:g} s",
+                hint="see whether the HSM and its client service are up",
+            ) from None
+        except BaseException:
+            await _shielded(worker.leave())
+            raise
+        return worker, channels
+
+    def _failed(self, error: HsmKmsError) -> None:
+        if str(error) != str(self.last_error):
+            _log.warning("token worker cannot start", error=error.sentence)
+        self.last_error = error
+        self._pool.fail(error)
+        self._on_change()
+
+    async def _serve(self, worker: Worker, channels: list[Channel]) -> None:
+        _log.info("token worker started", pid=worker.pid, sessions=len(channels))
+        self.last_error = None
+        self.ready.append(worker)
+        for channel in channels:
+            self._pool.add(channel)
+        self._on_change()
+        try:
+            await worker.lost.wait()
+        finally:
+            self.ready.remove(worker)
+            for channel in channels:
+                self._pool.withdraw(channel)
+            await worker.leave()
+            _log.info("token worker ended", pid=worker.pid, reason=worker.reason)
+            self.restarts += 1
+            self._on_change()
+
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(WATCH_SECONDS)
+            for worker in self._hung():
+                self._run(self._end_hung(worker))
+            self._mind_spare()
+
+    def _hung(self) -> list[Worker]:
+        limit = asyncio.get_running_loop().time() - self._settings.hang_timeout
+        return [
+            worker
+            for worker in self.ready
+            if not worker.retiring
+            and any(
+                channel.busy_since is not None and channel.busy_since < limit
+                for channel in (worker.control, *worker.sessions)
+            )
+        ]
+
+    async def _end_hung(self, worker: Worker) -> None:
+        worker.retiring = True
+        for channel in worker.sessions:
+            self._pool.withdraw(channel)
+        loop = asyncio.get_running_loop()
+        hung_before = loop.time() - self._settings.hang_timeout
+        until = loop.time() + DRAIN_SECONDS
+        while loop.time() < until and any(  # noqa: ASYNC110 - polls channels, no event
+            channel.busy_since is not None and channel.busy_since > hung_before
+            for channel in worker.sessions
+        ):
+            await asyncio.sleep(DRAIN_SECONDS / 20)
+        worker.kill(f"one call ran longer than {self._settings.hang_timeout:g} s")
+
+    def _mind_spare(self) -> None:
+        now = asyncio.get_running_loop().time()
+        if self._pool.busy_longer_than(self._settings.call_timeout):
+            self._spare_until = now + SPARE_SECONDS
+            if self._spare is None:
+                _log.warning("token calls are stuck: starting a spare worker")
+                self._spare = self._run(self._keep())
+        elif self._spare is not None and now > self._spare_until:
+            self._spare.cancel()
+            self._spare = None
+
+
+async def _shielded(ending: Coroutine[None, None, None]) -> None:
+    """End a worker that never served, even while this task is being cancelled."""
+    with contextlib.suppress(asyncio.CancelledError):
+        await asyncio.shield(ending)
+
+
+def _pause_after(error: HsmKmsError, pause: float) -> float:
+    if isinstance(error, (PinRejectedError, PinUnavailableError)):
+        return PIN_PAUSE
+    return pause * (0.5 + secrets.SystemRandom().random())

@@ -1,0 +1,81 @@
+"""From the configuration to the settings of each part; nothing is started here."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from hsm_kms.keyring import KeySettings
+from hsm_kms.token.pin import PinSource
+from hsm_kms.token.workers import WorkerSettings
+from hsm_kms.worker.messages import Configure
+
+if TYPE_CHECKING:
+    from hsm_kms.config_types import Config
+
+# CK_USER_TYPE; crypto-user is the Luna and CloudHSM extension.
+_USER_TYPES: Final = {"so": 0, "user": 1, "crypto-user": 0x8000_0001}
+
+
+def user_type(login: str) -> int | None:
+    """CK_USER_TYPE of `token.login`; None for "none".
+
+    Args:
+        login: "user", "none", "crypto-user", "so", or a number as 0x....
+    """
+    if login == "none":
+        return None
+    return _USER_TYPES[login] if login in _USER_TYPES else int(login, 16)
+
+
+def configure_message(config: Config, *, read_write: bool | None = None) -> Configure:
+    """First message to a worker.
+
+    Args:
+        config: The configuration.
+        read_write: Overrides `token.read_write`.
+    """
+    token = config.token
+    return Configure(
+        module=str(token.module),
+        init_args=token.init_args,
+        token_label=token.token_label,
+        token_serial=token.token_serial,
+        slot=token.slot,
+        read_write=token.read_write if read_write is None else read_write,
+        needs_login=token.login != "none",
+    )
+
+
+def pin_source(config: Config) -> PinSource | None:
+    """Where the PIN is; None where the token wants no login."""
+    kind = user_type(config.token.login)
+    if kind is None or config.token.pin_file is None:
+        return None
+    return PinSource(path=config.token.pin_file, user_type=kind)
+
+
+def worker_settings(config: Config) -> WorkerSettings:
+    """How the server's workers are made."""
+    token = config.token
+    return WorkerSettings(
+        configure=configure_message(config),
+        env=token.env,
+        workers=token.workers,
+        sessions=token.sessions_per_worker,
+        call_timeout=token.call_timeout,
+        hang_timeout=token.hang_timeout,
+        start_timeout=token.start_timeout,
+    )
+
+
+def key_settings(config: Config) -> KeySettings:
+    """How keys are found and judged."""
+    keys = config.keys
+    return KeySettings(
+        label=keys.label,
+        fingerprint=keys.fingerprint,
+        current=keys.current,
+        suffix=keys.suffix,
+        enforce=keys.policy == "enforce",
+        private=config.token.login != "none",
+    )

@@ -1,0 +1,117 @@
+"""What goes wrong in a worker, as data: PKCS#11 function, CK_RV, cause."""
+
+from __future__ import annotations
+
+import re
+from enum import StrEnum
+
+import pkcs11.exceptions
+
+from hsm_kms.worker import ckr
+from hsm_kms.worker.messages import Failure
+
+
+class Cause(StrEnum):
+    """Causes that are no single CK_RV."""
+
+    MODULE = "module"  # cannot be loaded, or is no PKCS#11 module
+    NO_TOKEN = "no-token"  # noqa: S105 - a PKCS#11 token
+    SEVERAL_TOKENS = "several-tokens"
+    NO_KEY = "no-key"
+    SEVERAL_KEYS = "several-keys"
+    PIN_FILE = "pin-file"  # cannot be read
+    PIN_CHANGED = "pin-changed"  # is not the file it was
+    PIN_LOW = "pin-low"  # the token reports few tries left
+    NOT_AUTHENTIC = "not-authentic"  # a bad ciphertext, settled
+    NOT_PROVEN = "not-proven"  # a canary came back wrong
+    INTERNAL = "internal"  # a bug of ours
+
+
+class WorkerError(Exception):
+    """Anything a worker reports instead of a result.
+
+    Args:
+        cause: A `ckr.Fault` or a `Cause`.
+        detail: A sentence without secrets.
+        function: The PKCS#11 function, or "".
+        rv: Its CK_RV, or None.
+    """
+
+    def __init__(
+        self, cause: str, detail: str = "", *, function: str = "", rv: int | None = None
+    ) -> None:
+        super().__init__(detail)
+        self.cause = cause
+        self.detail = detail
+        self.function = function
+        self.rv = rv
+
+    def as_message(self) -> Failure:
+        """The same, to be sent."""
+        return Failure(
+            cause=str(self.cause),
+            detail=self.detail,
+            function=self.function,
+            rv=self.rv,
+        )
+
+
+def from_rv(function: str, rv: int) -> WorkerError:
+    """The error for a CK_RV other than CKR_OK."""
+    detail = f"{function} returned {ckr.name(rv)}"
+    return WorkerError(ckr.fault(rv), detail, function=function, rv=rv)
+
+
+def from_pkcs11(function: str, error: pkcs11.exceptions.PKCS11Error) -> WorkerError:
+    """The error for an exception of python-pkcs11, which drops the number.
+
+    Args:
+        function: The PKCS#11 function most likely behind it.
+        error: A subclass named after the CKR, or the base class with the number
+            in its text.
+    """
+    rv = _BY_CLASS.get(type(error).__name__)
+    if rv is None:
+        rv = _rv_in_text(str(error))
+    if rv is None:
+        return WorkerError(ckr.Fault.DEVICE, f"{function} failed", function=function)
+    return from_rv(function, rv)
+
+
+def _rv_in_text(text: str) -> int | None:
+    number = re.search(r"0x([0-9a-fA-F]+)", text)
+    if number:
+        return int(number[1], 16)
+    for words, rv in _GENERIC_TEXTS.items():
+        if words in text:
+            return rv
+    return None
+
+
+_GENERIC_TEXTS = {
+    "Buffer was too small": 0x150,
+    "(not initialized)": 0x190,
+    "(already initialized)": 0x191,
+}
+
+# Spellings that differ from the CKR name.
+_ODD_NAMES = {
+    "AnotherUserAlreadyLoggedIn": 0x104,
+    "FunctionCancelled": 0x050,
+    "TokenNotRecognised": 0x0E1,
+    "SessionReadWriteSOExists": 0x0B8,
+    "UserTypeInvalid": 0x103,
+}
+
+
+def _class_to_rv() -> dict[str, int]:
+    squeezed = {name[4:].replace("_", ""): rv for name, rv in ckr.BY_NAME.items()}
+    named = {
+        name: squeezed[name.upper()]
+        for name in vars(pkcs11.exceptions)
+        if name.upper() in squeezed
+    }
+    return named | _ODD_NAMES
+
+
+_BY_CLASS = _class_to_rv()

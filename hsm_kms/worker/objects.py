@@ -1,0 +1,127 @@
+"""Keys on the token: find, generate, read the attributes the policy looks at."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from pkcs11 import Attribute, KeyType, MechanismFlag, ObjectClass
+from pkcs11.exceptions import ObjectHandleInvalid, PKCS11Error
+
+from hsm_kms.worker.failures import Cause, WorkerError, from_pkcs11
+from hsm_kms.worker.messages import KeyRef, KeySeen
+
+if TYPE_CHECKING:
+    from pkcs11 import Session
+    from pkcs11.types import Object
+
+AES_256_BYTES: Final = 32
+
+_FLAGS: Final = {
+    "CKA_SENSITIVE": Attribute.SENSITIVE,
+    "CKA_EXTRACTABLE": Attribute.EXTRACTABLE,
+    "CKA_ENCRYPT": Attribute.ENCRYPT,
+    "CKA_DECRYPT": Attribute.DECRYPT,
+    "CKA_TOKEN": Attribute.TOKEN,
+    "CKA_PRIVATE": Attribute.PRIVATE,
+    "CKA_LOCAL": Attribute.LOCAL,
+    "CKA_ALWAYS_SENSITIVE": Attribute.ALWAYS_SENSITIVE,
+    "CKA_NEVER_EXTRACTABLE": Attribute.NEVER_EXTRACTABLE,
+}
+
+
+def list_keys(session: Session, label: str) -> tuple[KeySeen, ...]:
+    """Every AES key on the token with this CKA_LABEL.
+
+    An object that vanishes while it is being listed is left out.
+    """
+    found = []
+    for key in _search(session, {Attribute.LABEL: label}):
+        try:
+            found.append(_describe(key, label))
+        except ObjectHandleInvalid:
+            continue
+        except PKCS11Error as error:
+            raise from_pkcs11("C_GetAttributeValue", error) from None
+    return tuple(found)
+
+
+def find_handle(session: Session, ref: KeyRef) -> int:
+    """CK_OBJECT_HANDLE of the one key with this CKA_LABEL and CKA_ID.
+
+    Raises:
+        WorkerError: None, or more than one.
+    """
+    keys = _search(session, {Attribute.LABEL: ref.label, Attribute.ID: ref.cka_id})
+    name = f"key labelled {ref.label!r} with CKA_ID {ref.cka_id.hex() or '(empty)'}"
+    if not keys:
+        raise WorkerError(Cause.NO_KEY, f"no {name}")
+    if len(keys) > 1:
+        raise WorkerError(Cause.SEVERAL_KEYS, f"{len(keys)} times a {name}")
+    handle: int = keys[0].handle  # type: ignore[assignment]
+    return handle
+
+
+def generate(session: Session, ref: KeyRef) -> KeySeen:
+    """C_GenerateKey: AES-256, sensitive, never extractable, modifiable.
+
+    CKA_MODIFIABLE lets a later `keys retire` change the label; it gives no way to
+    the value, which CKA_SENSITIVE and CKA_EXTRACTABLE guard for good.
+    """
+    try:
+        key = session.generate_key(
+            KeyType.AES,
+            AES_256_BYTES * 8,
+            id=ref.cka_id,
+            label=ref.label,
+            store=True,
+            capabilities=MechanismFlag.ENCRYPT | MechanismFlag.DECRYPT,
+            template={
+                Attribute.SENSITIVE: True,
+                Attribute.EXTRACTABLE: False,
+                Attribute.PRIVATE: True,
+                Attribute.MODIFIABLE: True,
+            },
+        )
+        return _describe(key, ref.label)
+    except PKCS11Error as error:
+        raise from_pkcs11("C_GenerateKey", error) from None
+
+
+def _search(session: Session, template: dict[Attribute, object]) -> list[Object]:
+    whole = {
+        Attribute.CLASS: ObjectClass.SECRET_KEY,
+        Attribute.KEY_TYPE: KeyType.AES,
+        Attribute.TOKEN: True,
+        **template,
+    }
+    try:
+        # A list, at once: the generator holds an active C_FindObjects.
+        return list(session.get_objects(whole))
+    except PKCS11Error as error:
+        raise from_pkcs11("C_FindObjects", error) from None
+
+
+def _describe(key: Object, label: str) -> KeySeen:
+    return KeySeen(
+        ref=KeyRef(label, bytes(key[Attribute.ID])),
+        value_len=_read(key, Attribute.VALUE_LEN),
+        attributes={name: _flag(key, which) for name, which in _FLAGS.items()},
+    )
+
+
+def _flag(key: Object, attribute: Attribute) -> bool | None:
+    value = _read(key, attribute)
+    return None if value is None else bool(value)
+
+
+def _read(key: Object, attribute: Attribute) -> int | None:
+    """One attribute, None where this token does not tell it."""
+    try:
+        value: int = key[attribute]
+    except ObjectHandleInvalid:
+        raise
+    except PKCS11Error as error:
+        if from_pkcs11("C_GetAttributeValue", error).cause != "operator":
+            raise
+        return None
+    return value

@@ -1,0 +1,208 @@
+"""One session, one thread: receive a request, do it, answer, again.
+
+What only the session itself can judge is settled here: a session that went bad is
+reopened and the call made again, once; an ambiguous decrypt error is settled by
+decrypting a known-good canary on the same session.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hmac
+import os
+from typing import TYPE_CHECKING, assert_never
+
+from pkcs11.exceptions import PKCS11Error
+
+from hsm_kms.worker import mechanisms, objects
+from hsm_kms.worker.ckr import Fault
+from hsm_kms.worker.failures import Cause, WorkerError, from_pkcs11
+from hsm_kms.worker.messages import (
+    Block,
+    Configure,
+    Decrypt,
+    Decrypted,
+    Done,
+    Encrypt,
+    Encrypted,
+    Failure,
+    FindKeys,
+    Fingerprint,
+    GenerateKey,
+    KeyRef,
+    Keys,
+    Leave,
+    ListTokens,
+    Login,
+    OpenSession,
+    Prove,
+    Reply,
+    Request,
+    Tokens,
+)
+
+if TYPE_CHECKING:
+    from pkcs11 import Session
+
+    from hsm_kms.worker.module import Module
+
+CANARY_BYTES = 32
+KnownGood = dict[KeyRef, Decrypt]
+
+
+class TokenSession:
+    """A PKCS#11 session and the key handles found on it.
+
+    Args:
+        module: The module of this process.
+        known_good: One canary per key, shared by the sessions of the process.
+    """
+
+    def __init__(self, module: Module, known_good: KnownGood) -> None:
+        self._module = module
+        self._cryptoki = module.cryptoki
+        self._known_good = known_good
+        self._session: Session | None = None
+        self._handles: dict[KeyRef, int] = {}
+
+    def answer(self, request: Request) -> Reply:
+        """The reply to one request; never raises."""
+        try:
+            return self._with_one_retry(request)
+        except WorkerError as error:
+            return error.as_message()
+        except PKCS11Error as error:
+            return from_pkcs11("", error).as_message()
+        except Exception as error:  # noqa: BLE001 - a bug must not end the thread
+            return Failure(cause=Cause.INTERNAL, detail=type(error).__name__)
+
+    def _with_one_retry(self, request: Request) -> Reply:
+        try:
+            return self._do(request)
+        except WorkerError as error:
+            if error.cause == Fault.AMBIGUOUS and isinstance(request, Decrypt):
+                self._settle(request, error)
+            elif error.cause == Fault.SESSION:
+                self._reopen()
+            elif error.cause in {Fault.LOGIN, Cause.NO_KEY}:
+                self._forget_handles(error)
+            else:
+                raise
+        return self._do(request)
+
+    def _do(self, request: Request) -> Reply:  # noqa: C901, PLR0911 - one arm each
+        match request:
+            case Encrypt(ref=ref, aad=aad, plaintext=plaintext):
+                iv, ciphertext = mechanisms.gcm_encrypt(
+                    self._cryptoki, self._handle, self._find(ref), aad, plaintext
+                )
+                return Encrypted(iv=iv, ciphertext=ciphertext)
+            case Decrypt():
+                return Decrypted(plaintext=self._decrypt(request))
+            case Prove(ref=ref, aad=aad):
+                self._prove(ref, aad)
+                return Done()
+            case FindKeys(label=label):
+                self._require_login()
+                return Keys(keys=objects.list_keys(self._open(), label))
+            case Fingerprint(ref=ref, block=block):
+                out = mechanisms.encrypt_block(
+                    self._cryptoki, self._handle, self._find(ref), block
+                )
+                return Block(block=out)
+            case GenerateKey(ref=ref):
+                return Keys(keys=(objects.generate(self._open(), ref),))
+            case Login():
+                self._module.login(self._open(), request)
+                return Done()
+            case OpenSession():
+                self._open()
+                return Done()
+            case ListTokens():
+                return Tokens(tokens=self._module.tokens())
+            case Configure() | Leave():
+                raise WorkerError(Cause.INTERNAL, "not a request to a session")
+        assert_never(request)
+
+    def _open(self) -> Session:
+        if self._session is None:
+            self._session = self._module.open_session()
+        return self._session
+
+    @property
+    def _handle(self) -> int:
+        handle: int = self._open().handle  # type: ignore[attr-defined]
+        return handle
+
+    def _find(self, ref: KeyRef) -> int:
+        handle = self._handles.get(ref)
+        if handle is None:
+            handle = objects.find_handle(self._open(), ref)
+            self._handles[ref] = handle
+        return handle
+
+    def _decrypt(self, request: Decrypt) -> bytes:
+        return mechanisms.gcm_decrypt(
+            self._cryptoki,
+            self._handle,
+            self._find(request.ref),
+            request.aad,
+            request.iv,
+            request.ciphertext,
+        )
+
+    def _prove(self, ref: KeyRef, aad: bytes) -> None:
+        canary = os.urandom(CANARY_BYTES)
+        iv, ciphertext = mechanisms.gcm_encrypt(
+            self._cryptoki, self._handle, self._find(ref), aad, canary
+        )
+        record = Decrypt(ref=ref, aad=aad, iv=iv, ciphertext=ciphertext)
+        if not hmac.compare_digest(canary, self._decrypt(record)):
+            raise WorkerError(
+                Cause.NOT_PROVEN, "the token unwrapped its own canary to other bytes"
+            )
+        self._known_good[ref] = record
+
+    def _settle(self, request: Decrypt, error: WorkerError) -> None:
+        """Return when the session was at fault, and is new now.
+
+        Raises:
+            WorkerError: The ciphertext is at fault: the canary still decrypts.
+        """
+        canary = self._known_good.get(request.ref)
+        if canary is None:
+            raise error
+        try:
+            self._decrypt(canary)
+        except WorkerError:
+            self._reopen()
+            return
+        raise WorkerError(
+            Cause.NOT_AUTHENTIC, error.detail, function=error.function, rv=error.rv
+        )
+
+    def _reopen(self) -> None:
+        """Open the new one first: closing a process's last session logs it out."""
+        old, self._session = self._session, None
+        self._handles.clear()
+        try:
+            self._open()
+        finally:
+            if old is not None:
+                with contextlib.suppress(PKCS11Error):
+                    old.close()
+
+    def _forget_handles(self, error: WorkerError) -> None:
+        """Find the keys again, if the user is still logged in."""
+        self._handles.clear()
+        self._require_login(error)
+
+    def _require_login(self, error: WorkerError | None = None) -> None:
+        """A public session sees no private keys: "not found" would be a lie."""
+        if self._module.needs_login and not self._cryptoki.logged_in(self._handle):
+            raise WorkerError(
+                Fault.LOGIN,
+                "the session is not logged in any more",
+                function=error.function if error else "C_GetSessionInfo",
+                rv=error.rv if error else None,
+            )

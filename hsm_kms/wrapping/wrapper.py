@@ -1,0 +1,153 @@
+"""DEK in, record out, and back: each one wrapped by the token.
+
+1. What `wrap` returns was made under the current key and carries its key_id.
+2. What `unwrap` returns was authenticated by the token, under the key that the
+   record names, with the record's own header as AAD.
+3. A record names its key; keys are looked up among those held, never on the token.
+"""
+
+from __future__ import annotations
+
+import hmac
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+from hsm_kms.errors import CiphertextError, RequestError, TokenError
+from hsm_kms.worker.messages import Decrypt, Decrypted, Encrypt, Encrypted
+from hsm_kms.wrapping.record import (
+    MAX_PLAINTEXT_BYTES,
+    Algorithm,
+    Header,
+    Kind,
+    Record,
+)
+
+if TYPE_CHECKING:
+    from hsm_kms.keyring import Keyring, TokenKey
+    from hsm_kms.worker.messages import Reply, Request
+
+
+class Sessions(Protocol):
+    """Runs one request on some session; `token.pool.Pool` does."""
+
+    async def call(self, request: Request, *, deadline: float | None) -> Reply:
+        """See `token.pool.Pool.call`."""
+        ...
+
+
+class Keyholder(Protocol):
+    """Knows the keyring; `health.Monitor` does."""
+
+    def keyring(self) -> Keyring:
+        """The keyring as last read; raises while there is none."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sealed:
+    """What Encrypt answers.
+
+    Args:
+        ciphertext: A record, see docs/spec.md.
+        key_id: The KEK it was made under.
+    """
+
+    ciphertext: bytes = field(repr=False)
+    key_id: str
+
+
+class TokenWrapper:
+    """Wraps every DEK with the token.
+
+    Args:
+        sessions: Where requests run.
+        keys: Where the keyring is.
+        scope: Cluster name, bound into every record; may be empty.
+        verify: Unwrap and compare each result before it is returned.
+    """
+
+    def __init__(
+        self, sessions: Sessions, keys: Keyholder, *, scope: str, verify: bool
+    ) -> None:
+        self._sessions = sessions
+        self._keys = keys
+        self._scope = scope
+        self._verify = verify
+
+    async def wrap(self, plaintext: bytes, *, deadline: float | None) -> Sealed:
+        """Wrap a DEK under the current key.
+
+        Args:
+            plaintext: 1 to 1,024 bytes.
+            deadline: In the loop's time, or None.
+
+        Raises:
+            RequestError: The length is out of range.
+            HsmKmsError: There is no key to use, or the token failed.
+        """
+        if not 1 <= len(plaintext) <= MAX_PLAINTEXT_BYTES:
+            raise RequestError("plaintext must have 1 to 1,024 bytes")
+        key = self._keys.keyring().for_encrypt()
+        header = Header(
+            kind=Kind.DEK_BY_TOKEN, algorithm=Algorithm.AES_256_GCM, key_id=key.key_id
+        )
+        aad = header.aad(self._scope)
+        reply = await self._sessions.call(
+            Encrypt(ref=key.ref, aad=aad, plaintext=plaintext), deadline=deadline
+        )
+        if not isinstance(reply, Encrypted):
+            raise TokenError("the worker answered an Encrypt with something else")
+        record = Record(header=header, iv=reply.iv, ciphertext=reply.ciphertext)
+        if self._verify:
+            await self._read_back(key, record, plaintext, deadline)
+        return Sealed(ciphertext=record.encode(), key_id=key.key_id)
+
+    async def unwrap(
+        self, ciphertext: bytes, *, key_id: str | None, deadline: float | None
+    ) -> bytes:
+        """Open a record.
+
+        Args:
+            ciphertext: What came back from etcd: hostile.
+            key_id: The key_id that came with it; None in v1, which has none.
+            deadline: In the loop's time, or None.
+
+        Raises:
+            CiphertextError: Malformed, another kind, or not authentic.
+            UnknownKeyIdError: Made under a key that is not held here.
+            HsmKmsError: The token failed.
+        """
+        record = Record.decode(ciphertext)
+        header = record.header
+        if header.kind is not Kind.DEK_BY_TOKEN:
+            raise CiphertextError("the record holds no DEK wrapped by the token")
+        if header.algorithm is not Algorithm.AES_256_GCM:
+            raise CiphertextError("the record's algorithm is not served here")
+        if key_id is not None and key_id != header.key_id:
+            raise CiphertextError("the record was made under another key_id")
+        key = self._keys.keyring().for_decrypt(header.key_id)
+        return await self._open(key, record, deadline)
+
+    async def _open(
+        self, key: TokenKey, record: Record, deadline: float | None
+    ) -> bytes:
+        request = Decrypt(
+            ref=key.ref,
+            aad=record.header.aad(self._scope),
+            iv=record.iv,
+            ciphertext=record.ciphertext,
+        )
+        reply = await self._sessions.call(request, deadline=deadline)
+        if not isinstance(reply, Decrypted):
+            raise TokenError("the worker answered a Decrypt with something else")
+        return reply.plaintext
+
+    async def _read_back(
+        self, key: TokenKey, record: Record, plaintext: bytes, deadline: float | None
+    ) -> None:
+        try:
+            again = await self._open(key, record, deadline)
+        except CiphertextError:
+            again = b""
+        if not hmac.compare_digest(again, plaintext):
+            raise TokenError("the token cannot read back what it has just wrapped")

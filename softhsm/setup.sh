@@ -1,0 +1,202 @@
+#!/bin/sh
+# Make the default token: SoftHSM2 with a random PIN and one AES-256 key, and the
+# configuration to serve it.
+#
+#     softhsm/setup.sh [DIR]          DIR is .dev of this project unless given
+#
+# HSM_KMS           the hsm-kms command (default: .venv/bin/hsm-kms)
+# SOFTHSM2_MODULE   the SoftHSM2 module, where it is in an unusual place
+#
+# Everything it makes lies in DIR. Run again it changes nothing; interrupted, it
+# goes on where it was. For development and trial: the keys of a software token
+# are files on this machine.
+set -eu
+umask 077
+
+label=hsm-kms
+root=$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd -P)
+hsm_kms=${HSM_KMS:-$root/.venv/bin/hsm-kms}
+
+say() { printf '%s\n' "setup.sh: $*" >&2; }
+die() {
+    say "$*"
+    exit 1
+}
+
+# The token
+
+find_module() {
+    for path in \
+        /usr/lib/softhsm/libsofthsm2.so \
+        /usr/lib/*/softhsm/libsofthsm2.so \
+        /usr/lib64/softhsm/libsofthsm2.so \
+        /usr/lib64/pkcs11/libsofthsm2.so \
+        /usr/lib64/libsofthsm2.so \
+        /usr/lib/libsofthsm2.so \
+        /usr/local/lib/softhsm/libsofthsm2.so; do
+        if [ -r "$path" ]; then
+            printf '%s\n' "$path"
+            return
+        fi
+    done
+}
+
+install_softhsm() {
+    if command -v apt-get >/dev/null; then
+        set -- apt-get install --yes --no-install-recommends softhsm2
+        as_root=
+        if [ "$(id -u)" -ne 0 ]; then
+            command -v sudo >/dev/null || die "SoftHSM2 is missing; as root run: $*"
+            as_root=sudo
+        fi
+        say "SoftHSM2 is missing; running: $as_root $*"
+        $as_root "$@" >&2 || {
+            $as_root apt-get update >&2
+            $as_root "$@" >&2
+        }
+        return
+    fi
+    for tool in 'dnf install softhsm' 'pacman -S softhsm' 'apk add softhsm'; do
+        if command -v "${tool%% *}" >/dev/null; then
+            die "SoftHSM2 is missing; as root run: $tool"
+        fi
+    done
+    die "SoftHSM2 is missing; install it, or name its module in SOFTHSM2_MODULE"
+}
+
+# Files
+
+# Write a file whole or not at all, from standard input.
+write() {
+    cat >"$dir/.$1.new"
+    mv -- "$dir/.$1.new" "$dir/$1"
+}
+
+random_pin() { od -An -v -tx1 -N16 /dev/urandom | tr -d ' \n'; }
+
+prepare_dir() {
+    case $dir in
+    *[\'\"\\%?#*[:cntrl:]]*) die "the path $dir has a character that is not for YAML, URLs and softhsm2.conf alike" ;;
+    esac
+    if [ ! -e "$dir/softhsm2.conf" ]; then
+        others=$(find "$dir" -mindepth 1 ! -name '.*.new' | head -n 1)
+        [ -z "$others" ] || die "$dir holds other files; name an empty directory"
+    fi
+    chmod 0700 "$dir"
+    mkdir -p -- "$dir/tokens" "$dir/state"
+}
+
+# The socket is in DIR, unless its path would not fit into sockaddr_un.
+choose_socket() {
+    if [ ! -e "$dir/socket" ]; then
+        socket=$dir/kms.sock
+        if [ "$(printf %s "$socket" | wc -c)" -gt 107 ]; then
+            short=$(mktemp -d "${XDG_RUNTIME_DIR:-/tmp}/hsm-kms.XXXXXX")
+            socket=$short/kms.sock
+        fi
+        printf '%s\n' "$socket" | write socket
+    fi
+    socket=$(cat "$dir/socket")
+    home=$(dirname -- "$socket")
+    # A directory for temporary files does not outlive a restart of the machine.
+    [ -d "$home" ] || mkdir -m 0700 -- "$home"
+    [ -O "$home" ] || die "$home belongs to somebody else; remove $dir/socket and $dir/config.yaml"
+    [ "$home" = "$dir" ] || say "the path of $dir is too long for a socket; it is $socket"
+}
+
+write_softhsm_conf() {
+    [ -e "$dir/softhsm2.conf" ] && return
+    while IFS= read -r line; do
+        case $line in
+        *@DIR@*) printf '%s\n' "${line%%@DIR@*}$dir${line#*@DIR@}" ;;
+        *) printf '%s\n' "$line" ;;
+        esac
+    done <"$root/softhsm/softhsm2.conf.template" | write softhsm2.conf
+}
+
+write_config() {
+    cat <<YAML
+version: 1
+state_dir: '$dir/state'
+listen: {socket: '$socket'}
+apis:
+  v2: {enabled: true}
+  v1: {enabled: true}
+token:
+  module: '$module'
+  token_label: $label
+  pin_file: '$dir/pin'
+  env: {SOFTHSM2_CONF: '$dir/softhsm2.conf'}
+log: {format: text}
+YAML
+}
+
+write_encryption_config() {
+    cat <<YAML
+apiVersion: apiserver.config.k8s.io/v1
+kind: EncryptionConfiguration
+resources:
+  - resources: [secrets]
+    providers:
+      - kms:
+          apiVersion: v2
+          name: hsm-kms
+          endpoint: 'unix://$socket'
+          timeout: 3s
+      - identity: {}
+YAML
+}
+
+has_key() {
+    keys=$("$hsm_kms" keys list --config "$1" -o json) || die "the keys of the token cannot be listed"
+    case $keys in
+    *key_id*) return 0 ;;
+    *) return 1 ;;
+    esac
+}
+
+# config.yaml is put in place last: where it is, the rest is complete.
+make_all() {
+    module=${SOFTHSM2_MODULE:-$(find_module)}
+    if [ -z "$module" ]; then
+        install_softhsm
+        module=$(find_module)
+    fi
+    [ -r "$module" ] || die "there is no SoftHSM2 module at ${module:-any of the usual places}"
+    prepare_dir
+    write_softhsm_conf
+    choose_socket
+    [ -s "$dir/so-pin" ] || random_pin | write so-pin
+    [ -s "$dir/pin" ] || random_pin | write pin
+    SOFTHSM2_CONF=$dir/softhsm2.conf "$python" "$root/softhsm/init_token.py" \
+        "$module" "$label" "$dir/so-pin" "$dir/pin"
+    write_encryption_config | write encryption-config.yaml
+    write_config >"$dir/.config.yaml.new"
+    has_key "$dir/.config.yaml.new" || "$hsm_kms" keys generate --config "$dir/.config.yaml.new"
+    mv -- "$dir/.config.yaml.new" "$dir/config.yaml"
+    say "made $dir"
+}
+
+check_all() {
+    for name in softhsm2.conf socket so-pin pin tokens state encryption-config.yaml; do
+        [ -e "$dir/$name" ] || die "$dir has no $name any more; remove $dir to begin anew"
+    done
+    grep -qF "'$dir/softhsm2.conf'" "$dir/config.yaml" ||
+        die "$dir was made under another path; move it back, or remove it to begin anew"
+    choose_socket
+    say "$dir is complete; nothing to do"
+}
+
+[ $# -le 1 ] || die "usage: softhsm/setup.sh [DIR]"
+[ -x "$hsm_kms" ] || die "there is no $hsm_kms; run make run, or name the command in HSM_KMS"
+dir=${1:-$root/.dev}
+[ -d "$dir" ] || mkdir -p -- "$dir"
+dir=$(CDPATH='' cd -- "$dir" && pwd -P)
+python=$(dirname -- "$hsm_kms")/python
+[ -x "$python" ] || python=python3
+
+if [ -e "$dir/config.yaml" ]; then
+    check_all
+else
+    make_all
+fi

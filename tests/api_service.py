@@ -1,0 +1,172 @@
+"""Both services on a real socket, over a wrapper that only turns bytes round.
+
+For tests in which the token does not matter: codes, limits, the wire.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import grpc.aio
+
+from hsm_kms.api.rpc import (
+    kms_v1beta1_pb2,
+    kms_v1beta1_pb2_grpc,
+    kms_v2_pb2,
+    kms_v2_pb2_grpc,
+)
+from hsm_kms.api.server import build_server
+from hsm_kms.config_types import Apis, ApiV1, ApiV2
+from hsm_kms.socket import UnixSocket
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+KEY_ID = "the-key-of-this-test"
+
+
+@dataclass(frozen=True)
+class Sealed:
+    """What a wrapper's `wrap` returns."""
+
+    ciphertext: bytes
+    key_id: str
+
+
+@dataclass(frozen=True)
+class State:
+    """What a health source announces."""
+
+    state: str = "ok"
+    sentence: str = "ok"
+    key_id: str = KEY_ID
+
+
+@dataclass
+class Reverser:
+    """Turns bytes round; notes what it was asked, and fails or stalls as told."""
+
+    error: BaseException | None = None
+    stall: asyncio.Event | None = None
+    cancelled: int = 0
+    asked: list[tuple[bytes, str | None, float | None]] = field(default_factory=list)
+
+    async def wrap(self, plaintext: bytes, *, deadline: float | None) -> Sealed:
+        """Seal, in a manner of speaking."""
+        return Sealed(await self._turn(plaintext, None, deadline), KEY_ID)
+
+    async def unwrap(
+        self, ciphertext: bytes, *, key_id: str | None, deadline: float | None
+    ) -> bytes:
+        """Open again."""
+        return await self._turn(ciphertext, key_id, deadline)
+
+    async def _turn(self, data: bytes, key_id, deadline) -> bytes:
+        self.asked.append((data, key_id, deadline))
+        if self.error is not None:
+            raise self.error
+        if self.stall is not None:
+            try:
+                await self.stall.wait()
+            except asyncio.CancelledError:
+                self.cancelled += 1
+                raise
+        return data[::-1]
+
+
+@dataclass
+class Health:
+    """Announces what the test says."""
+
+    state: State = State()
+
+    def announce(self) -> State:
+        """Return it."""
+        return self.state
+
+
+@dataclass
+class Service:
+    """A running server and a client of each API."""
+
+    socket: Path
+    wrapper: Reverser
+    health: Health
+    channel: grpc.aio.Channel
+
+    def __post_init__(self) -> None:
+        self.v2 = kms_v2_pb2_grpc.KeyManagementServiceStub(self.channel)
+        self.v1 = kms_v1beta1_pb2_grpc.KeyManagementServiceStub(self.channel)
+
+    def call(self, method: str, **fields):
+        """Begin one call by name, such as "v2.Decrypt", with valid fields else."""
+        api, name = method.split(".")
+        messages = {"v2": kms_v2_pb2, "v1": kms_v1beta1_pb2}[api]
+        timeout = fields.pop("timeout", 10)
+        request = getattr(messages, f"{name}Request")(**{**VALID[method], **fields})
+        return getattr({"v2": self.v2, "v1": self.v1}[api], name)(
+            request, timeout=timeout
+        )
+
+
+VALID = {
+    "v2.Status": {},
+    "v2.Encrypt": {"plaintext": b"abc", "uid": "u-1"},
+    "v2.Decrypt": {"ciphertext": b"cba", "uid": "u-1", "key_id": KEY_ID},
+    "v1.Version": {"version": "v1beta1"},
+    "v1.Encrypt": {"version": "v1beta1", "plain": b"abc"},
+    "v1.Decrypt": {"version": "v1beta1", "cipher": b"cba"},
+}
+PATHS = {
+    method: "/{}.KeyManagementService/{}".format(
+        *method.replace("v1.", "v1beta1.").split(".")
+    )
+    for method in VALID
+}
+
+
+@contextlib.asynccontextmanager
+async def serve(
+    *, v2: bool = True, v1: bool = True, version: str = "v2"
+) -> AsyncIterator[Service]:
+    """Serve the APIs that are switched on."""
+    apis = Apis(v2=ApiV2(enabled=v2, version=version), v1=ApiV1(enabled=v1))
+    wrapper, health = Reverser(), Health()
+    with tempfile.TemporaryDirectory(prefix="kms-") as directory:
+        unix = UnixSocket(Path(directory) / "kms.sock")
+        await unix.acquire()
+        server = build_server(apis, v2=wrapper, v1=wrapper, health=health)
+        unix.bind(server)
+        await server.start()
+        async with client(Path(directory) / "kms.sock") as channel:
+            yield Service(Path(directory) / "kms.sock", wrapper, health, channel)
+        await server.stop(0)
+        unix.close()
+
+
+def client(socket: Path) -> grpc.aio.Channel:
+    """Return a channel to a socket."""
+    return grpc.aio.insecure_channel(
+        f"unix:{socket}", options=[("grpc.default_authority", "localhost")]
+    )
+
+
+async def until(happened: Callable[[], object]) -> None:
+    """Wait until something on the other side has happened."""
+    async with asyncio.timeout(10):
+        while not happened():  # noqa: ASYNC110 -- there is nothing to wait for
+            await asyncio.sleep(0.01)
+
+
+async def refused(call) -> tuple[grpc.StatusCode, str]:
+    """Return code and sentence of a call that must fail."""
+    try:
+        answer = await call
+    except grpc.aio.AioRpcError as e:
+        return e.code(), e.details()
+    raise AssertionError(f"answered {answer!r}")

@@ -1,0 +1,112 @@
+"""Fixtures: a token with one key, made once and copied; a server on it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support import PIN, Plugin, SoftHsm
+
+REQUIRED = frozenset(filter(None, os.environ.get("HSM_KMS_REQUIRE", "").split(",")))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]):
+    """Turn a skip into a failure where everything optional is required."""
+    report = yield
+    if report.skipped and "all" in REQUIRED and not hasattr(report, "wasxfail"):
+        report.outcome = "failed"
+        report.longrepr = f"skipped, and HSM_KMS_REQUIRE=all: {report.longrepr}"
+    return report
+
+
+def _short_directory() -> Iterator[Path]:
+    # Not tmp_path: a socket's path has 107 bytes at most.
+    directory = Path(tempfile.mkdtemp(prefix="hsm-kms-", dir="/tmp"))  # noqa: S108
+    try:
+        yield directory
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+@pytest.fixture
+def directory() -> Iterator[Path]:
+    """A private directory with a short path."""
+    yield from _short_directory()
+
+
+@pytest.fixture(scope="session")
+def session_directory() -> Iterator[Path]:
+    """The same for the whole run of this process."""
+    yield from _short_directory()
+
+
+@pytest.fixture(scope="session")
+def pin_file(session_directory: Path) -> Path:
+    """The right PIN, in a file that is old enough to be read at once."""
+    path = session_directory / "pin"
+    path.touch(mode=0o600)
+    path.write_text(PIN + "\n")
+    return path
+
+
+@pytest.fixture(scope="session")
+def token_template(session_directory: Path) -> SoftHsm:
+    """A token without a key."""
+    hsm = SoftHsm(session_directory / "empty")
+    hsm.init_token()
+    return hsm
+
+
+@pytest.fixture(scope="session")
+def keyed_template(
+    session_directory: Path, token_template: SoftHsm, pin_file: Path
+) -> SoftHsm:
+    """A token with one KEK, made by the command line."""
+    hsm = token_template.copy(session_directory / "keyed")
+    plugin = Plugin(session_directory, hsm, pin_file)
+    result = plugin.cli("keys", "generate")
+    assert result.returncode == 0, result.stderr
+    return hsm
+
+
+@pytest.fixture
+def empty_hsm(directory: Path, token_template: SoftHsm) -> SoftHsm:
+    """A token of this test's own, without a key."""
+    return token_template.copy(directory / "hsm")
+
+
+@pytest.fixture
+def hsm(directory: Path, keyed_template: SoftHsm) -> SoftHsm:
+    """A token of this test's own, with one KEK."""
+    return keyed_template.copy(directory / "hsm")
+
+
+@pytest.fixture
+def make_plugin(directory: Path, pin_file: Path) -> Iterator[Callable[..., Plugin]]:
+    """Make servers, not started yet; all are stopped at the end."""
+    made: list[Plugin] = []
+
+    def make(hsm: SoftHsm, name: str = "p", **sections: object) -> Plugin:
+        own = directory / f"{name}{len(made)}"
+        own.mkdir(mode=0o700)
+        plugin = Plugin(own, hsm, pin_file, **sections)
+        made.append(plugin)
+        return plugin
+
+    yield make
+    for plugin in made:
+        plugin.close()
+
+
+@pytest.fixture
+def plugin(make_plugin: Callable[..., Plugin], hsm: SoftHsm) -> Plugin:
+    """A running, healthy server on a token with one KEK."""
+    started = make_plugin(hsm).start()
+    started.wait_healthz("ok")
+    return started

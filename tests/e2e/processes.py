@@ -1,0 +1,110 @@
+"""Child processes that never outlive the test run, and waiting with a bound."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import time
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
+
+T = TypeVar("T")
+# A killed test run leaves no child behind: the kernel ends it with its parent.
+TIED = [*(["setpriv", "--pdeathsig", "KILL"] if shutil.which("setpriv") else [])]
+STOP_TIMEOUT = 10.0  # seconds
+TAIL = 4_000  # characters of a log that an error shows
+
+
+def wait_for(
+    what: str, check: Callable[[], T], *, timeout: float, every: float = 0.05
+) -> T:
+    """Call `check` until it returns something true, and return that.
+
+    Args:
+        what: What is waited for, for the error.
+        check: May raise OSError, which counts as not yet.
+        timeout: Seconds.
+        every: Seconds between two calls.
+
+    Raises:
+        TimeoutError: It never did; carries the last result or error.
+    """
+    end = time.monotonic() + timeout
+    last: object = None
+    while time.monotonic() < end:
+        try:
+            if result := check():
+                return result
+            last = result
+        except OSError as error:
+            last = error
+        time.sleep(every)
+    msg = f"no {what} within {timeout:.0f} s; last: {last!r}"
+    raise TimeoutError(msg)
+
+
+def free_ports(count: int) -> list[int]:
+    """Pick loopback TCP ports nobody listens on now."""
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+    finally:
+        for each in sockets:
+            each.close()
+
+
+class Child:
+    """One program in the foreground, its output in a file."""
+
+    def __init__(
+        self,
+        args: Sequence[str | Path],
+        *,
+        log: Path,
+        env: Mapping[str, str] | None = None,
+    ) -> None:
+        self.log = log
+        with log.open("ab") as out:
+            self._process = subprocess.Popen(
+                [*TIED, *map(str, args)],
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, **(env or {})},
+            )
+
+    @property
+    def running(self) -> bool:
+        """Whether it has not ended yet."""
+        return self._process.poll() is None
+
+    def check(self) -> None:
+        """Fail with the end of its output if it has ended.
+
+        Raises:
+            RuntimeError: It has.
+        """
+        if not self.running:
+            tail = self.log.read_text(errors="replace")[-TAIL:]
+            msg = f"{self.log.stem} ended with {self._process.returncode}:\n{tail}"
+            raise RuntimeError(msg)
+
+    def kill(self) -> None:
+        """End it as a crash would."""
+        self._process.kill()
+        self._process.wait(STOP_TIMEOUT)
+
+    def stop(self) -> None:
+        """End it in order, and as a crash would if it takes too long."""
+        self._process.terminate()
+        try:
+            self._process.wait(STOP_TIMEOUT)
+        except subprocess.TimeoutExpired:
+            self.kill()

@@ -1,0 +1,132 @@
+"""A cluster and its plugin together, and what is done to both."""
+
+from __future__ import annotations
+
+import base64
+import json
+import threading
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tests.e2e.cluster import ApiServer, Etcd
+from tests.e2e.plugin import Plugin, running_plugin
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from tests.e2e.binaries import Binaries
+
+NAMES = {"v2": "hsm", "v1": "hsm-v1"}  # provider names
+NAMESPACE = "/api/v1/namespaces/default/secrets"
+WRITE_PAUSE = 0.1  # seconds
+
+
+def prefix(version: str) -> bytes:
+    """Return what every value begins with that this provider wrote."""
+    return f"k8s:enc:kms:{version}:{NAMES[version]}:".encode()
+
+
+def secret(name: str, text: str) -> dict[str, object]:
+    """Return a Secret for the API server."""
+    return {"metadata": {"name": name}, "stringData": {"text": text}}
+
+
+def encryption(versions: list[str], socket: Path) -> dict[str, object]:
+    """Return an EncryptionConfiguration with these providers, the first writes."""
+    providers: list[object] = [
+        {
+            "kms": {
+                "apiVersion": version,
+                "name": NAMES[version],
+                "endpoint": f"unix://{socket}",
+                "timeout": "3s",
+            }
+        }
+        for version in versions
+    ]
+    return {
+        "apiVersion": "apiserver.config.k8s.io/v1",
+        "kind": "EncryptionConfiguration",
+        "resources": [
+            {"resources": ["secrets"], "providers": [*providers, {"identity": {}}]}
+        ],
+    }
+
+
+@dataclass(frozen=True)
+class World:
+    """One etcd, one kube-apiserver, one plugin."""
+
+    folder: Path
+    etcd: Etcd
+    api: ApiServer
+    plugin: Plugin
+
+    def encryption(self, *versions: str) -> Path:
+        """Write the EncryptionConfiguration with these providers to a file."""
+        path = self.folder / f"encryption-{'-'.join(versions)}.json"
+        path.write_text(json.dumps(encryption(list(versions), self.plugin.socket)))
+        return path
+
+    def create(self, name: str, text: str) -> None:
+        """Create a Secret in the namespace default with kubectl."""
+        self.api.kubectl(
+            "create", "secret", "generic", name, f"--from-literal=text={text}"
+        )
+
+    def read(self, name: str) -> str:
+        """Read that Secret back with kubectl."""
+        found = json.loads(self.api.kubectl("get", "secret", name, "-o", "json"))
+        return base64.b64decode(found["data"]["text"]).decode()
+
+    def stored(self, name: str) -> bytes:
+        """Read that Secret as etcd holds it."""
+        return self.etcd.secrets()[f"default/{name}"]
+
+
+class Writer:
+    """Creates one Secret after the other, and keeps what did not work."""
+
+    def __init__(self, api: ApiServer, name: str) -> None:
+        self.failures: list[str] = []
+        self.names: list[str] = []
+        self._api = api
+        self._name = name
+        self._done = threading.Event()
+
+    def _write(self) -> None:
+        while not self._done.wait(WRITE_PAUSE):
+            name = f"{self._name}-{len(self.names)}"
+            try:
+                status, body = self._api.request("POST", NAMESPACE, secret(name, name))
+            except OSError as error:
+                status, body = 0, repr(error).encode()
+            self.names.append(name)
+            if status != 201:
+                self.failures.append(f"{name}: {status} {body.decode()}")
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Write in the background."""
+        thread = threading.Thread(target=self._write)
+        thread.start()
+        try:
+            yield
+        finally:
+            self._done.set()
+            thread.join()
+
+
+@contextmanager
+def running_world(binaries: Binaries, folder: Path) -> Iterator[World]:
+    """Run everything but kube-apiserver, and stop all of it at the end."""
+    with running_plugin(folder / "plugin") as plugin:
+        etcd = Etcd(binaries, folder)
+        api = ApiServer(binaries, etcd, folder)
+        try:
+            yield World(folder, etcd, api, plugin)
+        finally:
+            api.stop()
+            etcd.stop()

@@ -1,0 +1,41 @@
+"""Runs a block with our logging in force and keeps what it wrote."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import logging
+from typing import TYPE_CHECKING, Any
+
+import structlog
+
+from hsm_kms import log
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+class Captured(io.StringIO):
+    """A stream of JSON lines."""
+
+    def events(self) -> list[dict[str, Any]]:
+        """Return what was written so far, an object per line."""
+        return [json.loads(line) for line in self.getvalue().splitlines()]
+
+
+@contextlib.contextmanager
+def captured(level: str = "debug", form: str = "json") -> Iterator[Captured]:
+    """Configure logging for the block, and undo it afterwards."""
+    names = (None, "asyncio", "grpc")
+    levels = {name: logging.getLogger(name).level for name in names}
+    handlers = logging.root.handlers[:]
+    stream = Captured()
+    log.configure(level, form, stream)
+    try:
+        yield stream
+    finally:
+        structlog.reset_defaults()
+        logging.root.handlers[:] = handlers
+        for name, number in levels.items():
+            logging.getLogger(name).setLevel(number)

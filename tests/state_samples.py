@@ -1,0 +1,17 @@
+"""What the tests of the state directory keep in it."""
+
+from __future__ import annotations
+
+from hsm_kms.state import LastKey, PinIdentity, PinRecord
+
+KEY = LastKey(
+    key_id="abcdefghijklmnopqrstuvwxya.2026a",
+    cka_id="686b6d7301",
+    token_serial="0123456789abcdef",  # noqa: S106 - a serial number
+    label="k8s-kek",
+    since="2026-01-02T03:04:05+00:00",
+)
+PIN = PinIdentity(device=1, inode=2, size=8, mtime_ns=3, ctime_ns=4)
+REJECTED = PinRecord(
+    identity=PIN, verdict="rejected", tries=1, function="C_Login", rv=0xA0
+)
