@@ -102,6 +102,10 @@ class PinUnavailableError(TokenError):
     """There is no PIN to try, or it cannot be tried safely."""
 
 
+class PinSettlingError(PinUnavailableError):
+    """The PIN file was written just now; it is tried when it has been still."""
+
+
 class KeyNotFoundError(TokenError):
     """No AES key with the configured label is on the token."""
 

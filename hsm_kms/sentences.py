@@ -27,6 +27,7 @@ HEALTH: Final[dict[type[errors.HsmKmsError], str]] = {
         "the token rejected the PIN; put the right one into the PIN file"
     ),
     errors.PinUnavailableError: f"the PIN is not there or cannot be tried yet; {_SEE}",
+    errors.PinSettlingError: "the PIN file was written just now; wait two seconds",
     errors.KeyNotFoundError: (
         "no key with the configured label is on the token; "
         "make one with hsm-kms keys generate"

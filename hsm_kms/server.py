@@ -11,7 +11,7 @@ import structlog
 
 from hsm_kms import __version__, wiring
 from hsm_kms.api.server import build_server
-from hsm_kms.health import Monitor
+from hsm_kms.monitor import Monitor
 from hsm_kms.socket import UnixSocket
 from hsm_kms.state import StateDir
 from hsm_kms.token.pin import PinGate
@@ -74,9 +74,9 @@ async def _serve_on(socket: UnixSocket, config: Config, stop: asyncio.Event) -> 
     )
     server = build_server(
         config.apis,
-        v2=TokenWrapper(pool, monitor, scope=config.scope, verify=True),
-        v1=TokenWrapper(pool, monitor, scope=config.scope, verify=False),
-        health=monitor,
+        v2=TokenWrapper(pool, monitor.health, scope=config.scope, verify=True),
+        v1=TokenWrapper(pool, monitor.health, scope=config.scope, verify=False),
+        health=monitor.health,
     )
     # Listening comes first: the API server waits for nobody, and Status says why
     # the token is not there yet.

@@ -88,7 +88,7 @@ async def test_status_before_the_token_was_reached():
 
     assert (
         grpc.StatusCode.UNAVAILABLE,
-        "the token is not ready: see hsm-kms status",
+        "the token is not ready: see hsm-kms check",
     ) == answer
 
 

@@ -27,7 +27,7 @@ class Refusal(NamedTuple):
 INTERNAL: Final = Refusal(StatusCode.INTERNAL, "internal error")
 
 _NOT_READY: Final = Refusal(
-    StatusCode.UNAVAILABLE, "the token is not ready: see hsm-kms status"
+    StatusCode.UNAVAILABLE, "the token is not ready: see hsm-kms check"
 )
 _NO_KEY: Final = Refusal(
     StatusCode.UNAVAILABLE, "no key on the token can be used: see hsm-kms check"
@@ -60,6 +60,7 @@ REFUSALS: Final[Mapping[type[BaseException], Refusal]] = MappingProxyType(
             "the token refused the PIN: see hsm-kms status",
         ),
         errors.PinUnavailableError: _NOT_READY,
+        errors.PinSettlingError: _NOT_READY,
         errors.TokenError: _NOT_READY,
         errors.TokenAbsentError: _NOT_READY,
         errors.WorkerLostError: _NOT_READY,

@@ -14,7 +14,7 @@ from hsm_kms import wiring
 from hsm_kms.cli.keys import last_key_id
 from hsm_kms.cli.options import config_option
 from hsm_kms.cli.worker import one_worker
-from hsm_kms.errors import HsmKmsError, PinRejectedError, TokenAbsentError
+from hsm_kms.errors import HsmKmsError, PinSettlingError, TokenAbsentError
 from hsm_kms.keyring import Keyring, TokenKey, read_keyring
 from hsm_kms.state import StateDir
 from hsm_kms.token.pin import PinGate
@@ -111,14 +111,12 @@ def _check_pin(report: Report, config: Config) -> None:
         return
     try:
         PinGate(source, StateDir(config.state_dir).open()).check()
-    except PinRejectedError as error:
-        report.fail("PIN", error)
+    except PinSettlingError:
+        pass  # the login below waits for it
     except HsmKmsError as error:
-        if "still for" not in str(error):
-            report.fail("PIN", error)
-            return
-    if not report.failed:
-        report.ok(f"PIN file {source.path}")
+        report.fail("PIN", error)
+        return
+    report.ok(f"PIN file {source.path}")
 
 
 async def _check_token(report: Report, config: Config) -> None:

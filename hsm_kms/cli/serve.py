@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from typing import TYPE_CHECKING
 
 import click
@@ -27,6 +28,7 @@ def serve(path: Path) -> None:
     config = configuration.load(path)
     log.configure(config.log.level, config.log.format)
     hardening.harden_process()
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # its C core writes to stderr
     from hsm_kms import server  # noqa: PLC0415 - grpc takes a third of a second
 
     asyncio.run(server.serve(config))

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hsm_kms import wiring
-from hsm_kms.errors import ConfigError, PinUnavailableError, TokenTimeoutError
+from hsm_kms.errors import ConfigError, PinSettlingError, TokenTimeoutError
 from hsm_kms.state import StateDir
-from hsm_kms.token.pin import PinGate, PinSource, seconds_until_stable
+from hsm_kms.token.pin import STABLE_SECONDS, PinGate, PinSource
 from hsm_kms.token.process import Worker
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ async def one_worker(
     state = StateDir(config.state_dir).open()
     with _pin_source(config, choice or LoginChoice()) as (source, descriptors):
         gate = PinGate(source, state, retry=retry)
-        await _wait_until_stable(gate, source)
+        await _wait_until_stable(gate)
         worker = await Worker.spawn(0, config.token.env, descriptors)
         try:
             async with asyncio.timeout(config.token.start_timeout):
@@ -100,14 +100,11 @@ async def one_worker(
             await worker.leave()
 
 
-async def _wait_until_stable(gate: PinGate, source: PinSource | None) -> None:
+async def _wait_until_stable(gate: PinGate) -> None:
     try:
         gate.check()
-    except PinUnavailableError:
-        wait = seconds_until_stable(source.path) if source else 0.0
-        if not wait:
-            raise
-        await asyncio.sleep(wait)
+    except PinSettlingError:
+        await asyncio.sleep(STABLE_SECONDS)
         gate.check()
 
 

@@ -22,7 +22,12 @@ from typing import TYPE_CHECKING, Final
 import structlog
 from msgspec.structs import astuple
 
-from hsm_kms.errors import HsmKmsError, PinRejectedError, PinUnavailableError
+from hsm_kms.errors import (
+    HsmKmsError,
+    PinRejectedError,
+    PinSettlingError,
+    PinUnavailableError,
+)
 from hsm_kms.state import PinIdentity, PinRecord, StateCorruptError, StateWriteError
 from hsm_kms.token.faults import error_from
 from hsm_kms.worker.messages import Failure, Login
@@ -236,22 +241,12 @@ def _identity(path: Path) -> PinIdentity:
     return PinIdentity.from_stat(found)
 
 
-def seconds_until_stable(path: Path) -> float:
-    """How long a PIN file must still rest before it is tried; 0.0 if it is absent."""
-    try:
-        changed = path.stat().st_ctime
-    except OSError:
-        return 0.0
-    age = datetime.now(UTC).timestamp() - changed
-    return STABLE_SECONDS - age if 0 <= age < STABLE_SECONDS else 0.0
-
-
 def _require_stable(identity: PinIdentity) -> None:
     """Wait for a file that somebody may still be writing.
 
     Raises:
-        PinUnavailableError: It changed within the last two seconds.
+        PinSettlingError: It changed within the last two seconds.
     """
     age = datetime.now(UTC).timestamp() - identity.ctime_ns / 1e9
     if 0 <= age < STABLE_SECONDS:
-        raise PinUnavailableError("waiting until the PIN file has been still for 2 s")
+        raise PinSettlingError("waiting until the PIN file has been still for 2 s")

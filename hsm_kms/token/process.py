@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -44,6 +46,7 @@ class Worker:
     Attributes:
         control: The channel for discovery, canaries and generation.
         sessions: The channels that wrap and unwrap.
+        born: When it was started, in the loop's time.
         retiring: Nothing new is lent from it; it is about to be ended.
         lost: Set when the process is gone or is being ended; nothing is lent then.
         reason: Why, for log and metrics.
@@ -56,8 +59,11 @@ class Worker:
         self.lost = asyncio.Event()
         self.reason = ""
         self.retiring = False
+        self.born = asyncio.get_running_loop().time()
         self.started: Started | None = None
         self._process = process
+        # asyncio's own kill() may reap the child behind its watcher's back.
+        self._pidfd: int | None = os.pidfd_open(process.pid)
         self._listening = asyncio.create_task(self._listen())
 
     @property
@@ -185,12 +191,16 @@ class Worker:
         self.control.close()
         await self._process.wait()
         await self._listening
+        if self._pidfd is not None:
+            os.close(self._pidfd)
+            self._pidfd = None
 
     def kill(self, reason: str) -> None:
         """SIGKILL; whoever waits for an answer gets `WorkerLostError`."""
         self._end(reason)
-        if self._process.returncode is None:
-            self._process.kill()
+        if self._pidfd is not None:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
         for channel in (self.control, *self.sessions):
             channel.close()
 

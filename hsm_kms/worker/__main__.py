@@ -8,6 +8,7 @@ closes, the worker leaves. Nothing secret is in argv or the environment.
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import sys
 import threading
@@ -29,6 +30,10 @@ def main() -> NoReturn:
     """Serve the control session on this thread and each other on its own."""
     hardening.harden_process()
     hardening.die_with_parent(int(sys.argv[1]))
+    # systemd and a terminal signal the whole group; workers leave when the server
+    # closes their control pair, after it has drained.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     control, *others = (socket.socket(fileno=int(fd)) for fd in sys.argv[2:])
     module = _start(control)
     known_good: KnownGood = {}

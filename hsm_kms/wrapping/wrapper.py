@@ -36,7 +36,7 @@ class Sessions(Protocol):
 
 
 class Keyholder(Protocol):
-    """Knows the keyring; `health.Monitor` does."""
+    """Knows the keyring; `health.Health` does."""
 
     def keyring(self) -> Keyring:
         """The keyring as last read; raises while there is none."""
