@@ -8,18 +8,15 @@ keys and the line number say where to look.
 from __future__ import annotations
 
 import difflib
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from hsm_kms.config_types import (
-    Config,
-    Section,
-    format_duration,
-    parse_duration,
-    sections,
-)
+from hsm_kms.config_fields import format_duration, parse_duration, parse_socket
+from hsm_kms.config_types import Config, Http, Listen, Section, sections
+from hsm_kms.config_uri import URI, expand, said_by
 from hsm_kms.config_yaml import load_yaml, read_yaml
 from hsm_kms.errors import ConfigError
 
@@ -28,6 +25,7 @@ if TYPE_CHECKING:
 
     from pydantic_core import ErrorDetails
 
+    from hsm_kms.config_uri import Expansion
     from hsm_kms.config_yaml import Document
 
 __all__ = ["Config", "effective", "load", "load_yaml", "parse"]
@@ -36,7 +34,8 @@ DEFAULT_PATH = Path("/etc/hsm-kms/config.yaml")
 MAX_FILE_BYTES = 64 * 1024
 VERSION = 1
 
-_SELECTORS = ("token_label", "token_serial", "slot")
+_SELECTORS = ("uri", "token_label", "token_serial", "slot")
+_CHOICE = "uri, token_label, token_serial and slot"
 _SECTIONS = sections()
 _KNOWN = {name for section in _SECTIONS.values() for name in section.model_fields}
 
@@ -89,12 +88,13 @@ def parse(text: str) -> Config:
         raise ConfigError(["must be a YAML mapping that begins with version: 1"])
     if fault := _from_the_future(document.data):
         raise ConfigError([fault])
-    faults = [*_key_faults(document), *_joint_faults(document)]
+    whole = expand(document.data)
+    faults = [*_key_faults(document), *_joint_faults(document, whole)]
     config = None
     try:
-        config = Config.model_validate(document.data)
+        config = Config.model_validate(whole.data)
     except ValidationError as error:
-        faults += [_fault(entry, document) for entry in error.errors()]
+        faults += _value_faults(error, document, whole)
     if faults or config is None:
         raise ConfigError(faults)
     return config
@@ -110,6 +110,9 @@ def effective(config: Config) -> dict[str, Any]:
     }
     if token["init_args"] is not None:
         token["init_args"] = "***"
+    # Each thing once: what the URI says is shown there.
+    for section, key in said_by(token["uri"]) if token["uri"] is not None else ():
+        shown[section][key] = [] if key == "ids" else None
     return shown
 
 
@@ -146,26 +149,34 @@ def _key_faults(document: Document) -> Iterator[str]:
         yield f"a key is not text (line {line})"
 
 
-def _joint_faults(document: Document) -> Iterator[str]:
+def _joint_faults(document: Document, whole: Expansion) -> Iterator[str]:
     """Faults that lie in no single key.
 
     Looked for in the raw mapping, so that they are told together with the rest.
     """
+    for place, sentence in whole.faults:
+        yield _at(document, place, sentence)
     token = document.data.get("token")
     if isinstance(token, dict):
         given = [name for name in _SELECTORS if token.get(name) is not None]
         if len(given) != 1:
             found = f"found {' and '.join(given)}" if given else "found none"
             yield _at(
-                document,
-                ("token",),
-                f"must have exactly one of token_label, token_serial and slot; {found}",
+                document, ("token",), f"must have exactly one of {_CHOICE}; {found}"
             )
-        if token.get("pin_file") is None and token.get("login") != "none":
+        pin_file = whole.broken or whole.data["token"].get("pin_file") is not None
+        if not pin_file and token.get("login") != "none":
             yield _at(document, ("token",), "must have pin_file, unless login is none")
         yield from _timeout_fault(document, token)
+    keys = whole.data.get("keys")
+    if isinstance(keys, dict) and keys.get("label", "") is None and not keys.get("ids"):
+        place = ("keys", "label")
+        yield _at(document, place, "must not be null, unless ids lists the keys")
     if _all_apis_off(document.data.get("apis")):
         yield _at(document, ("apis",), "must have v2 or v1 enabled")
+    if _same_socket(document.data):
+        place = ("http", "admin_socket")
+        yield _at(document, place, "must not be the path of listen.socket")
 
 
 def _timeout_fault(document: Document, token: Mapping[str, Any]) -> Iterator[str]:
@@ -177,6 +188,20 @@ def _timeout_fault(document: Document, token: Mapping[str, Any]) -> Iterator[str
     if hang < call:
         place = ("token", "hang_timeout")
         yield _at(document, place, "must not be less than call_timeout")
+
+
+def _same_socket(data: Mapping[str, Any]) -> bool:
+    listen, http = data.get("listen", {}), data.get("http", {})
+    if not isinstance(listen, dict) or not isinstance(http, dict):
+        return False
+    try:
+        kms = parse_socket(listen.get("socket", str(Listen().socket)))
+        admin = parse_socket(http.get("admin_socket", str(Http().admin_socket)))
+    except ValueError:
+        return False  # told by the field itself
+    # The server's lock file lies beside its socket.
+    own = {os.path.normpath(path) for path in (kms, f"{kms}.lock")}
+    return os.path.normpath(admin) in own
 
 
 def _all_apis_off(apis: object) -> bool:
@@ -191,9 +216,18 @@ def _all_apis_off(apis: object) -> bool:
     return off("v2", default=True) and off("v1", default=False)
 
 
-def _fault(entry: ErrorDetails, document: Document) -> str:
-    place = tuple(str(part) for part in entry["loc"])
-    return _at(document, place, _sentence(entry, place))
+def _value_faults(
+    error: ValidationError, document: Document, whole: Expansion
+) -> Iterator[str]:
+    for entry in error.errors():
+        # Without the number of an item: its list has a line of its own.
+        place = tuple(part for part in entry["loc"] if isinstance(part, str))
+        sentence = _sentence(entry, place)
+        if whole.broken and place == ("token", "module") and entry["type"] == "missing":
+            continue  # the URI may have named it
+        if place in whole.said:
+            place, sentence = URI, f"{whole.said[place]} {sentence}"
+        yield _at(document, place, sentence)
 
 
 def _sentence(entry: ErrorDetails, place: tuple[str, ...]) -> str:
@@ -246,5 +280,7 @@ def _plain(value: object) -> Any:
         return {name: _plain(part) for name, part in value}
     if isinstance(value, Path):
         return str(value)
+    if isinstance(value, tuple):
+        return [_plain(part) for part in value]
     # Every float of the file is a duration.
     return format_duration(value) if isinstance(value, float) else value

@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final, Literal
@@ -21,7 +22,8 @@ import structlog
 from hsm_kms import sentences
 from hsm_kms.errors import HsmKmsError, KeyLostError, WorkerLostError
 from hsm_kms.keyring import Keyring, TokenKey
-from hsm_kms.state import LastKey, StateCorruptError, StateWriteError
+from hsm_kms.state import StateCorruptError, StateWriteError
+from hsm_kms.state_records import LastKey
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -77,6 +79,7 @@ class Health:
         self._decided = decided
         self._workers = workers
         self._ring: Keyring | None = None
+        self._first_news = asyncio.Event()
         self._canary_error: HsmKmsError | None = None
         self._not_ok_since: float | None = None
         self._state_fault: HsmKmsError | None = None
@@ -98,6 +101,21 @@ class Health:
             error = self._workers().error
             raise error or WorkerLostError("the token has not been reached yet")
         return self._ring
+
+    async def keyring_soon(self, until: float) -> Keyring:
+        """The keyring as last read; right after the start, wait for the first one.
+
+        Args:
+            until: Longest wait, in the loop's time.
+
+        Raises:
+            HsmKmsError: The token could not be reached.
+        """
+        if self._ring is None and self._workers().error is None:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout_at(until):
+                    await self._first_news.wait()
+        return self.keyring()
 
     @property
     def has_key(self) -> bool:
@@ -137,6 +155,8 @@ class Health:
 
     def evaluate(self) -> None:
         """Make the state anew; log it when it changed."""
+        if self._ring is not None or self._workers().error is not None:
+            self._first_news.set()
         state = self._judge()
         if state == self._state:
             return

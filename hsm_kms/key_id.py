@@ -20,16 +20,19 @@ _CKA_ID_MAGIC: Final = b"hkms"
 _CKA_ID_VERSION: Final = 1
 
 
-def fingerprint_of(block: bytes) -> str:
+def fingerprint_of(block: bytes, mac: bytes = b"") -> str:
     """Fingerprint of a key, from `FINGERPRINT_BLOCK` encrypted under it.
 
     Args:
         block: 16 bytes.
+        mac: Of a pair also the HMAC of `FINGERPRINT_BLOCK`, 32 bytes.
 
     Returns:
         26 characters: 16 bytes of SHA-256 in base32 (RFC 4648), lower case.
     """
-    digest = hashlib.sha256(FINGERPRINT_DOMAIN + block).digest()[:_FINGERPRINT_BYTES]
+    digest = hashlib.sha256(FINGERPRINT_DOMAIN + block + mac).digest()[
+        :_FINGERPRINT_BYTES
+    ]
     return _base32(digest)
 
 

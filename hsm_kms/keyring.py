@@ -23,34 +23,15 @@ from hsm_kms.errors import (
     KeyUnsuitableError,
     UnknownKeyIdError,
 )
-from hsm_kms.key_id import (
-    FINGERPRINT_BLOCK,
-    activation_of,
-    fingerprint_of,
-    fingerprint_of_cka_id,
-)
-from hsm_kms.worker.messages import (
-    Block,
-    FindKeys,
-    Fingerprint,
-    KeyRef,
-    Keys,
-    KeySeen,
-)
+from hsm_kms.worker.values import Cipher, KeyRef, KeySeen, Mechanism
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from hsm_kms.token.process import Worker
+    from collections.abc import Iterator, Sequence
 
 _KEY_BYTES: Final = 32
-_MUST_BE: Final = {
-    "CKA_SENSITIVE": True,
-    "CKA_EXTRACTABLE": False,
-    "CKA_ENCRYPT": True,
-    "CKA_DECRYPT": True,
-    "CKA_TOKEN": True,
-}
+_GUARDED: Final = {"CKA_SENSITIVE": True, "CKA_EXTRACTABLE": False, "CKA_TOKEN": True}
+_ENCRYPTS: Final = {"CKA_ENCRYPT": True, "CKA_DECRYPT": True}
+_SIGNS: Final = {"CKA_SIGN": True, "CKA_VERIFY": True}
 _BIRTH: Final = ("CKA_LOCAL", "CKA_ALWAYS_SENSITIVE", "CKA_NEVER_EXTRACTABLE")
 
 
@@ -62,6 +43,9 @@ class TokenKey:
         ref: How a session finds it.
         fingerprint: 26 characters, from the key material.
         key_id: What Status announces and every record carries.
+        cipher: What its records are protected by. An AES key with an HMAC key beside
+            it is two KEKs: alone for GCM, and as a pair.
+        mechanism: How this token wraps under it; None: it can only be named here.
         activation: Seconds since the Unix epoch; 0 for a key not made by us.
         offences: What the policy has against it, in words.
         born_here: Made on the token, sensitive and never extractable since.
@@ -70,6 +54,8 @@ class TokenKey:
     ref: KeyRef
     fingerprint: str
     key_id: str
+    cipher: Cipher
+    mechanism: Mechanism | None
     activation: int
     offences: tuple[str, ...]
     born_here: bool
@@ -86,6 +72,9 @@ class KeySettings:
         suffix: Appended to the fingerprint as ".suffix", or None.
         enforce: Forbid Encrypt under a key that breaks the policy.
         private: Demand CKA_PRIVATE.
+        mechanism: "auto", "aes-gcm" or "aes-cbc-hmac-sha256".
+        gcm_iv: Who makes the IV for AES-GCM: "auto", "caller", "token", or
+            "appended" (the token, after the tag).
     """
 
     label: str
@@ -94,6 +83,8 @@ class KeySettings:
     suffix: str | None = None
     enforce: bool = True
     private: bool = True
+    mechanism: str = "auto"
+    gcm_iv: str = "auto"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,15 +113,19 @@ class Keyring:
             raise KeyNotFoundError("there is no current key")
         return self.current
 
-    def for_decrypt(self, key_id: str) -> TokenKey:
+    def for_decrypt(self, key_id: str, cipher: Cipher) -> TokenKey:
         """The key a record names; found by fingerprint, whatever its suffix.
+
+        Args:
+            key_id: The record's.
+            cipher: The record's.
 
         Raises:
             UnknownKeyIdError: No key held here has this fingerprint.
         """
         fingerprint = key_id.partition(".")[0]
         for key in self.keys:
-            if key.fingerprint == fingerprint:
+            if key.fingerprint == fingerprint and key.cipher is cipher:
                 return key
         raise UnknownKeyIdError("no key with this key_id is held here")
 
@@ -204,65 +199,33 @@ def _forbidden(key: TokenKey, settings: KeySettings) -> HsmKmsError | None:
     )
 
 
-def offences(seen: KeySeen, settings: KeySettings) -> tuple[str, ...]:
-    """What the policy has against a key, as attribute and value."""
-    found = []
-    if seen.value_len != _KEY_BYTES:
-        length = "unknown" if seen.value_len is None else f"{seen.value_len} bytes"
-        found.append(f"CKA_VALUE_LEN is {length}, not {_KEY_BYTES} bytes")
-    wanted = _MUST_BE | ({"CKA_PRIVATE": True} if settings.private else {})
-    for name, value in wanted.items():
-        is_ = seen.attributes.get(name)
-        if is_ is not value:
-            found.append(f"{name} is {'not readable' if is_ is None else is_}")
+def offences(seen: KeySeen, cipher: Cipher, settings: KeySettings) -> tuple[str, ...]:
+    """What the policy has against a key, as attribute and value.
+
+    Args:
+        seen: The AES key, and its partner where there is one.
+        cipher: What it would be used for.
+        settings: The configuration.
+    """
+    private = {"CKA_PRIVATE": True} if settings.private else {}
+    found = [*_against(seen, _GUARDED | _ENCRYPTS | private)]
+    if cipher is Cipher.CBC_HMAC and seen.partner is not None:
+        partner = _against(seen.partner, _GUARDED | _SIGNS | private)
+        found += [f"{offence} (HMAC key)" for offence in partner]
     return tuple(found)
 
 
-async def read_keyring(
-    worker: Worker, settings: KeySettings, last: str | None, seconds: float
-) -> Keyring:
-    """List and identify the keys, on the worker's control session.
-
-    Args:
-        worker: A worker that is logged in.
-        settings: The configuration.
-        last: key_id last current on this node, or None.
-        seconds: Longest wait for each answer.
-
-    Raises:
-        HsmKmsError: The token could not be asked.
-    """
-    reply = await worker.ask(FindKeys(label=settings.label), seconds)
-    seen = reply.keys if isinstance(reply, Keys) else ()
-    keys: list[TokenKey] = []
-    for one in seen:
-        key = await _identify(worker, one, settings, seconds)
-        if key is not None:
-            keys.append(key)
-    current, fault = choose(keys, last, settings)
-    return Keyring(keys=tuple(keys), current=current, fault=fault)
+def _against(seen: KeySeen, wanted: dict[str, bool]) -> Iterator[str]:
+    if seen.value_len != _KEY_BYTES:
+        length = "unknown" if seen.value_len is None else f"{seen.value_len} bytes"
+        yield f"CKA_VALUE_LEN is {length}, not {_KEY_BYTES} bytes"
+    for name, value in wanted.items():
+        is_ = seen.attributes.get(name)
+        if is_ is not value:
+            yield f"{name} is {'not readable' if is_ is None else is_}"
 
 
-async def _identify(
-    worker: Worker, seen: KeySeen, settings: KeySettings, seconds: float
-) -> TokenKey | None:
-    if settings.fingerprint == "cka_id":
-        fingerprint = fingerprint_of_cka_id(seen.ref.cka_id)
-    else:
-        request = Fingerprint(ref=seen.ref, block=FINGERPRINT_BLOCK)
-        try:
-            reply = await worker.ask(request, seconds)
-        except KeyNotFoundError:
-            return None  # it vanished while the keys were listed
-        if not isinstance(reply, Block):
-            return None
-        fingerprint = fingerprint_of(reply.block)
-    suffix = f".{settings.suffix}" if settings.suffix else ""
-    return TokenKey(
-        ref=seen.ref,
-        fingerprint=fingerprint,
-        key_id=fingerprint + suffix,
-        activation=activation_of(seen.ref.cka_id),
-        offences=offences(seen, settings),
-        born_here=all(seen.attributes.get(name) is True for name in _BIRTH),
-    )
+def born_here(seen: KeySeen) -> bool:
+    """Made on the token, and sensitive and never extractable since."""
+    keys = (seen,) if seen.partner is None else (seen, seen.partner)
+    return all(key.attributes.get(name) is True for key in keys for name in _BIRTH)

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Final
 
 import structlog
 
+from hsm_kms.discovery import Discovery
 from hsm_kms.errors import HsmKmsError, KeyNotFoundError, TokenTimeoutError
 from hsm_kms.health import Health, WorkersSeen
-from hsm_kms.keyring import Keyring, KeySettings, TokenKey, read_keyring
-from hsm_kms.worker.messages import Prove
-from hsm_kms.wrapping.record import Algorithm, Header, Kind
+from hsm_kms.wrapping.wrapper import canary
 
 if TYPE_CHECKING:
+    from hsm_kms.keyring import Keyring, KeySettings, TokenKey
     from hsm_kms.state import StateDir
     from hsm_kms.token.process import Worker
     from hsm_kms.token.workers import Workers
@@ -55,7 +55,9 @@ class Monitor:
         interval: float,
         call_timeout: float,
     ) -> None:
-        self._settings = settings
+        self._discovery = Discovery(
+            settings, state_dir, seconds=call_timeout, freeze=True
+        )
         self._scope = scope
         self._interval = interval
         self._call_timeout = call_timeout
@@ -85,7 +87,8 @@ class Monitor:
         Raises:
             HsmKmsError: The worker cannot be used.
         """
-        self.health.adopt(await self._inspect(worker), _serial(worker))
+        ring = await self._inspect(worker, fresh=True)
+        self.health.adopt(ring, worker.token_serial)
 
     async def run(self) -> None:
         """Look at every worker, again and again, until cancelled."""
@@ -117,7 +120,7 @@ class Monitor:
 
     async def _look(self, worker: Worker) -> None:
         try:
-            ring = await self._inspect(worker)
+            ring = await self._inspect(worker, fresh=False)
             self._doubt(ring, worker)
         except TokenTimeoutError as error:
             self.health.canary_failed(error)
@@ -125,7 +128,7 @@ class Monitor:
             self.health.canary_failed(error)
             worker.retire(f"canary: {error}")
         else:
-            self.health.adopt(ring, _serial(worker))
+            self.health.adopt(ring, worker.token_serial)
         self.health.evaluate()
 
     def _doubt(self, ring: Keyring, worker: Worker) -> None:
@@ -141,27 +144,20 @@ class Monitor:
         if ring.current is None and (self.health.has_key or age > FRESH_SECONDS):
             raise KeyNotFoundError("the current key is not seen: a fresh worker looks")
 
-    async def _inspect(self, worker: Worker) -> Keyring:
-        ring = await read_keyring(
-            worker, self._settings, self.health.last_key_id, self._call_timeout
-        )
+    async def _inspect(self, worker: Worker, *, fresh: bool) -> Keyring:
+        ring = await self._discovery.read(worker, self.health.last_key_id, fresh=fresh)
         for key in ring.keys:
             await self._prove(worker, ring, key)
         return ring
 
     async def _prove(self, worker: Worker, ring: Keyring, key: TokenKey) -> None:
-        header = Header(
-            kind=Kind.CANARY, algorithm=Algorithm.AES_256_GCM, key_id=key.key_id
-        )
-        request = Prove(ref=key.ref, aad=header.aad(self._scope))
+        if key.mechanism is None:
+            return
         try:
-            await worker.ask(request, self._call_timeout)
+            await worker.ask(
+                canary(key, key.mechanism, self._scope), self._call_timeout
+            )
         except HsmKmsError:
             if key is ring.current and ring.fault is None:
                 raise
             # A key that cannot encrypt may still decrypt.
-
-
-def _serial(worker: Worker) -> str:
-    token = worker.started.token if worker.started else None
-    return token.serial if token else ""

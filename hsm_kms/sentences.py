@@ -40,7 +40,7 @@ HEALTH: Final[dict[type[errors.HsmKmsError], str]] = {
         "the key last current here is not on the token; "
         "restore it, or name another in keys.current"
     ),
-    errors.MechanismError: f"the token refuses AES-GCM with this key; {_SEE}",
+    errors.MechanismError: f"the token refuses a mechanism that is needed; {_SEE}",
     errors.PoolTimeoutError: "every token session is busy",
     errors.PoolClosedError: "the server is shutting down",
 }

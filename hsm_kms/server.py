@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import structlog
@@ -72,10 +73,17 @@ async def _serve_on(socket: UnixSocket, config: Config, stop: asyncio.Event) -> 
         call_timeout=config.token.call_timeout,
         on_fault=monitor.fault_seen,
     )
+    wrapper = partial(
+        TokenWrapper,
+        pool,
+        monitor.health,
+        scope=config.scope,
+        patience=config.token.session_wait,
+    )
     server = build_server(
         config.apis,
-        v2=TokenWrapper(pool, monitor.health, scope=config.scope, verify=True),
-        v1=TokenWrapper(pool, monitor.health, scope=config.scope, verify=False),
+        v2=wrapper(verify=True),
+        v1=wrapper(verify=False),
         health=monitor.health,
     )
     # Listening comes first: the API server waits for nobody, and Status says why

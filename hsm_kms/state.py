@@ -14,13 +14,23 @@ from __future__ import annotations
 
 import os
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Annotated, Final, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Final, Self, TypeVar
 
 import msgspec
-from msgspec import Meta, Struct
+from msgspec import Struct
 
 from hsm_kms import state_files
 from hsm_kms.errors import HsmKmsError
+from hsm_kms.state_records import (
+    MAX_PIN_RECORDS,
+    FrozenMechanism,
+    FrozenMechanismFile,
+    LastKey,
+    LastKeyFile,
+    PinFile,
+    PinIdentity,
+    PinRecord,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,14 +39,9 @@ if TYPE_CHECKING:
 LAST_KEY_FILE: Final = "last-key.json"
 PIN_FILE: Final = "pin.json"
 PIN_LOCK: Final = "pin.lock"
-MAX_PIN_RECORDS: Final = 16
+MECHANISM_FILE: Final = "mechanism.json"
 
 _T = TypeVar("_T")
-_KeyId = Annotated[str, Meta(pattern=r"^[a-z2-7]{26}(\.[a-z0-9]{1,16})?\Z")]
-_Hex = Annotated[str, Meta(pattern=r"^([0-9a-f]{2}){0,4096}\Z")]
-_Text = Annotated[str, Meta(max_length=4096)]
-_Count = Annotated[int, Meta(ge=0)]
-_Tries = Annotated[int, Meta(ge=0, le=1000)]
 
 
 class StateCorruptError(HsmKmsError):
@@ -45,82 +50,6 @@ class StateCorruptError(HsmKmsError):
 
 class StateWriteError(HsmKmsError):
     """The state directory cannot be written."""
-
-
-class LastKey(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The key this node last announced.
-
-    Args:
-        key_id: As in Status.
-        cka_id: Its CKA_ID in lower-case hexadecimal.
-        token_serial: Serial number of the token it was found on.
-        label: Its CKA_LABEL.
-        since: When it became current, ISO 8601.
-    """
-
-    key_id: _KeyId
-    cka_id: _Hex
-    token_serial: _Text
-    label: _Text
-    since: _Text
-
-
-class PinIdentity(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Tells one content of one PIN file from another without reading it.
-
-    Args:
-        device: st_dev.
-        inode: st_ino.
-        size: st_size in bytes.
-        mtime_ns: Time of the last change of its content, in nanoseconds.
-        ctime_ns: Time of the last change of any kind, in nanoseconds.
-    """
-
-    device: _Count
-    inode: _Count
-    size: _Count
-    mtime_ns: int
-    ctime_ns: int
-
-    @classmethod
-    def from_stat(cls, found: os.stat_result) -> Self:
-        """The identity of the file that this stat result describes."""
-        return cls(
-            device=found.st_dev,
-            inode=found.st_ino,
-            size=found.st_size,
-            mtime_ns=found.st_mtime_ns,
-            ctime_ns=found.st_ctime_ns,
-        )
-
-
-class PinRecord(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What is known about the PIN in one file.
-
-    Args:
-        identity: Which content of which file this is about.
-        verdict: "corrupt" is never stored: it says that the file which holds
-            the verdicts cannot be believed, so that this PIN must not be tried.
-        tries: C_Login calls begun since it was last untried.
-        function: The PKCS#11 function that rejected it.
-        rv: Its CK_RV.
-    """
-
-    identity: PinIdentity
-    verdict: Literal["untried", "proven", "rejected", "corrupt"] = "untried"
-    tries: _Tries = 0
-    function: _Text = ""
-    rv: _Count | None = None
-
-
-class _LastKeyFile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    version: Literal[1]
-    last_key: LastKey
-
-
-class _PinFile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    version: Literal[1]
-    pins: Annotated[tuple[PinRecord, ...], Meta(max_length=MAX_PIN_RECORDS)]
 
 
 class StateDir:
@@ -158,7 +87,7 @@ class StateDir:
         Raises:
             StateCorruptError: The file is there and cannot be believed.
         """
-        file = self._load(LAST_KEY_FILE, _LastKeyFile)
+        file = self._load(LAST_KEY_FILE, LastKeyFile)
         return file.last_key if file else None
 
     def save_last_key(self, key: LastKey) -> None:
@@ -167,7 +96,24 @@ class StateDir:
         Raises:
             StateWriteError: It could not be written; what was there still is.
         """
-        self._save(LAST_KEY_FILE, _LastKeyFile(version=1, last_key=key))
+        self._save(LAST_KEY_FILE, LastKeyFile(version=1, last_key=key))
+
+    def frozen_mechanism(self) -> FrozenMechanism | None:
+        """How the token was found to wrap, or None if it never was probed.
+
+        Raises:
+            StateCorruptError: The file is there and cannot be believed.
+        """
+        file = self._load(MECHANISM_FILE, FrozenMechanismFile)
+        return file.frozen if file else None
+
+    def freeze_mechanism(self, frozen: FrozenMechanism) -> None:
+        """Remember how the token wraps.
+
+        Raises:
+            StateWriteError: It could not be written; what was there still is.
+        """
+        self._save(MECHANISM_FILE, FrozenMechanismFile(frozen=frozen))
 
     def read_pin(self, identity: PinIdentity) -> PinRecord:
         """What is known about a PIN; "untried" if nothing is."""
@@ -194,7 +140,7 @@ class StateDir:
         if record.verdict == "corrupt":
             raise ValueError("corrupt is not a verdict to store")
         kept = (*self._other_pins(record.identity), record)[-MAX_PIN_RECORDS:]
-        self._save(PIN_FILE, _PinFile(version=1, pins=kept))
+        self._save(PIN_FILE, PinFile(version=1, pins=kept))
 
     def forget_pin(self, identity: PinIdentity) -> None:
         """Let a PIN be tried again; only under `pin_lock`, and only when told to.
@@ -208,7 +154,7 @@ class StateDir:
             kept = self._other_pins(identity)
         except StateCorruptError:
             kept = ()
-        self._save(PIN_FILE, _PinFile(version=1, pins=kept))
+        self._save(PIN_FILE, PinFile(version=1, pins=kept))
 
     @contextmanager
     def pin_lock(self, *, nonblocking: bool = True) -> Iterator[bool]:
@@ -231,7 +177,7 @@ class StateDir:
             os.close(lock)
 
     def _pins(self) -> tuple[PinRecord, ...]:
-        file = self._load(PIN_FILE, _PinFile)
+        file = self._load(PIN_FILE, PinFile)
         return file.pins if file else ()
 
     def _other_pins(self, mine: PinIdentity) -> tuple[PinRecord, ...]:

@@ -78,4 +78,6 @@ def key_settings(config: Config) -> KeySettings:
         suffix=keys.suffix,
         enforce=keys.policy == "enforce",
         private=config.token.login != "none",
+        mechanism=keys.mechanism,
+        gcm_iv=keys.gcm_iv,
     )

@@ -43,7 +43,7 @@ find_module() {
 
 install_softhsm() {
     if command -v apt-get >/dev/null; then
-        set -- apt-get install --yes --no-install-recommends softhsm2
+        set -- apt-get install --quiet --quiet --yes --no-install-recommends softhsm2
         as_root=
         if [ "$(id -u)" -ne 0 ]; then
             command -v sudo >/dev/null || die "SoftHSM2 is missing; as root run: $*"
@@ -83,7 +83,6 @@ prepare_dir() {
         [ -z "$others" ] || die "$dir holds other files; name an empty directory"
     fi
     chmod 0700 "$dir"
-    mkdir -p -- "$dir/tokens" "$dir/state"
 }
 
 # The socket is in DIR, unless its path would not fit into sockaddr_un.
@@ -101,6 +100,11 @@ choose_socket() {
     # A directory for temporary files does not outlive a restart of the machine.
     [ -d "$home" ] || mkdir -m 0700 -- "$home"
     [ -O "$home" ] || die "$home belongs to somebody else; remove $dir/socket and $dir/config.yaml"
+    # Where the one socket does not fit, the other does without.
+    admin=null
+    if [ "$home" = "$dir" ] && [ "$(printf %s "$dir/admin.sock" | wc -c)" -le 107 ]; then
+        admin="'$dir/admin.sock'"
+    fi
     [ "$home" = "$dir" ] || say "the path of $dir is too long for a socket; it is $socket"
 }
 
@@ -127,6 +131,7 @@ token:
   token_label: $label
   pin_file: '$dir/pin'
   env: {SOFTHSM2_CONF: '$dir/softhsm2.conf'}
+http: {listen: null, admin_socket: $admin}
 log: {format: text}
 YAML
 }
@@ -164,7 +169,8 @@ make_all() {
     fi
     [ -r "$module" ] || die "there is no SoftHSM2 module at ${module:-any of the usual places}"
     prepare_dir
-    write_softhsm_conf
+    write_softhsm_conf # the mark of a directory that is ours, so it comes first
+    mkdir -p -- "$dir/tokens" "$dir/state"
     choose_socket
     [ -s "$dir/so-pin" ] || random_pin | write so-pin
     [ -s "$dir/pin" ] || random_pin | write pin

@@ -92,6 +92,7 @@ class SoftHsm:
 
     def import_aes(self, key: bytes, *, label: str, cka_id: bytes) -> None:
         """Import an AES key; its CKA_LOCAL is false from then on."""
+        assert 0 not in key, "softhsm2-util ends a key at a NUL byte"
         file = self.directory / "key.bin"
         file.write_bytes(key)
         self.run(
@@ -148,6 +149,10 @@ class Plugin:
             },
             "keys": {},
             "health": {"interval": "1s"},
+            "http": {
+                "listen": "127.0.0.1:0",
+                "admin_socket": str(directory / "admin.sock"),
+            },
             "log": {"level": "debug"},
         }
         for name, section in sections.items():
@@ -310,8 +315,11 @@ class Plugin:
             return error.code().name
 
     def wait_healthz(self, wanted: str, seconds: float = SECONDS) -> None:
-        """Wait until healthz contains these words."""
-        wait_for(lambda: wanted in self.healthz(), seconds)
+        """Wait until healthz contains these words, or is "ok" and nothing else."""
+        if wanted == "ok":  # also a part of "token"
+            wait_for(lambda: self.healthz() == "ok", seconds)
+        else:
+            wait_for(lambda: wanted in self.healthz(), seconds)
 
     # The command line
 

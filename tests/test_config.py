@@ -8,13 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hsm_kms.config import effective, parse
-from hsm_kms.config_types import (
-    Config,
-    Section,
-    format_duration,
-    parse_duration,
-    sections,
-)
+from hsm_kms.config_fields import format_duration, parse_duration
+from hsm_kms.config_types import Config, Section, sections
 from hsm_kms.errors import ConfigError
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "configuration.md"
@@ -225,6 +220,8 @@ def test_every_key_is_documented(path):
 def shown_default(value):
     if isinstance(value, float):
         return format_duration(value)
+    if isinstance(value, tuple):
+        return list(value)
     return str(value) if isinstance(value, Path) else value
 
 

@@ -11,7 +11,7 @@ from hsm_kms.config_yaml import load_yaml
 from hsm_kms.errors import ConfigError
 from tests.test_config import CANARY, faults_of, leaves, with_
 
-SELECTOR = "token: must have exactly one of token_label, token_serial and slot"
+SELECTOR = "token: must have exactly one of uri, token_label, token_serial and slot"
 BAD = {
     "no selector": (
         with_({"token.token_label": None}),
@@ -79,7 +79,7 @@ BAD = {
         with_({"token.user_pin": "1234"}),
         ["token: unknown key; a PIN is never written here, but in pin_file (line 6)"],
     ),
-    "unknown key": (with_({"http": {}}), ["top level: unknown key (line 6)"]),
+    "unknown key": (with_({"nonsense": {}}), ["top level: unknown key (line 6)"]),
     "duplicate key": (
         with_() + "version: 1\n",
         ["version: given twice, on lines 1 and 6"],

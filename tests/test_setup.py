@@ -78,6 +78,8 @@ def test_configuration_is_complete(made):
     assert made / "kms.sock" == config.listen.socket
     assert made / "state" == config.state_dir
     assert made / "pin" == config.token.pin_file
+    assert made / "admin.sock" == config.http.admin_socket
+    assert config.http.listen is None
     assert 1 == len(keys(made))
 
 
@@ -168,11 +170,13 @@ def test_long_path_gets_a_short_socket(tmp_path):
     runtime = tempfile.mkdtemp(dir="/tmp")
     try:
         ended = setup(directory, XDG_RUNTIME_DIR=runtime)
-        socket = load(directory / "config.yaml").listen.socket
+        config = load(directory / "config.yaml")
+        socket = config.listen.socket
         shutil.rmtree(socket.parent)
         again = setup(directory, XDG_RUNTIME_DIR=runtime)
 
         assert Path(runtime) == socket.parent.parent
+        assert config.http.admin_socket is None
         assert 0o700 == socket.parent.stat().st_mode & 0o777
     finally:
         shutil.rmtree(runtime)

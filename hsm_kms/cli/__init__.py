@@ -34,13 +34,31 @@ for command in (serve, check, status, keys_group, token_group, config_group):
 def main() -> None:
     """Run the command line and exit."""
     try:
-        cli()
+        cli(prog_name="hsm-kms", standalone_mode=False)
     except ConfigError as error:
         for fault in error.faults:
-            click.echo(f"hsm-kms: {fault}", err=True)
+            _say(fault)
         sys.exit(2)
     except HsmKmsError as error:
-        click.echo(f"hsm-kms: {error}", err=True)
-        if error.hint:
-            click.echo(f"hint: {error.hint}", err=True)
+        _say(str(error), error.hint)
         sys.exit(1)
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        sys.exit(2)
+    except click.UsageError as error:
+        command = error.ctx.command_path if error.ctx else "hsm-kms"
+        _say(_in_our_voice(error.format_message()), f"see `{command} --help`")
+        sys.exit(2)
+    except click.Abort:
+        _say("broken off")
+        sys.exit(1)
+
+
+def _say(sentence: str, hint: str | None = None) -> None:
+    click.echo(f"hsm-kms: {sentence}", err=True)
+    if hint:
+        click.echo(f"hint: {hint}", err=True)
+
+
+def _in_our_voice(sentence: str) -> str:
+    return sentence[:1].lower() + sentence[1:].rstrip(".")

@@ -11,21 +11,20 @@ import click
 
 from hsm_kms import config as configuration
 from hsm_kms import wiring
-from hsm_kms.cli.keys import last_key_id
+from hsm_kms.cli.keys import discovery_for, last_key_id
 from hsm_kms.cli.options import config_option
 from hsm_kms.cli.worker import one_worker
 from hsm_kms.errors import HsmKmsError, PinSettlingError, TokenAbsentError
-from hsm_kms.keyring import Keyring, TokenKey, read_keyring
 from hsm_kms.state import StateDir
 from hsm_kms.token.pin import PinGate
-from hsm_kms.worker.messages import Prove
-from hsm_kms.wrapping.record import Algorithm, Header, Kind
+from hsm_kms.wrapping.wrapper import canary
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
     from hsm_kms.config_types import Config
+    from hsm_kms.keyring import TokenKey
     from hsm_kms.token.process import Worker
 
 _MARKS: Final = {"ok": "✓", "warn": "!", "fail": "✗"}
@@ -159,9 +158,8 @@ def _session_budget(
 
 
 async def _check_keys(report: Report, config: Config, worker: Worker) -> None:
-    seconds = config.token.call_timeout
-    settings = wiring.key_settings(config)
-    ring: Keyring = await read_keyring(worker, settings, last_key_id(config), seconds)
+    discovery = discovery_for(config)
+    ring = await discovery.read(worker, last_key_id(config), fresh=True)
     for key in ring.keys:
         if key is not ring.current:
             report.ok(f"key {key.key_id}, to decrypt only")
@@ -170,8 +168,10 @@ async def _check_keys(report: Report, config: Config, worker: Worker) -> None:
     if ring.fault is not None:
         report.fail("key", ring.fault)
         return
-    if ring.current is not None:
-        await _check_wrap(report, config, worker, ring.current)
+    if ring.current is not None and ring.current.mechanism is not None:
+        request = canary(ring.current, ring.current.mechanism, config.scope)
+        await worker.ask(request, config.token.call_timeout)
+        report.ok(f"mechanism {ring.current.mechanism}: wrapped and unwrapped once")
 
 
 def _describe_key(report: Report, key: TokenKey) -> None:
@@ -182,14 +182,3 @@ def _describe_key(report: Report, key: TokenKey) -> None:
         report.ok("policy: AES-256, sensitive, not extractable, encrypt and decrypt")
     if not key.born_here:
         report.warn("the key was imported, or could once be read from the token")
-
-
-async def _check_wrap(
-    report: Report, config: Config, worker: Worker, key: TokenKey
-) -> None:
-    header = Header(
-        kind=Kind.CANARY, algorithm=Algorithm.AES_256_GCM, key_id=key.key_id
-    )
-    request = Prove(ref=key.ref, aad=header.aad(config.scope))
-    await worker.ask(request, config.token.call_timeout)
-    report.ok("mechanism CKM_AES_GCM with our own IV: wrapped and unwrapped once")

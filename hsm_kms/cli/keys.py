@@ -13,16 +13,19 @@ from hsm_kms import config as configuration
 from hsm_kms import wiring
 from hsm_kms.cli.options import config_option, output_option
 from hsm_kms.cli.worker import LoginChoice, login_options, one_worker
-from hsm_kms.errors import HsmKmsError
+from hsm_kms.discovery import Discovery, wanted_mechanisms
+from hsm_kms.errors import HsmKmsError, MechanismError
 from hsm_kms.key_id import make_cka_id
-from hsm_kms.keyring import Keyring, read_keyring
 from hsm_kms.state import StateCorruptError, StateDir
-from hsm_kms.worker.messages import GenerateKey, KeyRef
+from hsm_kms.worker.messages import GenerateKey, Probe
+from hsm_kms.worker.values import Cipher, KeyRef, Mechanism
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from hsm_kms.config_types import Config
+    from hsm_kms.keyring import Keyring
+    from hsm_kms.token.process import Worker
 
 
 @click.group("keys")
@@ -93,10 +96,10 @@ def list_keys(
 async def _generate(
     config: Config, choice: LoginChoice, *, another: bool
 ) -> tuple[Keyring, Keyring]:
-    seconds = config.token.start_timeout
     settings = wiring.key_settings(config)
+    discovery = discovery_for(config)
     async with one_worker(config, choice, read_write=True) as worker:
-        before = await read_keyring(worker, settings, None, seconds)
+        before = await discovery.read(worker, None, fresh=False)
         if before.keys and not another:
             raise HsmKmsError(
                 f"there is a key labelled {settings.label!r} already: "
@@ -104,19 +107,41 @@ async def _generate(
                 hint="--another makes one more; keys.current must then name one",
             )
         cka_id = make_cka_id(int(datetime.now(UTC).timestamp()))
-        await worker.ask(GenerateKey(ref=KeyRef(settings.label, cka_id)), seconds)
-        after = await read_keyring(worker, settings, None, seconds)
+        await _make(worker, config, KeyRef(settings.label, cka_id))
+        after = await discovery.read(worker, None, fresh=False)
     return before, after
 
 
 async def _read(config: Config, choice: LoginChoice) -> Keyring:
     async with one_worker(config, choice) as worker:
-        return await read_keyring(
-            worker,
-            wiring.key_settings(config),
-            last_key_id(config),
-            config.token.start_timeout,
-        )
+        return await discovery_for(config).read(worker, last_key_id(config), fresh=True)
+
+
+async def _make(worker: Worker, config: Config, ref: KeyRef) -> None:
+    """The AES key, and the HMAC key beside it where AES-GCM will not do."""
+    seconds = config.token.start_timeout
+    wanted = wanted_mechanisms(wiring.key_settings(config))
+    await worker.ask(GenerateKey(ref=ref), seconds)
+    gcm = tuple(mechanism for mechanism in wanted if mechanism.cipher is Cipher.GCM)
+    if gcm:
+        try:
+            await worker.ask(Probe(ref=ref, paired=False, wanted=gcm), seconds)
+        except MechanismError:
+            if Mechanism.CBC_HMAC not in wanted:
+                raise
+        else:
+            return
+    await worker.ask(GenerateKey(ref=ref, partner=True), seconds)
+
+
+def discovery_for(config: Config) -> Discovery:
+    """What reads the keyring for a command; it freezes nothing."""
+    return Discovery(
+        wiring.key_settings(config),
+        StateDir(config.state_dir),
+        seconds=config.token.start_timeout,
+        freeze=False,
+    )
 
 
 def last_key_id(config: Config) -> str | None:

@@ -39,6 +39,10 @@ def status(path: Path, socket: Path | None, output: str) -> None:
 
 
 def _ask(socket: Path) -> dict[str, str]:
+    if not socket.exists():
+        raise HsmKmsError(
+            f"there is no socket {socket}", hint="start `hsm-kms serve`, or see its log"
+        )
     import grpc  # noqa: PLC0415 - takes a third of a second
 
     from hsm_kms.api.rpc import kms_v2_pb2, kms_v2_pb2_grpc  # noqa: PLC0415

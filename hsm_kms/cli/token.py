@@ -18,7 +18,7 @@ from hsm_kms.token.process import Worker
 from hsm_kms.worker.messages import Configure, ListTokens, Tokens
 
 if TYPE_CHECKING:
-    from hsm_kms.worker.messages import TokenSeen
+    from hsm_kms.worker.values import TokenSeen
 
 SECONDS: Final = 60.0
 

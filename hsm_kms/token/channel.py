@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
@@ -22,6 +22,12 @@ if TYPE_CHECKING:
 
     from hsm_kms.worker.messages import Reply, Request
 
+_POLL_SECONDS: Final = 0.01
+
+# One for all channels: what is read into it is decoded, which copies, before the
+# loop can read again.
+_incoming = memoryview(bytearray(messages.MAX_MESSAGE_BYTES))
+
 
 class Channel:
     """The server's end of a pair.
@@ -29,23 +35,40 @@ class Channel:
     Args:
         pair: Our socket.
         on_lost: Called once when the other end is gone or talks nonsense.
+        on_retire: Called when the worker behind it turned out to be of no use.
+
+    Attributes:
+        busy_since: The loop's time when the call under way began, or None.
+        retiring: Nothing new is lent on it; a call under way may finish.
     """
 
-    def __init__(self, pair: socket.socket, on_lost: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        pair: socket.socket,
+        on_lost: Callable[[str], None],
+        on_retire: Callable[[str], None] | None = None,
+    ) -> None:
         pair.setblocking(False)
         self._pair = pair
         self._on_lost = on_lost
+        self._on_retire = on_retire
         self._loop = asyncio.get_running_loop()
         self._number = 0
         self._waiting: asyncio.Future[Reply] | None = None
         self._closed = False
         self.busy_since: float | None = None
+        self.retiring = False
         self._loop.add_reader(pair.fileno(), self._readable)
 
     @property
     def closed(self) -> bool:
         """Whether the other end is gone."""
         return self._closed
+
+    @property
+    def lendable(self) -> bool:
+        """Whether a new request may go out on it."""
+        return not (self._closed or self.retiring)
 
     def exchange(self, request: Request) -> asyncio.Future[Reply]:
         """Send a request; the future gets its reply.
@@ -60,15 +83,28 @@ class Channel:
             raise WorkerLostError("the token worker is gone")
         if self._waiting is not None:
             raise AssertionError("a channel carries one request at a time")
+        datagram = messages.pack(self._number + 1, request)
         self._number += 1
         self._waiting = self._loop.create_future()
         self.busy_since = self._loop.time()
         future = self._waiting
         try:
-            self._pair.send(messages.pack(self._number, request))
+            self._pair.send(datagram)
         except OSError:
             self._lose("its socket is closed")
         return future
+
+    async def idle(self) -> None:
+        """Wait until no call is under way."""
+        # Not the future: who waits for it may have cancelled it; the call goes on.
+        while self.busy_since is not None:  # noqa: ASYNC110 - seldom, and short
+            await asyncio.sleep(_POLL_SECONDS)
+
+    def retire(self, why: str) -> None:
+        """Have the worker behind it replaced; its other sessions go with it."""
+        self.retiring = True
+        if self._on_retire is not None:
+            self._on_retire(why)
 
     def close(self) -> None:
         """Close our end; whoever waits gets `WorkerLostError`."""
@@ -81,16 +117,16 @@ class Channel:
 
     def _readable(self) -> None:
         try:
-            datagram = self._pair.recv(messages.MAX_MESSAGE_BYTES)
+            length = self._pair.recv_into(_incoming)
         except (BlockingIOError, InterruptedError):
             return
         except OSError:
-            datagram = b""
-        if not datagram:
+            length = 0
+        if not length:
             self._lose("it ended")
             return
         try:
-            number, reply = messages.unpack_reply(datagram)
+            number, reply = messages.unpack_reply(_incoming[:length])
         except msgspec.MsgspecError:
             self._lose("it sent a message that is none")
             return

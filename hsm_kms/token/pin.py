@@ -27,8 +27,10 @@ from hsm_kms.errors import (
     PinRejectedError,
     PinSettlingError,
     PinUnavailableError,
+    WorkerLostError,
 )
-from hsm_kms.state import PinIdentity, PinRecord, StateCorruptError, StateWriteError
+from hsm_kms.state import StateCorruptError, StateWriteError
+from hsm_kms.state_records import PinIdentity, PinRecord
 from hsm_kms.token.faults import error_from
 from hsm_kms.worker.messages import Failure, Login
 
@@ -128,8 +130,8 @@ class PinGate:
         )  # before the try: a crash inside it must count
         try:
             await self._try(worker, source, before)
-        except PinRejectedError:
-            raise
+        except (PinRejectedError, WorkerLostError):
+            raise  # judged, or died inside C_Login: the try is used up
         except HsmKmsError:
             # The token answered, and not about the PIN: no try was used up.
             self._remember(before)
@@ -207,7 +209,11 @@ async def _exchange(
         user_type=source.user_type,
         refuse_low=refuse_low,
     )
-    reply = await worker.control.exchange(request)
+    try:
+        reply = await worker.control.exchange(request)
+    except asyncio.CancelledError:
+        worker.kill("broken off inside C_Login")  # before the PIN lock is let go
+        raise
     if isinstance(reply, Failure):
         raise error_from(reply)
 

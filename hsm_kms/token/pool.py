@@ -66,6 +66,7 @@ class Pool:
         self._idle: list[Channel] = []
         self._waiting: deque[asyncio.Future[Channel]] = deque()
         self._down: HsmKmsError | None = None
+        self._closed = False
         self._loop = asyncio.get_running_loop()
 
     def stats(self) -> PoolStats:
@@ -87,6 +88,8 @@ class Pool:
 
     def add(self, channel: Channel) -> None:
         """Take an idle session in; from now on it is lent."""
+        if self._closed:
+            return
         self._down = None
         self._sessions.add(channel)
         self._hand_out(channel)
@@ -99,8 +102,11 @@ class Pool:
 
     def fail(self, error: HsmKmsError) -> None:
         """The token is down: fail who waits, and who comes, until a session comes."""
-        if self._sessions:
+        if self._sessions or self._closed:
             return
+        self._fail_all(error)
+
+    def _fail_all(self, error: HsmKmsError) -> None:
         self._down = error
         while self._waiting:
             waiter = self._waiting.popleft()
@@ -127,6 +133,8 @@ class Pool:
             return await self._attempt(request, latest)
         except (SessionLostError, WorkerLostError) as error:
             self._on_fault(error)
+            if self._loop.time() >= latest:
+                raise TokenTimeoutError("no time is left for another try") from None
         try:
             return await self._attempt(request, latest)
         except (SessionLostError, WorkerLostError) as error:
@@ -139,8 +147,8 @@ class Pool:
         channel = await self._lend(latest)
         try:
             future = channel.exchange(request)
-        except WorkerLostError:
-            self.withdraw(channel)
+        except BaseException:
+            self._take_back(channel)
             raise
         future.add_done_callback(lambda _: self._take_back(channel))
         try:
@@ -151,25 +159,29 @@ class Pool:
             self._on_fault(error)
             raise error from None
         if isinstance(reply, Failure):
-            self._report_and_raise(reply)
+            self._report_and_raise(channel, reply)
         return reply
 
-    def _report_and_raise(self, reply: Failure) -> None:
+    def _report_and_raise(self, channel: Channel, reply: Failure) -> None:
         error = error_from(reply)
-        if isinstance(error, TokenError) and not isinstance(
-            error, (SessionLostError, WorkerLostError)
-        ):
+        if isinstance(error, WorkerLostError):
+            channel.retire(str(error))  # logged out: so are its other sessions
+        elif isinstance(error, SessionLostError):
+            self._lend_last(channel)
+        elif isinstance(error, TokenError):
             self._on_fault(error)
         raise error
 
     async def _lend(self, latest: float) -> Channel:
         while self._idle:
             channel = self._idle.pop()
-            if not channel.closed:
+            if channel.lendable:
                 return channel
             self._sessions.discard(channel)
         if self._down is not None:
-            raise self._down
+            # One exception for all who come: without this its traceback, and all
+            # that its frames hold, would grow with each of them.
+            raise self._down.with_traceback(None)
         waiter: asyncio.Future[Channel] = self._loop.create_future()
         self._waiting.append(waiter)
         until = min(latest, self._loop.time() + self._session_wait)
@@ -193,13 +205,19 @@ class Pool:
         if waiter in self._waiting:
             self._waiting.remove(waiter)
         elif waiter.done() and not waiter.cancelled() and not waiter.exception():
-            self._hand_out(waiter.result())
+            self._take_back(waiter.result())
 
     def _take_back(self, channel: Channel) -> None:
-        if channel.closed:
+        if not channel.lendable:
             self.withdraw(channel)
         elif channel in self._sessions:
             self._hand_out(channel)
+
+    def _lend_last(self, channel: Channel) -> None:
+        """It came back in a bad way: the next try shall get another one."""
+        if channel in self._idle:
+            self._idle.remove(channel)
+            self._idle.insert(0, channel)
 
     def _hand_out(self, channel: Channel) -> None:
         while self._waiting:
@@ -211,6 +229,7 @@ class Pool:
 
     def close(self) -> None:
         """Fail who waits and who comes; calls under way may finish."""
+        self._closed = True
         self._sessions.clear()
         self._idle.clear()
-        self.fail(PoolClosedError("the server is shutting down"))
+        self._fail_all(PoolClosedError("the server is shutting down"))

@@ -20,6 +20,7 @@ from hsm_kms.errors import (
 )
 from hsm_kms.token.channel import Channel
 from hsm_kms.token.faults import error_from
+from hsm_kms.token.stderr import Stderr
 from hsm_kms.worker.messages import (
     Configure,
     Failure,
@@ -34,8 +35,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 LEAVE_SECONDS: Final = 1.0  # the worker itself takes half of it at most
-_STDERR_LINES: Final = 20  # of a worker's life, so that a chatty module stays quiet
-_STDERR_BYTES: Final = 200  # of each line
+_IDLE_SECONDS: Final = 0.4  # of them, for a call on the control session to end
+KILL_SECONDS: Final = 1.0  # longer takes only a call that hangs in the kernel
 
 _log = structlog.get_logger(__name__)
 
@@ -53,9 +54,15 @@ class Worker:
     """
 
     def __init__(
-        self, process: asyncio.subprocess.Process, pairs: Sequence[socket.socket]
+        self,
+        process: asyncio.subprocess.Process,
+        pairs: Sequence[socket.socket],
+        stderr: int,
+        pidfd: int,
     ) -> None:
-        self.control, *self.sessions = (Channel(pair, self._lost) for pair in pairs)
+        self.control, *self.sessions = (
+            Channel(pair, self._lost, self.retire) for pair in pairs
+        )
         self.lost = asyncio.Event()
         self.reason = ""
         self.retiring = False
@@ -63,13 +70,19 @@ class Worker:
         self.started: Started | None = None
         self._process = process
         # asyncio's own kill() may reap the child behind its watcher's back.
-        self._pidfd: int | None = os.pidfd_open(process.pid)
-        self._listening = asyncio.create_task(self._listen())
+        self._pidfd: int | None = pidfd
+        self._stderr = Stderr(stderr, process.pid)
 
     @property
     def pid(self) -> int:
         """The process id."""
         return self._process.pid
+
+    @property
+    def token_serial(self) -> str:
+        """Serial number of its token, "" before it is configured."""
+        token = self.started.token if self.started else None
+        return token.serial if token else ""
 
     @classmethod
     async def spawn(
@@ -81,33 +94,35 @@ class Worker:
             sessions: How many session channels.
             env: Added to this process's environment, for the vendor's module.
             pass_fds: More descriptors that the worker inherits.
+
+        Raises:
+            WorkerLostError: This machine has no process or descriptor left.
         """
-        # From the main thread: the parent-death signal follows the spawning thread.
-        pairs = [
-            socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            for _ in range(1 + sessions)
-        ]
-        theirs = [pair[1] for pair in pairs]
-        numbers = [other.fileno() for other in theirs]
-        command = [sys.executable, "-I", "-m", "hsm_kms.worker", str(os.getpid())]
-        try:
-            process = await asyncio.create_subprocess_exec(
-                *command,
-                *map(str, numbers),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                pass_fds=[*numbers, *pass_fds],
-                env={**os.environ, **env},
-            )
-        except BaseException:
-            for ours, _ in pairs:
-                ours.close()
-            raise
-        finally:
-            for other in theirs:
-                other.close()
-        return cls(process, [ours for ours, _ in pairs])
+        with contextlib.ExitStack() as theirs, contextlib.ExitStack() as ours:
+            try:
+                stderr, their_stderr = os.pipe()
+                ours.callback(os.close, stderr)
+                theirs.callback(os.close, their_stderr)
+                pairs = [_pair(ours, theirs) for _ in range(1 + sessions)]
+                numbers = [other.fileno() for _, other in pairs]
+                # From the main thread: the parent-death signal follows the thread.
+                process = await asyncio.create_subprocess_exec(
+                    *(sys.executable, "-I", "-m", "hsm_kms.worker"),
+                    *map(str, (os.getpid(), *numbers)),
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=their_stderr,
+                    pass_fds=[*numbers, *pass_fds],
+                    env={**os.environ, **env},
+                )
+                # Should this fail, the worker sees its pairs close, and leaves.
+                pidfd = os.pidfd_open(process.pid)
+            except OSError as error:
+                raise WorkerLostError(
+                    f"a token worker cannot be started: {error.strerror}"
+                ) from None
+            ours.pop_all()
+        return cls(process, [mine for mine, _ in pairs], stderr, pidfd)
 
     async def configure(self, request: Configure) -> Started:
         """Load the module and choose the token.
@@ -169,9 +184,15 @@ class Worker:
             raise error_from(reply)
         return reply
 
+    def lend_no_more(self) -> None:
+        """Calls under way may finish; the pool puts no new ones on its sessions."""
+        self.retiring = True
+        for channel in self.sessions:
+            channel.retiring = True
+
     def retire(self, reason: str) -> None:
         """Have it replaced: whoever keeps it sees `lost` and lets it leave."""
-        self.retiring = True
+        self.lend_no_more()
         self._end(reason)
 
     async def leave(self) -> None:
@@ -179,21 +200,28 @@ class Worker:
         self._end("asked to leave")
         for channel in self.sessions:
             channel.close()
-        if self.control.busy_since is not None:
-            self.kill("its control session is busy")
-        elif not self.control.closed:
-            self.control.exchange(Leave())
         try:
             async with asyncio.timeout(LEAVE_SECONDS):
+                await self._say_leave()
                 await self._process.wait()
-        except TimeoutError:
+        except (TimeoutError, WorkerLostError):
             self.kill("did not leave in time")
         self.control.close()
-        await self._process.wait()
-        await self._listening
+        try:
+            async with asyncio.timeout(KILL_SECONDS):
+                await self._process.wait()
+        except TimeoutError:
+            _log.error("token worker cannot be killed", pid=self.pid)
+        self._stderr.close()
         if self._pidfd is not None:
             os.close(self._pidfd)
             self._pidfd = None
+
+    async def _say_leave(self) -> None:
+        """Ask on the control channel, once a canary that runs there is through."""
+        async with asyncio.timeout(_IDLE_SECONDS):
+            await self.control.idle()
+        self.control.exchange(Leave())
 
     def kill(self, reason: str) -> None:
         """SIGKILL; whoever waits for an answer gets `WorkerLostError`."""
@@ -212,21 +240,12 @@ class Worker:
             self.reason = reason
             self.lost.set()
 
-    async def _listen(self) -> None:
-        """Log the first lines that module and python-pkcs11 print, drop the rest."""
-        stream = self._process.stderr
-        if stream is None:
-            return
-        lines = 0
-        rest = b""
-        while chunk := await stream.read(4096):
-            *complete, rest = (rest + chunk).split(b"\n")
-            rest = rest[:_STDERR_BYTES]
-            for line in complete:
-                lines += 1
-                if lines <= _STDERR_LINES:
-                    text = line[:_STDERR_BYTES].decode("utf-8", "replace")
-                    _log.debug("worker stderr", pid=self.pid, text=text)
+
+def _pair(
+    ours: contextlib.ExitStack, theirs: contextlib.ExitStack
+) -> tuple[socket.socket, socket.socket]:
+    mine, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    return ours.enter_context(mine), theirs.enter_context(other)
 
 
 def _unexpected(reply: Reply) -> HsmKmsError:

@@ -2,8 +2,9 @@
 
 1. A worker's sessions are lent only after module, token, login and sessions are
    there and `qualify` has had its look.
-2. A worker that is gone is replaced at once; one that cannot start is tried again
-   with growing, jittered pauses, and meanwhile requests fail with its reason.
+2. A worker that is gone is replaced at once; one that cannot start, or does not
+   live long, is tried again with growing, jittered pauses. While there is none,
+   requests fail with the reason.
 3. A call running longer than `call_timeout` brings one spare worker; one running
    longer than `hang_timeout` ends its worker, the other sessions having drained.
 """
@@ -11,7 +12,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import secrets
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
@@ -23,6 +23,7 @@ from hsm_kms.errors import (
     PinRejectedError,
     PinUnavailableError,
     TokenTimeoutError,
+    WorkerLostError,
 )
 from hsm_kms.token.process import Worker
 
@@ -126,15 +127,19 @@ class Workers:
         while True:
             try:
                 worker, channels = await self._start()
-            except HsmKmsError as error:
-                self._failed(error)
-                await asyncio.sleep(_pause_after(error, pause))
+            except Exception as error:  # noqa: BLE001 - a bug must not end this loop
+                known = _as_known(error)
+                self._failed(known)
+                await asyncio.sleep(_pause_after(known, pause))
                 pause = min(pause * 2, LONGEST_PAUSE)
                 continue
             began = loop.time()
             await self._serve(worker, channels)
             if loop.time() - began > _WELL_SECONDS:
                 pause = FIRST_PAUSE
+                continue
+            await asyncio.sleep(_jittered(pause))
+            pause = min(pause * 2, LONGEST_PAUSE)
 
     async def _start(self) -> tuple[Worker, list[Channel]]:
         self._gate.check()
@@ -178,7 +183,7 @@ class Workers:
             self.ready.remove(worker)
             for channel in channels:
                 self._pool.withdraw(channel)
-            await worker.leave()
+            await _shielded(worker.leave())
             _log.info("token worker ended", pid=worker.pid, reason=worker.reason)
             self.restarts += 1
             self._on_change()
@@ -203,7 +208,7 @@ class Workers:
         ]
 
     async def _end_hung(self, worker: Worker) -> None:
-        worker.retiring = True
+        worker.lend_no_more()
         for channel in worker.sessions:
             self._pool.withdraw(channel)
         loop = asyncio.get_running_loop()
@@ -229,12 +234,27 @@ class Workers:
 
 
 async def _shielded(ending: Coroutine[None, None, None]) -> None:
-    """End a worker that never served, even while this task is being cancelled."""
-    with contextlib.suppress(asyncio.CancelledError):
-        await asyncio.shield(ending)
+    """See a worker out, even when this task is cancelled meanwhile."""
+    task = asyncio.ensure_future(ending)
+    try:
+        await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await task
+        raise
+
+
+def _as_known(error: Exception) -> HsmKmsError:
+    if isinstance(error, HsmKmsError):
+        return error
+    _log.error("bug while a token worker started", exc_info=error)
+    return WorkerLostError(f"a bug in hsm-kms: {type(error).__name__}")
 
 
 def _pause_after(error: HsmKmsError, pause: float) -> float:
     if isinstance(error, (PinRejectedError, PinUnavailableError)):
         return PIN_PAUSE
+    return _jittered(pause)
+
+
+def _jittered(pause: float) -> float:
     return pause * (0.5 + secrets.SystemRandom().random())

@@ -12,6 +12,7 @@ import signal
 import socket
 import sys
 import threading
+from contextlib import AbstractContextManager, nullcontext
 from typing import NoReturn
 
 import msgspec
@@ -36,16 +37,21 @@ def main() -> NoReturn:
         signal.signal(number, signal.SIG_IGN)
     control, *others = (socket.socket(fileno=int(fd)) for fd in sys.argv[2:])
     module = _start(control)
+    # A module that grants no locking gets one call at a time.
+    one_at_a_time = nullcontext() if module.os_locking else threading.Lock()
     known_good: KnownGood = {}
     for pair in others:
         session = TokenSession(module, known_good)
-        threading.Thread(target=_serve, args=(pair, session), daemon=True).start()
-    _serve(control, TokenSession(module, known_good))
+        threading.Thread(
+            target=_serve, args=(pair, session, one_at_a_time), daemon=True
+        ).start()
+    _serve(control, TokenSession(module, known_good), one_at_a_time)
     _leave(module)
 
 
 def _start(control: socket.socket) -> Module:
-    number, request = _receive(control)
+    incoming = _buffer()
+    number, request = _receive(control, incoming)
     if not isinstance(request, Configure):
         os._exit(2)
     try:
@@ -54,45 +60,64 @@ def _start(control: socket.socket) -> Module:
             os_locking=module.os_locking, library=module.library, token=module.token()
         )
     except WorkerError as error:
-        _send(control, number, error.as_message())
-        os._exit(1)
+        failure = error.as_message()
     except Exception as error:  # noqa: BLE001 - said to the server, then gone
-        _send(
-            control, number, Failure(cause=Cause.INTERNAL, detail=type(error).__name__)
-        )
-        os._exit(1)
-    _send(control, number, started)
-    return module
+        failure = Failure(cause=Cause.INTERNAL, detail=type(error).__name__)
+    else:
+        _send(control, number, started)
+        return module
+    _send(control, number, failure)
+    # Gone too early, the other pairs' ends could be seen before the reason is read.
+    _receive(control, incoming)
+    os._exit(1)
 
 
-def _serve(pair: socket.socket, session: TokenSession) -> None:
+def _serve(
+    pair: socket.socket,
+    session: TokenSession,
+    one_at_a_time: AbstractContextManager[object],
+) -> None:
     """Answer until the other end closes or says `Leave`."""
+    incoming = _buffer()
     while True:
-        number, request = _receive(pair)
+        number, request = _receive(pair, incoming)
         if request is None:
             return
         if isinstance(request, Leave):
             _send(pair, number, Done())
             return
-        _send(pair, number, session.answer(request))
+        with one_at_a_time:
+            reply = session.answer(request)
+        _send(pair, number, reply)
 
 
-def _receive(pair: socket.socket) -> tuple[int, messages.Request | None]:
+def _buffer() -> memoryview:
+    # Made once: a fresh one for each message costs more than the message.
+    return memoryview(bytearray(messages.MAX_MESSAGE_BYTES))
+
+
+def _receive(
+    pair: socket.socket, incoming: memoryview
+) -> tuple[int, messages.Request | None]:
     try:
-        datagram = pair.recv(messages.MAX_MESSAGE_BYTES)
+        length = pair.recv_into(incoming)
     except ConnectionError:
         return 0, None
-    if not datagram:
+    if not length:
         return 0, None
     try:
-        return messages.unpack_request(datagram)
+        return messages.unpack_request(incoming[:length])
     except msgspec.MsgspecError:
         os._exit(2)
 
 
 def _send(pair: socket.socket, number: int, reply: Reply) -> None:
+    datagram = messages.pack(number, reply)
+    if len(datagram) > messages.MAX_MESSAGE_BYTES:
+        failure = Failure(cause=Cause.INTERNAL, detail="the answer is too long")
+        datagram = messages.pack(number, failure)
     try:
-        pair.sendall(messages.pack(number, reply))
+        pair.sendall(datagram)
     except OSError:
         return  # nobody waits any more; the next receive says so
 

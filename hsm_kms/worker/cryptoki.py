@@ -1,145 +1,45 @@
 """The PKCS#11 calls that python-pkcs11 lacks or makes one round trip too long.
 
-ctypes over the module's own function list (PKCS#11 2.40, section 5.4): the order of
-`_FUNCTIONS` is the order of CK_FUNCTION_LIST. ctypes releases the GIL in each call.
+ctypes over the module's own function list; ctypes releases the GIL in each call.
 """
 
 from __future__ import annotations
 
 import ctypes
-from ctypes import POINTER, byref, c_char, c_ubyte, c_ulong, c_void_p
+from ctypes import POINTER, byref, c_ubyte, c_ulong, c_void_p
 from typing import Any, Final
 
 from hsm_kms.worker import ckr
 from hsm_kms.worker.failures import Cause, WorkerError, from_rv
+from hsm_kms.worker.structs import (
+    FUNCTIONS,
+    FunctionList,
+    GcmParams,
+    InitializeArgs,
+    Mechanism,
+    SessionInfo,
+    TokenInfo,
+)
 
 CKF_OS_LOCKING_OK: Final = 0x2
 CKM_AES_ECB: Final = 0x1081
 CKM_AES_CBC: Final = 0x1082
+CKM_AES_CBC_PAD: Final = 0x1085
 CKM_AES_GCM: Final = 0x1087
+CKM_SHA256_HMAC: Final = 0x0251
 _LOGGED_IN_STATES: Final = frozenset({1, 3, 4})  # CKS_RO_USER, RW_USER, RW_SO
 _UNAVAILABLE: Final = (0, 2**64 - 1)  # CK_EFFECTIVELY_INFINITE, CK_UNAVAILABLE..
 
-_FUNCTIONS: Final = (
-    "C_Initialize",
-    "C_Finalize",
-    "C_GetInfo",
-    "C_GetFunctionList",
-    "C_GetSlotList",
-    "C_GetSlotInfo",
-    "C_GetTokenInfo",
-    "C_GetMechanismList",
-    "C_GetMechanismInfo",
-    "C_InitToken",
-    "C_InitPIN",
-    "C_SetPIN",
-    "C_OpenSession",
-    "C_CloseSession",
-    "C_CloseAllSessions",
-    "C_GetSessionInfo",
-    "C_GetOperationState",
-    "C_SetOperationState",
-    "C_Login",
-    "C_Logout",
-    "C_CreateObject",
-    "C_CopyObject",
-    "C_DestroyObject",
-    "C_GetObjectSize",
-    "C_GetAttributeValue",
-    "C_SetAttributeValue",
-    "C_FindObjectsInit",
-    "C_FindObjects",
-    "C_FindObjectsFinal",
-    "C_EncryptInit",
-    "C_Encrypt",
-    "C_EncryptUpdate",
-    "C_EncryptFinal",
-    "C_DecryptInit",
-    "C_Decrypt",
-)
 
-
-class _Version(ctypes.Structure):
-    _fields_ = (("major", c_ubyte), ("minor", c_ubyte))
-
-
-class _FunctionList(ctypes.Structure):
-    _fields_ = (("version", _Version), *((name, c_void_p) for name in _FUNCTIONS))
-
-
-class _InitializeArgs(ctypes.Structure):
-    _fields_ = (
-        ("CreateMutex", c_void_p),
-        ("DestroyMutex", c_void_p),
-        ("LockMutex", c_void_p),
-        ("UnlockMutex", c_void_p),
-        ("flags", c_ulong),
-        ("pReserved", c_void_p),
-    )
-
-
-class _Mechanism(ctypes.Structure):
-    _fields_ = (
-        ("mechanism", c_ulong),
-        ("pParameter", c_void_p),
-        ("ulParameterLen", c_ulong),
-    )
-
-
-class _GcmParams(ctypes.Structure):
-    """CK_GCM_PARAMS of the PKCS#11 2.40 headers, with ulIvBits."""
-
-    _fields_ = (
-        ("pIv", c_void_p),
-        ("ulIvLen", c_ulong),
-        ("ulIvBits", c_ulong),
-        ("pAAD", c_void_p),
-        ("ulAADLen", c_ulong),
-        ("ulTagBits", c_ulong),
-    )
-
-
-class _TokenInfo(ctypes.Structure):
-    _fields_ = (
-        ("label", c_char * 32),
-        ("manufacturerID", c_char * 32),
-        ("model", c_char * 16),
-        ("serialNumber", c_char * 16),
-        ("flags", c_ulong),
-        ("ulMaxSessionCount", c_ulong),
-        ("ulSessionCount", c_ulong),
-        ("ulMaxRwSessionCount", c_ulong),
-        ("ulRwSessionCount", c_ulong),
-        ("ulMaxPinLen", c_ulong),
-        ("ulMinPinLen", c_ulong),
-        ("ulTotalPublicMemory", c_ulong),
-        ("ulFreePublicMemory", c_ulong),
-        ("ulTotalPrivateMemory", c_ulong),
-        ("ulFreePrivateMemory", c_ulong),
-        ("hardwareVersion", _Version),
-        ("firmwareVersion", _Version),
-        ("utcTime", c_char * 16),
-    )
-
-
-class _SessionInfo(ctypes.Structure):
-    _fields_ = (
-        ("slotID", c_ulong),
-        ("state", c_ulong),
-        ("flags", c_ulong),
-        ("ulDeviceError", c_ulong),
-    )
-
-
-class _Parameter:
+class Parameter:
     """A CK_MECHANISM and everything it points to, kept alive together."""
 
     def __init__(self, mechanism: int, parameter: Any, *keep: object) -> None:
         self._keep = (parameter, *keep)
         self.struct = (
-            _Mechanism(mechanism, None, 0)
+            Mechanism(mechanism, None, 0)
             if parameter is None
-            else _Mechanism(
+            else Mechanism(
                 mechanism,
                 ctypes.cast(byref(parameter), c_void_p),
                 ctypes.sizeof(parameter),
@@ -147,35 +47,40 @@ class _Parameter:
         )
 
 
-def gcm(iv: bytearray, aad: bytes, tag_bytes: int) -> _Parameter:
+def gcm(iv: bytearray, aad: bytes, tag_bytes: int) -> Parameter:
     """CKM_AES_GCM.
 
     Args:
-        iv: The IV; the token may write into it.
+        iv: The IV; the token may write into it. Empty: NULL.
         aad: Additional authenticated data, not empty.
         tag_bytes: Length of the tag in bytes.
     """
-    iv_buffer = (c_ubyte * len(iv)).from_buffer(iv)
+    iv_buffer = (c_ubyte * len(iv)).from_buffer(iv) if iv else None
     aad_buffer = (c_ubyte * len(aad)).from_buffer_copy(aad)
-    params = _GcmParams(
-        ctypes.addressof(iv_buffer),
+    params = GcmParams(
+        ctypes.addressof(iv_buffer) if iv_buffer is not None else None,
         len(iv),
         len(iv) * 8,
         ctypes.addressof(aad_buffer),
         len(aad),
         tag_bytes * 8,
     )
-    return _Parameter(CKM_AES_GCM, params, iv_buffer, aad_buffer)
+    return Parameter(CKM_AES_GCM, params, iv_buffer, aad_buffer)
 
 
-def ecb() -> _Parameter:
+def ecb() -> Parameter:
     """CKM_AES_ECB."""
-    return _Parameter(CKM_AES_ECB, None)
+    return Parameter(CKM_AES_ECB, None)
 
 
-def cbc_zero_iv() -> _Parameter:
+def cbc_pad(iv: bytes) -> Parameter:
+    """CKM_AES_CBC_PAD with this 16-byte IV."""
+    return Parameter(CKM_AES_CBC_PAD, (c_ubyte * len(iv)).from_buffer_copy(iv))
+
+
+def cbc_zero_iv() -> Parameter:
     """CKM_AES_CBC with an all-zero IV: of one block the same as ECB."""
-    return _Parameter(CKM_AES_CBC, (c_ubyte * 16)())
+    return Parameter(CKM_AES_CBC, (c_ubyte * 16)())
 
 
 class Cryptoki:
@@ -196,12 +101,12 @@ class Cryptoki:
             raise WorkerError(
                 Cause.MODULE, f"cannot load the module: {error}"
             ) from None
-        functions = POINTER(_FunctionList)()
+        functions = POINTER(FunctionList)()
         rv = get_list(byref(functions))
         if rv != ckr.CKR_OK:
             raise from_rv("C_GetFunctionList", rv)
         prototype = ctypes.CFUNCTYPE(c_ulong)
-        for name in _FUNCTIONS:
+        for name in FUNCTIONS:
             address = getattr(functions.contents, name)
             function: Any = prototype(address) if address else None
             if function is not None:
@@ -210,7 +115,10 @@ class Cryptoki:
         self._library = library
 
     def _call(self, name: str, *args: object) -> None:
-        rv: int = getattr(self, f"_{name}")(*args)
+        function = getattr(self, f"_{name}")
+        if function is None:
+            raise from_rv(name, ckr.CKR_FUNCTION_NOT_SUPPORTED)
+        rv: int = function(*args)
         if rv != ckr.CKR_OK:
             raise from_rv(name, rv)
 
@@ -237,12 +145,12 @@ class Cryptoki:
         return True
 
     def _initialize(self, flags: int, reserved: c_void_p | None) -> None:
-        args = _InitializeArgs(None, None, None, None, flags, reserved)
+        args = InitializeArgs(None, None, None, None, flags, reserved)
         self._call("C_Initialize", byref(args))
 
     def token_info(self, slot: int) -> tuple[int, int | None]:
         """CKF_ flags and ulMaxSessionCount (None: no limit told) by C_GetTokenInfo."""
-        info = _TokenInfo()
+        info = TokenInfo()
         self._call("C_GetTokenInfo", c_ulong(slot), byref(info))
         most = info.ulMaxSessionCount
         return info.flags, None if most in _UNAVAILABLE else most
@@ -270,7 +178,7 @@ class Cryptoki:
 
     def logged_in(self, session: int) -> bool:
         """Whether C_GetSessionInfo says that a user is logged in."""
-        info = _SessionInfo()
+        info = SessionInfo()
         self._call("C_GetSessionInfo", c_ulong(session), byref(info))
         return info.state in _LOGGED_IN_STATES
 
@@ -279,23 +187,44 @@ class Cryptoki:
         self._call("C_CloseAllSessions", c_ulong(slot))
 
     def encrypt(
-        self, session: int, key: int, parameter: _Parameter, data: bytes, most: int
+        self, session: int, key: int, parameter: Parameter, data: bytes, most: int
     ) -> bytes:
         """C_EncryptInit and one C_Encrypt into a buffer of `most` bytes."""
         return self._two_calls("Encrypt", session, key, parameter, data, most)
 
     def decrypt(
-        self, session: int, key: int, parameter: _Parameter, data: bytes, most: int
+        self, session: int, key: int, parameter: Parameter, data: bytes, most: int
     ) -> bytes:
         """C_DecryptInit and one C_Decrypt into a buffer of `most` bytes."""
         return self._two_calls("Decrypt", session, key, parameter, data, most)
+
+    def sign_hmac(self, session: int, key: int, data: bytes) -> bytes:
+        """C_SignInit and C_Sign with CKM_SHA256_HMAC."""
+        return self._two_calls(
+            "Sign", session, key, Parameter(CKM_SHA256_HMAC, None), data, 64
+        )
+
+    def verify_hmac(self, session: int, key: int, data: bytes, tag: bytes) -> None:
+        """C_VerifyInit and C_Verify with CKM_SHA256_HMAC."""
+        mechanism = Parameter(CKM_SHA256_HMAC, None)
+        self._call(
+            "C_VerifyInit", c_ulong(session), byref(mechanism.struct), c_ulong(key)
+        )
+        self._call(
+            "C_Verify",
+            c_ulong(session),
+            data,
+            c_ulong(len(data)),
+            tag,
+            c_ulong(len(tag)),
+        )
 
     def _two_calls(
         self,
         verb: str,
         session: int,
         key: int,
-        parameter: _Parameter,
+        parameter: Parameter,
         data: bytes,
         most: int,
     ) -> bytes:
@@ -307,6 +236,6 @@ class Cryptoki:
         self._call(
             f"C_{verb}", c_ulong(session), data, c_ulong(len(data)), out, byref(length)
         )
-        result = bytes(out[: length.value])
+        result = ctypes.string_at(out, min(length.value, most))
         ctypes.memset(out, 0, most)
         return result

@@ -1,73 +1,176 @@
-"""How a key wraps and unwraps: AES-256-GCM with an IV made by the caller."""
+"""How a key wraps and unwraps: AES-GCM in three IV manners, or AES-CBC with HMAC.
+
+Whoever made the IV, it ends up beside the ciphertext, so that every record is read
+alike. Nothing is ever wrapped without integrity.
+"""
 
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from hsm_kms.worker import cryptoki
 from hsm_kms.worker.failures import Cause, WorkerError
+from hsm_kms.worker.values import Cipher, Mechanism
 
 if TYPE_CHECKING:
     from hsm_kms.worker.cryptoki import Cryptoki
 
-IV_BYTES: Final = 12
-TAG_BYTES: Final = 16
+GCM_IV_BYTES: Final = 12
+GCM_TAG_BYTES: Final = 16
 BLOCK_BYTES: Final = 16
+MAC_BYTES: Final = 32
+APPENDED_IV_BYTES: Final = (12, 16)  # Luna in FIPS mode makes 16, newer ones 12
 _SLACK_BYTES: Final = 64  # room for a token that appends its IV, or pads
 
 
-def gcm_encrypt(
-    c: Cryptoki, session: int, key: int, aad: bytes, plaintext: bytes
-) -> tuple[bytes, bytes]:
-    """AES-GCM (NIST SP 800-38D) with a fresh random 96-bit IV.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Keyed:
+    """A key on a session.
 
     Args:
         c: The module.
         session: CK_SESSION_HANDLE.
-        key: CK_OBJECT_HANDLE of the KEK.
+        key: CK_OBJECT_HANDLE of the AES key.
+        mac: CK_OBJECT_HANDLE of its HMAC partner, for `Cipher.CBC_HMAC`.
+    """
+
+    c: Cryptoki
+    session: int
+    key: int
+    mac: int | None = None
+
+
+def encrypt(
+    on: Keyed, mechanism: Mechanism, aad: bytes, plaintext: bytes
+) -> tuple[bytes, bytes]:
+    """Wrap.
+
+    Args:
+        on: Session and key.
+        mechanism: How, and who makes the IV.
         aad: Additional authenticated data, not empty.
         plaintext: 1 byte or more.
 
     Returns:
-        The IV (12 bytes), and the ciphertext with its 16-byte tag.
+        The IV, and the ciphertext with its tag (GCM 16 bytes, HMAC 32).
 
     Raises:
-        WorkerError: The token refused, changed the IV, or returned a length that
-            AES-GCM cannot have.
+        WorkerError: The token refused, or returned what this mechanism cannot.
     """
-    iv = bytearray(os.urandom(IV_BYTES))
-    sent = bytes(iv)
-    parameter = cryptoki.gcm(iv, aad, TAG_BYTES)
-    most = len(plaintext) + TAG_BYTES + _SLACK_BYTES
-    out = c.encrypt(session, key, parameter, plaintext, most)
-    if bytes(iv) != sent or len(out) != len(plaintext) + TAG_BYTES:
-        raise WorkerError(
-            Cause.NOT_PROVEN,
-            "C_Encrypt made its own IV or returned an impossible length",
-            function="C_Encrypt",
-        )
-    return sent, out
+    match mechanism:
+        case Mechanism.GCM_CALLER:
+            return _gcm_caller(on, aad, plaintext, bytearray(os.urandom(GCM_IV_BYTES)))
+        case Mechanism.GCM_TOKEN:
+            return gcm_token(on, aad, plaintext)
+        case Mechanism.GCM_APPENDED:
+            return gcm_appended(on, aad, plaintext)
+        case Mechanism.CBC_HMAC:
+            return _cbc_hmac_encrypt(on, aad, plaintext)
 
 
-def gcm_decrypt(
-    c: Cryptoki, session: int, key: int, aad: bytes, iv: bytes, ciphertext: bytes
-) -> bytes:
-    """The inverse of `gcm_encrypt`.
+def decrypt(on: Keyed, cipher: Cipher, aad: bytes, iv: bytes, data: bytes) -> bytes:
+    """Unwrap what any mechanism of this cipher wrapped.
+
+    Args:
+        on: Session and key.
+        cipher: What the record says.
+        aad: The same as at encryption.
+        iv: The record's IV.
+        data: Ciphertext and tag.
 
     Raises:
         WorkerError: Not authentic as this token says it, or the token failed.
     """
-    parameter = cryptoki.gcm(bytearray(iv), aad, TAG_BYTES)
-    most = len(ciphertext) + _SLACK_BYTES
-    out = c.decrypt(session, key, parameter, ciphertext, most)
-    if len(out) != len(ciphertext) - TAG_BYTES:
-        raise WorkerError(
-            Cause.NOT_PROVEN,
-            "C_Decrypt returned an impossible length",
-            function="C_Decrypt",
-        )
+    if cipher is Cipher.CBC_HMAC:
+        return _cbc_hmac_decrypt(on, aad, iv, data)
+    parameter = cryptoki.gcm(bytearray(iv), aad, GCM_TAG_BYTES)
+    out = on.c.decrypt(on.session, on.key, parameter, data, len(data) + _SLACK_BYTES)
+    if len(out) != len(data) - GCM_TAG_BYTES:
+        raise _impossible("C_Decrypt")
     return out
+
+
+def gcm(on: Keyed, aad: bytes, plaintext: bytes, iv: bytearray) -> tuple[bytes, bytes]:
+    """AES-GCM (NIST SP 800-38D) just as the token does it, for the probe.
+
+    Args:
+        on: Session and key.
+        aad: Not empty.
+        plaintext: 1 byte or more.
+        iv: Passed to the token, which may write into it; empty: a NULL IV.
+
+    Returns:
+        What `iv` holds afterwards, and the raw output.
+    """
+    parameter = cryptoki.gcm(iv, aad, GCM_TAG_BYTES)
+    most = len(plaintext) + GCM_TAG_BYTES + _SLACK_BYTES
+    out = on.c.encrypt(on.session, on.key, parameter, plaintext, most)
+    return bytes(iv), out
+
+
+def _gcm_caller(
+    on: Keyed, aad: bytes, plaintext: bytes, iv: bytearray
+) -> tuple[bytes, bytes]:
+    sent = bytes(iv)
+    after, out = gcm(on, aad, plaintext, iv)
+    if after != sent or len(out) != len(plaintext) + GCM_TAG_BYTES:
+        raise _impossible("C_Encrypt")
+    return sent, out
+
+
+def gcm_token(on: Keyed, aad: bytes, plaintext: bytes) -> tuple[bytes, bytes]:
+    """The token makes the IV and writes it over 12 zero bytes (CloudHSM, nShield)."""
+    iv, out = gcm(on, aad, plaintext, bytearray(GCM_IV_BYTES))
+    if not any(iv) or len(out) != len(plaintext) + GCM_TAG_BYTES:
+        raise _impossible("C_Encrypt")
+    return iv, out
+
+
+def gcm_appended(on: Keyed, aad: bytes, plaintext: bytes) -> tuple[bytes, bytes]:
+    """The token makes the IV and appends it after the tag (Luna in FIPS mode)."""
+    _, out = gcm(on, aad, plaintext, bytearray())
+    length = len(out) - len(plaintext) - GCM_TAG_BYTES
+    if length not in APPENDED_IV_BYTES:
+        raise _impossible("C_Encrypt")
+    return out[-length:], out[:-length]
+
+
+def _cbc_hmac_encrypt(on: Keyed, aad: bytes, plaintext: bytes) -> tuple[bytes, bytes]:
+    """AES-CBC with PKCS #7 padding, then HMAC-SHA-256 over everything."""
+    iv = os.urandom(BLOCK_BYTES)
+    most = len(plaintext) + BLOCK_BYTES + _SLACK_BYTES
+    out = on.c.encrypt(on.session, on.key, cryptoki.cbc_pad(iv), plaintext, most)
+    if len(out) != len(plaintext) // BLOCK_BYTES * BLOCK_BYTES + BLOCK_BYTES:
+        raise _impossible("C_Encrypt")
+    tag = on.c.sign_hmac(on.session, _mac_key(on), _authenticated(aad, iv, out))
+    if len(tag) != MAC_BYTES:
+        raise _impossible("C_Sign")
+    return iv, out + tag
+
+
+def _cbc_hmac_decrypt(on: Keyed, aad: bytes, iv: bytes, data: bytes) -> bytes:
+    """C_Verify first; nothing is decrypted that was not authentic."""
+    ciphertext, tag = data[:-MAC_BYTES], data[-MAC_BYTES:]
+    authenticated = _authenticated(aad, iv, ciphertext)
+    on.c.verify_hmac(on.session, _mac_key(on), authenticated, tag)
+    most = len(ciphertext) + _SLACK_BYTES
+    out = on.c.decrypt(on.session, on.key, cryptoki.cbc_pad(iv), ciphertext, most)
+    if not 0 < len(ciphertext) - len(out) <= BLOCK_BYTES:
+        raise _impossible("C_Decrypt")
+    return out
+
+
+def _authenticated(aad: bytes, iv: bytes, ciphertext: bytes) -> bytes:
+    """What the MAC covers: docs/spec.md, AES-CBC with HMAC."""
+    return aad + bytes([len(iv)]) + iv + ciphertext
+
+
+def _mac_key(on: Keyed) -> int:
+    if on.mac is None:
+        raise WorkerError(Cause.NO_KEY, "the key has no HMAC partner")
+    return on.mac
 
 
 def encrypt_block(c: Cryptoki, session: int, key: int, block: bytes) -> bytes:
@@ -92,9 +195,17 @@ def encrypt_block(c: Cryptoki, session: int, key: int, block: bytes) -> bytes:
 
 
 def _one_block(
-    c: Cryptoki, session: int, key: int, parameter: cryptoki._Parameter, block: bytes
+    c: Cryptoki, session: int, key: int, parameter: cryptoki.Parameter, block: bytes
 ) -> bytes:
     out = c.encrypt(session, key, parameter, block, BLOCK_BYTES + _SLACK_BYTES)
     if len(out) != BLOCK_BYTES:
         raise WorkerError(Cause.NOT_PROVEN, "one block did not come back as one block")
     return out
+
+
+def _impossible(function: str) -> WorkerError:
+    return WorkerError(
+        Cause.NOT_PROVEN,
+        f"{function} returned what the mechanism cannot: a length, or its own IV",
+        function=function,
+    )

@@ -10,6 +10,14 @@ from typing import Final
 
 import msgspec
 
+from hsm_kms.worker.values import (  # noqa: TC001 - msgspec reads it
+    Cipher,
+    KeyRef,
+    KeySeen,
+    Mechanism,
+    TokenSeen,
+)
+
 MAX_MESSAGE_BYTES: Final = 160 * 1024
 _NUMBER_BYTES: Final = 8
 
@@ -23,34 +31,6 @@ class _Secret(_Message, frozen=True, kw_only=True):
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__}>"
-
-
-class KeyRef(msgspec.Struct, frozen=True):
-    """How a key is found again on any session: its CKA_LABEL and CKA_ID."""
-
-    label: str
-    cka_id: bytes
-
-
-class TokenSeen(msgspec.Struct, frozen=True, kw_only=True):
-    """One slot with a token in it, as C_GetTokenInfo describes it."""
-
-    slot: int
-    label: str
-    serial: str
-    manufacturer: str
-    model: str
-    flags: int
-    max_sessions: int | None
-    aes_mechanisms: tuple[str, ...] = ()
-
-
-class KeySeen(msgspec.Struct, frozen=True, kw_only=True):
-    """One AES key and the attributes the policy looks at; None: not readable."""
-
-    ref: KeyRef
-    value_len: int | None
-    attributes: dict[str, bool | None]
 
 
 # Requests
@@ -110,29 +90,52 @@ class FindKeys(_Message, frozen=True, kw_only=True):
 
 
 class GenerateKey(_Message, frozen=True, kw_only=True):
-    """C_GenerateKey of an AES-256 KEK."""
+    """C_GenerateKey of an AES-256 KEK, or of the HMAC key beside one.
+
+    Args:
+        ref: CKA_LABEL and CKA_ID of the AES key.
+        partner: Make the HMAC key that belongs to `ref`, not the AES key.
+    """
 
     ref: KeyRef
+    partner: bool = False
 
 
 class Fingerprint(_Message, frozen=True, kw_only=True):
-    """Encrypt one constant 16-byte block under the key (AES-ECB)."""
+    """Encrypt one constant 16-byte block under the key (AES-ECB).
+
+    Args:
+        ref: The key.
+        block: 16 bytes.
+        paired: Also make the HMAC of the block under its partner.
+    """
 
     ref: KeyRef
     block: bytes
+    paired: bool = False
+
+
+class Probe(_Message, frozen=True, kw_only=True):
+    """Find out by doing it which of these mechanisms works with the key."""
+
+    ref: KeyRef
+    paired: bool
+    wanted: tuple[Mechanism, ...]
 
 
 class Prove(_Message, frozen=True, kw_only=True):
     """Wrap and unwrap a canary; the result stays in the worker as known good."""
 
     ref: KeyRef
+    mechanism: Mechanism
     aad: bytes
 
 
 class Encrypt(_Secret, frozen=True, kw_only=True):
-    """AES-256-GCM under the key, with an IV made here."""
+    """Wrap under the key."""
 
     ref: KeyRef
+    mechanism: Mechanism
     aad: bytes
     plaintext: bytes
 
@@ -141,6 +144,7 @@ class Decrypt(_Message, frozen=True, kw_only=True):
     """The inverse of `Encrypt`; `ciphertext` ends with the tag."""
 
     ref: KeyRef
+    cipher: Cipher
     aad: bytes
     iv: bytes
     ciphertext: bytes
@@ -181,10 +185,17 @@ class Block(_Secret, frozen=True, kw_only=True):
     """Answer to `Fingerprint`."""
 
     block: bytes
+    mac: bytes = b""
+
+
+class Probed(_Message, frozen=True, kw_only=True):
+    """Answer to `Probe`."""
+
+    mechanism: Mechanism
 
 
 class Encrypted(_Message, frozen=True, kw_only=True):
-    """Answer to `Encrypt`; `ciphertext` ends with the 16-byte tag."""
+    """Answer to `Encrypt`; `ciphertext` ends with the tag."""
 
     iv: bytes
     ciphertext: bytes
@@ -220,12 +231,15 @@ Request = (
     | FindKeys
     | GenerateKey
     | Fingerprint
+    | Probe
     | Prove
     | Encrypt
     | Decrypt
     | Leave
 )
-Reply = Started | Tokens | Done | Keys | Block | Encrypted | Decrypted | Failure
+Reply = (
+    Started | Tokens | Done | Keys | Block | Probed | Encrypted | Decrypted | Failure
+)
 
 _encoder = msgspec.msgpack.Encoder()
 _requests: msgspec.msgpack.Decoder[Request] = msgspec.msgpack.Decoder(Request)
@@ -237,13 +251,13 @@ def pack(number: int, message: Request | Reply) -> bytes:
     return number.to_bytes(_NUMBER_BYTES, "big") + _encoder.encode(message)
 
 
-def unpack_request(datagram: bytes) -> tuple[int, Request]:
+def unpack_request(datagram: memoryview) -> tuple[int, Request]:
     """The number and the request; raises msgspec.MsgspecError on anything else."""
     number = int.from_bytes(datagram[:_NUMBER_BYTES], "big")
-    return number, _requests.decode(memoryview(datagram)[_NUMBER_BYTES:])
+    return number, _requests.decode(datagram[_NUMBER_BYTES:])
 
 
-def unpack_reply(datagram: bytes) -> tuple[int, Reply]:
+def unpack_reply(datagram: memoryview) -> tuple[int, Reply]:
     """The number and the reply; raises msgspec.MsgspecError on anything else."""
     number = int.from_bytes(datagram[:_NUMBER_BYTES], "big")
-    return number, _replies.decode(memoryview(datagram)[_NUMBER_BYTES:])
+    return number, _replies.decode(datagram[_NUMBER_BYTES:])

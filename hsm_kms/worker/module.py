@@ -16,7 +16,7 @@ from pkcs11.exceptions import PKCS11Error
 
 from hsm_kms.worker.cryptoki import Cryptoki
 from hsm_kms.worker.failures import Cause, WorkerError, from_pkcs11
-from hsm_kms.worker.messages import TokenSeen
+from hsm_kms.worker.values import TokenSeen
 
 if TYPE_CHECKING:
     from pkcs11 import Session, Slot, Token
@@ -206,6 +206,10 @@ def _read_pin(request: Login) -> bytearray:
         ) from None
     if request.identity is not None and not before == after == request.identity:
         raise WorkerError(Cause.PIN_CHANGED, "the PIN file changed while it was read")
+    if len(pin) == _MAX_PIN_BYTES:
+        raise WorkerError(Cause.PIN_FILE, f"{request.pin_file} is too long for a PIN")
     if pin.endswith(b"\n"):
         del pin[-1:]
+    if not pin:
+        raise WorkerError(Cause.PIN_FILE, f"{request.pin_file} holds no PIN")
     return pin

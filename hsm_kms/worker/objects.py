@@ -4,23 +4,26 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+import msgspec
 from pkcs11 import Attribute, KeyType, MechanismFlag, ObjectClass
 from pkcs11.exceptions import ObjectHandleInvalid, PKCS11Error
 
 from hsm_kms.worker.failures import Cause, WorkerError, from_pkcs11
-from hsm_kms.worker.messages import KeyRef, KeySeen
+from hsm_kms.worker.values import KeyRef, KeySeen
 
 if TYPE_CHECKING:
     from pkcs11 import Session
     from pkcs11.types import Object
 
-AES_256_BYTES: Final = 32
+KEY_BYTES: Final = 32
 
 _FLAGS: Final = {
     "CKA_SENSITIVE": Attribute.SENSITIVE,
     "CKA_EXTRACTABLE": Attribute.EXTRACTABLE,
     "CKA_ENCRYPT": Attribute.ENCRYPT,
     "CKA_DECRYPT": Attribute.DECRYPT,
+    "CKA_SIGN": Attribute.SIGN,
+    "CKA_VERIFY": Attribute.VERIFY,
     "CKA_TOKEN": Attribute.TOKEN,
     "CKA_PRIVATE": Attribute.PRIVATE,
     "CKA_LOCAL": Attribute.LOCAL,
@@ -37,7 +40,7 @@ def list_keys(session: Session, label: str) -> tuple[KeySeen, ...]:
     found = []
     for key in _search(session, {Attribute.LABEL: label}):
         try:
-            found.append(_describe(key, label))
+            found.append(_with_partner(session, _describe(key, label)))
         except ObjectHandleInvalid:
             continue
         except PKCS11Error as error:
@@ -45,13 +48,13 @@ def list_keys(session: Session, label: str) -> tuple[KeySeen, ...]:
     return tuple(found)
 
 
-def find_handle(session: Session, ref: KeyRef) -> int:
+def find_handle(session: Session, ref: KeyRef, kind: KeyType = KeyType.AES) -> int:
     """CK_OBJECT_HANDLE of the one key with this CKA_LABEL and CKA_ID.
 
     Raises:
         WorkerError: None, or more than one.
     """
-    keys = _search(session, {Attribute.LABEL: ref.label, Attribute.ID: ref.cka_id})
+    keys = _search(session, _template(ref), kind)
     name = f"key labelled {ref.label!r} with CKA_ID {ref.cka_id.hex() or '(empty)'}"
     if not keys:
         raise WorkerError(Cause.NO_KEY, f"no {name}")
@@ -61,20 +64,31 @@ def find_handle(session: Session, ref: KeyRef) -> int:
     return handle
 
 
-def generate(session: Session, ref: KeyRef) -> KeySeen:
-    """C_GenerateKey: AES-256, sensitive, never extractable, modifiable.
+def generate(session: Session, ref: KeyRef, *, partner: bool) -> KeySeen:
+    """C_GenerateKey: 256 bits, sensitive, never extractable, modifiable.
+
+    Args:
+        session: Read-write.
+        ref: CKA_LABEL and CKA_ID of the AES key.
+        partner: Make the HMAC key (CKK_GENERIC_SECRET) that belongs to it instead.
 
     CKA_MODIFIABLE lets a later `keys retire` change the label; it gives no way to
     the value, which CKA_SENSITIVE and CKA_EXTRACTABLE guard for good.
     """
+    kind, capabilities = (
+        (KeyType.GENERIC_SECRET, MechanismFlag.SIGN | MechanismFlag.VERIFY)
+        if partner
+        else (KeyType.AES, MechanismFlag.ENCRYPT | MechanismFlag.DECRYPT)
+    )
+    own = ref.partner if partner else ref
     try:
         key = session.generate_key(
-            KeyType.AES,
-            AES_256_BYTES * 8,
-            id=ref.cka_id,
-            label=ref.label,
+            kind,
+            KEY_BYTES * 8,
+            id=own.cka_id,
+            label=own.label,
             store=True,
-            capabilities=MechanismFlag.ENCRYPT | MechanismFlag.DECRYPT,
+            capabilities=capabilities,
             template={
                 Attribute.SENSITIVE: True,
                 Attribute.EXTRACTABLE: False,
@@ -82,15 +96,32 @@ def generate(session: Session, ref: KeyRef) -> KeySeen:
                 Attribute.MODIFIABLE: True,
             },
         )
-        return _describe(key, ref.label)
+        return _describe(key, own.label)
     except PKCS11Error as error:
         raise from_pkcs11("C_GenerateKey", error) from None
 
 
-def _search(session: Session, template: dict[Attribute, object]) -> list[Object]:
+def _with_partner(session: Session, seen: KeySeen) -> KeySeen:
+    """Add the HMAC key that belongs to an AES key, where there is exactly one."""
+    keys = _search(session, _template(seen.ref.partner), KeyType.GENERIC_SECRET)
+    if len(keys) != 1:
+        return seen
+    partner = _describe(keys[0], seen.ref.partner.label)
+    return msgspec.structs.replace(seen, partner=partner)
+
+
+def _template(ref: KeyRef) -> dict[Attribute, object]:
+    return {Attribute.LABEL: ref.label, Attribute.ID: ref.cka_id}
+
+
+def _search(
+    session: Session,
+    template: dict[Attribute, object],
+    kind: KeyType = KeyType.AES,
+) -> list[Object]:
     whole = {
         Attribute.CLASS: ObjectClass.SECRET_KEY,
-        Attribute.KEY_TYPE: KeyType.AES,
+        Attribute.KEY_TYPE: kind,
         Attribute.TOKEN: True,
         **template,
     }

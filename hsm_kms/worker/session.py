@@ -12,11 +12,13 @@ import hmac
 import os
 from typing import TYPE_CHECKING, assert_never
 
+from pkcs11 import KeyType
 from pkcs11.exceptions import PKCS11Error
 
-from hsm_kms.worker import mechanisms, objects
+from hsm_kms.worker import mechanisms, objects, probe
 from hsm_kms.worker.ckr import Fault
 from hsm_kms.worker.failures import Cause, WorkerError, from_pkcs11
+from hsm_kms.worker.mechanisms import Keyed
 from hsm_kms.worker.messages import (
     Block,
     Configure,
@@ -29,17 +31,19 @@ from hsm_kms.worker.messages import (
     FindKeys,
     Fingerprint,
     GenerateKey,
-    KeyRef,
     Keys,
     Leave,
     ListTokens,
     Login,
     OpenSession,
+    Probe,
+    Probed,
     Prove,
     Reply,
     Request,
     Tokens,
 )
+from hsm_kms.worker.values import Cipher, KeyRef
 
 if TYPE_CHECKING:
     from pkcs11 import Session
@@ -47,7 +51,9 @@ if TYPE_CHECKING:
     from hsm_kms.worker.module import Module
 
 CANARY_BYTES = 32
-KnownGood = dict[KeyRef, Decrypt]
+KnownGood = dict[tuple[KeyRef, Cipher], Decrypt]
+# Not C_Login, which may cost a PIN try, and not C_GenerateKey, which may have worked.
+_REPEATABLE = (Encrypt, Decrypt, Prove, Probe, FindKeys, Fingerprint)
 
 
 class TokenSession:
@@ -80,9 +86,11 @@ class TokenSession:
         try:
             return self._do(request)
         except WorkerError as error:
+            if not isinstance(request, _REPEATABLE):
+                raise
             if error.cause == Fault.AMBIGUOUS and isinstance(request, Decrypt):
                 self._settle(request, error)
-            elif error.cause == Fault.SESSION:
+            elif error.cause in {Fault.AMBIGUOUS, Fault.SESSION}:
                 self._reopen()
             elif error.cause in {Fault.LOGIN, Cause.NO_KEY}:
                 self._forget_handles(error)
@@ -92,26 +100,26 @@ class TokenSession:
 
     def _do(self, request: Request) -> Reply:  # noqa: C901, PLR0911 - one arm each
         match request:
-            case Encrypt(ref=ref, aad=aad, plaintext=plaintext):
-                iv, ciphertext = mechanisms.gcm_encrypt(
-                    self._cryptoki, self._handle, self._find(ref), aad, plaintext
-                )
+            case Encrypt(ref=ref, mechanism=how, aad=aad, plaintext=plaintext):
+                on = self._keyed(ref, paired=how.cipher is Cipher.CBC_HMAC)
+                iv, ciphertext = mechanisms.encrypt(on, how, aad, plaintext)
                 return Encrypted(iv=iv, ciphertext=ciphertext)
             case Decrypt():
                 return Decrypted(plaintext=self._decrypt(request))
-            case Prove(ref=ref, aad=aad):
-                self._prove(ref, aad)
+            case Prove():
+                self._prove(request)
                 return Done()
+            case Probe(ref=ref, paired=paired, wanted=wanted):
+                on = self._keyed(ref, paired=paired)
+                return Probed(mechanism=probe.probe(on, wanted))
             case FindKeys(label=label):
                 self._require_login()
                 return Keys(keys=objects.list_keys(self._open(), label))
-            case Fingerprint(ref=ref, block=block):
-                out = mechanisms.encrypt_block(
-                    self._cryptoki, self._handle, self._find(ref), block
-                )
-                return Block(block=out)
-            case GenerateKey(ref=ref):
-                return Keys(keys=(objects.generate(self._open(), ref),))
+            case Fingerprint():
+                return self._fingerprint(request)
+            case GenerateKey(ref=ref, partner=partner):
+                made = objects.generate(self._open(), ref, partner=partner)
+                return Keys(keys=(made,))
             case Login():
                 self._module.login(self._open(), request)
                 return Done()
@@ -134,34 +142,52 @@ class TokenSession:
         handle: int = self._open().handle  # type: ignore[attr-defined]
         return handle
 
-    def _find(self, ref: KeyRef) -> int:
+    def _find(self, ref: KeyRef, kind: KeyType = KeyType.AES) -> int:
         handle = self._handles.get(ref)
         if handle is None:
-            handle = objects.find_handle(self._open(), ref)
+            handle = objects.find_handle(self._open(), ref, kind)
             self._handles[ref] = handle
         return handle
 
-    def _decrypt(self, request: Decrypt) -> bytes:
-        return mechanisms.gcm_decrypt(
-            self._cryptoki,
-            self._handle,
-            self._find(request.ref),
-            request.aad,
-            request.iv,
-            request.ciphertext,
+    def _keyed(self, ref: KeyRef, *, paired: bool) -> Keyed:
+        return Keyed(
+            c=self._cryptoki,
+            session=self._handle,
+            key=self._find(ref),
+            mac=self._find(ref.partner, KeyType.GENERIC_SECRET) if paired else None,
         )
 
-    def _prove(self, ref: KeyRef, aad: bytes) -> None:
-        canary = os.urandom(CANARY_BYTES)
-        iv, ciphertext = mechanisms.gcm_encrypt(
-            self._cryptoki, self._handle, self._find(ref), aad, canary
+    def _fingerprint(self, request: Fingerprint) -> Block:
+        on = self._keyed(request.ref, paired=request.paired)
+        out = mechanisms.encrypt_block(on.c, on.session, on.key, request.block)
+        if on.mac is None:
+            return Block(block=out)
+        return Block(block=out, mac=on.c.sign_hmac(on.session, on.mac, request.block))
+
+    def _decrypt(self, request: Decrypt) -> bytes:
+        cipher = request.cipher
+        on = self._keyed(request.ref, paired=cipher is Cipher.CBC_HMAC)
+        return mechanisms.decrypt(
+            on, cipher, request.aad, request.iv, request.ciphertext
         )
-        record = Decrypt(ref=ref, aad=aad, iv=iv, ciphertext=ciphertext)
+
+    def _prove(self, request: Prove) -> None:
+        how = request.mechanism
+        canary = os.urandom(CANARY_BYTES)
+        on = self._keyed(request.ref, paired=how.cipher is Cipher.CBC_HMAC)
+        iv, ciphertext = mechanisms.encrypt(on, how, request.aad, canary)
+        record = Decrypt(
+            ref=request.ref,
+            cipher=how.cipher,
+            aad=request.aad,
+            iv=iv,
+            ciphertext=ciphertext,
+        )
         if not hmac.compare_digest(canary, self._decrypt(record)):
             raise WorkerError(
                 Cause.NOT_PROVEN, "the token unwrapped its own canary to other bytes"
             )
-        self._known_good[ref] = record
+        self._known_good[request.ref, how.cipher] = record
 
     def _settle(self, request: Decrypt, error: WorkerError) -> None:
         """Return when the session was at fault, and is new now.
@@ -169,7 +195,7 @@ class TokenSession:
         Raises:
             WorkerError: The ciphertext is at fault: the canary still decrypts.
         """
-        canary = self._known_good.get(request.ref)
+        canary = self._known_good.get((request.ref, request.cipher))
         if canary is None:
             raise error
         try:
@@ -187,6 +213,9 @@ class TokenSession:
         self._handles.clear()
         try:
             self._open()
+        except WorkerError as error:
+            if old is None or error.cause != Fault.CAPACITY:
+                raise  # else the old one's place is needed; the next call opens
         finally:
             if old is not None:
                 with contextlib.suppress(PKCS11Error):

@@ -8,12 +8,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
-from hsm_kms.errors import CiphertextError, RequestError, TokenError
-from hsm_kms.worker.messages import Decrypt, Decrypted, Encrypt, Encrypted
+from hsm_kms.errors import (
+    CiphertextError,
+    MechanismError,
+    RequestError,
+    TokenError,
+)
+from hsm_kms.worker.messages import Decrypt, Decrypted, Encrypt, Encrypted, Prove
+from hsm_kms.worker.values import Cipher
 from hsm_kms.wrapping.record import (
     MAX_PLAINTEXT_BYTES,
     Algorithm,
@@ -25,6 +32,14 @@ from hsm_kms.wrapping.record import (
 if TYPE_CHECKING:
     from hsm_kms.keyring import Keyring, TokenKey
     from hsm_kms.worker.messages import Reply, Request
+    from hsm_kms.worker.values import Mechanism
+
+
+ALGORITHMS: Final = {
+    Cipher.GCM: Algorithm.AES_256_GCM,
+    Cipher.CBC_HMAC: Algorithm.AES_256_CBC_HMAC_SHA256,
+}
+_CIPHERS: Final = {algorithm: cipher for cipher, algorithm in ALGORITHMS.items()}
 
 
 class Sessions(Protocol):
@@ -38,8 +53,8 @@ class Sessions(Protocol):
 class Keyholder(Protocol):
     """Knows the keyring; `health.Health` does."""
 
-    def keyring(self) -> Keyring:
-        """The keyring as last read; raises while there is none."""
+    async def keyring_soon(self, until: float) -> Keyring:
+        """See `health.Health.keyring_soon`."""
         ...
 
 
@@ -56,6 +71,20 @@ class Sealed:
     key_id: str
 
 
+def canary(key: TokenKey, mechanism: Mechanism, scope: str) -> Prove:
+    """The request that wraps and unwraps a canary under a key.
+
+    Args:
+        key: The key.
+        mechanism: How.
+        scope: Cluster name, as in the records.
+    """
+    header = Header(
+        kind=Kind.CANARY, algorithm=ALGORITHMS[key.cipher], key_id=key.key_id
+    )
+    return Prove(ref=key.ref, mechanism=mechanism, aad=header.aad(scope))
+
+
 class TokenWrapper:
     """Wraps every DEK with the token.
 
@@ -64,15 +93,23 @@ class TokenWrapper:
         keys: Where the keyring is.
         scope: Cluster name, bound into every record; may be empty.
         verify: Unwrap and compare each result before it is returned.
+        patience: Longest wait for the first keyring after the start, in seconds.
     """
 
     def __init__(
-        self, sessions: Sessions, keys: Keyholder, *, scope: str, verify: bool
+        self,
+        sessions: Sessions,
+        keys: Keyholder,
+        *,
+        scope: str,
+        verify: bool,
+        patience: float,
     ) -> None:
         self._sessions = sessions
         self._keys = keys
         self._scope = scope
         self._verify = verify
+        self._patience = patience
 
     async def wrap(self, plaintext: bytes, *, deadline: float | None) -> Sealed:
         """Wrap a DEK under the current key.
@@ -87,13 +124,16 @@ class TokenWrapper:
         """
         if not 1 <= len(plaintext) <= MAX_PLAINTEXT_BYTES:
             raise RequestError("plaintext must have 1 to 1,024 bytes")
-        key = self._keys.keyring().for_encrypt()
+        key = (await self._keyring(deadline)).for_encrypt()
+        if key.mechanism is None:
+            raise MechanismError("the token cannot wrap under the current key")
         header = Header(
-            kind=Kind.DEK_BY_TOKEN, algorithm=Algorithm.AES_256_GCM, key_id=key.key_id
+            kind=Kind.DEK_BY_TOKEN, algorithm=ALGORITHMS[key.cipher], key_id=key.key_id
         )
         aad = header.aad(self._scope)
         reply = await self._sessions.call(
-            Encrypt(ref=key.ref, aad=aad, plaintext=plaintext), deadline=deadline
+            Encrypt(ref=key.ref, mechanism=key.mechanism, aad=aad, plaintext=plaintext),
+            deadline=deadline,
         )
         if not isinstance(reply, Encrypted):
             raise TokenError("the worker answered an Encrypt with something else")
@@ -121,18 +161,24 @@ class TokenWrapper:
         header = record.header
         if header.kind is not Kind.DEK_BY_TOKEN:
             raise CiphertextError("the record holds no DEK wrapped by the token")
-        if header.algorithm is not Algorithm.AES_256_GCM:
-            raise CiphertextError("the record's algorithm is not served here")
         if key_id is not None and key_id != header.key_id:
             raise CiphertextError("the record was made under another key_id")
-        key = self._keys.keyring().for_decrypt(header.key_id)
+        ring = await self._keyring(deadline)
+        key = ring.for_decrypt(header.key_id, _CIPHERS[header.algorithm])
         return await self._open(key, record, deadline)
+
+    async def _keyring(self, deadline: float | None) -> Keyring:
+        until = asyncio.get_running_loop().time() + self._patience
+        return await self._keys.keyring_soon(
+            until if deadline is None else min(until, deadline)
+        )
 
     async def _open(
         self, key: TokenKey, record: Record, deadline: float | None
     ) -> bytes:
         request = Decrypt(
             ref=key.ref,
+            cipher=key.cipher,
             aad=record.header.aad(self._scope),
             iv=record.iv,
             ciphertext=record.ciphertext,

@@ -1,0 +1,185 @@
+"""The kinds of value that the configuration file holds.
+
+The sentences reach the operator as they are. None of them quotes a value: a PIN
+may stand where it should not.
+"""
+
+import ipaddress
+import re
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import AfterValidator, BeforeValidator, Field
+
+MAX_SOCKET_PATH_BYTES = 107
+"""`sun_path` is 108 bytes with its closing NUL."""
+
+_MAX_PORT = 65535
+_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_DURATION = re.compile(r"([0-9]{1,9})(ms|s|m|h|d)")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
+_PORT = re.compile(r"0|[1-9][0-9]{0,4}")
+_HOST_AND_PORT = re.compile(r"(?:\[([0-9a-fA-F:.]+)\]|([0-9.]+)):(.*)", re.DOTALL)
+_MAX_IDS = 64
+_HEX_BYTES = re.compile(r"([0-9a-fA-F]{2}){1,255}")
+_ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+
+def parse_duration(value: object) -> float:
+    """Turn "500ms", "2s", "5m", "24h" or "7d" into seconds.
+
+    Raises:
+        ValueError: If it is anything else, a bare number included.
+    """
+    found = _DURATION.fullmatch(value) if isinstance(value, str) else None
+    if found is None:
+        raise ValueError("must be a whole number with its unit: 500ms, 2s, 5m, 24h, 7d")
+    return int(found[1]) * _UNITS[found[2]]
+
+
+def format_duration(seconds: float) -> str:
+    """Write seconds the way the file does, in the largest unit that is exact."""
+    millis = round(seconds * 1000)
+    for unit, size in reversed(_UNITS.items()):
+        count, rest = divmod(millis, round(size * 1000))
+        if rest == 0 and (count > 0 or unit == "s"):
+            return f"{count}{unit}"
+    return f"{millis}ms"
+
+
+def _positive(seconds: float) -> float:
+    if not 0 < seconds <= _UNITS["d"]:
+        raise ValueError("must be more than 0s and at most 1d")
+    return seconds
+
+
+def _absolute(value: object) -> Path:
+    if not isinstance(value, str) or not value.startswith("/"):
+        raise ValueError("must be an absolute path, beginning with /")
+    if _CONTROL.search(value):
+        raise ValueError("must not hold control characters")
+    return Path(value)
+
+
+def parse_socket(value: object) -> Path:
+    """The path of a unix socket, also given as unix:///path.
+
+    Raises:
+        ValueError: If it is anything else, or does not fit into `sun_path`.
+    """
+    text = value if isinstance(value, str) else ""
+    if text.startswith("unix:"):
+        text = text.removeprefix("unix:")
+        if text.startswith("//") and not text.startswith("///"):
+            raise ValueError(
+                "has a host part, which Kubernetes would silently drop; "
+                "write unix:/// with three slashes, then the path"
+            )
+        if not text.startswith("///") or re.search("[%?#]", text):
+            raise ValueError("must be unix:/// and a plain path, or a plain path")
+        text = text.removeprefix("//")
+    path = _absolute(text)
+    if text.startswith("/@"):
+        raise ValueError("must not be abstract: such a socket has no owner and no mode")
+    if len(str(path).encode()) > MAX_SOCKET_PATH_BYTES:
+        raise ValueError(f"must be at most {MAX_SOCKET_PATH_BYTES} bytes long")
+    if not path.name or text.endswith("/"):
+        raise ValueError("must name a file, not a directory")
+    return path
+
+
+def _mode(value: object) -> str:
+    if not isinstance(value, str) or not re.fullmatch("0?[0-7]{3}", value):
+        raise ValueError('must be an octal mode in quotes, such as "0600"')
+    bits = int(value, 8)
+    if bits not in {0o600, 0o640, 0o620, 0o660}:
+        raise ValueError(
+            "must let the owner read and write, at most the group too, others not: "
+            "whoever may open the socket may decrypt"
+        )
+    return value
+
+
+def _tcp(text: str) -> str:
+    parse_tcp(text)
+    return text
+
+
+def parse_tcp(text: str) -> tuple[str, int]:
+    """Host and port of "127.0.0.1:9462" or "[::1]:9462".
+
+    Raises:
+        ValueError: If it is anything else, a host's name included.
+    """
+    found = _HOST_AND_PORT.fullmatch(text)
+    if found is None:
+        raise ValueError("must be an address, not a name, and a port: 127.0.0.1:9462")
+    host, port = found[1] or found[2], found[3]
+    kind = ipaddress.IPv6Address if found[1] else ipaddress.IPv4Address
+    try:
+        kind(host)
+    except ValueError:
+        raise ValueError("must begin with an IPv4 address, or [IPv6]") from None
+    if not _PORT.fullmatch(port) or int(port) > _MAX_PORT:
+        raise ValueError(f"must end with a port, 0 to {_MAX_PORT}")
+    return host, int(port)
+
+
+def sized(most: int, least: int = 1) -> AfterValidator:
+    """Text of `least` to `most` bytes in UTF-8, without control characters."""
+
+    def check(text: str) -> str:
+        # Control characters first: they include what UTF-8 cannot encode.
+        if _CONTROL.search(text) or not least <= len(text.encode()) <= most:
+            raise ValueError(
+                f"must be {least} to {most} bytes of text without control characters"
+            )
+        return text
+
+    return AfterValidator(check)
+
+
+def matching(pattern: re.Pattern[str], sentence: str) -> AfterValidator:
+    """Text that matches whole, else the sentence."""
+
+    def check(text: str) -> str:
+        if not pattern.fullmatch(text):
+            raise ValueError(sentence)
+        return text
+
+    return AfterValidator(check)
+
+
+def _environment(env: dict[str, str]) -> dict[str, str]:
+    if not all(_ENV_NAME.fullmatch(name) for name in env):
+        raise ValueError("must have names of letters, digits and _ only")
+    if any(_CONTROL.search(value) for value in env.values()):
+        raise ValueError("must not hold control characters")
+    return env
+
+
+def _cka_ids(value: object) -> tuple[str, ...]:
+    if not isinstance(value, list) or len(value) > _MAX_IDS:
+        raise ValueError(f"must be a list of at most {_MAX_IDS} CKA_IDs")
+    ids = []
+    for each in value:
+        if not isinstance(each, str) or not _HEX_BYTES.fullmatch(each):
+            raise ValueError(
+                "must be CKA_IDs as `keys list` shows them, 1 to 255 bytes in hex, "
+                "each in quotes"
+            )
+        ids.append(each.lower())
+    if len(set(ids)) != len(ids):
+        raise ValueError("must not have a CKA_ID twice")
+    return tuple(ids)
+
+
+Duration = Annotated[float, BeforeValidator(parse_duration), AfterValidator(_positive)]
+DurationOrZero = Annotated[float, BeforeValidator(parse_duration)]
+AbsolutePath = Annotated[Path, BeforeValidator(_absolute)]
+SocketPath = Annotated[Path, BeforeValidator(parse_socket)]
+CkaIds = Annotated[tuple[str, ...], BeforeValidator(_cka_ids)]
+SocketMode = Annotated[str, BeforeValidator(_mode)]
+TcpAddress = Annotated[str, AfterValidator(_tcp)]
+# May carry a password for the module, so it is not in a repr.
+Environment = Annotated[dict[str, str], AfterValidator(_environment), Field(repr=False)]

@@ -1,0 +1,261 @@
+"""Read the keyring from a token: list, identify, and find out the mechanism.
+
+1. A key's name comes from its own cryptography, never from what the token tells.
+2. The mechanism is found by a probe on the real key, at each start of a worker, and
+   frozen in the state directory: from then on only that one will do, until the
+   configuration names another.
+3. One key that cannot be identified takes no other key down.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
+
+import structlog
+
+from hsm_kms.errors import (
+    HsmKmsError,
+    KeyNotFoundError,
+    KeyUnsuitableError,
+    MechanismError,
+)
+from hsm_kms.key_id import (
+    FINGERPRINT_BLOCK,
+    activation_of,
+    fingerprint_of,
+    fingerprint_of_cka_id,
+)
+from hsm_kms.keyring import (
+    Keyring,
+    KeySettings,
+    TokenKey,
+    born_here,
+    choose,
+    offences,
+)
+from hsm_kms.state import StateCorruptError, StateWriteError
+from hsm_kms.state_records import FrozenMechanism
+from hsm_kms.worker.messages import Block, FindKeys, Fingerprint, Keys, Probe, Probed
+from hsm_kms.worker.values import Cipher, KeySeen, Mechanism
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from hsm_kms.state import StateDir
+    from hsm_kms.token.process import Worker
+
+GCM_MECHANISMS: Final = {
+    "caller": (Mechanism.GCM_CALLER,),
+    "token": (Mechanism.GCM_TOKEN,),
+    "appended": (Mechanism.GCM_APPENDED,),
+    "auto": (Mechanism.GCM_CALLER, Mechanism.GCM_TOKEN, Mechanism.GCM_APPENDED),
+}
+
+_log = structlog.get_logger(__name__)
+
+
+def wanted_mechanisms(settings: KeySettings) -> tuple[Mechanism, ...]:
+    """What `keys.mechanism` and `keys.gcm_iv` allow, in order of preference."""
+    gcm = GCM_MECHANISMS[settings.gcm_iv]
+    if settings.mechanism == Cipher.GCM:
+        return gcm
+    if settings.mechanism == Cipher.CBC_HMAC:
+        return (Mechanism.CBC_HMAC,)
+    return (*gcm, Mechanism.CBC_HMAC)
+
+
+class Discovery:
+    """Reads keyrings.
+
+    Args:
+        settings: The configuration.
+        state_dir: Where the mechanism is frozen.
+        seconds: Longest wait for each answer of the token.
+        freeze: Freeze what the first probe finds; commands do not.
+    """
+
+    def __init__(
+        self,
+        settings: KeySettings,
+        state_dir: StateDir,
+        *,
+        seconds: float,
+        freeze: bool,
+    ) -> None:
+        self._settings = settings
+        self._state_dir = state_dir
+        self._seconds = seconds
+        self._freeze = freeze
+        self._mechanism: Mechanism | None = None
+
+    async def read(self, worker: Worker, last: str | None, *, fresh: bool) -> Keyring:
+        """List and identify the keys, on the worker's control session.
+
+        Args:
+            worker: A worker that is logged in.
+            last: key_id last current on this node, or None.
+            fresh: The worker has just been started: probe the mechanism on it.
+
+        Raises:
+            HsmKmsError: The token could not be asked, or no mechanism works.
+        """
+        reply = await worker.ask(FindKeys(label=self._settings.label), self._seconds)
+        seen = reply.keys if isinstance(reply, Keys) else ()
+        keys, nameless = await self._identify_all(worker, seen)
+        if keys and (fresh or self._mechanism is None):
+            self._mechanism = await self._probe(worker, keys, seen, last)
+        return self._ring(keys, nameless, last)
+
+    def _ring(
+        self, keys: Sequence[TokenKey], nameless: HsmKmsError | None, last: str | None
+    ) -> Keyring:
+        how = self._mechanism
+        named = tuple(replace(key, mechanism=_mechanism(key, how)) for key in keys)
+        usable = [key for key in named if how is None or key.cipher is how.cipher]
+        current, fault = choose(usable, last, self._settings)
+        if self._settings.current is None and (not usable or fault is None):
+            # One more key under the label, and nobody said which is meant.
+            fault = nameless or fault
+        return Keyring(keys=named, current=current, fault=fault)
+
+    # Identity
+
+    async def _identify_all(
+        self, worker: Worker, seen: Sequence[KeySeen]
+    ) -> tuple[list[TokenKey], HsmKmsError | None]:
+        keys: list[TokenKey] = []
+        nameless: HsmKmsError | None = None
+        for one in seen:
+            for cipher in Cipher if one.partner else (Cipher.GCM,):
+                try:
+                    keys.append(await self._identify(worker, one, cipher))
+                except KeyNotFoundError:
+                    continue  # it vanished while the keys were listed
+                except KeyUnsuitableError as error:
+                    nameless = error
+        return keys, nameless
+
+    async def _identify(
+        self, worker: Worker, seen: KeySeen, cipher: Cipher
+    ) -> TokenKey:
+        settings = self._settings
+        found = offences(seen, cipher, settings)
+        try:
+            fingerprint = await self._fingerprint(worker, seen, cipher)
+        except MechanismError:
+            if not found:
+                raise  # the token's fault, not the key's
+            raise _unidentified(seen, found) from None
+        suffix = f".{settings.suffix}" if settings.suffix else ""
+        return TokenKey(
+            ref=seen.ref,
+            fingerprint=fingerprint,
+            key_id=fingerprint + suffix,
+            cipher=cipher,
+            mechanism=None,
+            activation=activation_of(seen.ref.cka_id),
+            offences=found,
+            born_here=born_here(seen),
+        )
+
+    async def _fingerprint(self, worker: Worker, seen: KeySeen, cipher: Cipher) -> str:
+        if self._settings.fingerprint == "cka_id":
+            return fingerprint_of_cka_id(seen.ref.cka_id)
+        request = Fingerprint(
+            ref=seen.ref, block=FINGERPRINT_BLOCK, paired=cipher is Cipher.CBC_HMAC
+        )
+        reply = await worker.ask(request, self._seconds)
+        if not isinstance(reply, Block):
+            raise MechanismError(
+                "the worker answered a Fingerprint with something else"
+            )
+        return fingerprint_of(reply.block, reply.mac)
+
+    # Mechanism
+
+    async def _probe(
+        self,
+        worker: Worker,
+        keys: Sequence[TokenKey],
+        seen: Sequence[KeySeen],
+        last: str | None,
+    ) -> Mechanism:
+        wanted = wanted_mechanisms(self._settings)
+        frozen = self._frozen(worker)
+        held = frozen if frozen in wanted else None
+        key = _to_probe(keys, self._settings.current or last)
+        paired = any(one.ref == key.ref and one.partner for one in seen)
+        request = Probe(ref=key.ref, paired=paired, wanted=(held,) if held else wanted)
+        try:
+            reply = await worker.ask(request, self._seconds)
+        except MechanismError as error:
+            if held is None:
+                raise
+            raise _changed(held, error) from None
+        if not isinstance(reply, Probed):
+            raise MechanismError("the worker answered a Probe with something else")
+        if reply.mechanism is not frozen:
+            self._save(worker, reply.mechanism)
+        return reply.mechanism
+
+    def _frozen(self, worker: Worker) -> Mechanism | None:
+        try:
+            frozen = self._state_dir.frozen_mechanism()
+        except StateCorruptError as error:
+            _log.warning("the mechanism is probed anew", error=error.sentence)
+            return self._mechanism
+        if frozen is None or frozen.token_serial != worker.token_serial:
+            return self._mechanism
+        return Mechanism(frozen.mechanism)
+
+    def _save(self, worker: Worker, mechanism: Mechanism) -> None:
+        if not self._freeze:
+            return
+        _log.info("mechanism", mechanism=str(mechanism))
+        try:
+            self._state_dir.freeze_mechanism(
+                FrozenMechanism(mechanism=mechanism, token_serial=worker.token_serial)
+            )
+        except StateWriteError as error:
+            _log.warning("the mechanism is not saved", error=error.sentence)
+
+
+def _mechanism(key: TokenKey, how: Mechanism | None) -> Mechanism | None:
+    """How this token wraps under the key, be it only for a canary."""
+    if how is not None and how.cipher is key.cipher:
+        return how
+    return Mechanism.CBC_HMAC if key.cipher is Cipher.CBC_HMAC else None
+
+
+def _to_probe(keys: Sequence[TokenKey], preferred: str | None) -> TokenKey:
+    """The key that will probably be current; a pair before a lone key."""
+    fingerprint = preferred.partition(".")[0] if preferred else None
+    ranked = sorted(
+        keys,
+        key=lambda key: (
+            key.fingerprint != fingerprint,
+            bool(key.offences),
+            key.cipher is not Cipher.CBC_HMAC,
+        ),
+    )
+    return ranked[0]
+
+
+def _unidentified(seen: KeySeen, found: Sequence[str]) -> KeyUnsuitableError:
+    ref = seen.ref
+    return KeyUnsuitableError(
+        f"the key labelled {ref.label!r} with CKA_ID {ref.cka_id.hex() or '(empty)'} "
+        f"cannot be identified: {', '.join(found)}",
+        hint="make a key with `hsm-kms keys generate`, and name it in keys.current",
+    )
+
+
+def _changed(held: Mechanism, error: MechanismError) -> MechanismError:
+    return MechanismError(
+        f"this token has always wrapped by {held}, and now it does not: {error}",
+        function=error.function,
+        rv=error.rv,
+        hint="find out what changed on the token; to accept it, name the mechanism "
+        "in keys.mechanism and keys.gcm_iv",
+    )

@@ -1,0 +1,67 @@
+"""What module and python-pkcs11 print: the first lines into our log, the rest nowhere.
+
+A pipe of our own: asyncio's would keep a worker "running" for as long as any process
+that a module started holds the other end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from typing import Final
+
+import structlog
+
+_LINES: Final = 20  # of a worker's life, so that a chatty module stays quiet
+_LINE_BYTES: Final = 200
+_READ_BYTES: Final = 4096
+
+_log = structlog.get_logger(__name__)
+
+
+class Stderr:
+    """The reading end of a worker's stderr.
+
+    Args:
+        descriptor: The pipe's reading end; closed by `close`, or at its end.
+        pid: Whose it is.
+    """
+
+    def __init__(self, descriptor: int, pid: int) -> None:
+        os.set_blocking(descriptor, False)
+        self._descriptor = descriptor
+        self._pid = pid
+        self._lines = 0
+        self._rest = b""
+        self._closed = False
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(descriptor, self._readable)
+
+    def close(self) -> None:
+        """Log what is there already, and close."""
+        if not self._closed:
+            self._readable()
+        self._end()
+
+    def _readable(self) -> None:
+        try:
+            chunk = os.read(self._descriptor, _READ_BYTES)
+        except BlockingIOError:
+            return
+        if not chunk:
+            self._end()
+            return
+        *complete, rest = (self._rest + chunk).split(b"\n")
+        self._rest = rest[:_LINE_BYTES]
+        for line in complete:
+            self._lines += 1
+            if self._lines <= _LINES:
+                text = line[:_LINE_BYTES].decode("utf-8", "replace")
+                _log.debug("worker stderr", pid=self._pid, text=text)
+
+    def _end(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        self._loop.remove_reader(self._descriptor)
+        os.close(self._descriptor)

@@ -1,0 +1,147 @@
+"""The C structures of PKCS#11 that pass between ctypes and a module.
+
+The order of `FUNCTIONS` is the order of CK_FUNCTION_LIST (PKCS#11 2.40, section 5.4).
+"""
+
+from __future__ import annotations
+
+import ctypes
+from ctypes import c_char, c_ubyte, c_ulong, c_void_p
+from typing import Final
+
+FUNCTIONS: Final = (
+    "C_Initialize",
+    "C_Finalize",
+    "C_GetInfo",
+    "C_GetFunctionList",
+    "C_GetSlotList",
+    "C_GetSlotInfo",
+    "C_GetTokenInfo",
+    "C_GetMechanismList",
+    "C_GetMechanismInfo",
+    "C_InitToken",
+    "C_InitPIN",
+    "C_SetPIN",
+    "C_OpenSession",
+    "C_CloseSession",
+    "C_CloseAllSessions",
+    "C_GetSessionInfo",
+    "C_GetOperationState",
+    "C_SetOperationState",
+    "C_Login",
+    "C_Logout",
+    "C_CreateObject",
+    "C_CopyObject",
+    "C_DestroyObject",
+    "C_GetObjectSize",
+    "C_GetAttributeValue",
+    "C_SetAttributeValue",
+    "C_FindObjectsInit",
+    "C_FindObjects",
+    "C_FindObjectsFinal",
+    "C_EncryptInit",
+    "C_Encrypt",
+    "C_EncryptUpdate",
+    "C_EncryptFinal",
+    "C_DecryptInit",
+    "C_Decrypt",
+    "C_DecryptUpdate",
+    "C_DecryptFinal",
+    "C_DigestInit",
+    "C_Digest",
+    "C_DigestUpdate",
+    "C_DigestKey",
+    "C_DigestFinal",
+    "C_SignInit",
+    "C_Sign",
+    "C_SignUpdate",
+    "C_SignFinal",
+    "C_SignRecoverInit",
+    "C_SignRecover",
+    "C_VerifyInit",
+    "C_Verify",
+)
+
+
+class Version(ctypes.Structure):
+    """CK_VERSION."""
+
+    _fields_ = (("major", c_ubyte), ("minor", c_ubyte))
+
+
+class FunctionList(ctypes.Structure):
+    """CK_FUNCTION_LIST, as far as it is used here."""
+
+    _fields_ = (("version", Version), *((name, c_void_p) for name in FUNCTIONS))
+
+
+class InitializeArgs(ctypes.Structure):
+    """CK_C_INITIALIZE_ARGS."""
+
+    _fields_ = (
+        ("CreateMutex", c_void_p),
+        ("DestroyMutex", c_void_p),
+        ("LockMutex", c_void_p),
+        ("UnlockMutex", c_void_p),
+        ("flags", c_ulong),
+        ("pReserved", c_void_p),
+    )
+
+
+class Mechanism(ctypes.Structure):
+    """CK_MECHANISM."""
+
+    _fields_ = (
+        ("mechanism", c_ulong),
+        ("pParameter", c_void_p),
+        ("ulParameterLen", c_ulong),
+    )
+
+
+class GcmParams(ctypes.Structure):
+    """CK_GCM_PARAMS of the PKCS#11 2.40 headers, with ulIvBits."""
+
+    _fields_ = (
+        ("pIv", c_void_p),
+        ("ulIvLen", c_ulong),
+        ("ulIvBits", c_ulong),
+        ("pAAD", c_void_p),
+        ("ulAADLen", c_ulong),
+        ("ulTagBits", c_ulong),
+    )
+
+
+class TokenInfo(ctypes.Structure):
+    """CK_TOKEN_INFO."""
+
+    _fields_ = (
+        ("label", c_char * 32),
+        ("manufacturerID", c_char * 32),
+        ("model", c_char * 16),
+        ("serialNumber", c_char * 16),
+        ("flags", c_ulong),
+        ("ulMaxSessionCount", c_ulong),
+        ("ulSessionCount", c_ulong),
+        ("ulMaxRwSessionCount", c_ulong),
+        ("ulRwSessionCount", c_ulong),
+        ("ulMaxPinLen", c_ulong),
+        ("ulMinPinLen", c_ulong),
+        ("ulTotalPublicMemory", c_ulong),
+        ("ulFreePublicMemory", c_ulong),
+        ("ulTotalPrivateMemory", c_ulong),
+        ("ulFreePrivateMemory", c_ulong),
+        ("hardwareVersion", Version),
+        ("firmwareVersion", Version),
+        ("utcTime", c_char * 16),
+    )
+
+
+class SessionInfo(ctypes.Structure):
+    """CK_SESSION_INFO."""
+
+    _fields_ = (
+        ("slotID", c_ulong),
+        ("state", c_ulong),
+        ("flags", c_ulong),
+        ("ulDeviceError", c_ulong),
+    )

@@ -1,0 +1,240 @@
+"""Conformance, "Decrypt": items 33 to 36 and 38; 39 is in the next file."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from hsm_kms.errors import CiphertextError
+from hsm_kms.wrapping.record import Kind, Record
+from tests.conformance.clients import (
+    BAD_REQUEST,
+    DEK,
+    NOT_AUTHENTIC,
+    NOT_HELD,
+    STRANGER,
+    all_said,
+    connected,
+    shaped,
+    sync_said,
+    unharmed,
+)
+from tests.conformance.tokens import import_kek
+from tests.conformance.wire import field
+from tests.support import Plugin
+from tests.test_vectors import VECTORS, load
+
+KEK = bytes(range(32))
+SCOPE = "prod-eu"
+REFUSED = {BAD_REQUEST, NOT_AUTHENTIC, NOT_HELD}
+
+
+def vectors(folder: str, kinds: str = "*"):
+    """Return the record vectors made for the KEK and scope of `fixtures`."""
+    loaded = {
+        path.stem: load(path) for path in (VECTORS / "record" / folder).glob(kinds)
+    }
+    return [
+        pytest.param(bytes.fromhex(vector["record"]), vector, id=name)
+        for name, vector in sorted(loaded.items())
+        if vector.get("kek", KEK.hex()) == KEK.hex()
+        and vector.get("scope", SCOPE) == SCOPE
+        and "accept" not in vector
+    ]
+
+
+@pytest.fixture(scope="module")
+def fixtures(session_directory, token_template, pin_file):
+    """A server on a token that holds the KEK of the vectors."""
+    hsm = import_kek(token_template.copy(session_directory / "vectors"), KEK)
+    directory = hsm.directory / "p"
+    directory.mkdir(mode=0o700)
+    plugin = Plugin(directory, hsm, pin_file, scope=SCOPE, log={"level": "info"})
+    plugin.start().wait_healthz("ok")
+    yield plugin
+    plugin.close()
+
+
+def flipped(data: bytes):
+    """Yield the data with each of its bits turned, one at a time."""
+    for bit in range(8 * len(data)):
+        changed = bytearray(data)
+        changed[bit // 8] ^= 1 << bit % 8
+        yield bytes(changed)
+
+
+def message(ciphertext: bytes, key_id: bytes, more: bytes = b"") -> bytes:
+    """Return a DecryptRequest; its key_id may be no text at all."""
+    return field(1, ciphertext) + field(2, b"u") + field(3, key_id) + more
+
+
+@pytest.mark.parametrize(("record", "vector"), vectors("ok", "gcm-*.txt"))
+def test_33_records_of_every_version(fixtures, record, vector):
+    """Whatever a released version wrapped comes back byte for byte, in both APIs."""
+    plaintext = bytes.fromhex(vector["plaintext"])
+    key_id = Record.decode(record).header.key_id
+
+    assert plaintext == fixtures.decrypt(record, key_id)
+    assert plaintext == fixtures.v1_decrypt(record)
+
+
+def test_33_after_a_restart(make_plugin, hsm):
+    """What one life of the server wrapped the next one opens."""
+    plugin = make_plugin(hsm).start()
+    plugin.wait_healthz("ok")
+    deks = [os.urandom(32) for _ in range(20)]
+    sealed = [plugin.encrypt(dek) for dek in deks]
+    plugin.stop()
+    plugin.start().wait_healthz("ok")
+
+    assert deks == [plugin.decrypt(each.ciphertext, each.key_id) for each in sealed]
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda _: "", BAD_REQUEST),
+        (lambda _: "k8s-kek", NOT_AUTHENTIC),
+        (lambda _: "a" * 26, NOT_AUTHENTIC),
+        (lambda key_id: key_id + ".a", NOT_AUTHENTIC),
+        (lambda key_id: key_id[:-1], NOT_AUTHENTIC),
+        (str.upper, NOT_AUTHENTIC),
+        (lambda key_id: key_id + "\0", NOT_AUTHENTIC),
+        (lambda key_id: " " + key_id, NOT_AUTHENTIC),
+        (lambda key_id: key_id * 40, BAD_REQUEST),
+    ],
+    ids="empty label other suffix short upper nul space long".split(),  # noqa: SIM905
+)
+def test_34_altered_key_id(served, change, told):
+    """Beside a good record only its very own key_id is accepted."""
+    sealed = served.encrypt(DEK)
+    key_id = change(sealed.key_id)
+
+    assert told == sync_said(lambda: served.decrypt(sealed.ciphertext, key_id))
+
+
+def test_34_unknown_key(served, fixtures):
+    """A record of another token is refused by the name of its key."""
+    sealed = served.encrypt(DEK)
+
+    assert NOT_HELD == sync_said(
+        lambda: fixtures.decrypt(sealed.ciphertext, sealed.key_id)
+    )
+
+
+def test_34_no_key_is_tried(spied):
+    """An unknown or altered key_id costs not one call on the token."""
+    plugin, spy = spied
+    plugin.start().wait_healthz("ok")
+    sealed = plugin.encrypt(DEK)
+    stranger = shaped(Kind.DEK_BY_TOKEN, STRANGER)
+    before = spy.count("C_Decrypt"), spy.count("C_FindObjectsInit")
+    told = [
+        sync_said(lambda r=record, k=key_id: plugin.decrypt(r, k))
+        for record, key_id in (
+            (stranger, STRANGER),
+            (stranger, sealed.key_id),
+            (sealed.ciphertext, STRANGER),
+            (sealed.ciphertext, ""),
+        )
+    ]
+
+    assert [NOT_HELD, NOT_AUTHENTIC, NOT_AUTHENTIC, BAD_REQUEST] == told
+    assert before == (spy.count("C_Decrypt"), spy.count("C_FindObjectsInit"))
+
+
+async def test_35_every_bit_of_the_ciphertext(served):
+    """Any one bit turned makes the record unreadable, in both APIs."""
+    sealed = served.encrypt(DEK)
+    key_id = sealed.key_id
+    with unharmed(served):
+        async with connected(served, 2) as (one, other):
+            told = await all_said(
+                one.decrypt(changed, key_id) for changed in flipped(sealed.ciphertext)
+            )
+            told_v1 = await all_said(
+                other.v1_decrypt(changed) for changed in flipped(sealed.ciphertext)
+            )
+
+    assert {NOT_AUTHENTIC: 8 * len(sealed.ciphertext)} == told
+    assert {NOT_AUTHENTIC, NOT_HELD} >= set(told_v1)
+    assert 8 * len(sealed.ciphertext) == told_v1.total()
+
+
+async def test_35_every_bit_of_the_key_id(served):
+    """Any one bit turned in the request's key_id is refused, text or not."""
+    sealed = served.encrypt(DEK)
+    with unharmed(served):
+        async with connected(served) as (client,):
+            told = await all_said(
+                client.raw_decrypt(message(sealed.ciphertext, changed))
+                for changed in flipped(sealed.key_id.encode())
+            )
+
+    assert {NOT_AUTHENTIC, BAD_REQUEST} == set(told)
+    assert len(sealed.key_id) == told[BAD_REQUEST]
+
+
+async def test_35_every_length(served):
+    """Cut anywhere, or longer by a byte, a record is refused."""
+    sealed = served.encrypt(DEK)
+    record, key_id = sealed.ciphertext, sealed.key_id
+    changed = [record[:size] for size in range(len(record))]
+    changed += [record + bytes([byte]) for byte in range(256)]
+    changed += [b"\0" + record, record[1:], record * 2]
+    async with connected(served) as (client,):
+        told = await all_said(client.decrypt(each, key_id) for each in changed)
+
+    assert {NOT_AUTHENTIC: len(changed) - 1, BAD_REQUEST: 1} == told
+
+
+@pytest.mark.parametrize(
+    ("record", "vector"), [*vectors("malformed"), *vectors("not-authentic")]
+)
+def test_36_never_ok_with_what_was_not_authentic(fixtures, record, vector):
+    """Every record that the specification wants refused is refused, in both APIs."""
+    try:
+        key_id = Record.decode(record).header.key_id
+    except CiphertextError:
+        key_id = fixtures.status().key_id
+
+    assert sync_said(lambda: fixtures.decrypt(record, key_id)) in REFUSED
+    assert sync_said(lambda: fixtures.v1_decrypt(record)) in REFUSED
+
+
+async def test_36_parts_of_two_records(served):
+    """Header, IV, ciphertext and tag of two good records make no third."""
+    one, other = (served.encrypt(DEK) for _ in range(2))
+    mixed = {
+        one.ciphertext[:cut] + other.ciphertext[cut:]
+        for cut in range(len(one.ciphertext))
+    } - {one.ciphertext, other.ciphertext}
+    async with connected(served) as (client,):
+        told = await all_said(client.decrypt(each, one.key_id) for each in mixed)
+
+    assert {NOT_AUTHENTIC: len(mixed)} == told
+
+
+@pytest.mark.parametrize(
+    "annotations",
+    [
+        {},
+        {"some.name": b""},
+        {"some.name": b"\0\xff" * 8000},
+        {"": b"no name"},
+        {"NOT a legal/name\n": b"x"},
+        {f"n{number}.example": b"v" for number in range(1000)},
+    ],
+    ids="none one large nameless illegal many".split(),  # noqa: SIM905
+)
+async def test_38_annotations_of_others(served, annotations):
+    """We own no annotation: any that fit are carried past, and none is missed."""
+    async with connected(served) as (client,):
+        sealed = await client.encrypt()
+        opened = await client.decrypt(
+            sealed.ciphertext, sealed.key_id, annotations=annotations
+        )
+
+    assert {} == dict(sealed.annotations)
+    assert DEK == opened

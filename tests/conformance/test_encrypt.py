@@ -1,0 +1,147 @@
+"""Conformance, "Encrypt": items 23 to 28, 31 and 32."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import time
+
+import pytest
+
+from hsm_kms.wrapping.record import Kind, Record
+from tests.conformance.clients import DEK, connected, quantile, show, timed
+
+# Item 28 wants 10^5: give it the time with HSM_KMS_NONCE_SECONDS=120.
+NONCE_SECONDS = float(os.environ.get("HSM_KMS_NONCE_SECONDS", "8"))
+LEAST_NONCES = 10_000
+CLIENTS = 16
+
+
+def annotation_key_is_legal(key: str) -> bool:
+    """Whether the API server would store an annotation of this name."""
+    label = r"[a-z0-9](?:[-a-z0-9]{0,61}[a-z0-9])?"
+    fits = len(key) <= 253
+    return fits and bool(re.fullmatch(rf"{label}(?:\.{label})+\.?", key))
+
+
+@pytest.mark.parametrize("size", [1, 4, 16, 24, 31, 32, 33, 64, 1000, 1024])
+def test_23_plaintexts(served, size):
+    """Every length from 1 to 1,024 bytes is sealed and comes back, in v1 as well."""
+    plaintext = os.urandom(size)
+    sealed = served.encrypt(plaintext)
+
+    assert plaintext == served.decrypt(sealed.ciphertext, sealed.key_id)
+    assert plaintext == served.v1_decrypt(served.v1_encrypt(plaintext))
+
+
+def test_24_ciphertext_fits(served):
+    """A seed of 32 bytes becomes 1 to 1,024 bytes, far below the limit."""
+    sizes = {len(served.encrypt(os.urandom(32)).ciphertext) for _ in range(10)}
+
+    assert len(sizes) == 1
+    assert 1 <= sizes.pop() <= 128
+
+
+@pytest.mark.parametrize(
+    ("key", "legal"),
+    [
+        ("version.hsm-kms.example", True),
+        ("10.0.0.1", True),
+        ("a.b.", True),
+        ("com", False),
+        ("Dev.k8s.io", False),
+        ("kms.example.io/id", False),
+        ("a_b.c", False),
+        (f"{'a' * 64}.b", False),
+    ],
+)
+def test_25_the_rule_itself(key, legal):
+    """The rule below is the API server's, by its own examples."""
+    assert legal is annotation_key_is_legal(key)
+
+
+@pytest.mark.parametrize("size", [1, 32, 1024])
+def test_25_annotations(served, size):
+    """Every annotation is one that the API server takes, and so is their sum."""
+    annotations = dict(served.encrypt(b"a" * size).annotations)
+
+    assert all(map(annotation_key_is_legal, annotations))
+    assert sum(len(k.encode()) + len(v) for k, v in annotations.items()) <= 32768
+
+
+async def test_26_no_two_plaintexts_alike(served):
+    """Three hundred plaintexts, some of one bit's difference, give as many answers."""
+    plaintexts = [number.to_bytes(32, "big") for number in range(300)]
+    async with connected(served, 4) as clients:
+        answers = await asyncio.gather(
+            *(clients[at % 4].encrypt(each) for at, each in enumerate(plaintexts))
+        )
+        distinct = {
+            (a.ciphertext, a.key_id, tuple(sorted(a.annotations.items())))
+            for a in answers
+        }
+        opened = await asyncio.gather(
+            *(clients[0].decrypt(a.ciphertext, a.key_id) for a in answers)
+        )
+
+    assert 300 == len(distinct)
+    assert plaintexts == opened
+
+
+def test_27_no_plaintext_beside_the_ciphertext(served):
+    """What goes to etcd in clear holds no four bytes of the seed in a row."""
+    for _ in range(20):
+        seed = os.urandom(32)
+        stored = served.encrypt(seed).SerializeToString()
+        assert [] == [at for at in range(29) if seed[at : at + 4] in stored]
+
+
+@pytest.mark.timeout(115 + NONCE_SECONDS)
+async def test_28_fresh_nonces(served):
+    """No nonce comes twice from two workers in thousands of wraps of one plaintext."""
+    records = []
+    until = time.monotonic() + NONCE_SECONDS
+
+    async def seal(client) -> None:
+        while time.monotonic() < until or len(records) < LEAST_NONCES:
+            records.append(await client.v1_encrypt())
+
+    async with connected(served, CLIENTS) as clients:
+        await asyncio.gather(*map(seal, clients))
+    read = [Record.decode(record) for record in records]
+
+    assert len(records) >= LEAST_NONCES
+    assert {(Kind.DEK_BY_TOKEN, 12)} == {(r.header.kind, len(r.iv)) for r in read}
+    assert len(records) == len({record.iv for record in read})
+    assert len(records) == len({record.ciphertext for record in read})
+
+
+def test_28_nonces_after_a_restart(make_plugin, hsm):
+    """Two lives of the server make different nonces."""
+    plugin = make_plugin(hsm)
+    seen = set()
+    for _ in range(2):
+        plugin.start().wait_healthz("ok")
+        seen |= {Record.decode(plugin.encrypt(DEK).ciphertext).iv for _ in range(50)}
+        plugin.stop()
+
+    assert 100 == len(seen)
+
+
+async def test_31_time_of_an_encrypt(served):
+    """Encrypt, read back, takes under 100 ms; the bound here is ten times that."""
+    async with connected(served) as (client,):
+        took = await timed(300, client.encrypt)
+    show("Encrypt", took)
+
+    assert quantile(took, 0.99) < 1
+
+
+def test_32_checks_itself_at_the_start(spied):
+    """Before a client asks anything, the key has wrapped and unwrapped a canary."""
+    plugin, spy = spied
+    plugin.start().wait_healthz("ok")
+
+    assert spy.count("C_EncryptInit") >= 1
+    assert 1 == spy.count("C_DecryptInit") == spy.count("C_Decrypt")

@@ -1,0 +1,142 @@
+"""A pool on real socket pairs, whose other ends the test answers itself."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+
+from hsm_kms.token.channel import Channel
+from hsm_kms.token.pool import Pool
+from hsm_kms.worker import messages
+from hsm_kms.worker.messages import Block, Failure, FindKeys
+
+SESSION_WAIT = 1.0
+CALL_TIMEOUT = 2.0
+
+
+class Loop(asyncio.SelectorEventLoop):
+    """An event loop whose clock stands until the test moves it."""
+
+    now = 1000.0
+
+    def time(self) -> float:
+        return self.now
+
+
+class PeerSession:
+    """The worker's end of one pair: what was asked, and is not answered yet."""
+
+    def __init__(self, worker: PeerWorker) -> None:
+        ours, self.socket = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.socket.setblocking(False)
+        self.channel = Channel(ours, worker.lost, worker.retire)
+        self.worker = worker
+        self.asked: tuple[int, str] | None = None
+
+    def take(self) -> None:
+        """Read what came; two requests at once must not."""
+        with contextlib.suppress(BlockingIOError, ConnectionError):
+            while datagram := self.socket.recv(messages.MAX_MESSAGE_BYTES):
+                assert self.asked is None, "lent while a call was under way"
+                number, request = messages.unpack_request(memoryview(datagram))
+                assert isinstance(request, FindKeys)
+                self.asked = number, request.label
+
+    def answer(self, failure: Failure | None = None, *, number: int = 0) -> None:
+        """Answer what was asked: an echo, or this failure."""
+        assert self.asked is not None
+        asked, label = self.asked
+        self.asked = None
+        reply = failure or Block(block=b"another's" if number else label.encode())
+        with contextlib.suppress(BrokenPipeError):
+            self.socket.send(messages.pack(number or asked, reply))
+
+
+class PeerWorker:
+    """Some sessions that come and go together."""
+
+    def __init__(self, rig: Rig, sessions: int) -> None:
+        self.rig = rig
+        self.gone = False
+        self.retired: list[str] = []
+        self.sessions = [PeerSession(self) for _ in range(sessions)]
+        for session in self.sessions:
+            rig.pool.add(session.channel)
+
+    def lost(self, why: str) -> None:
+        """As `token.process.Worker` does: all of them are closed, with one."""
+        self.gone = True
+        for session in self.sessions:
+            session.channel.close()
+            session.socket.close()
+            session.asked = None
+
+    def retire(self, why: str) -> None:
+        """Nothing new is lent."""
+        self.retired.append(why)
+        for session in self.sessions:
+            session.channel.retiring = True
+
+    def die(self) -> None:
+        """The process is gone; the server has not seen it yet."""
+        for session in self.sessions:
+            session.socket.close()
+            session.asked = None
+
+
+class Rig:
+    """The pool, its workers, and the requests under way."""
+
+    def __init__(self) -> None:
+        self.faults: list[Exception] = []
+        self.pool = Pool(
+            session_wait=SESSION_WAIT,
+            call_timeout=CALL_TIMEOUT,
+            on_fault=self.faults.append,
+        )
+        self.workers: list[PeerWorker] = []
+        self.asked = 0
+
+    def add(self, sessions: int) -> PeerWorker:
+        """A worker with this many sessions."""
+        worker = PeerWorker(self, sessions)
+        self.workers.append(worker)
+        return worker
+
+    def call(self, deadline: float | None = None) -> asyncio.Task[str]:
+        """A request of its own; the task's result is what it got, as text."""
+        self.asked += 1
+        return asyncio.ensure_future(self._call(f"request {self.asked}", deadline))
+
+    async def _call(self, label: str, deadline: float | None) -> str:
+        reply = await self.pool.call(FindKeys(label=label), deadline=deadline)
+        assert isinstance(reply, Block)
+        assert label == reply.block.decode(), "somebody else's answer"
+        return label
+
+    async def settle(self) -> None:
+        """Let everything happen that can happen now."""
+        for _ in range(8):
+            await asyncio.sleep(0)
+            for session in self.sessions():
+                session.take()
+
+    def sessions(self) -> list[PeerSession]:
+        """Sessions of all workers that are not gone."""
+        return [
+            session
+            for worker in self.workers
+            for session in worker.sessions
+            if session.socket.fileno() >= 0
+        ]
+
+    def busy(self) -> list[PeerSession]:
+        """Sessions that owe an answer."""
+        return [session for session in self.sessions() if session.asked]
+
+    def close(self) -> None:
+        """Leave nothing open."""
+        self.pool.close()
+        for worker in self.workers:
+            worker.lost("end of the test")

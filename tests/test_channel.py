@@ -1,0 +1,249 @@
+"""One channel against a peer that follows the protocol, or does not."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+
+import pytest
+
+from hsm_kms.errors import WorkerLostError
+from hsm_kms.token.channel import Channel
+from hsm_kms.worker import messages
+from hsm_kms.worker.messages import Decrypted, Done, FindKeys, OpenSession
+
+
+class Peer:
+    """The worker's end of a pair, driven by the test."""
+
+    def __init__(self):
+        ours, self.socket = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.socket.settimeout(2)
+        self.lost = []
+        self.channel = Channel(ours, self.lost.append)
+
+    def take(self):
+        """Number and request, as they came."""
+        datagram = self.socket.recv(messages.MAX_MESSAGE_BYTES)
+        return messages.unpack_request(memoryview(datagram))
+
+    def answer(self, number, reply):
+        self.socket.send(messages.pack(number, reply))
+
+
+@pytest.fixture
+async def peer():
+    """A channel and its other end."""
+    made = Peer()
+    yield made
+    made.channel.close()
+    made.socket.close()
+
+
+async def lost_with(peer, future):
+    """What the channel said when it was lost under this exchange."""
+    with pytest.raises(WorkerLostError, match="the token worker is gone"):
+        await asyncio.wait_for(future, 2)
+    assert peer.channel.closed
+    assert not peer.channel.lendable
+    assert peer.channel.busy_since is None
+    assert 1 == len(peer.lost)
+    return peer.lost[0]
+
+
+async def test_exchange(peer):
+    """A request goes out with a number and its answer comes back."""
+    future = peer.channel.exchange(OpenSession())
+    assert peer.channel.busy_since is not None
+    assert (1, OpenSession()) == peer.take()
+    peer.answer(1, Done())
+
+    assert Done() == await future
+    assert peer.channel.busy_since is None
+    assert [] == peer.lost
+
+
+async def test_numbers_go_up(peer):
+    """Each request has a number of its own."""
+    for number in (1, 2, 3):
+        future = peer.channel.exchange(OpenSession())
+        assert number == peer.take()[0]
+        peer.answer(number, Done())
+        await future
+
+
+async def test_one_request_at_a_time(peer):
+    """A second request while one is under way is a bug, and is not sent."""
+    peer.channel.exchange(OpenSession())
+    with pytest.raises(AssertionError):
+        peer.channel.exchange(OpenSession())
+
+    assert 1 == peer.take()[0]
+    peer.socket.setblocking(False)
+    with pytest.raises(BlockingIOError):
+        peer.socket.recv(10)
+
+
+@pytest.mark.parametrize("number", [0, 2, 2**64 - 1])
+async def test_another_number(peer, number):
+    """An answer to a request that was not asked ends the channel."""
+    future = peer.channel.exchange(OpenSession())
+    peer.answer(number, Decrypted(plaintext=b"another's"))
+
+    assert "it answered a request that was not asked" == await lost_with(peer, future)
+
+
+async def test_unasked(peer):
+    """A message while nothing is asked ends the channel, whatever its number."""
+    peer.answer(0, Done())
+    await asyncio.sleep(0.05)
+
+    assert ["it answered a request that was not asked"] == peer.lost
+    with pytest.raises(WorkerLostError):
+        peer.channel.exchange(OpenSession())
+
+
+async def test_answered_twice(peer):
+    """A second answer to one request ends the channel before it reaches anybody."""
+    future = peer.channel.exchange(OpenSession())
+    peer.answer(1, Done())
+    peer.answer(1, Decrypted(plaintext=b"late"))
+    assert Done() == await future
+    await asyncio.sleep(0.05)
+
+    assert ["it answered a request that was not asked"] == peer.lost
+
+
+async def test_end(peer):
+    """The other end closing is told once, and to who waits."""
+    future = peer.channel.exchange(OpenSession())
+    peer.socket.close()
+
+    assert "it ended" == await lost_with(peer, future)
+
+
+async def test_end_while_idle(peer):
+    """An idle channel notices that its worker is gone."""
+    peer.socket.close()
+    await asyncio.sleep(0.05)
+
+    assert ["it ended"] == peer.lost
+
+
+@pytest.mark.parametrize(
+    "datagram",
+    [
+        b"\x00",
+        b"\x00" * 8,
+        (1).to_bytes(8, "big") + b"\xc1",
+        (1).to_bytes(8, "big") + b"\x81\xa4type\xa7Unknown",
+        messages.pack(1, Done()) + b"\x00",
+        messages.pack(1, Done())[:-1],
+        messages.pack(1, OpenSession()),
+        b"\xff" * (messages.MAX_MESSAGE_BYTES + 1),
+        messages.pack(1, Decrypted(plaintext=b"x" * messages.MAX_MESSAGE_BYTES)),
+    ],
+    ids=[
+        "one byte",
+        "no body",
+        "no msgpack",
+        "unknown type",
+        "trailing byte",
+        "cut short",
+        "a request",
+        "too long",
+        "too long, but well formed",
+    ],
+)
+async def test_garbage(peer, datagram):
+    """What is no reply ends the channel."""
+    future = peer.channel.exchange(OpenSession())
+    peer.socket.send(datagram)
+
+    assert "it sent a message that is none" == await lost_with(peer, future)
+
+
+async def test_longest_reply(peer):
+    """A reply just below the limit arrives whole."""
+    future = peer.channel.exchange(OpenSession())
+    reply = Decrypted(plaintext=bytes(range(256)) * 639)
+    assert 256 > messages.MAX_MESSAGE_BYTES - len(messages.pack(1, reply))
+    peer.answer(1, reply)
+
+    assert reply == await future
+
+
+async def test_a_reply_outlives_the_buffer(peer):
+    """What was read is a copy: the next message does not change it."""
+    first = peer.channel.exchange(OpenSession())
+    peer.answer(1, Decrypted(plaintext=b"A" * 64))
+    one = await first
+    second = peer.channel.exchange(OpenSession())
+    peer.answer(2, Decrypted(plaintext=b"B" * 64))
+    two = await second
+
+    assert (b"A" * 64, b"B" * 64) == (one.plaintext, two.plaintext)
+
+
+async def test_abandoned_by_timeout(peer):
+    """An abandoned answer is read and thrown away before the next request goes out."""
+    first = peer.channel.exchange(OpenSession())
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.02):
+            await asyncio.shield(first)
+    assert peer.channel.busy_since is not None
+    peer.answer(1, Decrypted(plaintext=b"the first one's"))
+    await peer.channel.idle()
+    second = peer.channel.exchange(OpenSession())
+    peer.answer(2, Decrypted(plaintext=b"the second one's"))
+
+    assert b"the second one's" == (await second).plaintext
+    assert [] == peer.lost
+
+
+async def test_abandoned_by_cancelling_the_future(peer):
+    """Cancelling the future itself neither frees the channel nor breaks it."""
+    first = peer.channel.exchange(OpenSession())
+    first.cancel()
+    with pytest.raises(AssertionError):
+        peer.channel.exchange(OpenSession())
+    peer.answer(1, Decrypted(plaintext=b"the first one's"))
+    await peer.channel.idle()
+    second = peer.channel.exchange(OpenSession())
+    peer.answer(2, Done())
+
+    assert Done() == await second
+    assert [] == peer.lost
+
+
+async def test_send_to_a_gone_worker(peer):
+    """A request to a worker that just went fails at once, as lost."""
+    peer.socket.close()
+    future = peer.channel.exchange(OpenSession())
+
+    assert "its socket is closed" == await lost_with(peer, future)
+
+
+async def test_unsendable_request(peer):
+    """A request that cannot be encoded leaves the channel as it was."""
+    broken = FindKeys(label="\ud800")
+    with pytest.raises(UnicodeEncodeError):
+        peer.channel.exchange(broken)
+    assert peer.channel.busy_since is None
+    future = peer.channel.exchange(OpenSession())
+    peer.answer(1, Done())
+
+    assert Done() == await future
+
+
+async def test_close(peer):
+    """Closing fails who waits, tells nobody else, and may be done twice."""
+    future = peer.channel.exchange(OpenSession())
+    peer.channel.close()
+    peer.channel.close()
+
+    with pytest.raises(WorkerLostError):
+        await future
+    assert [] == peer.lost
+    peer.take()
+    assert b"" == peer.socket.recv(10)

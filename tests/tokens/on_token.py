@@ -1,0 +1,69 @@
+"""Run as a process of its own: import a key, or read what a token tells of its keys.
+
+The job comes as JSON on stdin, the result goes as JSON to stdout.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+from pkcs11 import Attribute, KeyType, ObjectClass, Session
+from pkcs11._pkcs11 import lib
+
+from hsm_kms.worker import objects
+from hsm_kms.worker.cryptoki import Cryptoki
+
+_USAGE = {
+    "AES": (Attribute.ENCRYPT, Attribute.DECRYPT),
+    "GENERIC_SECRET": (Attribute.SIGN, Attribute.VERIFY),
+}
+
+
+def main() -> None:
+    """Do the one job."""
+    job = json.load(sys.stdin)
+    verbs = {"import": _import, "attributes": _attributes}
+    json.dump(verbs[job["verb"]](_session(job), job), sys.stdout)
+
+
+def _session(job: dict[str, Any]) -> Session:
+    token = job["token"]
+    # python-pkcs11 by itself cannot give C_Initialize arguments.
+    Cryptoki(token["module"]).initialize(token.get("init_args"))
+    library = lib.__new__(lib, token["module"])
+    (found,) = (
+        slot.get_token()
+        for slot in library.get_slots(token_present=True)
+        if token.get("slot") in {None, slot.slot_id}
+        and token.get("token_label") in {None, slot.get_token().label}
+    )
+    return found.open(rw=True, user_pin=job["pin"])
+
+
+def _import(session: Session, job: dict[str, Any]) -> None:
+    kind = job["kind"]
+    session.create_object(
+        {
+            Attribute.CLASS: ObjectClass.SECRET_KEY,
+            Attribute.KEY_TYPE: KeyType[kind],
+            Attribute.VALUE: bytes.fromhex(job["key"]),
+            Attribute.LABEL: job["label"],
+            Attribute.ID: bytes.fromhex(job["id"]),
+            Attribute.TOKEN: True,
+            Attribute.PRIVATE: True,
+            Attribute.SENSITIVE: True,
+            Attribute.EXTRACTABLE: False,
+            **dict.fromkeys(_USAGE[kind], True),
+        }
+    )
+
+
+def _attributes(session: Session, job: dict[str, Any]) -> list[dict[str, bool | None]]:
+    found = objects.list_keys(session, job["label"])
+    return [{"CKA_VALUE_LEN": key.value_len, **key.attributes} for key in found]
+
+
+if __name__ == "__main__":
+    main()
