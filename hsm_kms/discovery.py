@@ -100,7 +100,8 @@ class Discovery:
         Raises:
             HsmKmsError: The token could not be asked, or no mechanism works.
         """
-        reply = await worker.ask(FindKeys(label=self._settings.label), self._seconds)
+        request = FindKeys(label=self._settings.label, ids=self._settings.ids)
+        reply = await worker.ask(request, self._seconds)
         seen = reply.keys if isinstance(reply, Keys) else ()
         keys, nameless = await self._identify_all(worker, seen)
         if keys and (fresh or self._mechanism is None):

@@ -66,7 +66,8 @@ class KeySettings:
     """The `keys` section, and whether the token wants a login.
 
     Args:
-        label: CKA_LABEL of the KEKs.
+        label: CKA_LABEL of the KEKs; None: any.
+        ids: Their CKA_IDs; empty: any.
         fingerprint: "block" or "cka_id".
         current: key_id or fingerprint of the key to use, or None.
         suffix: Appended to the fingerprint as ".suffix", or None.
@@ -77,7 +78,8 @@ class KeySettings:
             "appended" (the token, after the tag).
     """
 
-    label: str
+    label: str | None
+    ids: tuple[bytes, ...] = ()
     fingerprint: str = "block"
     current: str | None = None
     suffix: str | None = None
@@ -86,13 +88,19 @@ class KeySettings:
     mechanism: str = "auto"
     gcm_iv: str = "auto"
 
+    @property
+    def which(self) -> str:
+        """How the KEKs are told from other keys, in words."""
+        labelled = [] if self.label is None else [f"labelled {self.label!r}"]
+        return " and ".join(labelled + (["in keys.ids"] if self.ids else []))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Keyring:
     """A snapshot of the keys on the token.
 
     Args:
-        keys: Every key found under the label.
+        keys: Every key found by the label, or by the listed CKA_IDs.
         current: The one to encrypt under, or None.
         fault: Why there is none, or why it must not be used.
     """
@@ -146,8 +154,10 @@ def choose(
         return _as_before(keys, last, settings)
     if not keys:
         return None, KeyNotFoundError(
-            f"no AES key labelled {settings.label!r} is on the token",
-            hint="make one with `hsm-kms keys generate`",
+            f"no AES key {settings.which} is on the token",
+            hint="correct keys.ids"
+            if settings.ids
+            else "make one with `hsm-kms keys generate`",
         )
     if len(keys) > 1:
         return None, _several(keys, settings)
@@ -185,7 +195,7 @@ def _as_before(
 def _several(keys: Sequence[TokenKey], settings: KeySettings) -> KeyAmbiguousError:
     ids = ", ".join(key.key_id for key in keys)
     return KeyAmbiguousError(
-        f"{len(keys)} keys are labelled {settings.label!r}: {ids}",
+        f"{len(keys)} keys are {settings.which}: {ids}",
         hint="name the one to encrypt with in keys.current",
     )
 

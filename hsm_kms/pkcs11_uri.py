@@ -45,7 +45,7 @@ class Pkcs11Uri:
         slot_id: CK_SLOT_ID of its slot.
         library_manufacturer: Manufacturer of the module.
         library_description: What the module calls itself.
-        library_version: Its version, as "2" or "2.6".
+        library_version: Its version, as "2.6".
         object: CKA_LABEL of the key.
         id: CKA_ID of the key.
         type: Always "secret-key".
@@ -72,6 +72,16 @@ class Pkcs11Uri:
         """Whether anything in it tells one token from another."""
         parts = (self.token, self.serial, self.manufacturer, self.model, self.slot_id)
         return any(part is not None for part in parts)
+
+    @property
+    def library(self) -> dict[str, str]:
+        """What the module must say of itself, by attribute name."""
+        parts = {
+            "library-manufacturer": self.library_manufacturer,
+            "library-description": self.library_description,
+            "library-version": self.library_version,
+        }
+        return {name: part for name, part in parts.items() if part is not None}
 
 
 def parse(text: str) -> Pkcs11Uri:
@@ -171,7 +181,8 @@ def _type(name: str, value: str) -> str:
 def _version(name: str, value: str) -> str:
     if not _VERSION.fullmatch(value):
         raise ValueError(f"must have {name} as a number, or two with a dot between")
-    return value
+    major, _, minor = value.partition(".")
+    return f"{int(major)}.{int(minor or 0)}"
 
 
 def _path(name: str, value: str) -> str:

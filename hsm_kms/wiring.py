@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from hsm_kms import pkcs11_uri
 from hsm_kms.keyring import KeySettings
+from hsm_kms.pkcs11_uri import Pkcs11Uri
 from hsm_kms.token.pin import PinSource
 from hsm_kms.token.workers import WorkerSettings
 from hsm_kms.worker.messages import Configure
@@ -35,12 +37,17 @@ def configure_message(config: Config, *, read_write: bool | None = None) -> Conf
         read_write: Overrides `token.read_write`.
     """
     token = config.token
+    # Label, serial, slot and module are in keys of their own by now.
+    uri = pkcs11_uri.parse(token.uri) if token.uri is not None else Pkcs11Uri()
     return Configure(
         module=str(token.module),
         init_args=token.init_args,
         token_label=token.token_label,
         token_serial=token.token_serial,
         slot=token.slot,
+        manufacturer=uri.manufacturer,
+        model=uri.model,
+        library=uri.library,
         read_write=token.read_write if read_write is None else read_write,
         needs_login=token.login != "none",
     )
@@ -73,6 +80,7 @@ def key_settings(config: Config) -> KeySettings:
     keys = config.keys
     return KeySettings(
         label=keys.label,
+        ids=tuple(bytes.fromhex(each) for each in keys.ids),
         fingerprint=keys.fingerprint,
         current=keys.current,
         suffix=keys.suffix,

@@ -54,12 +54,11 @@ class PoolMachine(RuleBasedStateMachine):
     @rule(deadline=st.sampled_from([None, 0.0, 0.5, 1.5, 60.0]))
     def ask(self, deadline):
         """A request comes."""
+        at = None if deadline is None else self.loop.now + deadline
+        self.run(self.settled(lambda: self.new_request(at)))
 
-        def ask():
-            at = None if deadline is None else self.loop.now + deadline
-            self.requests[self.rig.call(at)] = self.loop.now
-
-        self.run(self.settled(ask))
+    def new_request(self, deadline=None):
+        self.requests[self.rig.call(deadline)] = self.loop.now
 
     @precondition(lambda self: self.rig.busy())
     @rule(number=which, cause=st.none() | st.sampled_from(CAUSES))
@@ -83,18 +82,21 @@ class PoolMachine(RuleBasedStateMachine):
         pending = self.pending()
         self.run(self.settled(pending[number % len(pending)].cancel))
 
-    @precondition(lambda self: self.pending() and self.rig.busy())
+    @precondition(lambda self: self.rig.busy())
     @rule(
         number=which,
-        steps=st.integers(min_value=0, max_value=4),
+        steps=st.integers(min_value=0, max_value=5),
         end=st.sampled_from([None, *ENDS]),
         late=st.booleans(),
     )
     def cross(self, number, steps, end, late):
         """An answer comes; its session is on its way when clients or worker go."""
-        pending, busy = self.pending(), self.rig.busy()
 
         async def cross():
+            for _ in range(self.rig.pool.stats().idle + 2):
+                self.new_request()
+            await self.rig.settle()
+            busy = self.rig.busy()
             session = busy[number % len(busy)]
             session.answer()
             for _ in range(steps):
@@ -104,7 +106,7 @@ class PoolMachine(RuleBasedStateMachine):
             if late:
                 self.loop.now += CALL_TIMEOUT
             else:
-                for task in pending:
+                for task in self.pending():
                     task.cancel()
             await self.rig.settle()
 

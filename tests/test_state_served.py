@@ -122,7 +122,11 @@ def test_new_token_without_the_key(make_plugin, hsm, token_template, directory):
     assert "FAILED_PRECONDITION" == code_of(lambda: plugin.encrypt(b"d"))
 
 
-@pytest.mark.parametrize("damage", ["", "{", '{"version": 2}', "\x00" * 100])
+@pytest.mark.parametrize(
+    "damage",
+    ["", "{", '{"version": 2}', "\0" * 100],
+    ids=["empty", "cut", "version 2", "zeros"],
+)
 def test_last_key_corrupt(make_plugin, hsm, damage):
     """With a damaged record of the last key nothing encrypts until it is decided."""
     plugin = make_plugin(hsm)

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, Self, TypeAlias, TypeVar, cast
 
 import grpc
 import structlog
@@ -24,7 +25,7 @@ from hsm_kms.errors import HsmKmsError, RequestError
 from hsm_kms.log import describe, key_id_hash
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable
     from types import TracebackType
 
     from grpc.aio import ServicerContext
@@ -34,6 +35,9 @@ MAX_UID_LOGGED: Final = 64  # characters; the API server's UUIDs have 36
 _NAME: Final = "hsm_kms.api"
 _log = structlog.get_logger(_NAME)
 _levels = logging.getLogger(_NAME)
+
+# Method, gRPC status code, seconds.
+Observe: TypeAlias = Callable[[str, str, float], None]
 
 Request = TypeVar("Request", bound=Message)
 Response = TypeVar("Response", bound=Message)
@@ -47,17 +51,21 @@ class Call:
     Args:
         method: API and method for the log, such as "v2.Encrypt".
         context: What grpc hands to the handler.
+        observe: Told of each request's method, code and seconds.
 
     Attributes:
         uid: For the log: the client's name for the request, as it came.
         key_id: For the log: set it as soon as it is known.
     """
 
-    __slots__ = ("_context", "_method", "_started", "key_id", "uid")
+    __slots__ = ("_context", "_method", "_observe", "_started", "key_id", "uid")
 
-    def __init__(self, method: str, context: ServicerContext[Any, Any]) -> None:
+    def __init__(
+        self, method: str, context: ServicerContext[Any, Any], observe: Observe
+    ) -> None:
         self._method = method
         self._context = context
+        self._observe = observe
         self._started = perf_counter()
         self.uid = ""
         self.key_id = ""
@@ -99,6 +107,8 @@ class Call:
         await self._context.abort(code, sentence)
 
     def _event(self, level: int, code: str, **more: object) -> None:
+        seconds = perf_counter() - self._started
+        self._observe(self._method, code, seconds)
         if not _levels.isEnabledFor(level):
             return
         _log.log(
@@ -108,7 +118,7 @@ class Call:
             uid=safe_uid(self.uid),
             key_id_hash=key_id_hash(self.key_id) if self.key_id else "",
             code=code,
-            duration_seconds=round(perf_counter() - self._started, 6),
+            duration_seconds=round(seconds, 6),
             **more,
         )
 
@@ -117,6 +127,7 @@ def handler(
     method: str,
     parse: Callable[[bytes], Request],
     body: Callable[[Request, Call], Awaitable[Response]],
+    observe: Observe,
 ) -> grpc.RpcMethodHandler[bytes, bytes]:
     """Return what grpc calls for one method.
 
@@ -125,10 +136,11 @@ def handler(
         parse: `FromString` of the request's class.
         body: Answers a request or raises; it has the call to read the deadline
             from and to write down what the log should say.
+        observe: As for `Call`.
     """
 
     async def handle(data: bytes, context: ServicerContext[bytes, bytes]) -> bytes:
-        async with Call(method, context) as call:
+        async with Call(method, context, observe) as call:
             try:
                 request = parse(data)
             except DecodeError as e:

@@ -13,6 +13,7 @@ from hsm_kms.api.v2 import SERVICE as V2_SERVICE
 from hsm_kms.api.v2 import KmsV2
 
 if TYPE_CHECKING:
+    from hsm_kms.api.call import Observe
     from hsm_kms.api.ports import HealthSource, Wrapper
     from hsm_kms.config_types import Apis
 
@@ -21,8 +22,17 @@ if TYPE_CHECKING:
 MAX_MESSAGE_BYTES: Final = 4 * 1024 * 1024 + 64 * 1024
 
 
+def _nobody(_method: str, _code: str, _seconds: float) -> None:
+    pass
+
+
 def build_server(
-    apis: Apis, *, v2: Wrapper, v1: Wrapper, health: HealthSource
+    apis: Apis,
+    *,
+    v2: Wrapper,
+    v1: Wrapper,
+    health: HealthSource,
+    observe: Observe = _nobody,
 ) -> grpc.aio.Server:
     """Return a server with the services that are switched on.
 
@@ -34,6 +44,7 @@ def build_server(
         v2: What seals and opens for v2.
         v1: What seals and opens for v1.
         health: What Status is made of.
+        observe: Told of each request's method, code and seconds.
     """
     server = grpc.aio.server(
         options=[
@@ -43,9 +54,9 @@ def build_server(
     )
     services = {}
     if apis.v2.enabled:
-        services[V2_SERVICE] = KmsV2(v2, health, apis.v2.version).handlers()
+        services[V2_SERVICE] = KmsV2(v2, health, apis.v2.version, observe).handlers()
     if apis.v1.enabled:
-        services[V1_SERVICE] = KmsV1(v1).handlers()
+        services[V1_SERVICE] = KmsV1(v1, observe).handlers()
     for name, handlers in services.items():
         server.add_generic_rpc_handlers(
             [grpc.method_handlers_generic_handler(name, handlers)]

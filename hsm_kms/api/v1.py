@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from hsm_kms import __version__
-from hsm_kms.api.call import Call, handler, require
+from hsm_kms.api.call import Call, Observe, handler, require
 from hsm_kms.api.rpc.kms_v1beta1_pb2 import (
     DecryptRequest,
     DecryptResponse,
@@ -35,17 +35,25 @@ class KmsV1:
 
     Args:
         wrapper: Seals and opens.
+        observe: Told of each request's method, code and seconds.
     """
 
-    def __init__(self, wrapper: Wrapper) -> None:
+    def __init__(self, wrapper: Wrapper, observe: Observe) -> None:
         self._wrapper = wrapper
+        self._observe = observe
 
     def handlers(self) -> dict[str, RpcMethodHandler[bytes, bytes]]:
         """Return what grpc calls, by method name."""
         return {
-            "Version": handler("v1.Version", VersionRequest.FromString, self.version),
-            "Encrypt": handler("v1.Encrypt", EncryptRequest.FromString, self.encrypt),
-            "Decrypt": handler("v1.Decrypt", DecryptRequest.FromString, self.decrypt),
+            "Version": handler(
+                "v1.Version", VersionRequest.FromString, self.version, self._observe
+            ),
+            "Encrypt": handler(
+                "v1.Encrypt", EncryptRequest.FromString, self.encrypt, self._observe
+            ),
+            "Decrypt": handler(
+                "v1.Decrypt", DecryptRequest.FromString, self.decrypt, self._observe
+            ),
         }
 
     async def version(self, request: VersionRequest, _call: Call) -> VersionResponse:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from hsm_kms.api.call import Call, handler, require
+from hsm_kms.api.call import Call, Observe, handler, require
 from hsm_kms.api.rpc.kms_v2_pb2 import (
     DecryptRequest,
     DecryptResponse,
@@ -39,19 +39,33 @@ class KmsV2:
         wrapper: Seals and opens.
         health: Says how we are.
         version: What Status says, "v2" or "v2beta1".
+        observe: Told of each request's method, code and seconds.
     """
 
-    def __init__(self, wrapper: Wrapper, health: HealthSource, version: str) -> None:
+    def __init__(
+        self,
+        wrapper: Wrapper,
+        health: HealthSource,
+        version: str,
+        observe: Observe,
+    ) -> None:
         self._wrapper = wrapper
+        self._observe = observe
         self._health = health
         self._version = version
 
     def handlers(self) -> dict[str, RpcMethodHandler[bytes, bytes]]:
         """Return what grpc calls, by method name."""
         return {
-            "Status": handler("v2.Status", StatusRequest.FromString, self.status),
-            "Encrypt": handler("v2.Encrypt", EncryptRequest.FromString, self.encrypt),
-            "Decrypt": handler("v2.Decrypt", DecryptRequest.FromString, self.decrypt),
+            "Status": handler(
+                "v2.Status", StatusRequest.FromString, self.status, self._observe
+            ),
+            "Encrypt": handler(
+                "v2.Encrypt", EncryptRequest.FromString, self.encrypt, self._observe
+            ),
+            "Decrypt": handler(
+                "v2.Decrypt", DecryptRequest.FromString, self.decrypt, self._observe
+            ),
         }
 
     async def status(self, _request: StatusRequest, call: Call) -> StatusResponse:

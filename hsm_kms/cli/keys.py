@@ -96,20 +96,30 @@ def list_keys(
 async def _generate(
     config: Config, choice: LoginChoice, *, another: bool
 ) -> tuple[Keyring, Keyring]:
-    settings = wiring.key_settings(config)
+    label = _new_label(config)
     discovery = discovery_for(config)
     async with one_worker(config, choice, read_write=True) as worker:
         before = await discovery.read(worker, None, fresh=False)
         if before.keys and not another:
             raise HsmKmsError(
-                f"there is a key labelled {settings.label!r} already: "
-                f"{before.keys[0].key_id}",
+                f"there is a key labelled {label!r} already: {before.keys[0].key_id}",
                 hint="--another makes one more; keys.current must then name one",
             )
         cka_id = make_cka_id(int(datetime.now(UTC).timestamp()))
-        await _make(worker, config, KeyRef(settings.label, cka_id))
+        await _make(worker, config, KeyRef(label, cka_id))
         after = await discovery.read(worker, None, fresh=False)
     return before, after
+
+
+def _new_label(config: Config) -> str:
+    settings = wiring.key_settings(config)
+    if settings.ids or settings.label is None:
+        raise HsmKmsError(
+            "keys.ids lists the keys that count, and a new key would not be among them",
+            hint="leave keys.ids (or the id in token.uri) out while the key is made, "
+            "then add its CKA_ID",
+        )
+    return settings.label
 
 
 async def _read(config: Config, choice: LoginChoice) -> Keyring:

@@ -44,7 +44,11 @@ class Configure(_Message, frozen=True, kw_only=True):
         init_args: Text for CK_C_INITIALIZE_ARGS.pReserved, or None.
         token_label: CKA-style label of the token, or None.
         token_serial: Its serial number, or None.
-        slot: Its slot id, or None. With no selector at all no token is chosen.
+        slot: Its slot id, or None.
+        manufacturer: Its manufacturer, or None.
+        model: Its model, or None. All that is given must match; with none of these
+            five no token is chosen.
+        library: What the module must say of itself, by RFC 7512's attribute names.
         read_write: Open read-write sessions.
         needs_login: A session that is not logged in cannot see the keys.
     """
@@ -54,6 +58,9 @@ class Configure(_Message, frozen=True, kw_only=True):
     token_label: str | None = None
     token_serial: str | None = None
     slot: int | None = None
+    manufacturer: str | None = None
+    model: str | None = None
+    library: dict[str, str] = {}
     read_write: bool = False
     needs_login: bool = True
 
@@ -84,9 +91,15 @@ class OpenSession(_Message, frozen=True, kw_only=True):
 
 
 class FindKeys(_Message, frozen=True, kw_only=True):
-    """List the AES keys on the token with this CKA_LABEL."""
+    """List the AES keys on the token.
 
-    label: str
+    Args:
+        label: Their CKA_LABEL; None: any.
+        ids: Their CKA_IDs; empty: any.
+    """
+
+    label: str | None
+    ids: tuple[bytes, ...] = ()
 
 
 class GenerateKey(_Message, frozen=True, kw_only=True):

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from pkcs11._pkcs11 import lib
 from pkcs11.exceptions import PKCS11Error
 
+from hsm_kms.worker import selection
 from hsm_kms.worker.cryptoki import Cryptoki
 from hsm_kms.worker.failures import Cause, WorkerError, from_pkcs11
 from hsm_kms.worker.values import TokenSeen
@@ -47,8 +48,9 @@ class Module:
         self._lib = _uninitialised_lib(settings.module)
         self._settings = settings
         self._token: Token | None = None
-        if _has_selector(settings):
-            self._token = self._choose()
+        selection.check_library(self._lib, settings)
+        if selection.has_selector(settings):
+            self._token = selection.choose(self._present(), settings)
 
     @property
     def library(self) -> str:
@@ -120,22 +122,6 @@ class Module:
                     raise failure from None
         return tokens
 
-    def _choose(self) -> Token:
-        present = self._present()
-        wanted = [token for token in present if _answers(token, self._settings)]
-        if len(wanted) == 1:
-            return wanted[0]
-        seen = ", ".join(repr(token.label) for token in present) or "none"
-        if not wanted:
-            raise WorkerError(
-                Cause.NO_TOKEN,
-                f"no token matches {_selector(self._settings)}; seen: {seen}",
-            )
-        raise WorkerError(
-            Cause.SEVERAL_TOKENS,
-            f"{len(wanted)} tokens match {_selector(self._settings)}; seen: {seen}",
-        )
-
     def _describe(self, token: Token) -> TokenSeen:
         flags, most = self.cryptoki.token_info(token.slot.slot_id)
         return TokenSeen(
@@ -165,26 +151,6 @@ def _aes_mechanisms(slot: Slot) -> tuple[str, ...]:
     # A vendor's own mechanism comes as a bare number.
     names = (getattr(mechanism, "name", "") for mechanism in offered)
     return tuple(sorted(name for name in names if name.startswith("AES_")))
-
-
-def _has_selector(s: Configure) -> bool:
-    return (s.token_label, s.token_serial, s.slot) != (None, None, None)
-
-
-def _answers(token: Token, s: Configure) -> bool:
-    if s.slot is not None:
-        return token.slot.slot_id == s.slot
-    if s.token_serial is not None:
-        return token.serial == s.token_serial.encode()
-    return token.label == s.token_label
-
-
-def _selector(s: Configure) -> str:
-    if s.slot is not None:
-        return f"slot {s.slot}"
-    if s.token_serial is not None:
-        return f"token_serial {s.token_serial!r}"
-    return f"token_label {s.token_label!r}"
 
 
 def _identity(descriptor: int) -> tuple[int, int, int, int, int]:

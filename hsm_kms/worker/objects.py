@@ -8,10 +8,13 @@ import msgspec
 from pkcs11 import Attribute, KeyType, MechanismFlag, ObjectClass
 from pkcs11.exceptions import ObjectHandleInvalid, PKCS11Error
 
+from hsm_kms.worker.ckr import Fault
 from hsm_kms.worker.failures import Cause, WorkerError, from_pkcs11
 from hsm_kms.worker.values import KeyRef, KeySeen
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from pkcs11 import Session
     from pkcs11.types import Object
 
@@ -32,15 +35,27 @@ _FLAGS: Final = {
 }
 
 
-def list_keys(session: Session, label: str) -> tuple[KeySeen, ...]:
-    """Every AES key on the token with this CKA_LABEL.
+def list_keys(
+    session: Session, label: str | None, ids: Sequence[bytes] = ()
+) -> tuple[KeySeen, ...]:
+    """Every AES key on the token with this CKA_LABEL, and one of these CKA_IDs.
 
     An object that vanishes while it is being listed is left out.
+
+    Args:
+        session: Logged in, where that is needed to see the keys.
+        label: CKA_LABEL; None: any.
+        ids: CKA_IDs; empty: any.
     """
+    labelled: dict[Attribute, object] = (
+        {} if label is None else {Attribute.LABEL: label}
+    )
+    templates = [{**labelled, Attribute.ID: each} for each in ids] or [labelled]
     found = []
-    for key in _search(session, {Attribute.LABEL: label}):
+    for key in (key for each in templates for key in _search(session, each)):
         try:
-            found.append(_with_partner(session, _describe(key, label)))
+            own = _label(key) if label is None else label
+            found.append(_with_partner(session, _describe(key, own)))
         except ObjectHandleInvalid:
             continue
         except PKCS11Error as error:
@@ -138,6 +153,15 @@ def _describe(key: Object, label: str) -> KeySeen:
         value_len=_read(key, Attribute.VALUE_LEN),
         attributes={name: _flag(key, which) for name, which in _FLAGS.items()},
     )
+
+
+def _label(key: Object) -> str:
+    try:
+        return str(key[Attribute.LABEL])
+    except UnicodeDecodeError:
+        raise WorkerError(
+            Fault.OPERATOR, "the CKA_LABEL of a listed key is not UTF-8"
+        ) from None
 
 
 def _flag(key: Object, attribute: Attribute) -> bool | None:

@@ -112,9 +112,9 @@ class TokenSession:
             case Probe(ref=ref, paired=paired, wanted=wanted):
                 on = self._keyed(ref, paired=paired)
                 return Probed(mechanism=probe.probe(on, wanted))
-            case FindKeys(label=label):
+            case FindKeys(label=label, ids=ids):
                 self._require_login()
-                return Keys(keys=objects.list_keys(self._open(), label))
+                return Keys(keys=objects.list_keys(self._open(), label, ids))
             case Fingerprint():
                 return self._fingerprint(request)
             case GenerateKey(ref=ref, partner=partner):

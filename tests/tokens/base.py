@@ -176,7 +176,7 @@ class TokenPlugin(Plugin):
         assert done.returncode == 0, done.stderr
         return str(json.loads(done.stdout)["key_id"])
 
-    def keys(self) -> list[dict[str, Any]]:
+    def listed(self) -> list[dict[str, Any]]:
         """`keys list`."""
         done = self.cli("keys", "list", "-o", "json")
         assert done.returncode == 0, done.stderr

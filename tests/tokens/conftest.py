@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.tokens.base import MissingTokenError, Token, TokenPlugin
 from tests.tokens.brands import Kryoptic, Nss, P11Kit, SoftHsm
 from tests.tokens.opencryptoki import OpenCryptoki
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 BRANDS = (SoftHsm, P11Kit, Kryoptic, Nss, OpenCryptoki)
 INCLUDED_BY = "`make test-tokens` installs what is missing and includes these tests"

@@ -15,7 +15,6 @@ from typing import ClassVar
 from tests.support import SECONDS, TOKEN_LABEL, wait_for
 from tests.tokens.base import MissingTokenError, Token, library
 
-
 _SLOT = "3"
 _FIRST_SO_PIN = "87654321"  # every token of opencryptoki starts with it
 _CONF = f"version opencryptoki-3.1\nslot {_SLOT}\n{{\nstdll = libpkcs11_sw.so\n}}\n"

@@ -25,7 +25,7 @@ SECONDS = 3.0
 
 def test_find(served):
     """The generated key is the one key found, and Status announces it."""
-    (key,) = served.keys()
+    (key,) = served.listed()
 
     assert "current" == key["state"]
     assert served.status().key_id == key["key_id"]
@@ -40,7 +40,7 @@ def test_check(served):
 
 def test_generated_key(served, brand):
     """A generated key passes the policy; every token but NSS says it was born there."""
-    (key,) = served.keys()
+    (key,) = served.listed()
 
     assert [] == key["offences"]
     assert (brand is not Nss) == key["generated_on_token"]
@@ -60,12 +60,12 @@ def test_attributes(served, brand, keyed):
 def test_no_key_then_generate(make_token, serve, brand):
     """A token without a key is said to be so; `keys generate` and a server follow."""
     plugin = serve(make_token(brand))
-    empty = plugin.keys()
+    empty = plugin.listed()
     key_id = plugin.generate()
     plugin.start().wait_healthz("ok")
 
     assert [] == empty
-    assert [key_id] == [key["key_id"] for key in plugin.keys()]
+    assert [key_id] == [key["key_id"] for key in plugin.listed()]
     assert key_id == plugin.encrypt(b"d" * 32).key_id
 
 
@@ -94,7 +94,7 @@ def test_fresh_iv(served):
 
 
 def test_tampered(served):
-    """One flipped bit in any byte, or a cut, is the client's fault; nothing restarts."""
+    """A flipped bit in any byte, or a cut, is the client's fault; nothing restarts."""
     sealed = served.encrypt(b"d" * 32)
     before = served.worker_pids()
     codes = {
@@ -203,7 +203,7 @@ def test_imported_key(make_token, serve, brand):
     assert sealed.key_id == foreign.key_id
     assert b"d" * 32 == other.decrypt(sealed.ciphertext, sealed.key_id)
     assert b"e" * 32 == mine.decrypt(foreign.ciphertext, foreign.key_id)
-    assert [False] == [key["generated_on_token"] for key in mine.keys()]
+    assert [False] == [key["generated_on_token"] for key in mine.listed()]
 
 
 def _with_key(token, kek, mac):

@@ -1,0 +1,105 @@
+"""Which of the tokens present is meant: all that is asked for must be so."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from pkcs11 import TokenFlag
+
+from hsm_kms.worker.failures import Cause, WorkerError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from pkcs11 import Token
+    from pkcs11._pkcs11 import lib
+
+    from hsm_kms.worker.messages import Configure
+
+_MOST_SHOWN: Final = 16
+
+
+def has_selector(settings: Configure) -> bool:
+    """Whether the settings ask for any token at all."""
+    return any(True for _ in _asked(settings))
+
+
+def check_library(module: lib, settings: Configure) -> None:
+    """Compare what the module says of itself with what was asked for.
+
+    Raises:
+        WorkerError: It is another module.
+    """
+    says = {
+        "library-manufacturer": module.manufacturer_id,
+        "library-description": module.library_description,
+        "library-version": "{}.{}".format(*module.library_version),
+    }
+    for name, wanted in settings.library.items():
+        if says[name] != wanted:
+            raise WorkerError(
+                Cause.MODULE, f"the module's {name} is {says[name]!r}, not {wanted!r}"
+            )
+
+
+def choose(present: Sequence[Token], settings: Configure) -> Token:
+    """The one token that matches.
+
+    Args:
+        present: Every token there is.
+        settings: What is asked for.
+
+    Raises:
+        WorkerError: None, or more than one.
+    """
+    wanted = [token for token in present if _matches(token, settings)]
+    if len(wanted) == 1:
+        return wanted[0]
+    asked = ", ".join(f"{name} {value!r}" for name, value in _asked(settings))
+    seen = _listed(wanted or present)
+    if not wanted:
+        raise WorkerError(Cause.NO_TOKEN, f"no token matches {asked}; seen: {seen}")
+    raise WorkerError(
+        Cause.SEVERAL_TOKENS, f"{len(wanted)} tokens match {asked}: {seen}"
+    )
+
+
+def _asked(settings: Configure) -> Iterator[tuple[str, str | int]]:
+    for name, value in (
+        ("token_label", settings.token_label),
+        ("token_serial", settings.token_serial),
+        ("manufacturer", settings.manufacturer),
+        ("model", settings.model),
+        ("slot", settings.slot),
+    ):
+        if value is not None:
+            yield name, value
+
+
+def _matches(token: Token, settings: Configure) -> bool:
+    by_nature = (settings.token_serial, settings.slot) == (None, None)
+    if by_nature and TokenFlag.TOKEN_INITIALIZED not in token.flags:
+        # Some modules keep a blank token ready, of the same make as all others.
+        return False
+    says: dict[str, str | int] = {
+        "token_label": token.label,
+        "token_serial": _serial(token),
+        "manufacturer": token.manufacturer_id,
+        "model": token.model,
+        "slot": token.slot.slot_id,
+    }
+    return all(says[name] == value for name, value in _asked(settings))
+
+
+def _listed(tokens: Sequence[Token]) -> str:
+    shown = [
+        f"label {token.label!r} serial {_serial(token)!r} slot {token.slot.slot_id}"
+        for token in tokens[:_MOST_SHOWN]
+    ]
+    if len(tokens) > _MOST_SHOWN:
+        shown.append(f"{len(tokens) - _MOST_SHOWN} more")
+    return "; ".join(shown) or "none"
+
+
+def _serial(token: Token) -> str:
+    return token.serial.decode("utf-8", "replace")

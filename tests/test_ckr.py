@@ -1,0 +1,141 @@
+"""The table of PKCS#11 return values, and the ways into it and out of it."""
+
+from __future__ import annotations
+
+import inspect
+
+import pkcs11.exceptions
+import pytest
+
+from hsm_kms.errors import HsmKmsError, TokenError
+from hsm_kms.token.faults import TABLE, error_from
+from hsm_kms.worker import ckr
+from hsm_kms.worker.ckr import Fault
+from hsm_kms.worker.failures import Cause, from_pkcs11, from_rv
+
+# Raised by python-pkcs11 itself, without a return value behind them.
+PYTHON_SIDE = {
+    "PKCS11Error",
+    "MultipleObjectsReturned",
+    "MultipleTokensReturned",
+    "NoSuchKey",
+    "NoSuchToken",
+}
+CLASSES = {
+    name: kind
+    for name, kind in vars(pkcs11.exceptions).items()
+    if inspect.isclass(kind) and issubclass(kind, pkcs11.exceptions.PKCS11Error)
+}
+
+
+def test_names_are_unique():
+    """Each name stands for one number and reads as in the standard."""
+    names = [ckr.name(rv) for rv in ckr.known()]
+
+    assert sorted(set(names)) == sorted(names)
+    assert all(name.startswith("CKR_") for name in names)
+    assert dict(zip(names, ckr.known(), strict=True)) == ckr.BY_NAME
+
+
+def test_no_success_and_no_vendor_value_in_the_table():
+    """The table holds errors of the standard only, in ascending order."""
+    assert ckr.CKR_OK not in ckr.known()
+    assert all(rv < ckr.CKR_VENDOR_DEFINED for rv in ckr.known())
+    assert sorted(ckr.known()) == list(ckr.known())
+
+
+@pytest.mark.parametrize(
+    ("rv", "name"),
+    [
+        (0x004, "CKR_0x4"),
+        (0x999, "CKR_0x999"),
+        (0x8000_0000, "CKR_VENDOR_0x80000000"),
+        (0xCE53_4351, "CKR_VENDOR_0xce534351"),
+        (2**64 - 1, "CKR_VENDOR_0xffffffffffffffff"),
+    ],
+)
+def test_unknown_values(rv, name):
+    """A value that nobody told us about is the device's, and is named by number."""
+    assert (name, Fault.DEVICE) == (ckr.name(rv), ckr.fault(rv))
+
+
+@pytest.mark.parametrize("name", sorted(set(CLASSES) - PYTHON_SIDE))
+def test_every_exception_has_a_number(name):
+    """An exception class of python-pkcs11 leads to the CKR it stands for."""
+    error = from_pkcs11("C_Function", CLASSES[name]())
+
+    assert error.rv in ckr.known()
+    assert ckr.fault(error.rv) == error.cause
+    assert f"C_Function returned {ckr.name(error.rv)}" == error.detail
+
+
+@pytest.mark.parametrize(
+    ("name", "rv"),
+    [
+        ("GeneralError", 0x005),
+        ("EncryptedDataInvalid", 0x040),
+        ("FunctionCancelled", 0x050),
+        ("ObjectHandleInvalid", 0x082),
+        ("PinLocked", 0x0A4),
+        ("SessionCount", 0x0B1),
+        ("SessionReadWriteSOExists", 0x0B8),
+        ("TokenNotRecognised", 0x0E1),
+        ("UserNotLoggedIn", 0x101),
+        ("AnotherUserAlreadyLoggedIn", 0x104),
+    ],
+)
+def test_some_exceptions(name, rv):
+    """Spellings of python-pkcs11, British ones too, against numbers of the standard."""
+    assert rv == from_pkcs11("", CLASSES[name]()).rv
+
+
+def test_no_two_exceptions_share_a_number():
+    """A number stands behind one class at most."""
+    numbers = [from_pkcs11("", CLASSES[n]()).rv for n in set(CLASSES) - PYTHON_SIDE]
+
+    assert len(set(numbers)) == len(numbers)
+
+
+@pytest.mark.parametrize(
+    ("text", "rv"),
+    [
+        ("Unmapped error code 0x68", 0x068),
+        ("Unmapped error code 0x80000102", 0x8000_0102),
+        ("Buffer was too small. Should never see this.", 0x150),
+        ("Initialisation error (not initialized).", 0x190),
+        ("Initialisation error (already initialized).", 0x191),
+        ("something else", None),
+        ("", None),
+    ],
+)
+def test_numbers_in_text(text, rv):
+    """A bare PKCS11Error has its number in its text, or none, and is the device's."""
+    error = from_pkcs11("C_Sign", pkcs11.exceptions.PKCS11Error(text))
+
+    assert rv == error.rv
+    assert "C_Sign" == error.function
+    assert (ckr.fault(rv) if rv is not None else Fault.DEVICE) == error.cause
+
+
+@pytest.mark.parametrize("cause", [*Fault, *Cause])
+def test_every_cause_has_an_error(cause):
+    """The server knows what to do about whatever a worker may report."""
+    kind, hint = TABLE[cause]
+
+    assert issubclass(kind, HsmKmsError)
+    assert hint is None or hint
+
+
+def test_table_of_causes_has_no_more():
+    """No row is left over from a cause that is gone."""
+    assert {*map(str, Fault), *map(str, Cause)} == set(TABLE)
+
+
+@pytest.mark.parametrize("rv", [0x30, 0x80000001])
+def test_error_keeps_function_and_number(rv):
+    """Function and number reach who reads the log."""
+    error = error_from(from_rv("C_Encrypt", rv).as_message())
+
+    assert isinstance(error, TokenError)
+    assert ("C_Encrypt", rv) == (error.function, error.rv)
+    assert f"C_Encrypt returned {ckr.name(rv)}" == str(error)

@@ -1,0 +1,256 @@
+"""The command line: sessions in tests/cli/*.txt, and what they cannot show."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hsm_kms import __version__
+from hsm_kms.cli import cli
+from tests.odd_keys import command_lines
+from tests.support import PIN, softhsm_module, wait_for
+
+HSM_KMS = [sys.executable, "-m", "hsm_kms.cli"]
+TRANSCRIPTS = sorted((Path(__file__).parent / "cli").glob("*.txt"))
+PATTERNS = {
+    "KEY_ID": r"[a-z2-7]{26}",
+    "CKA_ID CKA_ID": r"CKA_ID 686b6d7301[0-9a-f]{32}",
+    "ANYTHING": r".*",
+}
+
+
+def run(*arguments, env=None):
+    """A command as a shell would run it."""
+    return subprocess.run(
+        [*HSM_KMS, *arguments],
+        env=os.environ | (env or {}),
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def commands_of(text):
+    """Each command of a transcript: line, stdout, stderr, exit code."""
+    for block in re.split(r"^\$ ", text, flags=re.MULTILINE)[1:]:
+        command, *lines = block.strip().splitlines()
+        code = 0
+        if lines and re.fullmatch(r"\[\d\]", lines[-1]):
+            code = int(lines.pop()[1:-1])
+        err = [line[2:] for line in lines if line.startswith("! ")]
+        out = [line for line in lines if not line.startswith("! ")]
+        yield command, out, err, code
+
+
+def pattern(line):
+    """A line of a transcript as a regular expression."""
+    found = re.escape(line)
+    for word, expression in PATTERNS.items():
+        found = found.replace(re.escape(word), expression)
+    return found
+
+
+def assert_lines(wanted, text):
+    """Line by line as wanted; "..." at the end stands for any more."""
+    lines = text.splitlines()
+    if wanted[-1:] == ["..."]:
+        wanted = wanted[:-1]
+        lines = lines[: len(wanted)]
+    for expected, line in zip(wanted, lines, strict=True):
+        assert re.fullmatch(pattern(expected), line), f"{expected!r}, got {line!r}"
+
+
+@pytest.fixture
+def words(make_plugin, empty_hsm, directory, pin_file):
+    """What the capital words of a transcript stand for, on an empty token."""
+    plugin = make_plugin(empty_hsm)
+    no_pin = make_plugin(empty_hsm, token={"pin_file": str(directory / "no-pin")})
+    return {
+        "CONFIG": str(plugin.config_file),
+        "NO_PIN": str(no_pin.config_file),
+        "PIN_FILE": str(pin_file),
+        "MODULE": softhsm_module(),
+        "DIR": str(directory),
+        "VERSION": __version__,
+    }
+
+
+@pytest.mark.parametrize("path", TRANSCRIPTS, ids=lambda path: path.stem)
+def test_transcript(path, words, empty_hsm):
+    """Each command of the transcript prints and exits as it says."""
+    text = re.sub(
+        r"\b(CONFIG|NO_PIN|PIN_FILE|MODULE|DIR|VERSION)\b",
+        lambda match: words[match[0]],
+        path.read_text(),
+    )
+    for command, out, err, code in commands_of(text):
+        result = run(*shlex.split(command)[1:], env=empty_hsm.env)
+        assert code == result.returncode, (command, result)
+        assert_lines(out, result.stdout)
+        assert_lines(err, result.stderr)
+
+
+def all_commands(command, path=()):
+    yield path
+    for name, inner in getattr(command, "commands", {}).items():
+        yield from all_commands(inner, (*path, name))
+
+
+@pytest.mark.parametrize("path", list(all_commands(cli)), ids=" ".join)
+def test_help(path, capsys):
+    """Every command has help that begins with how to use it."""
+    code = cli.main([*path, "--help"], "hsm-kms", standalone_mode=False)
+
+    assert 0 == code
+    usage = " ".join(["Usage: hsm-kms", *path, "[OPTIONS]"])
+    assert capsys.readouterr().out.startswith(usage)
+
+
+def test_status(plugin):
+    """`status` shows what Status says, as text and as JSON, and exits with 0."""
+    key_id = plugin.status().key_id
+    text, by_socket = (
+        plugin.cli("status"),
+        run("status", "--socket", str(plugin.socket)),
+    )
+    as_json = plugin.cli("status", "-o", "json")
+
+    assert (0, "") == (text.returncode, text.stderr)
+    assert f"healthz: ok\nkey_id: {key_id}\nversion: v2\n" == text.stdout
+    assert text.stdout == by_socket.stdout
+    assert json.loads(as_json.stdout) == {
+        "healthz": "ok",
+        "key_id": key_id,
+        "version": "v2",
+    }
+
+
+def test_status_not_well(make_plugin, hsm):
+    """`status` exits with 1 where healthz is a sentence, or no Status comes at all."""
+    plugin = make_plugin(hsm, token={"token_label": "another"}).start()
+    never = plugin.cli("status")
+    plugin.stop()
+    select(plugin, "test")
+    plugin.start().wait_healthz("ok")
+    plugin.stop()
+    select(plugin, "another")
+    plugin.start()
+    lost = plugin.cli("status")
+
+    assert (1, "") == (never.returncode, never.stdout)
+    assert never.stderr.startswith(f"hsm-kms: no Status from {plugin.socket}: UNAVAIL")
+    assert "\nhint: see the server's log, and run `hsm-kms check`\n" in never.stderr
+    assert 1 == lost.returncode
+    assert re.match(r"healthz: the .+\nkey_id: [a-z2-7]{26}\n", lost.stdout)
+
+
+def select(plugin, label):
+    """Configure another token."""
+    plugin.config["token"] |= {"token_label": label}
+    plugin.write_config()
+
+
+def test_keys_json(make_plugin, hsm):
+    """`keys list -o json` has these members, of these types, and no others."""
+    (key,) = json.loads(make_plugin(hsm).cli("keys", "list", "-o", "json").stdout)
+
+    assert {name: type(value).__name__ for name, value in key.items()} == {
+        "key_id": "str",
+        "state": "str",
+        "label": "str",
+        "cka_id": "str",
+        "activation": "int",
+        "generated_on_token": "bool",
+        "offences": "list",
+    }
+    assert ("current", True, []) == (
+        key["state"],
+        key["generated_on_token"],
+        key["offences"],
+    )
+    assert int(key["cka_id"][10:26], 16) == key["activation"]
+
+
+def test_token_list_json(hsm):
+    """`token list -o json` describes each token without any configuration."""
+    listed = run(
+        "token", "list", "--module", softhsm_module(), "-o", "json", env=hsm.env
+    )
+    token = json.loads(listed.stdout)[0]
+
+    assert ("test", None) == (token["label"], token["max_sessions"])
+    assert "AES_GCM" in token["aes_mechanisms"]
+    assert "TOKEN_INITIALIZED" in token["flags"]
+
+
+def test_pin_prompt(make_plugin, hsm, directory):
+    """The PIN is asked for on the terminal, is not echoed, and is in no argument."""
+    none = {"pin_file": str(directory / "none")}
+    plugin = make_plugin(hsm, token=none)
+    outer, inner = pty.openpty()
+    command = ["keys", "list", "--pin-prompt", "--config", str(plugin.config_file)]
+    process = subprocess.Popen(
+        ["setsid", "--ctty", *HSM_KMS, *command],
+        stdin=inner,
+        stdout=subprocess.PIPE,
+        stderr=inner,
+    )
+    os.close(inner)
+    asked = os.read(outer, 1000)
+    os.write(outer, f"{PIN}\n".encode())
+    seen = ""
+    while process.poll() is None:
+        seen += "".join(map(command_lines, [process.pid, *children(process.pid)]))
+    listed, _ = process.communicate()
+    os.close(outer)
+
+    assert b"PIN: " == asked
+    assert 0 == process.returncode
+    assert b"current" in listed
+    assert "hsm_kms.worker" in seen
+    assert PIN not in seen + listed.decode()
+
+
+def children(pid):
+    try:
+        text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    except OSError:  # gone meanwhile
+        return []
+    return [int(child) for child in text.split()]
+
+
+def test_pin_prompt_without_terminal(make_plugin, hsm):
+    """Without a terminal and without input there is a sentence, and no traceback."""
+    result = make_plugin(hsm).cli("keys", "list", "--pin-prompt", stdin="")
+
+    assert 1 == result.returncode
+    assert "Traceback" not in result.stderr
+    assert result.stderr.endswith("hsm-kms: broken off\n")
+
+
+def test_config_show(make_plugin, hsm):
+    """`config show` gives defaults and what was set, without what may be a secret."""
+    token = {"init_args": "secret=init", "env": hsm.env | {"VENDOR_PASSWORD": "secret"}}
+    shown = make_plugin(hsm, token=token).cli("config", "show")
+
+    assert 0 == shown.returncode
+    assert "secret" not in shown.stdout
+    assert "VENDOR_PASSWORD: '***'" in shown.stdout
+    assert "init_args: '***'" in shown.stdout
+    assert "hang_timeout: 30s" in shown.stdout
+
+
+def test_generate_while_serving(plugin):
+    """A second key beside a serving one is told by Status, by itself."""
+    plugin.cli("keys", "generate", "--another")
+
+    wait_for(lambda: "name one in keys.current" in plugin.healthz())

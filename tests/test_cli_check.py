@@ -1,0 +1,154 @@
+"""`check`, and the faults of a configuration file that end `serve`."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.odd_keys import Spy
+from tests.support import softhsm_module
+from tests.test_cli import run
+
+CANARY = "8467-A-Secret"
+GOOD = f"""\
+version: 1
+token:
+  module: /lib/{CANARY}.so
+  token_label: {CANARY}
+  pin_file: /etc/{CANARY}
+"""
+MANY_FAULTS = f"""\
+{GOOD}  slot: 1
+  slot: 2
+  user_pin: {CANARY}
+listen: {{socket: 'unix://{CANARY}/kms.sock'}}
+keys: {{label: 5}}
+"""
+
+# name: the file · what is said of it, a line each
+FAULTY = {
+    "no YAML": ("version: [1\n", ["not valid YAML at line 2, column 1"]),
+    "a list": (
+        f"- {CANARY}\n",
+        ["must be a YAML mapping that begins with version: 1"],
+    ),
+    "from the future": (
+        GOOD.replace("1", "2", 1) + f"unheard_of: {CANARY}\n",
+        ["version: the file is written for a later hsm-kms; this one reads version 1"],
+    ),
+    "no selector": (
+        GOOD.replace("  token_label", "  # token_label"),
+        ["token: must have exactly one of token_label, token_serial and slot; "],
+    ),
+    "all at once": (
+        MANY_FAULTS,
+        [
+            "token.slot: given twice, on lines 6 and 7",
+            "token: must have exactly one of token_label, token_serial and slot; ",
+            "listen.socket: ",
+            "token: unknown key; a PIN is never written here, but in pin_file",
+            "keys.label: must be text; quote numbers, yes and no",
+        ],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FAULTY)
+def test_serve_refuses(directory, name):
+    """`serve` exits with 2, all faults in lines of their own, and quotes no value."""
+    text, faults = FAULTY[name]
+    path = directory / "config.yaml"
+    path.write_text(text)
+    result = run("serve", "--config", str(path))
+    lines = result.stderr.splitlines()
+
+    assert 2 == result.returncode
+    assert CANARY not in result.stderr + result.stdout
+    assert len(faults) == len(lines), lines
+    for fault in faults:
+        assert any(line.startswith(f"hsm-kms: {fault}") for line in lines), lines
+
+
+@pytest.mark.parametrize("command", [["serve"], ["check"], ["config", "show"]])
+def test_no_file(directory, command):
+    """A configuration file that is not there is told by its path, with exit code 2."""
+    path = directory / "none.yaml"
+    result = run(*command, "--config", str(path))
+
+    assert 2 == result.returncode
+    assert result.stderr == (
+        f"hsm-kms: {path} cannot be read: No such file or directory\n"
+    )
+
+
+def test_check(make_plugin, hsm):
+    """Where all is well each line has its mark, and the order is that of the parts."""
+    plugin = make_plugin(hsm)
+    result = plugin.cli("check")
+    digest = hashlib.sha256(Path(softhsm_module()).read_bytes()).hexdigest()
+    wanted = [
+        f"configuration {plugin.config_file}",
+        f"state directory {plugin.state_dir}",
+        f"module {softhsm_module()}, SHA-256 {digest}",
+        f"PIN file {plugin.config['token']['pin_file']}",
+        r"token 'test', serial [0-9a-f]{16}, slot \d+",
+        "login as user",
+        r"sessions 5 x 3 workers .* = 16; the token tells no limit",
+        "key [a-z2-7]{26}, label 'k8s-kek', current",
+        "policy: AES-256, sensitive, not extractable, encrypt and decrypt",
+        "mechanism .*: wrapped and unwrapped once",
+    ]
+
+    assert (0, "") == (result.returncode, result.stderr)
+    for expected, line in zip(wanted, result.stdout.splitlines(), strict=True):
+        assert re.fullmatch(f"✓ {expected}", line)
+
+
+def test_check_beside_a_server(plugin):
+    """`check` leaves a running server as it is."""
+    before = plugin.worker_pids()
+    result = plugin.cli("check")
+
+    assert 0 == result.returncode
+    assert before == plugin.worker_pids()
+    assert "ok" == plugin.status().healthz
+
+
+def test_offline(make_plugin, hsm, directory):
+    """`check --offline` loads no module and asks no token."""
+    spy = Spy(directory / "spy.log")
+    plugin = make_plugin(hsm, token={"module": spy.module, "env": hsm.env | spy.env})
+    hsm.take_away()
+    offline = plugin.cli("check", "--offline")
+    calls = spy.count(r"C_\w+")
+    online = plugin.cli("check")
+
+    assert (0, 0) == (offline.returncode, calls)
+    assert ["✓"] * 4 == [line[0] for line in offline.stdout.splitlines()]
+    assert 1 == online.returncode
+    assert 0 < spy.count(r"C_\w+")
+
+
+def test_offline_finds_faults(make_plugin, hsm, directory):
+    """`check --offline` finds all that can be seen without the token."""
+    token = {"module": str(directory / "no.so"), "pin_file": str(directory / "no-pin")}
+    result = make_plugin(hsm, token=token, state_dir="/proc/self/none").cli(
+        "check", "--offline"
+    )
+    failed = [line for line in result.stdout.splitlines() if line[0] == "✗"]
+
+    assert 1 == result.returncode
+    assert ["✗ state", "✗ module:", "✗ PIN:"] == [
+        " ".join(line.split()[:2]) for line in failed
+    ]
+
+
+def test_session_budget(make_plugin, hsm):
+    """`check` adds up the sessions that workers, a spare and a command may open."""
+    token = {"workers": 3, "sessions_per_worker": 7}
+    result = make_plugin(hsm, token=token).cli("check")
+
+    assert "sessions 8 x 4 workers (one spare) + 1 for a command = 33" in result.stdout

@@ -1,0 +1,191 @@
+"""Every return value of PKCS#11, as a client of the server meets it."""
+
+from __future__ import annotations
+
+import time
+
+import grpc
+import pytest
+
+from hsm_kms.worker import ckr
+from hsm_kms.worker.ckr import Fault
+from tests.shim_driver import Shim
+from tests.support import code_of, wait_for
+
+# No request of the server itself, a canary or a read-back, has this length.
+PLAINTEXT = b"f" * 77
+LENGTHS = {"C_Encrypt": 77, "C_Decrypt": 77 + 16}
+ODD = (0x999, 0x8000_0001, 0xFFFF_FFFF, 0x8000_0000_0000_0001)
+NEXT_SECONDS = 1.0
+
+CODES = {
+    Fault.REQUEST: "INVALID_ARGUMENT",
+    Fault.AMBIGUOUS: "OK",
+    Fault.SESSION: "OK",
+    Fault.LOGIN: "OK",
+    Fault.DEVICE: "UNAVAILABLE",
+    Fault.CAPACITY: "UNAVAILABLE",
+    Fault.PIN: "FAILED_PRECONDITION",
+    Fault.OPERATOR: "UNAVAILABLE",
+}
+REOPENED = {fault: int(fault == Fault.SESSION) for fault in Fault}
+# Once the real call is over, a canary on the same session still decrypts: the
+# ciphertext it is. With the operation left open, that canary fails: the session it is.
+SETTLED = {**CODES, Fault.AMBIGUOUS: "INVALID_ARGUMENT"}
+
+
+@pytest.fixture
+def shim(directory) -> Shim:
+    """A shim that does nothing yet."""
+    return Shim(directory)
+
+
+@pytest.fixture
+def server(make_plugin, hsm, shim):
+    """A healthy server on the shim: one worker, and no canary that was not asked for."""
+    plugin = make_plugin(
+        hsm,
+        token={
+            "module": str(shim.module),
+            "env": {**hsm.env, **shim.env},
+            "workers": 1,
+            "sessions_per_worker": 2,
+        },
+        health={"interval": "1h"},
+    ).start()
+    plugin.wait_healthz("ok")
+    return plugin
+
+
+class Client:
+    """Encrypts or decrypts, whichever meets the function at fault."""
+
+    def __init__(self, server, function):
+        self._server = server
+        self._encrypts = "Encrypt" in function
+        self._sealed = server.encrypt(PLAINTEXT)
+
+    def _call(self):
+        if self._encrypts:
+            self._server.encrypt(PLAINTEXT)
+        else:
+            sealed = self._sealed
+            assert PLAINTEXT == self._server.decrypt(sealed.ciphertext, sealed.key_id)
+
+    def code(self):
+        """Name of the status code of one call."""
+        return code_of(self._call)
+
+
+def wait_until_quiet(shim):
+    """Let the canary that follows a fault go by, for a rule to miss it."""
+
+    def quiet():
+        before = shim.counts()
+        time.sleep(0.4)
+        return before == shim.counts()
+
+    wait_for(quiet)
+
+
+@pytest.mark.parametrize(
+    ("function", "when", "codes", "reopened"),
+    [
+        ("C_Encrypt", "", CODES, None),
+        ("C_Encrypt", "after", CODES, REOPENED | {Fault.AMBIGUOUS: 1}),
+        ("C_Decrypt", "", CODES, None),
+        ("C_Decrypt", "after", SETTLED, REOPENED),
+    ],
+)
+def test_table(server, shim, function, when, codes, reopened):
+    """Once each: the code as the table has it, and the next request works."""
+    values = (*ckr.known(), *ODD)
+    client = Client(server, function)
+    workers = server.worker_pids()
+    logins = shim.calls("C_Login")
+    got, slow, sessions = {}, {}, {}
+    for rv in values:
+        opened = shim.calls("C_OpenSession")
+        shim.set(f"{function} len={LENGTHS[function]} count=1 rv={rv:#x} {when}")
+        got[rv] = [client.code()]
+        began = time.monotonic()
+        got[rv].append(client.code())
+        if time.monotonic() - began > NEXT_SECONDS:
+            slow[rv] = time.monotonic() - began
+        sessions[rv] = shim.calls("C_OpenSession") - opened
+
+    assert {rv: [codes[ckr.fault(rv)], "OK"] for rv in values} == got
+    assert {} == slow
+    if reopened is not None:
+        assert {rv: reopened[ckr.fault(rv)] for rv in values} == sessions
+    assert len(values) == shim.acted(function)
+    assert workers == server.worker_pids()
+    assert logins == shim.calls("C_Login")
+    assert "ok" == server.healthz()
+
+
+@pytest.mark.parametrize("function", ["C_EncryptInit", "C_DecryptInit"])
+def test_init(server, shim, function):
+    """The calls before them follow the same table."""
+    values = (0x05, 0x30, 0x40, 0x70, 0x82, 0x90, 0xB3, 0x101, 0x8000_0001)
+    codes = CODES if function == "C_EncryptInit" else SETTLED
+    client = Client(server, function)
+    got = {}
+    for rv in values:
+        wait_until_quiet(shim)
+        shim.set(f"{function} count=1 rv={rv:#x}")
+        got[rv] = [client.code(), client.code()]
+
+    assert {rv: [codes[ckr.fault(rv)], "OK"] for rv in values} == got
+    assert len(values) == shim.acted(function)
+
+
+@pytest.mark.parametrize("rv", [0x05, 0x06, 0x07, 0x40])
+def test_tampered(server, shim, rv):
+    """However a token words it, a bad ciphertext costs neither session nor worker."""
+    good = server.encrypt(PLAINTEXT)
+    workers, opened = server.worker_pids(), shim.calls("C_OpenSession")
+    shim.set(f"bad_tag={rv:#x}")
+    for place in range(1, 17):
+        bad = bytearray(good.ciphertext)
+        bad[-place] ^= 0x80
+        with pytest.raises(grpc.RpcError) as caught:
+            server.decrypt(bytes(bad), good.key_id)
+        assert grpc.StatusCode.INVALID_ARGUMENT == caught.value.code()
+
+    assert PLAINTEXT == server.decrypt(good.ciphertext, good.key_id)
+    assert (workers, opened) == (server.worker_pids(), shim.calls("C_OpenSession"))
+    assert [] == server.events("token fault under a request")
+
+
+@pytest.mark.parametrize(
+    ("fault", "names"),
+    [
+        (Fault.REQUEST, "ENCRYPTED_DATA_INVALID ENCRYPTED_DATA_LEN_RANGE DATA_INVALID"),
+        (Fault.REQUEST, "DATA_LEN_RANGE SIGNATURE_INVALID WRAPPED_KEY_INVALID"),
+        (Fault.REQUEST, "SIGNATURE_LEN_RANGE WRAPPED_KEY_LEN_RANGE AEAD_DECRYPT_FAILED"),
+        (Fault.AMBIGUOUS, "GENERAL_ERROR FUNCTION_FAILED ARGUMENTS_BAD"),
+        (Fault.SESSION, "SESSION_HANDLE_INVALID SESSION_CLOSED OPERATION_ACTIVE"),
+        (Fault.SESSION, "OPERATION_NOT_INITIALIZED BUFFER_TOO_SMALL"),
+        (Fault.LOGIN, "USER_NOT_LOGGED_IN OBJECT_HANDLE_INVALID KEY_HANDLE_INVALID"),
+        (Fault.DEVICE, "DEVICE_ERROR DEVICE_REMOVED DEVICE_MEMORY HOST_MEMORY"),
+        (Fault.DEVICE, "TOKEN_NOT_PRESENT TOKEN_NOT_RECOGNIZED SLOT_ID_INVALID"),
+        (Fault.DEVICE, "CRYPTOKI_NOT_INITIALIZED"),
+        (Fault.CAPACITY, "SESSION_COUNT"),
+        (Fault.PIN, "PIN_INCORRECT PIN_INVALID PIN_LEN_RANGE PIN_EXPIRED PIN_LOCKED"),
+        (Fault.OPERATOR, "USER_PIN_NOT_INITIALIZED MECHANISM_INVALID KEY_SIZE_RANGE"),
+        (Fault.OPERATOR, "MECHANISM_PARAM_INVALID KEY_TYPE_INCONSISTENT"),
+        (Fault.OPERATOR, "KEY_FUNCTION_NOT_PERMITTED TOKEN_WRITE_PROTECTED"),
+    ],
+)
+def test_class(fault, names):
+    """The values that tokens are known to answer with have the class that heals."""
+    for name in names.split():
+        assert fault == ckr.fault(ckr.BY_NAME[f"CKR_{name}"]), name
+
+
+@pytest.mark.parametrize("rv", [*ODD, 0x0F, 0x1FF, 0x8000_0000])
+def test_unknown(rv):
+    """A value nobody knows is the device's, and is named by its number."""
+    assert Fault.DEVICE == ckr.fault(rv)
+    assert f"{rv:#x}" in ckr.name(rv)

@@ -1,0 +1,289 @@
+"""The pool's rules one by one; `test_pool_machine` puts them in any order."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from hsm_kms.errors import (
+    CiphertextError,
+    PoolClosedError,
+    PoolTimeoutError,
+    TokenAbsentError,
+    TokenError,
+    TokenTimeoutError,
+    WorkerLostError,
+)
+from hsm_kms.token.pool import PoolStats
+from hsm_kms.worker.messages import Failure
+from tests.pool_rig import CALL_TIMEOUT, SESSION_WAIT, Rig
+
+
+@pytest.fixture
+async def rig(monkeypatch):
+    """A pool without sessions; the loop's clock stands until the test moves it."""
+    loop = asyncio.get_running_loop()
+    now = [loop.time()]
+    monkeypatch.setattr(loop, "time", lambda: now[0])
+    made = Rig()
+    made.now = now
+    yield made
+    made.close()
+
+
+async def later(rig, seconds):
+    """Move the clock."""
+    rig.now[0] += seconds
+    await rig.settle()
+
+
+async def one_busy(rig, sessions=1):
+    """One request under way on a worker of its own."""
+    worker = rig.add(sessions)
+    task = rig.call()
+    await rig.settle()
+    return worker, task
+
+
+async def test_last_in_first_out(rig):
+    """The session that came back last is lent first: few stay warm."""
+    rig.add(3)
+    for _ in range(3):
+        task = rig.call()
+        await rig.settle()
+        (busy,) = rig.busy()
+        assert rig.workers[0].sessions[2] is busy
+        busy.answer()
+        await task
+
+
+async def test_first_come_first_served(rig):
+    """Who waits longest gets the next session."""
+    worker, first = await one_busy(rig)
+    second, third = rig.call(), rig.call()
+    await rig.settle()
+    assert PoolStats(sessions=1, idle=0, waiting=2) == rig.pool.stats()
+    worker.sessions[0].answer()
+    await rig.settle()
+
+    assert first.done()
+    assert (worker.sessions[0].asked or ("", ""))[1] == "request 2"
+    worker.sessions[0].answer()
+    await rig.settle()
+    worker.sessions[0].answer()
+    assert ["request 2", "request 3"] == [await second, await third]
+
+
+async def test_no_session_in_time(rig):
+    """Nobody waits for a session longer than `session_wait`."""
+    await one_busy(rig)
+    waiting = rig.call()
+    await rig.settle()
+    await later(rig, SESSION_WAIT)
+
+    with pytest.raises(PoolTimeoutError):
+        await waiting
+    assert [] == rig.faults
+
+
+async def test_own_deadline(rig):
+    """A request ends with its own deadline where that is sooner; its call goes on."""
+    worker = rig.add(1)
+    task = rig.call(deadline=asyncio.get_running_loop().time() + 0.2)
+    await rig.settle()
+    await later(rig, 0.2)
+
+    with pytest.raises(TokenTimeoutError):
+        await task
+    assert PoolStats(sessions=1, idle=0, waiting=0) == rig.pool.stats()
+    assert worker.sessions[0].asked is not None
+
+
+async def test_late_answer_is_nobodys(rig):
+    """The answer to a request that gave up is read before the session is lent again."""
+    worker, task = await one_busy(rig)
+    await later(rig, CALL_TIMEOUT)
+    with pytest.raises(TokenTimeoutError):
+        await task
+    following = rig.call()
+    await rig.settle()
+    worker.sessions[0].answer()
+    await rig.settle()
+    worker.sessions[0].answer()
+
+    assert "request 2" == await following
+
+
+@pytest.mark.parametrize("steps", range(7))
+async def test_cancelled_with_a_session_on_its_way(rig, steps):
+    """A waiter cancelled in the moment it is handed a session gives it back."""
+    worker, first = await one_busy(rig)
+    waiting = rig.call()
+    await rig.settle()
+    worker.sessions[0].answer()
+    for _ in range(steps):
+        await asyncio.sleep(0)
+    waiting.cancel()
+    await rig.settle()
+    if worker.sessions[0].asked:
+        worker.sessions[0].answer()
+        await rig.settle()
+
+    assert first.done()
+    assert PoolStats(sessions=1, idle=1, waiting=0) == rig.pool.stats()
+
+
+async def test_lost_under_a_request(rig):
+    """A request whose worker died is made again, once, on another."""
+    rig.add(1)
+    _, task = await one_busy(rig)
+    (busy,) = rig.busy()
+    busy.worker.die()
+    await rig.settle()
+    (other,) = rig.busy()
+    assert other.worker is not busy.worker
+    other.answer()
+
+    assert "request 1" == await task
+    assert [WorkerLostError] == [type(fault) for fault in rig.faults]
+
+
+async def test_lost_twice(rig):
+    """A request that loses two workers is not made a third time."""
+    for _ in range(3):
+        rig.add(1)
+    task = rig.call()
+    await rig.settle()
+    for _ in range(2):
+        rig.busy()[0].worker.die()
+        await rig.settle()
+
+    with pytest.raises(WorkerLostError, match="lost twice under one request"):
+        await task
+    assert [] == rig.busy()
+
+
+async def test_logged_out(rig):
+    """A logged-out process is given up with all its sessions; another one serves."""
+    rig.add(1)
+    worker, task = await one_busy(rig, sessions=3)
+    worker.sessions[2].answer(Failure(cause="login", detail="not logged in"))
+    await rig.settle()
+    (busy,) = rig.busy()
+    busy.answer()
+
+    assert "request 1" == await task
+    assert busy.worker is rig.workers[0]
+    assert ["not logged in"] == worker.retired
+
+
+async def test_broken_session_is_lent_last(rig):
+    """After a session error the second try gets another session."""
+    worker, task = await one_busy(rig, sessions=2)
+    worker.sessions[1].answer(Failure(cause="session"))
+    await rig.settle()
+    assert worker.sessions[0].asked is not None
+    worker.sessions[0].answer()
+
+    assert "request 1" == await task
+    assert PoolStats(sessions=2, idle=2, waiting=0) == rig.pool.stats()
+
+
+@pytest.mark.parametrize(
+    ("cause", "error", "faults"),
+    [
+        ("request", CiphertextError, 0),
+        ("not-authentic", CiphertextError, 0),
+        ("device", TokenError, 1),
+        ("ambiguous", TokenError, 1),
+        ("from a later version", TokenError, 1),
+    ],
+)
+async def test_refused(rig, cause, error, faults):
+    """What is the request's fault troubles nobody; what is the token's is told."""
+    worker, task = await one_busy(rig)
+    worker.sessions[0].answer(Failure(cause=cause))
+
+    with pytest.raises(error):
+        await task
+    assert faults == len(rig.faults)
+    assert 1 == rig.pool.stats().idle
+
+
+async def test_down(rig):
+    """Without a session, who waits and who comes gets the reason at once."""
+    waiting = rig.call()
+    await rig.settle()
+    error = TokenAbsentError("no token matches")
+    rig.pool.fail(error)
+    for task in (waiting, rig.call()):
+        with pytest.raises(TokenAbsentError, match="no token matches"):
+            await task
+    rig.add(1)
+    task = rig.call()
+    await rig.settle()
+    rig.busy()[0].answer()
+
+    assert "request 3" == await task
+
+
+async def test_down_does_not_grow(rig):
+    """The one reason that all get does not keep every request's frames."""
+    error = TokenAbsentError("no token matches")
+    rig.pool.fail(error)
+    for _ in range(50):
+        with pytest.raises(TokenAbsentError):
+            await rig.call()
+    frames, traceback = 0, error.__traceback__
+    while traceback is not None:
+        frames, traceback = frames + 1, traceback.tb_next
+
+    assert frames < 20
+
+
+async def test_not_down_while_a_session_is_there(rig):
+    """One worker that cannot start does not fail requests that others can serve."""
+    worker, task = await one_busy(rig)
+    rig.pool.fail(TokenAbsentError("no token matches"))
+    worker.sessions[0].answer()
+
+    assert "request 1" == await task
+
+
+async def test_withdrawn(rig):
+    """A withdrawn session finishes its call and is not lent again."""
+    worker, task = await one_busy(rig)
+    rig.pool.withdraw(worker.sessions[0].channel)
+    worker.sessions[0].answer()
+
+    assert "request 1" == await task
+    assert PoolStats(sessions=0, idle=0, waiting=0) == rig.pool.stats()
+
+
+async def test_stuck(rig):
+    """Calls that run longer than a limit can be told."""
+    worker, task = await one_busy(rig, sessions=2)
+    await later(rig, 0.6)
+
+    assert [worker.sessions[1].channel] == rig.pool.busy_longer_than(0.5)
+    assert [] == rig.pool.busy_longer_than(0.7)
+    worker.sessions[1].answer()
+    await task
+
+
+async def test_closed(rig):
+    """A closed pool lends nothing, takes nothing, and lets calls under way finish."""
+    worker, task = await one_busy(rig)
+    waiting = rig.call()
+    await rig.settle()
+    rig.pool.close()
+    rig.pool.fail(TokenAbsentError("no token matches"))
+    rig.add(1)
+    for late in (waiting, rig.call()):
+        with pytest.raises(PoolClosedError):
+            await late
+    worker.sessions[0].answer()
+
+    assert "request 1" == await task
+    assert PoolStats(sessions=0, idle=0, waiting=0) == rig.pool.stats()
