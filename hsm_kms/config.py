@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from hsm_kms.config_fields import format_duration, parse_duration, parse_socket
 from hsm_kms.config_types import Config, Http, Listen, Section, sections
-from hsm_kms.config_uri import URI, expand, said_by
+from hsm_kms.config_uri import expand, said_by
 from hsm_kms.config_yaml import load_yaml, read_yaml
 from hsm_kms.errors import ConfigError
 
@@ -176,7 +176,9 @@ def _joint_faults(document: Document, whole: Expansion) -> Iterator[str]:
         yield _at(document, ("apis",), "must have v2 or v1 enabled")
     if _same_socket(document.data):
         place = ("http", "admin_socket")
-        yield _at(document, place, "must not be the path of listen.socket")
+        yield _at(
+            document, place, "must not be the path of listen.socket, or of its lock"
+        )
 
 
 def _timeout_fault(document: Document, token: Mapping[str, Any]) -> Iterator[str]:
@@ -222,12 +224,9 @@ def _value_faults(
     for entry in error.errors():
         # Without the number of an item: its list has a line of its own.
         place = tuple(part for part in entry["loc"] if isinstance(part, str))
-        sentence = _sentence(entry, place)
         if whole.broken and place == ("token", "module") and entry["type"] == "missing":
             continue  # the URI may have named it
-        if place in whole.said:
-            place, sentence = URI, f"{whole.said[place]} {sentence}"
-        yield _at(document, place, sentence)
+        yield _at(document, place, _sentence(entry, place))
 
 
 def _sentence(entry: ErrorDetails, place: tuple[str, ...]) -> str:

@@ -33,13 +33,11 @@ class Expansion:
 
     Args:
         data: As if each key had been given by itself.
-        said: The keys whose value the URI gives, and by which attribute.
         faults: What is wrong with the URI, and where to say so.
         broken: The URI cannot be read, so nothing is known of what it may give.
     """
 
     data: Any
-    said: dict[_Place, str] = field(default_factory=dict)
     faults: list[tuple[_Place, str]] = field(default_factory=list)
     broken: bool = False
 
@@ -104,4 +102,3 @@ def _take(expansion: Expansion, place: _Place, name: str, value: Any) -> None:
     if node.get(key) and place not in _SELECTORS:
         expansion.faults.append((place, f"is in token.uri too ({name})"))
     node[key] = value
-    expansion.said[place] = name

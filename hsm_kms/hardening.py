@@ -6,10 +6,15 @@ Root can read memory all the same; docs and SECURITY.md say so.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import resource
 import signal
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 _PR_SET_PDEATHSIG = 1
 _PR_GET_DUMPABLE = 3
@@ -45,6 +50,21 @@ def die_with_parent(expected_ppid: int) -> None:
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != expected_ppid:
         os._exit(1)
+
+
+@contextlib.contextmanager
+def finish_without_parent() -> Iterator[None]:
+    """What runs in here is not cut short by the parent's end; the exit follows it.
+
+    Raises:
+        OSError: If the kernel refuses.
+    """
+    parent = os.getppid()
+    _prctl(_PR_SET_PDEATHSIG, 0)
+    try:
+        yield
+    finally:
+        die_with_parent(parent)
 
 
 def is_dumpable() -> bool:

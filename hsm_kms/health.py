@@ -118,6 +118,16 @@ class Health:
         return self.keyring()
 
     @property
+    def detail(self) -> str:
+        """Cause and cure with names and paths, for the log and the admin socket."""
+        return self._detail
+
+    @property
+    def keys(self) -> tuple[TokenKey, ...]:
+        """The keys as last read."""
+        return self._ring.keys if self._ring is not None else ()
+
+    @property
     def has_key(self) -> bool:
         """Whether a current key was seen when the keyring was read last."""
         return self._ring is not None and self._ring.current is not None

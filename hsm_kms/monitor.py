@@ -16,9 +16,12 @@ import structlog
 from hsm_kms.discovery import Discovery
 from hsm_kms.errors import HsmKmsError, KeyNotFoundError, TokenTimeoutError
 from hsm_kms.health import Health, WorkersSeen
+from hsm_kms.token.counts import End
 from hsm_kms.wrapping.wrapper import canary
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from hsm_kms.keyring import Keyring, KeySettings, TokenKey
     from hsm_kms.state import StateDir
     from hsm_kms.token.process import Worker
@@ -62,14 +65,21 @@ class Monitor:
         self._interval = interval
         self._call_timeout = call_timeout
         self._workers: Workers | None = None
+        self._on_well: Callable[[], None] | None = None
         self._wake = asyncio.Event()
         self.health = Health(
             state_dir, decided=settings.current is not None, workers=self._seen
         )
 
-    def attach(self, workers: Workers) -> None:
-        """Tell the monitor whose workers it watches, before they start."""
+    def attach(self, workers: Workers, on_well: Callable[[], None]) -> None:
+        """Tell the monitor whose workers it watches, before they start.
+
+        Args:
+            workers: The workers.
+            on_well: Called whenever a canary has passed.
+        """
         self._workers = workers
+        self._on_well = on_well
 
     def fault_seen(self, error: HsmKmsError) -> None:
         """A request met an error that speaks about the token: look at once."""
@@ -88,7 +98,7 @@ class Monitor:
             HsmKmsError: The worker cannot be used.
         """
         ring = await self._inspect(worker, fresh=True)
-        self.health.adopt(ring, worker.token_serial)
+        self._adopt(ring, worker)
 
     async def run(self) -> None:
         """Look at every worker, again and again, until cancelled."""
@@ -126,10 +136,15 @@ class Monitor:
             self.health.canary_failed(error)
         except HsmKmsError as error:
             self.health.canary_failed(error)
-            worker.retire(f"canary: {error}")
+            worker.retire(End.CANARY, str(error))
         else:
-            self.health.adopt(ring, worker.token_serial)
+            self._adopt(ring, worker)
         self.health.evaluate()
+
+    def _adopt(self, ring: Keyring, worker: Worker) -> None:
+        self.health.adopt(ring, worker.token_serial)
+        if ring.current is not None and self._on_well is not None:
+            self._on_well()
 
     def _doubt(self, ring: Keyring, worker: Worker) -> None:
         """Let a fresh worker look before a missing key is believed.

@@ -1,48 +1,51 @@
-"""`serve`: build the parts, start them, drain them; decide nothing."""
+"""`serve`: build the parts; own start, reload and drain; decide nothing."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import signal
-from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import structlog
 
-from hsm_kms import __version__, wiring
+from hsm_kms import __version__, log, reload
 from hsm_kms.api.server import build_server
-from hsm_kms.monitor import Monitor
+from hsm_kms.engine import Engine
+from hsm_kms.http import HttpServer
+from hsm_kms.metrics import Metrics
+from hsm_kms.pages import admin_pages, public_pages, snapshot
 from hsm_kms.socket import UnixSocket
 from hsm_kms.state import StateDir
-from hsm_kms.token.pin import PinGate
-from hsm_kms.token.pool import Pool
-from hsm_kms.token.workers import Workers
-from hsm_kms.wrapping.wrapper import TokenWrapper
+from hsm_kms.token.counts import Counts
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from pathlib import Path
 
     from hsm_kms.config_types import Config
+    from hsm_kms.health import HealthState
+    from hsm_kms.wrapping.wrapper import Sealed
 
 DRAIN_SECONDS: Final = 1.5  # for calls under way, of the 3 s that a stop may take
 
 _log = structlog.get_logger(__name__)
 
 
-async def serve(config: Config) -> None:
-    """Serve until SIGTERM or SIGINT.
+async def serve(config: Config, path: Path) -> None:
+    """Serve until SIGTERM or SIGINT; read the configuration again on SIGHUP.
 
     Args:
         config: The configuration.
+        path: The file it came from.
 
     Raises:
         SocketError: The KMS socket cannot be taken.
     """
-    stop = asyncio.Event()
+    stop, again = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    loop.add_signal_handler(signal.SIGHUP, again.set)
     listen = config.listen
     socket = UnixSocket(
         listen.socket,
@@ -52,72 +55,133 @@ async def serve(config: Config) -> None:
     )
     await socket.acquire()
     try:
-        await _serve_on(socket, config, stop)
+        server = Server(config, path)
+        await server.run(socket, stop, again)
     finally:
         socket.close()
 
 
-async def _serve_on(socket: UnixSocket, config: Config, stop: asyncio.Event) -> None:
-    state = StateDir(config.state_dir).open()
-    if state.problem:
-        _log.warning("state directory", problem=state.problem)
-    monitor = Monitor(
-        wiring.key_settings(config),
-        state,
-        scope=config.scope,
-        interval=config.health.interval,
-        call_timeout=config.token.call_timeout,
-    )
-    pool = Pool(
-        session_wait=config.token.session_wait,
-        call_timeout=config.token.call_timeout,
-        on_fault=monitor.fault_seen,
-    )
-    wrapper = partial(
-        TokenWrapper,
-        pool,
-        monitor.health,
-        scope=config.scope,
-        patience=config.token.session_wait,
-    )
-    server = build_server(
-        config.apis,
-        v2=wrapper(verify=True),
-        v1=wrapper(verify=False),
-        health=monitor.health,
-    )
-    # Listening comes first: the API server waits for nobody, and Status says why
-    # the token is not there yet.
-    socket.bind(server)
-    await server.start()
-    _log.info("listening", socket=str(config.listen.socket), version=__version__)
-    async with _token(config, state, monitor, pool):
-        await stop.wait()
-        _log.info("stopping")
-        await server.stop(DRAIN_SECONDS)
-    _log.info("stopped")
+class Server:
+    """The running server.
+
+    Args:
+        config: The configuration.
+        path: The file it came from.
+    """
+
+    def __init__(self, config: Config, path: Path) -> None:
+        self._file = reload.ConfigFile(path)
+        self._state = StateDir(config.state_dir).open()
+        if self._state.problem:
+            _log.warning("state directory", problem=self._state.problem)
+        self._counts = Counts()
+        self._engine = Engine(config, self._state, self._counts)
+        self._metrics = Metrics(lambda: snapshot(self._engine, self._counts))
+        self._http = HttpServer()
+        self._grpc = build_server(
+            config.apis,
+            v2=_Wrapper(self, "v2"),
+            v1=_Wrapper(self, "v1"),
+            health=self,
+            observe=self._metrics.request,
+        )
+
+    def announce(self) -> HealthState:
+        """See `Health.announce`."""
+        return self._engine.health.announce()
+
+    @property
+    def engine(self) -> Engine:
+        """The engine in force."""
+        return self._engine
+
+    async def run(
+        self, socket: UnixSocket, stop: asyncio.Event, again: asyncio.Event
+    ) -> None:
+        """Serve until `stop`; read the configuration on `again`."""
+        # Listening comes first: the API server waits for nobody, and Status says
+        # why the token is not there yet.
+        socket.bind(self._grpc)
+        await self._grpc.start()
+        config = self._engine.config
+        _log.info("listening", socket=str(config.listen.socket), version=__version__)
+        self._engine.start()
+        self._listen_http()
+        reloading = asyncio.create_task(self._reload(again))
+        try:
+            await stop.wait()
+            _log.info("stopping")
+            await self._grpc.stop(DRAIN_SECONDS)
+        finally:
+            reloading.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await reloading
+            await self._engine.close()
+            await asyncio.to_thread(self._http.close)
+        _log.info("stopped")
+
+    def _listen_http(self) -> None:
+        http = self._engine.config.http
+        if http.address is not None:
+            host, port = http.address
+            pages = public_pages(lambda: self._engine, self._metrics)
+            got = self._http.listen_tcp(host, port, pages)
+            _log.info("probes and metrics", host=host, port=got)
+        if http.admin_socket is not None:
+            pages = admin_pages(lambda: self._engine, self._counts)
+            self._http.listen_unix(http.admin_socket, pages)
+
+    async def _reload(self, again: asyncio.Event) -> None:
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(reload.WATCH_SECONDS):
+                    await again.wait()
+            if again.is_set() or self._file.changed():
+                again.clear()
+                new = self._file.read(self._engine.config)
+                if new is not None:
+                    await self._take_over(new)
+
+    async def _take_over(self, config: Config) -> None:
+        """Put a new engine in place of the old one, if that makes nothing worse."""
+        log.configure(config.log.level, config.log.format)
+        old, new = self._engine, Engine(config, self._state, self._counts)
+        new.start()
+        try:
+            trouble = await reload.wait_until_well(new, config.token.start_timeout)
+        except asyncio.CancelledError:
+            await new.close()
+            raise
+        if trouble is not None and old.health.announce().state == "ok":
+            _log.error(
+                "the configuration is not taken over: the token would be lost",
+                error=trouble.sentence,
+            )
+            await new.close()
+            return
+        self._engine = new
+        _log.info("configuration taken over")
+        await asyncio.sleep(DRAIN_SECONDS)  # calls on the old engine
+        await old.close()
 
 
-@contextlib.asynccontextmanager
-async def _token(
-    config: Config, state: StateDir, monitor: Monitor, pool: Pool
-) -> AsyncIterator[None]:
-    """The token's workers and their watcher, running."""
-    workers = Workers(
-        wiring.worker_settings(config),
-        pool=pool,
-        gate=PinGate(wiring.pin_source(config), state),
-        qualify=monitor.qualify,
-        on_change=monitor.worker_changed,
-    )
-    monitor.attach(workers)
-    workers.start()
-    watching = asyncio.create_task(monitor.run())
-    try:
-        yield
-    finally:
-        watching.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await watching
-        pool.close()
-        await workers.close()
+class _Wrapper:
+    """What the services hold: it goes to the engine in force."""
+
+    def __init__(self, server: Server, api: str) -> None:
+        self._server = server
+        self._api = api
+
+    async def wrap(self, plaintext: bytes, *, deadline: float | None) -> Sealed:
+        """See `TokenWrapper.wrap`."""
+        wrapper = getattr(self._server.engine, self._api)
+        sealed: Sealed = await wrapper.wrap(plaintext, deadline=deadline)
+        return sealed
+
+    async def unwrap(
+        self, ciphertext: bytes, *, key_id: str | None, deadline: float | None
+    ) -> bytes:
+        """See `TokenWrapper.unwrap`."""
+        wrapper = getattr(self._server.engine, self._api)
+        dek: bytes = await wrapper.unwrap(ciphertext, key_id=key_id, deadline=deadline)
+        return dek

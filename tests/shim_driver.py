@@ -53,7 +53,9 @@ def build() -> Path:
     cache.mkdir(mode=0o700, exist_ok=True)
     if cache.lstat().st_uid != os.getuid():
         raise PermissionError(f"{cache} belongs to somebody else")
-    digest = hashlib.sha256(SOURCE.read_bytes()).hexdigest()[:16]
+    parts = sorted(SOURCE.parent.glob("*.[ch]"))
+    text = b"".join(part.read_bytes() for part in parts)
+    digest = hashlib.sha256(text).hexdigest()[:16]
     module = cache / f"pkcs11_shim-{digest}.so"
     with (cache / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

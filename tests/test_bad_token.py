@@ -78,7 +78,7 @@ CASES = {
     "wrong token label": (
         wrong_label,
         NOT_THERE,
-        "no token matches token_label 'another'; seen: 'test'",
+        "no token matches token_label 'another'; seen: label '",
         "check the token selector with `hsm-kms token list --module FILE`",
     ),
     "no key": (

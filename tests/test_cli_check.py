@@ -41,13 +41,13 @@ FAULTY = {
     ),
     "no selector": (
         GOOD.replace("  token_label", "  # token_label"),
-        ["token: must have exactly one of token_label, token_serial and slot; "],
+        ["token: must have exactly one of "],
     ),
     "all at once": (
         MANY_FAULTS,
         [
             "token.slot: given twice, on lines 6 and 7",
-            "token: must have exactly one of token_label, token_serial and slot; ",
+            "token: must have exactly one of ",
             "listen.socket: ",
             "token: unknown key; a PIN is never written here, but in pin_file",
             "keys.label: must be text; quote numbers, yes and no",

@@ -31,4 +31,4 @@ def serve(path: Path) -> None:
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # its C core writes to stderr
     from hsm_kms import server  # noqa: PLC0415 - grpc takes a third of a second
 
-    asyncio.run(server.serve(config))
+    asyncio.run(server.serve(config, path))

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Callable
 
+    from hsm_kms.token.counts import End
     from hsm_kms.worker.messages import Reply, Request
 
 _POLL_SECONDS: Final = 0.01
@@ -46,7 +47,7 @@ class Channel:
         self,
         pair: socket.socket,
         on_lost: Callable[[str], None],
-        on_retire: Callable[[str], None] | None = None,
+        on_retire: Callable[[End], None] | None = None,
     ) -> None:
         pair.setblocking(False)
         self._pair = pair
@@ -100,7 +101,7 @@ class Channel:
         while self.busy_since is not None:  # noqa: ASYNC110 - seldom, and short
             await asyncio.sleep(_POLL_SECONDS)
 
-    def retire(self, why: str) -> None:
+    def retire(self, why: End) -> None:
         """Have the worker behind it replaced; its other sessions go with it."""
         self.retiring = True
         if self._on_retire is not None:

@@ -31,6 +31,7 @@ from hsm_kms.errors import (
 )
 from hsm_kms.state import StateCorruptError, StateWriteError
 from hsm_kms.state_records import PinIdentity, PinRecord
+from hsm_kms.token.counts import End
 from hsm_kms.token.faults import error_from
 from hsm_kms.worker.messages import Failure, Login
 
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 STABLE_SECONDS: Final = 2.0
 MOST_TRIES: Final = 2
 _LOCK_POLL_SECONDS: Final = 0.05
+_LOGIN_END_SECONDS: Final = 1.5  # for a C_Login under way, of the 3 s of a stop
 _TOO_OPEN: Final = stat.S_IRWXO | stat.S_IWGRP
 _REPLACE: Final = (
     "put the right PIN into the PIN file, or run `hsm-kms token retry-pin`"
@@ -92,6 +94,16 @@ class PinGate:
         """
         if self._source is not None and not self._source.typed:
             self._may_try(_identity(self._source.path))
+
+    def verdict(self) -> str:
+        """What is known about the PIN, in one word."""
+        if self._source is None:
+            return "none"
+        try:
+            found = self._source.path.stat()
+        except OSError:
+            return "absent"
+        return self._known(PinIdentity.from_stat(found)).verdict
 
     async def login(self, worker: Worker) -> None:
         """Log the worker's process in, if the token wants that.
@@ -209,10 +221,15 @@ async def _exchange(
         user_type=source.user_type,
         refuse_low=refuse_low,
     )
+    future = worker.control.exchange(request)
     try:
-        reply = await worker.control.exchange(request)
+        reply = await asyncio.shield(future)
     except asyncio.CancelledError:
-        worker.kill("broken off inside C_Login")  # before the PIN lock is let go
+        # Not killed at once: SoftHSM rewrites the token's file in C_Login, and a
+        # token whose file was just emptied is lost.
+        await asyncio.wait([future], timeout=_LOGIN_END_SECONDS)
+        if not future.done():  # killed before the PIN lock is let go
+            worker.kill(End.START, "broken off inside C_Login")
         raise
     if isinstance(reply, Failure):
         raise error_from(reply)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from hsm_kms.errors import (
     HsmKmsError,
@@ -24,7 +24,10 @@ from hsm_kms.errors import (
     TokenTimeoutError,
     WorkerLostError,
 )
+from hsm_kms.token.breaker import Breaker
+from hsm_kms.token.counts import Counts, End
 from hsm_kms.token.faults import error_from
+from hsm_kms.worker import ckr
 from hsm_kms.worker.messages import Failure
 
 if TYPE_CHECKING:
@@ -32,6 +35,12 @@ if TYPE_CHECKING:
 
     from hsm_kms.token.channel import Channel
     from hsm_kms.worker.messages import Reply, Request
+
+
+_PATIENT: Final = 0.5  # a call this part of call_timeout old counts as the token's
+_TOKEN_AT_FAULT: Final = frozenset(
+    {ckr.Fault.DEVICE, ckr.Fault.AMBIGUOUS, "not-proven", "internal"}
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +59,10 @@ class Pool:
         session_wait: Longest wait for a session, in seconds.
         call_timeout: Longest wait for a token's answer, in seconds.
         on_fault: Told of every error that speaks about the token, not the request.
+        counts: Running totals.
+
+    Attributes:
+        breaker: Fails requests at once while the token is down.
     """
 
     def __init__(
@@ -58,7 +71,10 @@ class Pool:
         session_wait: float,
         call_timeout: float,
         on_fault: Callable[[HsmKmsError], None],
+        counts: Counts | None = None,
     ) -> None:
+        self.breaker = Breaker()
+        self._counts = counts or Counts()
         self._session_wait = session_wait
         self._call_timeout = call_timeout
         self._on_fault = on_fault
@@ -85,6 +101,10 @@ class Pool:
             for channel in self._sessions
             if channel.busy_since is not None and channel.busy_since < limit
         ]
+
+    def __contains__(self, channel: Channel) -> bool:
+        """Whether this session is lent or idle here."""
+        return channel in self._sessions
 
     def add(self, channel: Channel) -> None:
         """Take an idle session in; from now on it is lent."""
@@ -144,7 +164,9 @@ class Pool:
             ) from None
 
     async def _attempt(self, request: Request, latest: float) -> Reply:
+        self.breaker.check()
         channel = await self._lend(latest)
+        self._counts.calls[type(request).__name__.lower()] += 1
         try:
             future = channel.exchange(request)
         except BaseException:
@@ -155,21 +177,39 @@ class Pool:
             async with asyncio.timeout_at(latest):
                 reply = await asyncio.shield(future)
         except TimeoutError:
-            error = TokenTimeoutError("the token did not answer in time")
-            self._on_fault(error)
-            raise error from None
+            raise self._timed_out(channel) from None
         if isinstance(reply, Failure):
             self._report_and_raise(channel, reply)
+        self.breaker.succeeded()
         return reply
+
+    def _timed_out(self, channel: Channel) -> TokenTimeoutError:
+        """A client's own short deadline says nothing about the token."""
+        error = TokenTimeoutError("the token did not answer in time")
+        since = channel.busy_since
+        patient = self._call_timeout * _PATIENT
+        if since is not None and self._loop.time() - since >= patient:
+            self._counts.errors["timeout"] += 1
+            self._on_fault(error)
+            self.breaker.failed(error)
+        return error
 
     def _report_and_raise(self, channel: Channel, reply: Failure) -> None:
         error = error_from(reply)
+        self._counts.errors[ckr.name(reply.rv) if reply.rv else reply.cause] += 1
         if isinstance(error, WorkerLostError):
-            channel.retire(str(error))  # logged out: so are its other sessions
+            channel.retire(End.LOGIN)  # logged out: so are its other sessions
         elif isinstance(error, SessionLostError):
             self._lend_last(channel)
+        elif reply.cause == ckr.Fault.CAPACITY:
+            self.withdraw(channel)  # it has no session; one more is tried later
+            raise SessionLostError(str(error))
         elif isinstance(error, TokenError):
             self._on_fault(error)
+            if reply.cause in _TOKEN_AT_FAULT:
+                self.breaker.failed(error)
+        else:
+            self.breaker.succeeded()  # it judged the ciphertext: it is well
         raise error
 
     async def _lend(self, latest: float) -> Channel:

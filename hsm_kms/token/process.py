@@ -19,6 +19,7 @@ from hsm_kms.errors import (
     WorkerLostError,
 )
 from hsm_kms.token.channel import Channel
+from hsm_kms.token.counts import End
 from hsm_kms.token.faults import error_from
 from hsm_kms.token.stderr import Stderr
 from hsm_kms.worker.messages import (
@@ -50,7 +51,8 @@ class Worker:
         born: When it was started, in the loop's time.
         retiring: Nothing new is lent from it; it is about to be ended.
         lost: Set when the process is gone or is being ended; nothing is lent then.
-        reason: Why, for log and metrics.
+        end: Why, for metrics; None while it serves.
+        reason: Why, for the log.
     """
 
     def __init__(
@@ -64,6 +66,7 @@ class Worker:
             Channel(pair, self._lost, self.retire) for pair in pairs
         )
         self.lost = asyncio.Event()
+        self.end: End | None = None
         self.reason = ""
         self.retiring = False
         self.born = asyncio.get_running_loop().time()
@@ -147,19 +150,25 @@ class Worker:
         """
         opened: list[Channel] = []
         for channel in channels:
-            reply = await channel.exchange(OpenSession())
-            if isinstance(reply, Failure):
-                if not opened:
-                    raise error_from(reply)
-                _log.warning(
-                    "token opens no more sessions",
-                    opened=len(opened),
-                    wanted=len(channels),
-                    error=reply.detail,
-                )
-                break
-            opened.append(channel)
+            failure = await self.open_session(channel)
+            if failure is None:
+                opened.append(channel)
+                continue
+            if not opened:
+                raise failure
+            _log.warning(
+                "token opens no more sessions",
+                opened=len(opened),
+                wanted=len(channels),
+                error=str(failure),
+            )
+            break
         return opened
+
+    async def open_session(self, channel: Channel) -> HsmKmsError | None:
+        """C_OpenSession on one session channel; what the worker said against it."""
+        reply = await channel.exchange(OpenSession())
+        return error_from(reply) if isinstance(reply, Failure) else None
 
     async def ask(self, request: Request, seconds: float) -> Reply:
         """One exchange on the control channel, waited for at most `seconds`.
@@ -190,14 +199,14 @@ class Worker:
         for channel in self.sessions:
             channel.retiring = True
 
-    def retire(self, reason: str) -> None:
+    def retire(self, end: End, reason: str = "") -> None:
         """Have it replaced: whoever keeps it sees `lost` and lets it leave."""
         self.lend_no_more()
-        self._end(reason)
+        self._end(end, reason)
 
     async def leave(self) -> None:
         """Ask the worker to close its sessions and exit; kill it if it does not."""
-        self._end("asked to leave")
+        self._end(End.ASKED)
         for channel in self.sessions:
             channel.close()
         try:
@@ -205,7 +214,7 @@ class Worker:
                 await self._say_leave()
                 await self._process.wait()
         except (TimeoutError, WorkerLostError):
-            self.kill("did not leave in time")
+            self.kill(End.ASKED, "did not leave in time")
         self.control.close()
         try:
             async with asyncio.timeout(KILL_SECONDS):
@@ -223,9 +232,9 @@ class Worker:
             await self.control.idle()
         self.control.exchange(Leave())
 
-    def kill(self, reason: str) -> None:
+    def kill(self, end: End, reason: str = "") -> None:
         """SIGKILL; whoever waits for an answer gets `WorkerLostError`."""
-        self._end(reason)
+        self._end(end, reason)
         if self._pidfd is not None:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
@@ -233,10 +242,11 @@ class Worker:
             channel.close()
 
     def _lost(self, why: str) -> None:
-        self.kill(f"lost: {why}")
+        self.kill(End.LOST, why)
 
-    def _end(self, reason: str) -> None:
+    def _end(self, end: End, reason: str = "") -> None:
         if not self.lost.is_set():
+            self.end = end
             self.reason = reason
             self.lost.set()
 

@@ -12,7 +12,7 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
+import contextlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
@@ -20,11 +20,12 @@ import structlog
 
 from hsm_kms.errors import (
     HsmKmsError,
-    PinRejectedError,
-    PinUnavailableError,
     TokenTimeoutError,
     WorkerLostError,
 )
+from hsm_kms.token.backoff import Backoff
+from hsm_kms.token.counts import Counts, End
+from hsm_kms.token.kills import KillBudget
 from hsm_kms.token.process import Worker
 
 if TYPE_CHECKING:
@@ -35,12 +36,10 @@ if TYPE_CHECKING:
     from hsm_kms.token.pool import Pool
     from hsm_kms.worker.messages import Configure
 
-FIRST_PAUSE: Final = 0.1  # seconds
-LONGEST_PAUSE: Final = 5.0
-PIN_PAUSE: Final = 1.0  # only a stat() each time
 DRAIN_SECONDS: Final = 1.0
 WATCH_SECONDS: Final = 0.25
 SPARE_SECONDS: Final = 10.0  # a spare stays this long after the last stuck call
+GROW_SECONDS: Final = 30.0
 _WELL_SECONDS: Final = 10.0  # a worker that lived this long resets the pauses
 
 _log = structlog.get_logger(__name__)
@@ -79,6 +78,7 @@ class Workers:
         qualify: Called with a worker that is logged in, before its sessions are
             lent; raises to refuse it.
         on_change: Called when a worker came, went, or could not start.
+        counts: Running totals.
     """
 
     def __init__(
@@ -89,23 +89,26 @@ class Workers:
         gate: PinGate,
         qualify: Callable[[Worker], Awaitable[None]],
         on_change: Callable[[], None],
+        counts: Counts,
     ) -> None:
         self._settings = settings
+        self._counts = counts
         self._pool = pool
         self._gate = gate
         self._qualify = qualify
         self._on_change = on_change
         self.ready: list[Worker] = []
         self.last_error: HsmKmsError | None = None
-        self.restarts = 0
+        self._budget = KillBudget()
+        self._grow_at = 0.0
         self._tasks: set[asyncio.Task[None]] = set()
         self._spare: asyncio.Task[None] | None = None
         self._spare_until = 0.0
 
     def start(self) -> None:
         """Start the workers in the background."""
-        for _ in range(self._settings.workers):
-            self._run(self._keep())
+        for number in range(self._settings.workers):
+            self._run(self._keep(number))
         self._run(self._watch())
 
     async def close(self) -> None:
@@ -120,31 +123,31 @@ class Workers:
         task.add_done_callback(self._tasks.discard)
         return task
 
-    async def _keep(self) -> None:
+    async def _keep(self, number: int) -> None:
         """One worker after the other, for ever."""
-        pause = FIRST_PAUSE
+        backoff = Backoff()
         loop = asyncio.get_running_loop()
         while True:
+            await self._budget.wait(number)
             try:
                 worker, channels = await self._start()
             except Exception as error:  # noqa: BLE001 - a bug must not end this loop
                 known = _as_known(error)
                 self._failed(known)
-                await asyncio.sleep(_pause_after(known, pause))
-                pause = min(pause * 2, LONGEST_PAUSE)
+                await asyncio.sleep(backoff.pause(known))
                 continue
             began = loop.time()
             await self._serve(worker, channels)
             if loop.time() - began > _WELL_SECONDS:
-                pause = FIRST_PAUSE
-                continue
-            await asyncio.sleep(_jittered(pause))
-            pause = min(pause * 2, LONGEST_PAUSE)
+                backoff.reset()
+            else:
+                await asyncio.sleep(backoff.pause())
 
     async def _start(self) -> tuple[Worker, list[Channel]]:
         self._gate.check()
         settings = self._settings
-        worker = await Worker.spawn(settings.sessions, settings.env)
+        sessions = 1 if self._budget.spent else settings.sessions
+        worker = await Worker.spawn(sessions, settings.env)
         try:
             async with asyncio.timeout(settings.start_timeout):
                 started = await worker.configure(settings.configure)
@@ -153,15 +156,25 @@ class Workers:
                 channels = await worker.open_sessions(granted)
                 await self._qualify(worker)
         except TimeoutError:
+            self._killed(worker, End.START, "it did not start in time")
             await _shielded(worker.leave())
             raise TokenTimeoutError(
                 f"the token worker did not start within {settings.start_timeout:g} s",
                 hint="see whether the HSM and its client service are up",
             ) from None
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, Exception):
+                self._counts.ends[End.START] += 1
             await _shielded(worker.leave())
             raise
+        self._budget.refill()
         return worker, channels
+
+    def _killed(self, worker: Worker, end: End, reason: str) -> None:
+        if end is End.START:
+            self._counts.ends[end] += 1
+        self._budget.spend()
+        worker.kill(end, reason)
 
     def _failed(self, error: HsmKmsError) -> None:
         if str(error) != str(self.last_error):
@@ -184,8 +197,14 @@ class Workers:
             for channel in channels:
                 self._pool.withdraw(channel)
             await _shielded(worker.leave())
-            _log.info("token worker ended", pid=worker.pid, reason=worker.reason)
-            self.restarts += 1
+            end = worker.end or End.ASKED
+            self._counts.ends[end] += 1
+            _log.info(
+                "token worker ended",
+                pid=worker.pid,
+                end=str(end),
+                reason=worker.reason,
+            )
             self._on_change()
 
     async def _watch(self) -> None:
@@ -194,6 +213,29 @@ class Workers:
             for worker in self._hung():
                 self._run(self._end_hung(worker))
             self._mind_spare()
+            await self._grow()
+
+    async def _grow(self) -> None:
+        """Try one more session, where the token had no more when we asked."""
+        now = asyncio.get_running_loop().time()
+        if now < self._grow_at:
+            return
+        self._grow_at = now + GROW_SECONDS
+        for worker in self.ready:
+            if worker.started is None or not worker.started.os_locking:
+                continue
+            for channel in worker.sessions:
+                if channel.lendable and channel not in self._pool:
+                    await self._open_one_more(worker, channel)
+                    return
+
+    async def _open_one_more(self, worker: Worker, channel: Channel) -> None:
+        with contextlib.suppress(TimeoutError, WorkerLostError):
+            async with asyncio.timeout(self._settings.call_timeout):
+                failure = await asyncio.shield(worker.open_session(channel))
+            if failure is None and channel.lendable:
+                _log.info("the token opens one more session", pid=worker.pid)
+                self._pool.add(channel)
 
     def _hung(self) -> list[Worker]:
         limit = asyncio.get_running_loop().time() - self._settings.hang_timeout
@@ -219,7 +261,8 @@ class Workers:
             for channel in worker.sessions
         ):
             await asyncio.sleep(DRAIN_SECONDS / 20)
-        worker.kill(f"one call ran longer than {self._settings.hang_timeout:g} s")
+        limit = self._settings.hang_timeout
+        self._killed(worker, End.HANG, f"one call ran longer than {limit:g} s")
 
     def _mind_spare(self) -> None:
         now = asyncio.get_running_loop().time()
@@ -227,7 +270,7 @@ class Workers:
             self._spare_until = now + SPARE_SECONDS
             if self._spare is None:
                 _log.warning("token calls are stuck: starting a spare worker")
-                self._spare = self._run(self._keep())
+                self._spare = self._run(self._keep(self._settings.workers))
         elif self._spare is not None and now > self._spare_until:
             self._spare.cancel()
             self._spare = None
@@ -248,13 +291,3 @@ def _as_known(error: Exception) -> HsmKmsError:
         return error
     _log.error("bug while a token worker started", exc_info=error)
     return WorkerLostError(f"a bug in hsm-kms: {type(error).__name__}")
-
-
-def _pause_after(error: HsmKmsError, pause: float) -> float:
-    if isinstance(error, (PinRejectedError, PinUnavailableError)):
-        return PIN_PAUSE
-    return _jittered(pause)
-
-
-def _jittered(pause: float) -> float:
-    return pause * (0.5 + secrets.SystemRandom().random())

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from pkcs11._pkcs11 import lib
 from pkcs11.exceptions import PKCS11Error
 
+from hsm_kms.hardening import finish_without_parent
 from hsm_kms.worker import selection
 from hsm_kms.worker.cryptoki import Cryptoki
 from hsm_kms.worker.failures import Cause, WorkerError, from_pkcs11
@@ -86,7 +87,9 @@ class Module:
         try:
             if request.refuse_low:
                 self._refuse_low(request.user_type)
-            self.cryptoki.login(session.handle, request.user_type, pin)  # type: ignore[attr-defined]
+            # Killed in the middle of it, SoftHSM would lose the token.
+            with finish_without_parent():
+                self.cryptoki.login(session.handle, request.user_type, pin)  # type: ignore[attr-defined]
         finally:
             pin[:] = bytes(len(pin))
 

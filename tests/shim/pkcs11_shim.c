@@ -10,7 +10,7 @@
  *                [rv=0x30] [hang] [abort] [segv]
  *     Let N calls pass, then act on N calls (counted over all processes; without count:
  *     on every one), with len only on C_Encrypt and C_Decrypt of so many bytes; `after`
- *     the real call instead of before and, with rv or hang, in place of it.
+ *     the real call, which is made then, instead of in place of it.
  *   lost                everything is CKR_DEVICE_REMOVED until the next C_Initialize
  *   logged_out          C_Logout, once, behind the back of each process
  *   frozen              finds show only what the latest C_Login saw
@@ -48,53 +48,7 @@
 #include <time.h>
 #include <unistd.h>
 
-typedef CK_SESSION_HANDLE S;
-typedef CK_OBJECT_HANDLE O;
-typedef CK_OBJECT_HANDLE *OP;
-typedef CK_MECHANISM *M;
-typedef CK_ATTRIBUTE *A;
-typedef CK_BYTE *B;
-typedef CK_ULONG U;
-typedef CK_ULONG *UP;
-typedef void *V;
-
-/* Every function: P without a session, S_ with one; PH and SH have a hook below;
- * DH too, and take data of length c. */
-#define FUNCTIONS(P, PH, S_, SH, DH)                                                    \
-  PH(C_Initialize, 1, V) PH(C_Finalize, 1, V) P(C_GetInfo, 1, CK_INFO *)                \
-  PH(C_GetFunctionList, 1, CK_FUNCTION_LIST **) P(C_GetSlotList, 3, CK_BBOOL, UP, UP)   \
-  P(C_GetSlotInfo, 2, U, CK_SLOT_INFO *) PH(C_GetTokenInfo, 2, U, CK_TOKEN_INFO *)      \
-  PH(C_GetMechanismList, 3, U, UP, UP)                                                  \
-  PH(C_GetMechanismInfo, 3, U, U, CK_MECHANISM_INFO *) P(C_InitToken, 4, U, B, U, B)    \
-  S_(C_InitPIN, 3, S, B, U) S_(C_SetPIN, 5, S, B, U, B, U)                              \
-  PH(C_OpenSession, 5, U, U, V, CK_NOTIFY, UP) SH(C_CloseSession, 1, S)                 \
-  PH(C_CloseAllSessions, 1, U) S_(C_GetSessionInfo, 2, S, CK_SESSION_INFO *)            \
-  S_(C_GetOperationState, 3, S, B, UP) S_(C_SetOperationState, 5, S, B, U, O, O)        \
-  SH(C_Login, 4, S, U, B, U) S_(C_Logout, 1, S) S_(C_CreateObject, 4, S, A, U, OP)      \
-  S_(C_CopyObject, 5, S, O, A, U, OP) S_(C_DestroyObject, 2, S, O)                      \
-  S_(C_GetObjectSize, 3, S, O, UP) S_(C_GetAttributeValue, 4, S, O, A, U)               \
-  S_(C_SetAttributeValue, 4, S, O, A, U) SH(C_FindObjectsInit, 3, S, A, U)              \
-  SH(C_FindObjects, 4, S, OP, U, UP) S_(C_FindObjectsFinal, 1, S)                       \
-  SH(C_EncryptInit, 3, S, M, O) DH(C_Encrypt, 5, S, B, U, B, UP)                        \
-  S_(C_EncryptUpdate, 5, S, B, U, B, UP) S_(C_EncryptFinal, 3, S, B, UP)                \
-  SH(C_DecryptInit, 3, S, M, O) DH(C_Decrypt, 5, S, B, U, B, UP)                        \
-  S_(C_DecryptUpdate, 5, S, B, U, B, UP) S_(C_DecryptFinal, 3, S, B, UP)                \
-  S_(C_DigestInit, 2, S, M) S_(C_Digest, 5, S, B, U, B, UP)                             \
-  S_(C_DigestUpdate, 3, S, B, U) S_(C_DigestKey, 2, S, O) S_(C_DigestFinal, 3, S, B, UP)\
-  S_(C_SignInit, 3, S, M, O) S_(C_Sign, 5, S, B, U, B, UP) S_(C_SignUpdate, 3, S, B, U) \
-  S_(C_SignFinal, 3, S, B, UP) S_(C_SignRecoverInit, 3, S, M, O)                        \
-  S_(C_SignRecover, 5, S, B, U, B, UP) S_(C_VerifyInit, 3, S, M, O)                     \
-  S_(C_Verify, 5, S, B, U, B, U) S_(C_VerifyUpdate, 3, S, B, U)                         \
-  S_(C_VerifyFinal, 3, S, B, U) S_(C_VerifyRecoverInit, 3, S, M, O)                     \
-  S_(C_VerifyRecover, 5, S, B, U, B, UP) S_(C_DigestEncryptUpdate, 5, S, B, U, B, UP)   \
-  S_(C_DecryptDigestUpdate, 5, S, B, U, B, UP)                                          \
-  S_(C_SignEncryptUpdate, 5, S, B, U, B, UP)                                            \
-  S_(C_DecryptVerifyUpdate, 5, S, B, U, B, UP) S_(C_GenerateKey, 5, S, M, A, U, OP)     \
-  S_(C_GenerateKeyPair, 8, S, M, A, U, A, U, OP, OP) S_(C_WrapKey, 6, S, M, O, O, B, UP)\
-  S_(C_UnwrapKey, 8, S, M, O, B, U, A, U, OP) S_(C_DeriveKey, 6, S, M, O, A, U, OP)     \
-  S_(C_SeedRandom, 3, S, B, U) S_(C_GenerateRandom, 3, S, B, U)                         \
-  S_(C_GetFunctionStatus, 1, S) S_(C_CancelFunction, 1, S)                              \
-  P(C_WaitForSlotEvent, 3, U, UP, V)
+#include "functions.h"
 
 #define NUMBER(name, ...) N_##name,
 #define NAME(name, ...) #name,
@@ -102,41 +56,49 @@ typedef void *V;
 enum { EACH(NUMBER) N_FUNCTIONS };
 static const char *const names[] = {EACH(NAME)};
 
-enum { MOST_RULES = 64, MOST_SESSIONS = 1024, MOST_COUNTERS = 4096, IV_BYTES = 16 };
+enum { MOST_RULES = 32, MOST_SESSIONS = 1024, ERAS = 16, CONFIGS = 128, IV_BYTES = 16 };
 
 struct shared {
   struct { char name[32]; _Atomic uint64_t calls, acted; } functions[N_FUNCTIONS];
   struct { int64_t pid; uint64_t slot, session; } sessions[MOST_SESSIONS];
-  struct { _Atomic uint64_t key, seen; } counters[MOST_COUNTERS];
+  struct era { /* one version of the control file: calls that its rules have seen */
+    uint64_t generation;
+    _Atomic uint64_t seen[MOST_RULES], encrypted;
+  } eras[ERAS];
+  uint64_t last_era;
 };
+
+#define RULE_WORDS(X) X(skip) X(count) X(len) X(after) X(rv) X(hang) X(abort) X(segv)
+#define MODES(X)                                                                     \
+  X(lost) X(logged_out) X(frozen) X(max_sessions) X(keep_dead) X(cant_lock) X(strict) \
+  X(bad_tag) X(corrupt) X(no_gcm) X(no_ecb) X(no_cbc) X(token_flags) X(max_session_count)
+#define FIELD(name) uint64_t name;
+#define SET(name)                                          \
+  if (!strcmp(key, #name)) {                               \
+    to->name = value ? strtoull(value, NULL, 0) : 1;       \
+    return true;                                           \
+  }
 
 struct rule {
   int function; /* or -1 for all */
-  uint64_t skip, count, len;
   double sleep, jitter; /* milliseconds */
-  bool after, has_rv, hang, abort, segv;
-  CK_RV rv;
   _Atomic uint64_t *seen;
+  RULE_WORDS(FIELD)
 };
 
 struct config {
   uint64_t generation;
-  bool lost, logged_out, frozen, keep_dead, cant_lock, strict, no_gcm, no_ecb, no_cbc;
+  struct era *era;
   enum { IV_CALLER, IV_TOKEN, IV_APPEND, IV_ZERO } iv;
-  CK_RV bad_tag;
-  CK_FLAGS token_flags;
-  CK_ULONG max_session_count;
-  long max_sessions; /* or -1 */
-  uint64_t corrupt;
-  _Atomic uint64_t *encrypted; /* since this file was written */
   int rules;
   struct rule rule[MOST_RULES];
+  MODES(FIELD)
 };
 
 static CK_FUNCTION_LIST *real;
 static struct shared *shared;
 static const char *control_path, *counts_path;
-static struct config no_faults = {.max_sessions = -1};
+static struct config no_faults;
 static _Atomic(struct config *) config = &no_faults;
 static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
 
@@ -145,76 +107,50 @@ static _Atomic bool lost;
 
 /* ---- the control file ---- */
 
-static void die(const char *what, const char *detail)
-{
+static void die(const char *what, const char *detail) {
   fprintf(stderr, "pkcs11_shim: %s: %s\n", what, detail);
   _exit(99);
 }
 
-static uint64_t mix(uint64_t hash, uint64_t value)
-{
-  hash = (hash ^ value) * 0x9E3779B97F4A7C15u;
-  return (hash ^ (hash >> 29)) | 1; /* never 0, which is a free place */
+static int lock_shared(void) {
+  int fd = open(counts_path, O_RDWR | O_CLOEXEC);
+  if (fd < 0 || flock(fd, LOCK_EX))
+    die("cannot lock", counts_path);
+  return fd; /* to be closed */
 }
 
-/* A number all processes share, for one line of one version of the control file. */
-static _Atomic uint64_t *counter(uint64_t generation, int line)
-{
-  uint64_t key = mix(generation, (uint64_t)line);
-  for (unsigned i = 0; i < MOST_COUNTERS; i++) {
-    unsigned place = (unsigned)((key + i) % MOST_COUNTERS);
-    uint64_t found = 0;
-    if (atomic_compare_exchange_strong(&shared->counters[place].key, &found, key) ||
-        found == key)
-      return &shared->counters[place].seen;
+static struct era *era_of(uint64_t generation) {
+  int fd = lock_shared(), i = 0;
+  while (i < ERAS && shared->eras[i].generation != generation)
+    i++;
+  if (i == ERAS) {
+    i = (int)(shared->last_era++ % ERAS);
+    memset(&shared->eras[i], 0, sizeof shared->eras[i]);
+    shared->eras[i].generation = generation;
   }
-  die("no room for another rule", counts_path ? counts_path : "");
-  return NULL;
+  close(fd);
+  return &shared->eras[i];
 }
 
-static bool set_rule(struct rule *r, const char *key, const char *value)
-{
-  uint64_t number = strtoull(value, NULL, 0);
-  if (!strcmp(key, "skip")) r->skip = number;
-  else if (!strcmp(key, "count")) r->count = number;
-  else if (!strcmp(key, "len")) r->len = number;
-  else if (!strcmp(key, "rv")) r->has_rv = true, r->rv = number;
-  else if (!strcmp(key, "sleep")) r->sleep = strtod(value, NULL);
-  else if (!strcmp(key, "jitter")) r->jitter = strtod(value, NULL);
-  else if (!strcmp(key, "after")) r->after = true;
-  else if (!strcmp(key, "hang")) r->hang = true;
-  else if (!strcmp(key, "abort")) r->abort = true;
-  else if (!strcmp(key, "segv")) r->segv = true;
-  else return false;
+static bool set_rule(struct rule *to, const char *key, const char *value) {
+  RULE_WORDS(SET)
+  double *time = !strcmp(key, "sleep") ? &to->sleep : &to->jitter;
+  if (!value || (time == &to->jitter && strcmp(key, "jitter")))
+    return false;
+  *time = strtod(value, NULL);
   return true;
 }
 
-static bool set_mode(struct config *c, const char *key, const char *value)
-{
-  uint64_t number = strtoull(value, NULL, 0);
-  if (!strcmp(key, "lost")) c->lost = true;
-  else if (!strcmp(key, "logged_out")) c->logged_out = true;
-  else if (!strcmp(key, "frozen")) c->frozen = true;
-  else if (!strcmp(key, "max_sessions")) c->max_sessions = (long)number;
-  else if (!strcmp(key, "keep_dead")) c->keep_dead = true;
-  else if (!strcmp(key, "cant_lock")) c->cant_lock = true;
-  else if (!strcmp(key, "strict")) c->strict = true;
-  else if (!strcmp(key, "bad_tag")) c->bad_tag = number;
-  else if (!strcmp(key, "corrupt")) c->corrupt = number;
-  else if (!strcmp(key, "no_gcm")) c->no_gcm = true;
-  else if (!strcmp(key, "no_ecb")) c->no_ecb = true;
-  else if (!strcmp(key, "no_cbc")) c->no_cbc = true;
-  else if (!strcmp(key, "token_flags")) c->token_flags = number;
-  else if (!strcmp(key, "max_session_count")) c->max_session_count = number;
-  else if (!strcmp(key, "gcm_iv") && !strcmp(value, "token")) c->iv = IV_TOKEN;
-  else if (!strcmp(key, "gcm_iv") && !strcmp(value, "append")) c->iv = IV_APPEND;
-  else if (!strcmp(key, "gcm_iv") && !strcmp(value, "zero")) c->iv = IV_ZERO;
-  else return false;
-  return true;
+static bool set_mode(struct config *to, const char *key, const char *value) {
+  static const char *const ivs[] = {"", "token", "append", "zero"};
+  MODES(SET)
+  for (int i = IV_TOKEN; i <= IV_ZERO && value && !strcmp(key, "gcm_iv"); i++)
+    if (!strcmp(value, ivs[i]))
+      to->iv = i;
+  return to->iv != IV_CALLER && !strcmp(key, "gcm_iv");
 }
 
-static int number_of(const char *name)
-{
+static int number_of(const char *name) {
   for (int i = 0; i < N_FUNCTIONS; i++)
     if (!strcmp(name, names[i]))
       return i;
@@ -223,8 +159,7 @@ static int number_of(const char *name)
   return -1;
 }
 
-static void parse_line(struct config *c, char *line, int number)
-{
+static void parse_line(struct config *c, char *line) {
   char *rest, *word;
   struct rule *r = NULL;
   line[strcspn(line, "#\n")] = 0;
@@ -232,49 +167,48 @@ static void parse_line(struct config *c, char *line, int number)
     if (!r && (!strncmp(word, "C_", 2) || !strcmp(word, "*"))) {
       if (c->rules == MOST_RULES)
         die("too many rules", word);
-      r = &c->rule[c->rules++];
+      r = &c->rule[c->rules];
       r->function = number_of(word);
-      r->seen = counter(c->generation, number);
+      r->seen = &c->era->seen[c->rules++];
       continue;
     }
     char *value = strchr(word, '=');
     if (value)
       *value++ = 0;
-    if (!(r ? set_rule(r, word, value ? value : "")
-            : set_mode(c, word, value ? value : "")))
+    if (!(r ? set_rule(r, word, value) : set_mode(c, word, value)))
       die("not understood", word);
   }
 }
 
-static uint64_t generation_of(const struct stat *s)
-{
+static uint64_t generation_of(const struct stat *s) {
   uint64_t time = (uint64_t)s->st_mtim.tv_sec * 1000000000u;
-  return mix(mix(1, s->st_ino), time + (uint64_t)s->st_mtim.tv_nsec);
+  time += (uint64_t)s->st_mtim.tv_nsec;
+  return ((s->st_ino * 0x9E3779B97F4A7C15u) ^ time) | 1; /* 0 is a free place */
 }
 
-static struct config *read_config(void)
-{
+static struct config *read_config(void) {
+  /* Used again late: another thread may be reading the one before. */
+  static struct config configs[CONFIGS];
+  static unsigned reads;
+  struct config *c = &configs[reads++ % CONFIGS];
   FILE *file = fopen(control_path, "re");
   struct stat s;
   char line[512];
-  /* Never freed: another thread may be reading the one before. */
-  struct config *c = calloc(1, sizeof *c);
-  if (!c || !file || fstat(fileno(file), &s))
+  if (!file || fstat(fileno(file), &s))
     die("cannot read", control_path);
-  c->max_sessions = -1;
+  memset(c, 0, sizeof *c);
   c->generation = generation_of(&s);
-  c->encrypted = counter(c->generation, 0);
-  for (int number = 1; fgets(line, sizeof line, file); number++)
-    parse_line(c, line, number);
+  c->era = era_of(c->generation);
+  while (fgets(line, sizeof line, file))
+    parse_line(c, line);
   fclose(file);
   return c;
 }
 
-static struct config *config_now(void)
-{
+static struct config *config_now(void) {
   struct stat s;
   struct config *c = atomic_load(&config);
-  if (!control_path || stat(control_path, &s) || generation_of(&s) == c->generation)
+  if (stat(control_path, &s) || generation_of(&s) == c->generation)
     return c;
   pthread_mutex_lock(&mutex);
   c = atomic_load(&config);
@@ -294,22 +228,19 @@ struct verdict {
   uint64_t later; /* one bit for each rule that acts after the call */
 };
 
-static void nap(double milliseconds)
-{
+static void nap(double milliseconds) {
   struct timespec left = {(time_t)(milliseconds / 1e3), 0};
   left.tv_nsec = (long)((milliseconds - (double)left.tv_sec * 1e3) * 1e6);
   while (nanosleep(&left, &left) && errno == EINTR)
     ;
 }
 
-static void fill_random(void *out, size_t bytes)
-{
+static void fill_random(void *out, size_t bytes) {
   if (getrandom(out, bytes, 0) != (ssize_t)bytes)
     die("no random bytes", strerror(errno));
 }
 
-static void act(const struct rule *r, int function)
-{
+static void act(const struct rule *r, int function) {
   static int *volatile nowhere;
   uint32_t chance;
   atomic_fetch_add(&shared->functions[function].acted, 1);
@@ -326,8 +257,7 @@ static void act(const struct rule *r, int function)
 }
 
 /* What the control file did to this whole process. */
-static void notice(const struct config *c, int function, S session)
-{
+static void notice(const struct config *c, int function, S session) {
   if (function == N_C_Initialize) {
     atomic_store(&initialized_at, c->generation);
     atomic_store(&logged_out_at, c->generation);
@@ -347,8 +277,7 @@ static void notice(const struct config *c, int function, S session)
   }
 }
 
-static struct verdict enter(int function, S session, U len)
-{
+static struct verdict enter(int function, S session, U len) {
   struct config *c = config_now();
   struct verdict v = {c, function, false, CKR_OK, 0};
   atomic_fetch_add(&shared->functions[function].calls, 1);
@@ -367,20 +296,19 @@ static struct verdict enter(int function, S session, U len)
       continue;
     }
     act(r, function);
-    v.answered = r->has_rv;
+    v.answered = r->rv != CKR_OK;
     v.rv = r->rv;
   }
   return v;
 }
 
-static CK_RV leave(const struct verdict *v, CK_RV rv)
-{
+static CK_RV leave(const struct verdict *v, CK_RV rv) {
   for (int i = 0; i < v->config->rules; i++) {
     const struct rule *r = &v->config->rule[i];
     if (!(v->later >> i & 1))
       continue;
     act(r, v->function);
-    if (r->has_rv)
+    if (r->rv)
       rv = r->rv;
   }
   return rv;
@@ -388,27 +316,10 @@ static CK_RV leave(const struct verdict *v, CK_RV rv)
 
 /* ---- sessions of all processes ---- */
 
-static int lock_sessions(void)
-{
-  int fd = counts_path ? open(counts_path, O_RDWR | O_CLOEXEC) : -1;
-  pthread_mutex_lock(&mutex);
-  if (fd >= 0)
-    flock(fd, LOCK_EX);
-  return fd;
-}
-
-static void unlock_sessions(int fd)
-{
-  if (fd >= 0)
-    close(fd);
-  pthread_mutex_unlock(&mutex);
-}
-
 /* A place for one more, -1 for a token that is full, -2 for a table that is. */
-static int claim_session(const struct config *c, U slot)
-{
-  int fd = lock_sessions(), place = -2;
-  long held = 0;
+static int claim_session(const struct config *c, U slot) {
+  int fd = lock_shared(), place = -2;
+  uint64_t held = 0;
   for (int i = MOST_SESSIONS - 1; i >= 0; i--) {
     int64_t pid = shared->sessions[i].pid;
     if (pid && !c->keep_dead && kill((pid_t)pid, 0) && errno == ESRCH)
@@ -416,57 +327,54 @@ static int claim_session(const struct config *c, U slot)
     held += pid != 0;
     place = pid ? place : i;
   }
-  if (c->max_sessions >= 0 && held >= c->max_sessions)
+  if (c->max_sessions && held >= c->max_sessions)
     place = -1;
   if (place >= 0) {
     shared->sessions[place].pid = getpid();
     shared->sessions[place].slot = slot;
     shared->sessions[place].session = 0;
   }
-  unlock_sessions(fd);
+  close(fd);
   return place;
 }
 
-static void forget_sessions(bool any_slot, U slot, S session)
-{
-  int fd = lock_sessions();
+static void forget_sessions(bool any_slot, U slot, S session) {
+  int fd = lock_shared();
+  pid_t pid = getpid();
   for (int i = 0; i < MOST_SESSIONS; i++) {
-    if (shared->sessions[i].pid != getpid())
+    if (shared->sessions[i].pid != pid)
       continue;
     if (session ? shared->sessions[i].session == session
                 : any_slot || shared->sessions[i].slot == slot)
       shared->sessions[i].pid = 0;
   }
-  unlock_sessions(fd);
+  close(fd);
 }
 
-static CK_RV hook_C_OpenSession(U slot, U flags, V app, CK_NOTIFY notify, UP session)
-{
+static CK_RV hook_C_OpenSession(U slot, U flags, V app, CK_NOTIFY notify, UP session) {
   int place = claim_session(atomic_load(&config), slot);
   if (place == -1)
     return CKR_SESSION_COUNT;
   CK_RV rv = real->C_OpenSession(slot, flags, app, notify, session);
   if (place >= 0) {
-    int fd = lock_sessions();
+    int fd = lock_shared();
     if (rv == CKR_OK)
       shared->sessions[place].session = *session;
     else
       shared->sessions[place].pid = 0;
-    unlock_sessions(fd);
+    close(fd);
   }
   return rv;
 }
 
-static CK_RV hook_C_CloseSession(S session)
-{
+static CK_RV hook_C_CloseSession(S session) {
   CK_RV rv = real->C_CloseSession(session);
   if (rv == CKR_OK)
     forget_sessions(false, 0, session);
   return rv;
 }
 
-static CK_RV hook_C_CloseAllSessions(U slot)
-{
+static CK_RV hook_C_CloseAllSessions(U slot) {
   CK_RV rv = real->C_CloseAllSessions(slot);
   if (rv == CKR_OK)
     forget_sessions(false, slot, 0);
@@ -478,8 +386,7 @@ static CK_RV hook_C_CloseAllSessions(U slot)
 static CK_FUNCTION_LIST functions;
 static struct { O handle[1024]; U count; bool taken; } snapshot;
 
-static CK_RV hook_C_Initialize(V arguments)
-{
+static CK_RV hook_C_Initialize(V arguments) {
   const CK_C_INITIALIZE_ARGS *args = arguments;
   if (args && args->flags & CKF_OS_LOCKING_OK && !args->LockMutex &&
       atomic_load(&config)->cant_lock)
@@ -488,22 +395,19 @@ static CK_RV hook_C_Initialize(V arguments)
   return real->C_Initialize(arguments);
 }
 
-static CK_RV hook_C_Finalize(V reserved)
-{
+static CK_RV hook_C_Finalize(V reserved) {
   CK_RV rv = real->C_Finalize(reserved);
   if (rv == CKR_OK)
     forget_sessions(true, 0, 0);
   return rv;
 }
 
-static CK_RV hook_C_GetFunctionList(CK_FUNCTION_LIST **list)
-{
+static CK_RV hook_C_GetFunctionList(CK_FUNCTION_LIST **list) {
   *list = &functions;
   return CKR_OK;
 }
 
-static CK_RV hook_C_GetTokenInfo(U slot, CK_TOKEN_INFO *info)
-{
+static CK_RV hook_C_GetTokenInfo(U slot, CK_TOKEN_INFO *info) {
   const struct config *c = atomic_load(&config);
   CK_RV rv = real->C_GetTokenInfo(slot, info);
   if (rv == CKR_OK) {
@@ -514,15 +418,13 @@ static CK_RV hook_C_GetTokenInfo(U slot, CK_TOKEN_INFO *info)
   return rv;
 }
 
-static bool missing(CK_MECHANISM_TYPE type)
-{
+static bool missing(CK_MECHANISM_TYPE type) {
   const struct config *c = atomic_load(&config);
   return (c->no_gcm && type == CKM_AES_GCM) || (c->no_ecb && type == CKM_AES_ECB) ||
          (c->no_cbc && (type == CKM_AES_CBC || type == CKM_AES_CBC_PAD));
 }
 
-static CK_RV hook_C_GetMechanismList(U slot, UP list, UP count)
-{
+static CK_RV hook_C_GetMechanismList(U slot, UP list, UP count) {
   CK_MECHANISM_TYPE all[512];
   U found = 512, kept = 0;
   CK_RV rv = real->C_GetMechanismList(slot, all, &found);
@@ -539,16 +441,14 @@ static CK_RV hook_C_GetMechanismList(U slot, UP list, UP count)
   return rv;
 }
 
-static CK_RV hook_C_GetMechanismInfo(U slot, U type, CK_MECHANISM_INFO *info)
-{
+static CK_RV hook_C_GetMechanismInfo(U slot, U type, CK_MECHANISM_INFO *info) {
   return missing(type) ? CKR_MECHANISM_INVALID
                        : real->C_GetMechanismInfo(slot, type, info);
 }
 
 /* ---- login and finding ---- */
 
-static void take_snapshot(S session)
-{
+static void take_snapshot(S session) {
   snapshot.count = 0;
   snapshot.taken = real->C_FindObjectsInit(session, NULL, 0) == CKR_OK;
   if (!snapshot.taken)
@@ -557,23 +457,20 @@ static void take_snapshot(S session)
   real->C_FindObjectsFinal(session);
 }
 
-static CK_RV hook_C_Login(S session, U type, B pin, U len)
-{
+static CK_RV hook_C_Login(S session, U type, B pin, U len) {
   CK_RV rv = real->C_Login(session, type, pin, len);
   if (rv == CKR_OK && atomic_load(&config)->frozen)
     take_snapshot(session);
   return rv;
 }
 
-static CK_RV hook_C_FindObjectsInit(S session, A template, U count)
-{
+static CK_RV hook_C_FindObjectsInit(S session, A template, U count) {
   if (atomic_load(&config)->frozen && !snapshot.taken)
     take_snapshot(session);
   return real->C_FindObjectsInit(session, template, count);
 }
 
-static CK_RV hook_C_FindObjects(S session, OP out, U most, UP count)
-{
+static CK_RV hook_C_FindObjects(S session, OP out, U most, UP count) {
   for (;;) {
     U kept = 0;
     CK_RV rv = real->C_FindObjects(session, out, most, count);
@@ -592,43 +489,15 @@ static CK_RV hook_C_FindObjects(S session, OP out, U most, UP count)
 
 /* ---- encrypt and decrypt ---- */
 
-static struct { S session; CK_BYTE iv[IV_BYTES]; } made[256]; /* gcm_iv=append */
+/* gcm_iv=append: what C_EncryptInit made, for the C_Encrypt of the same thread. */
+static _Thread_local struct { S session; CK_BYTE iv[IV_BYTES]; } made;
 
-/* Keep the IV made for a session, or with NULL forget it. */
-static void keep_iv(S session, const CK_BYTE *iv)
-{
-  pthread_mutex_lock(&mutex);
-  for (int i = 0, done = 0; i < 256; i++) {
-    if (made[i].session == session)
-      made[i].session = 0;
-    if (iv && !done && !made[i].session) {
-      made[i].session = session;
-      memcpy(made[i].iv, iv, IV_BYTES);
-      done = 1;
-    }
-  }
-  pthread_mutex_unlock(&mutex);
-}
-
-static bool kept_iv(S session, CK_BYTE *iv)
-{
-  bool found = false;
-  pthread_mutex_lock(&mutex);
-  for (int i = 0; i < 256 && !found; i++)
-    if ((found = made[i].session == session))
-      memcpy(iv, made[i].iv, IV_BYTES);
-  pthread_mutex_unlock(&mutex);
-  return found;
-}
-
-static bool is_gcm(const CK_MECHANISM *m)
-{
+static bool is_gcm(const CK_MECHANISM *m) {
   return m && m->mechanism == CKM_AES_GCM && m->pParameter &&
          m->ulParameterLen == sizeof(CK_GCM_PARAMS);
 }
 
-static CK_RV make_iv(const struct config *c, CK_GCM_PARAMS *params, CK_BYTE *iv)
-{
+static CK_RV make_iv(const struct config *c, CK_GCM_PARAMS *params, CK_BYTE *iv) {
   static const CK_BYTE zeros[12];
   if (c->iv == IV_APPEND && !(c->strict && params->ulIvLen)) {
     fill_random(iv, IV_BYTES);
@@ -647,13 +516,12 @@ static CK_RV make_iv(const struct config *c, CK_GCM_PARAMS *params, CK_BYTE *iv)
   return CKR_OK;
 }
 
-static CK_RV hook_C_EncryptInit(S session, M mechanism, O key)
-{
+static CK_RV hook_C_EncryptInit(S session, M mechanism, O key) {
   const struct config *c = atomic_load(&config);
   CK_BYTE iv[IV_BYTES];
   if (mechanism && missing(mechanism->mechanism))
     return CKR_MECHANISM_INVALID;
-  keep_iv(session, NULL);
+  made.session = 0;
   if (c->iv == IV_CALLER || !is_gcm(mechanism))
     return real->C_EncryptInit(session, mechanism, key);
   CK_GCM_PARAMS params = *(CK_GCM_PARAMS *)mechanism->pParameter;
@@ -661,13 +529,14 @@ static CK_RV hook_C_EncryptInit(S session, M mechanism, O key)
   CK_RV rv = make_iv(c, &params, iv);
   if (rv == CKR_OK)
     rv = real->C_EncryptInit(session, &ours, key);
-  if (rv == CKR_OK && c->iv == IV_APPEND)
-    keep_iv(session, iv);
+  if (rv == CKR_OK && c->iv == IV_APPEND) {
+    made.session = session;
+    memcpy(made.iv, iv, IV_BYTES);
+  }
   return rv;
 }
 
-static CK_RV hook_C_DecryptInit(S session, M mechanism, O key)
-{
+static CK_RV hook_C_DecryptInit(S session, M mechanism, O key) {
   CK_BYTE iv[IV_BYTES];
   if (mechanism && missing(mechanism->mechanism))
     return CKR_MECHANISM_INVALID;
@@ -679,34 +548,30 @@ static CK_RV hook_C_DecryptInit(S session, M mechanism, O key)
   return rv == CKR_OK ? real->C_DecryptInit(session, &ours, key) : rv;
 }
 
-static CK_RV encrypt_and_append(S session, B in, U len, B out, UP out_len, B iv)
-{
+static CK_RV encrypt_and_append(S session, B in, U len, B out, UP out_len) {
   U room = *out_len > IV_BYTES ? *out_len - IV_BYTES : 0;
   CK_RV rv = real->C_Encrypt(session, in, len, out, &room);
   *out_len = room + IV_BYTES;
   if (!out || rv == CKR_BUFFER_TOO_SMALL)
     return rv;
   if (rv == CKR_OK)
-    memcpy(out + room, iv, IV_BYTES);
-  keep_iv(session, NULL);
+    memcpy(out + room, made.iv, IV_BYTES);
+  made.session = 0;
   return rv;
 }
 
-static CK_RV hook_C_Encrypt(S session, B in, U len, B out, UP out_len)
-{
+static CK_RV hook_C_Encrypt(S session, B in, U len, B out, UP out_len) {
   const struct config *c = atomic_load(&config);
-  CK_BYTE iv[IV_BYTES];
-  CK_RV rv = kept_iv(session, iv)
-                 ? encrypt_and_append(session, in, len, out, out_len, iv)
+  CK_RV rv = made.session == session
+                 ? encrypt_and_append(session, in, len, out, out_len)
                  : real->C_Encrypt(session, in, len, out, out_len);
   if (rv == CKR_OK && out && c->corrupt &&
-      atomic_fetch_add(c->encrypted, 1) + 1 == c->corrupt)
+      atomic_fetch_add(&c->era->encrypted, 1) + 1 == c->corrupt)
     out[0] ^= 1;
   return rv;
 }
 
-static CK_RV hook_C_Decrypt(S session, B in, U len, B out, UP out_len)
-{
+static CK_RV hook_C_Decrypt(S session, B in, U len, B out, UP out_len) {
   const struct config *c = atomic_load(&config);
   CK_RV rv = real->C_Decrypt(session, in, len, out, out_len);
   bool judged = (rv >= CKR_GENERAL_ERROR && rv <= CKR_ARGUMENTS_BAD) ||
@@ -715,22 +580,6 @@ static CK_RV hook_C_Decrypt(S session, B in, U len, B out, UP out_len)
 }
 
 /* ---- the function list ---- */
-
-#define SIG1(A_) (A_ a)
-#define SIG2(A_, B_) (A_ a, B_ b)
-#define SIG3(A_, B_, C_) (A_ a, B_ b, C_ c)
-#define SIG4(A_, B_, C_, D_) (A_ a, B_ b, C_ c, D_ d)
-#define SIG5(A_, B_, C_, D_, E_) (A_ a, B_ b, C_ c, D_ d, E_ e)
-#define SIG6(A_, B_, C_, D_, E_, F_) (A_ a, B_ b, C_ c, D_ d, E_ e, F_ f)
-#define SIG8(A_, B_, C_, D_, E_, F_, G_, H_) \
-  (A_ a, B_ b, C_ c, D_ d, E_ e, F_ f, G_ g, H_ h)
-#define ARG1 (a)
-#define ARG2 (a, b)
-#define ARG3 (a, b, c)
-#define ARG4 (a, b, c, d)
-#define ARG5 (a, b, c, d, e)
-#define ARG6 (a, b, c, d, e, f)
-#define ARG8 (a, b, c, d, e, f, g, h)
 
 #define WRAP(name, session, len, call, n, ...)                \
   static CK_RV shim_##name SIG##n(__VA_ARGS__)                \
@@ -750,41 +599,36 @@ FUNCTIONS(PLAIN, PLAIN_HOOK, SESSION, SESSION_HOOK, DATA_HOOK)
 #define MEMBER(name, ...) .name = shim_##name,
 static CK_FUNCTION_LIST functions = {.version = {2, 40}, EACH(MEMBER)};
 
-static void share_counts(void)
-{
-  int fd = -1, flags = MAP_SHARED | MAP_ANONYMOUS;
-  if (counts_path) {
-    fd = open(counts_path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
-    if (fd < 0 || ftruncate(fd, sizeof *shared))
-      die("cannot use", counts_path);
-    flags = MAP_SHARED;
-  }
-  shared = mmap(NULL, sizeof *shared, PROT_READ | PROT_WRITE, flags, fd, 0);
+static char *variable(const char *name) {
+  char *value = getenv(name);
+  if (!value)
+    die("not set", name);
+  return value;
+}
+
+static void begin(void) {
+  const char *path = variable("HSM_KMS_SHIM_MODULE");
+  control_path = variable("HSM_KMS_SHIM_CONTROL");
+  counts_path = variable("HSM_KMS_SHIM_COUNTS");
+  void *module = dlopen(path, RTLD_NOW | RTLD_LOCAL);
+  if (!module)
+    die("cannot load", dlerror());
+  CK_C_GetFunctionList get;
+  *(void **)&get = dlsym(module, "C_GetFunctionList");
+  if (!get || get(&real) != CKR_OK)
+    die("no PKCS#11 module", path);
+  int fd = open(counts_path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+  if (fd < 0 || ftruncate(fd, sizeof *shared))
+    die("cannot use", counts_path);
+  shared = mmap(NULL, sizeof *shared, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
   if (shared == MAP_FAILED)
-    die("cannot map", counts_path ? counts_path : "memory");
-  if (fd >= 0)
-    close(fd);
+    die("cannot map", counts_path);
+  close(fd);
   for (int i = 0; i < N_FUNCTIONS; i++)
     strncpy(shared->functions[i].name, names[i], sizeof shared->functions[i].name - 1);
 }
 
-static void begin(void)
-{
-  const char *path = getenv("HSM_KMS_SHIM_MODULE");
-  void *module = path ? dlopen(path, RTLD_NOW | RTLD_LOCAL) : NULL;
-  CK_C_GetFunctionList get;
-  if (!module)
-    die("cannot load HSM_KMS_SHIM_MODULE", path ? dlerror() : "it is not set");
-  *(void **)&get = dlsym(module, "C_GetFunctionList");
-  if (!get || get(&real) != CKR_OK)
-    die("no PKCS#11 module", path);
-  control_path = getenv("HSM_KMS_SHIM_CONTROL");
-  counts_path = getenv("HSM_KMS_SHIM_COUNTS");
-  share_counts();
-}
-
-CK_RV C_GetFunctionList(CK_FUNCTION_LIST **list)
-{
+CK_RV C_GetFunctionList(CK_FUNCTION_LIST **list) {
   static pthread_once_t once = PTHREAD_ONCE_INIT;
   pthread_once(&once, begin);
   return shim_C_GetFunctionList(list);

@@ -47,6 +47,7 @@ class Token:
     Attributes:
         brand: Its name in this suite.
         mechanism: How hsm-kms wraps on it by itself.
+        imported_policy: `keys.policy` under which a key serves that was imported.
         pin: The user's PIN.
         module: Absolute path of the PKCS#11 module.
         selector: `token_label`, `token_serial` or `slot`.
@@ -57,6 +58,7 @@ class Token:
 
     brand: ClassVar[str]
     mechanism: ClassVar[str] = "aes-gcm"
+    imported_policy: ClassVar[str] = "enforce"
     pin: ClassVar[str] = PIN
 
     def __init__(self, directory: Path) -> None:
@@ -114,10 +116,10 @@ class Token:
         """
         self._tool("import", key=key.hex(), id=cka_id.hex(), label=label, kind=kind)
 
-    def import_kek(self, kek: bytes, mac: bytes, cka_id: bytes) -> None:
-        """Import a KEK, and the HMAC key beside it where the mechanism wants one."""
+    def import_kek(self, kek: bytes, mac: bytes | None, cka_id: bytes) -> None:
+        """Import a KEK, and the HMAC key that belongs to it where there is one."""
         self.import_key(kek, cka_id)
-        if self.mechanism == "aes-cbc-hmac-sha256":
+        if mac is not None:
             label = f"{KEK_LABEL}-hmac"
             self.import_key(mac, cka_id + b"h", label=label, kind="GENERIC_SECRET")
 
@@ -182,3 +184,8 @@ class TokenPlugin(Plugin):
         assert done.returncode == 0, done.stderr
         listed: list[dict[str, Any]] = json.loads(done.stdout)
         return listed
+
+    def current(self) -> dict[str, Any]:
+        """The key that `keys list` calls current."""
+        (key,) = (key for key in self.listed() if key["state"] == "current")
+        return key

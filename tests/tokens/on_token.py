@@ -9,7 +9,7 @@ import json
 import sys
 from typing import Any
 
-from pkcs11 import Attribute, KeyType, ObjectClass, Session
+from pkcs11 import Attribute, KeyType, ObjectClass, Session, Token
 from pkcs11._pkcs11 import lib
 
 from hsm_kms.worker import objects
@@ -25,21 +25,30 @@ def main() -> None:
     """Do the one job."""
     job = json.load(sys.stdin)
     verbs = {"import": _import, "attributes": _attributes}
-    json.dump(verbs[job["verb"]](_session(job), job), sys.stdout)
+    library = _library(job["token"])  # finalised when this name goes
+    session = _token(library, job["token"]).open(rw=True, user_pin=job["pin"])
+    json.dump(verbs[job["verb"]](session, job), sys.stdout)
 
 
-def _session(job: dict[str, Any]) -> Session:
-    token = job["token"]
-    # python-pkcs11 by itself cannot give C_Initialize arguments.
-    Cryptoki(token["module"]).initialize(token.get("init_args"))
-    library = lib.__new__(lib, token["module"])
-    (found,) = (
-        slot.get_token()
-        for slot in library.get_slots(token_present=True)
-        if token.get("slot") in {None, slot.slot_id}
-        and token.get("token_label") in {None, slot.get_token().label}
+def _library(settings: dict[str, Any]) -> lib:
+    library = lib.__new__(lib, settings["module"])
+    if arguments := settings.get("init_args"):
+        # python-pkcs11 by itself cannot give C_Initialize any.
+        Cryptoki(settings["module"]).initialize(arguments)
+    else:
+        library.initialize()
+    return library
+
+
+def _token(library: lib, settings: dict[str, Any]) -> Token:
+    tokens = [slot.get_token() for slot in library.get_slots(token_present=True)]
+    (token,) = (
+        token
+        for token in tokens
+        if settings.get("slot") in {None, token.slot.slot_id}
+        and settings.get("token_label") in {None, token.label}
     )
-    return found.open(rw=True, user_pin=job["pin"])
+    return token
 
 
 def _import(session: Session, job: dict[str, Any]) -> None:

@@ -39,6 +39,7 @@ class OpenCryptoki(Token):
 
     brand = "opencryptoki"
     mechanism = "aes-cbc-hmac-sha256"
+    imported_policy = "warn"  # it does not tell CKA_VALUE_LEN of an imported key
     pin = "84-67Pin"  # it takes 4 to 8 characters
     so_pin: ClassVar[str] = "so-99-11"
 

@@ -1,0 +1,109 @@
+"""What the HTTP side tells: probes, metrics, and the server's own status."""
+
+from __future__ import annotations
+
+import json
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any
+
+from hsm_kms import __version__
+from hsm_kms.http import Page, Pages
+from hsm_kms.log import key_id_hash
+from hsm_kms.metrics import CONTENT_TYPE, Metrics, Snapshot
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from hsm_kms.engine import Engine
+    from hsm_kms.token.counts import Counts
+
+
+def snapshot(engine: Engine, counts: Counts) -> Snapshot:
+    """What the metrics show now."""
+    health = engine.health.announce()
+    stats = engine.pool.stats()
+    return Snapshot(
+        health=health.state,
+        key_id_hash=key_id_hash(health.key_id) if health.key_id else "",
+        workers=len(engine.workers.ready),
+        restarts=counts.ends,
+        sessions=stats.sessions,
+        idle=stats.idle,
+        waiting=stats.waiting,
+        calls=counts.calls,
+        errors=counts.errors,
+        breaker_open=engine.pool.breaker.is_open,
+        pin=engine.gate.verdict(),
+    )
+
+
+def public_pages(engine: Callable[[], Engine], metrics: Metrics) -> Pages:
+    """/livez, /readyz and /metrics.
+
+    Args:
+        engine: The engine in force.
+        metrics: The registry.
+    """
+
+    def livez() -> Page:
+        return Page(body=b"ok\n")
+
+    def readyz() -> Page:
+        health = engine().health.announce()
+        status = (
+            HTTPStatus.OK if health.state == "ok" else HTTPStatus.SERVICE_UNAVAILABLE
+        )
+        return Page(status=status, body=health.sentence.encode() + b"\n")
+
+    def metrics_page() -> Page:
+        return Page(body=metrics.render(), content_type=CONTENT_TYPE)
+
+    return {"/livez": livez, "/readyz": readyz, "/metrics": metrics_page}
+
+
+def admin_pages(engine: Callable[[], Engine], counts: Counts) -> Pages:
+    """/status, for `hsm-kms status` and for people on the node.
+
+    Args:
+        engine: The engine in force.
+        counts: Running totals.
+    """
+
+    def status() -> Page:
+        body = json.dumps(status_of(engine(), counts), indent=2).encode() + b"\n"
+        return Page(body=body, content_type="application/json")
+
+    return {"/status": status}
+
+
+def status_of(engine: Engine, counts: Counts) -> dict[str, Any]:
+    """Everything an operator wants to see at once; no secrets, but names."""
+    health = engine.health.announce()
+    now = snapshot(engine, counts)
+    return {
+        "version": __version__,
+        "state": health.state,
+        "healthz": health.sentence,
+        "detail": engine.health.detail,
+        "key_id": health.key_id,
+        "key_id_hash": now.key_id_hash,
+        "keys": [
+            {
+                "key_id": key.key_id,
+                "label": key.ref.label,
+                "cka_id": key.ref.cka_id.hex(),
+                "mechanism": key.mechanism,
+                "offences": list(key.offences),
+            }
+            for key in engine.health.keys
+        ],
+        "workers": {"ready": now.workers, "ended": dict(now.restarts)},
+        "sessions": {
+            "held": now.sessions,
+            "idle": now.idle,
+            "waiting": now.waiting,
+        },
+        "token": {"calls": dict(now.calls), "errors": dict(now.errors)},
+        "breaker": "open" if now.breaker_open else "closed",
+        "pin": now.pin,
+    }

@@ -1,0 +1,78 @@
+"""How many calls into the module a request costs, counted by OpenSC's pkcs11-spy."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+
+import pytest
+
+from tests.conformance.clients import DEK
+from tests.support import wait_for
+
+TIMES = 10
+ENCRYPT = {"C_EncryptInit": TIMES, "C_Encrypt": TIMES}
+DECRYPT = {"C_DecryptInit": TIMES, "C_Decrypt": TIMES}
+
+
+@pytest.fixture
+def counted(spied, directory):
+    """A running server whose one session has found its key, and a counter of calls."""
+    plugin, _ = spied
+    plugin.start().wait_healthz("ok")
+    sealed = plugin.encrypt(DEK)
+
+    def calls() -> Counter[str]:
+        text = (directory / "spy").read_text(errors="replace")
+        return Counter(re.findall(r"^\d+: (C_\w+)$", text, re.MULTILINE))
+
+    def cost(call) -> Counter[str]:
+        before = calls()
+        for _ in range(TIMES):
+            call()
+        wait_for(lambda: calls() != before)
+        return calls() - before
+
+    return plugin, sealed, cost
+
+
+def test_unwrap_is_two_calls(counted):
+    """A Decrypt is C_DecryptInit and C_Decrypt: no find, no login, no attribute."""
+    plugin, sealed, cost = counted
+
+    assert DECRYPT == cost(lambda: plugin.decrypt(sealed.ciphertext, sealed.key_id))
+    assert DECRYPT == cost(lambda: plugin.v1_decrypt(sealed.ciphertext))
+
+
+def test_wrap_is_two_calls(counted):
+    """A v1 Encrypt, which is not read back, is C_EncryptInit and C_Encrypt."""
+    plugin, _, cost = counted
+
+    assert ENCRYPT == cost(lambda: plugin.v1_encrypt(DEK))
+
+
+def test_read_back_is_two_more(counted):
+    """A v2 Encrypt is unwrapped again before it is answered."""
+    plugin, _, cost = counted
+
+    assert ENCRYPT | DECRYPT == cost(lambda: plugin.encrypt(DEK))
+
+
+def test_status_is_none(counted, directory):
+    """Status costs the token nothing."""
+    plugin, _, _ = counted
+    before = (directory / "spy").read_bytes()
+    for _ in range(TIMES):
+        plugin.status()
+
+    assert before == (directory / "spy").read_bytes()
+
+
+def test_os_locking_is_asked_for(counted, directory):
+    """C_Initialize says that threads of the module's host lock as the system does."""
+    text = (directory / "spy").read_text(errors="replace")
+    (initialize,) = re.findall(
+        r"^\d+: C_Initialize$(.*?)^Returned", text, re.MULTILINE | re.DOTALL
+    )
+
+    assert "CKF_OS_LOCKING_OK" in initialize

@@ -1,0 +1,158 @@
+"""Workers and pool on a real token, without the server around them."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from hsm_kms.state import StateDir
+from hsm_kms.token.pin import PinGate, PinSource
+from hsm_kms.token.pool import Pool
+from hsm_kms.token.workers import Workers, WorkerSettings
+from hsm_kms.worker.messages import (
+    Cipher,
+    Configure,
+    Decrypt,
+    Encrypt,
+    Encrypted,
+    FindKeys,
+    KeyRef,
+    Keys,
+    Mechanism,
+    Prove,
+)
+from tests.support import TOKEN_LABEL, SoftHsm, softhsm_module
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from hsm_kms.token.process import Worker
+
+LABEL = "k8s-kek"
+AAD = b"aad of the test"
+CKU_USER = 1
+
+
+def configure(**changes: Any) -> Configure:
+    """First message to a worker on the test token."""
+    given = {"module": softhsm_module(), "token_label": TOKEN_LABEL}
+    return Configure(**(given | changes))
+
+
+def gate(pin_file: Path, directory: Path) -> PinGate:
+    """Logs in with this PIN; the verdict is kept in `directory`."""
+    state = StateDir(directory / "state").open()
+    return PinGate(PinSource(path=pin_file, user_type=CKU_USER), state)
+
+
+def wrapping(ref: KeyRef, plaintext: bytes, aad: bytes = AAD) -> Encrypt:
+    """A request to wrap."""
+    return Encrypt(
+        ref=ref, mechanism=Mechanism.GCM_CALLER, aad=aad, plaintext=plaintext
+    )
+
+
+def unwrapping(ref: KeyRef, sealed: Encrypted, aad: bytes = AAD) -> Decrypt:
+    """The request that undoes it."""
+    return Decrypt(
+        ref=ref,
+        cipher=Cipher.GCM,
+        aad=aad,
+        iv=sealed.iv,
+        ciphertext=sealed.ciphertext,
+    )
+
+
+class Served:
+    """Workers that stock a pool, on a token with one KEK.
+
+    Args:
+        hsm: The token.
+        pin_file: Its PIN.
+        directory: For the state directory.
+        settings: Changes to `WorkerSettings`.
+    """
+
+    def __init__(
+        self, hsm: SoftHsm, pin_file: Path, directory: Path, **settings: Any
+    ) -> None:
+        given: dict[str, Any] = {
+            "configure": configure(),
+            "env": hsm.env,
+            "workers": 2,
+            "sessions": 4,
+            "call_timeout": 2.0,
+            "hang_timeout": 30.0,
+            "start_timeout": 20.0,
+        }
+        self.settings = WorkerSettings(**(given | settings))
+        self._gate = gate(pin_file, directory)
+        self.ref = KeyRef(LABEL, b"")
+        self.faults: list[Exception] = []
+        self.changes = 0
+
+    async def __aenter__(self) -> Self:
+        self.pool = Pool(
+            session_wait=1.0,
+            call_timeout=self.settings.call_timeout,
+            on_fault=self.faults.append,
+        )
+        self.workers = Workers(
+            self.settings,
+            pool=self.pool,
+            gate=self._gate,
+            qualify=self.qualify,
+            on_change=self._changed,
+        )
+        self.workers.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.pool.close()
+        await self.workers.close()
+
+    async def qualify(self, worker: Worker) -> None:
+        """Find the key and leave a canary, as the server does."""
+        keys = await worker.ask(FindKeys(label=LABEL), 5)
+        assert isinstance(keys, Keys)
+        self.ref = keys.keys[0].ref
+        prove = Prove(ref=self.ref, mechanism=Mechanism.GCM_CALLER, aad=AAD)
+        await worker.ask(prove, 5)
+
+    def _changed(self) -> None:
+        self.changes += 1
+
+    async def until(self, condition: Callable[[], Any], seconds: float = 10.0) -> None:
+        """Wait until it is so."""
+        async with asyncio.timeout(seconds):
+            while not condition():  # noqa: ASYNC110 - polls what has no event
+                await asyncio.sleep(0.01)
+
+    async def stocked(self) -> Self:
+        """Wait until all workers serve."""
+        wanted = self.settings.workers
+        await self.until(lambda: len(self.workers.ready) >= wanted)
+        return self
+
+    async def wrap(self, plaintext: bytes) -> Encrypted:
+        """Wrap on some session."""
+        reply = await self.pool.call(wrapping(self.ref, plaintext), deadline=None)
+        assert isinstance(reply, Encrypted)
+        return reply
+
+    async def unwrap(self, sealed: Encrypted) -> bytes:
+        """Unwrap on some session."""
+        reply = await self.pool.call(unwrapping(self.ref, sealed), deadline=None)
+        return reply.plaintext
+
+
+def descriptors() -> int:
+    """How many this process has open."""
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def children() -> set[int]:
+    """Process ids of this process's children."""
+    tasks = Path("/proc/self/task").glob("*/children")
+    return {int(pid) for task in tasks for pid in task.read_text().split()}

@@ -1,0 +1,257 @@
+"""Which token and which keys are meant, on SoftHSM with tokens alike."""
+
+import json
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from tests.support import PIN, SoftHsm, softhsm_module
+
+TWIN = "twin"
+MODULE = softhsm_module()
+
+
+def keygen(hsm, slot, label, cka_id, *more):
+    """An AES-256 key on one of several tokens."""
+    hsm.run(
+        *("pkcs11-tool", "--module", MODULE, "--slot", str(slot)),
+        *("--login", "--pin", PIN, "--keygen", "--key-type", "AES:32"),
+        *("--label", label, "--id", cka_id, "--sensitive", *more),
+    )
+
+
+@pytest.fixture(scope="module")
+def tokens(session_directory):
+    """Two tokens with one label, a third, and SoftHSM's blank one."""
+    hsm = SoftHsm(session_directory / "twins")
+    for label in [TWIN, TWIN, "other"]:
+        hsm.init_token(label)
+    listed = subprocess.run(
+        [
+            *(sys.executable, "-m", "hsm_kms.cli", "token", "list"),
+            *("--module", MODULE, "-o", "json"),
+        ],
+        env=hsm.env,
+        capture_output=True,
+        check=True,
+    )
+    rows = [SimpleNamespace(**row) for row in json.loads(listed.stdout)]
+    first, second = (row for row in rows if row.label == TWIN)
+    [other] = (row for row in rows if row.label == "other")
+    keygen(hsm, first.slot, "k8s-kek", "0a", "--private")
+    keygen(hsm, first.slot, "k8s-kek", "0b", "--private")
+    keygen(hsm, first.slot, "elsewhere", "0b", "--private")
+    keygen(hsm, first.slot, "elsewhere", "0c", "--private")
+    keygen(hsm, second.slot, "k8s-kek", "02", "--private")
+    return SimpleNamespace(hsm=hsm, first=first, second=second, other=other)
+
+
+@pytest.fixture
+def listing(make_plugin, tokens):
+    """The CKA_IDs that `keys list` shows under a `token` and a `keys` section."""
+
+    def run(token, **keys):
+        plugin = make_plugin(tokens.hsm)
+        del plugin.config["token"]["token_label"]
+        if "module-path" in token.get("uri", ""):
+            del plugin.config["token"]["module"]
+        plugin.config["token"] |= token
+        plugin.config["keys"] = keys
+        plugin.write_config()
+        ended = plugin.cli("keys", "list", "-o", "json")
+        if ended.returncode:
+            return ended.stderr
+        return [f"{key['label']} {key['cka_id']}" for key in json.loads(ended.stdout)]
+
+    return run
+
+
+def row(token):
+    return f"label {token.label!r} serial {token.serial!r} slot {token.slot}"
+
+
+SECOND = ["k8s-kek 02"]
+
+
+def test_one_label_two_tokens(tokens, listing):
+    """Several matches are an error that shows how to tell them apart."""
+    told = listing({"token_label": TWIN})
+
+    assert f"2 tokens match token_label '{TWIN}': " in told
+    assert row(tokens.first) in told
+    assert row(tokens.second) in told
+    assert row(tokens.other) not in told
+    assert "select by token_serial" in told
+
+
+def test_no_token_matches(tokens, listing):
+    """No match is another error, which shows all there is."""
+    told = listing({"token_label": "absent"})
+
+    assert "no token matches token_label 'absent'; seen: " in told
+    for token in [tokens.first, tokens.second, tokens.other]:
+        assert row(token) in told
+
+
+def test_serial_and_slot(tokens, listing):
+    """Each alone tells the twins apart, by its own key and in a URI."""
+    second = tokens.second
+
+    assert SECOND == listing({"token_serial": second.serial})
+    assert SECOND == listing({"slot": second.slot})
+    assert SECOND == listing({"uri": f"pkcs11:serial={second.serial}"})
+    assert SECOND == listing({"uri": f"pkcs11:slot-id={second.slot}"})
+
+
+def test_all_attributes_must_match(tokens, listing):
+    """A URI names a token by everything in it, not by the best of it."""
+    second = f"pkcs11:token={TWIN};serial={tokens.second.serial}"
+    same = f"{second};manufacturer=SoftHSM%20project;model=SoftHSM%20v2"
+
+    assert SECOND == listing({"uri": same})
+    for wrong in [
+        f"{second};model=SoftHSM%20v3",
+        f"{second};manufacturer=other",
+        f"{second};slot-id={tokens.first.slot}",
+        f"pkcs11:token=other;serial={tokens.second.serial}",
+    ]:
+        assert "no token matches" in listing({"uri": wrong})
+
+
+def test_blank_tokens_do_not_answer_to_their_make(listing):
+    """SoftHSM keeps one ready, of the same model as all others."""
+    told = listing({"uri": "pkcs11:model=SoftHSM%20v2"})
+
+    assert "3 tokens match model 'SoftHSM v2': " in told
+
+
+def test_library_attributes(tokens, listing):
+    """The module is not used if it is not the one the URI means."""
+    token = f"pkcs11:slot-id={tokens.second.slot}"
+
+    assert SECOND == listing({"uri": f"{token};library-manufacturer=SoftHSM"})
+    assert "the module's library-version is " in listing(
+        {"uri": f"{token};library-version=99"}
+    )
+
+
+def test_whole_uri(tokens, listing, pin_file):
+    """Module, token, PIN file and key in one line; module-path in either part."""
+    token = f"token={TWIN};serial={tokens.second.serial}"
+    key = f"object=k8s-kek;id=%02;type=secret-key?pin-source=file:{pin_file}"
+
+    assert SECOND == listing(
+        {"uri": f"pkcs11:{token};{key}&module-path={MODULE}", "pin_file": None}
+    )
+    assert SECOND == listing(
+        {"uri": f"pkcs11:module-path={MODULE};{token};{key}", "pin_file": None}
+    )
+
+
+def test_keys_by_label_and_id(tokens, listing):
+    """Without CKA_IDs the label counts, without a label the CKA_IDs, else both."""
+    token = {"slot": tokens.first.slot}
+    both = ["0b", "0c"]
+
+    assert ["k8s-kek 0a", "k8s-kek 0b"] == sorted(listing(token))
+    assert ["k8s-kek 0b"] == listing(token, ids=both)
+    assert ["elsewhere 0b", "elsewhere 0c"] == sorted(
+        listing(token, ids=both, label="elsewhere")
+    )
+    assert ["elsewhere 0b", "elsewhere 0c", "k8s-kek 0b"] == sorted(
+        listing(token, ids=both, label=None)
+    )
+
+
+def test_key_by_uri(tokens, listing):
+    """An id alone finds the key under whatever label."""
+    token = f"pkcs11:slot-id={tokens.first.slot}"
+
+    assert ["elsewhere 0c"] == listing({"uri": f"{token};id=%0c"})
+    assert ["k8s-kek 0b"] == listing({"uri": f"{token};id=%0b;object=k8s-kek"})
+    assert [] == listing({"uri": f"{token};id=%0c;object=k8s-kek"})
+
+
+def test_listed_key_that_is_absent(make_plugin, hsm):
+    """The fault names the configuration, not a key to be made."""
+    plugin = make_plugin(hsm, keys={"ids": ["ffff"]})
+    ended = plugin.cli("check")
+
+    assert 1 == ended.returncode
+    assert "no AES key labelled 'k8s-kek' and in keys.ids is on the token" in (
+        ended.stdout
+    )
+    assert "hint: correct keys.ids" in ended.stdout
+
+
+def test_generate_would_miss_the_list(make_plugin, hsm):
+    """A new key has a CKA_ID of its own, so a list makes it useless."""
+    plugin = make_plugin(hsm, keys={"ids": ["ffff"]})
+    ended = plugin.cli("keys", "generate", "--another")
+
+    assert 1 == ended.returncode
+    assert "keys.ids lists the keys that count" in ended.stderr
+    assert 1 == len(json.loads(plugin_without_ids(plugin).stdout))
+
+
+def plugin_without_ids(plugin):
+    plugin.config["keys"] = {}
+    plugin.write_config()
+    return plugin.cli("keys", "list", "-o", "json")
+
+
+@pytest.mark.parametrize("label", ["", "k8s-kek"], ids=["no label", "label"])
+def test_served_by_id(make_plugin, empty_hsm, label):
+    """The server finds the key by its CKA_ID alone, also one without a label."""
+    arguments = ["--label", label] if label else []
+    empty_hsm.pkcs11_tool(
+        *("--keygen", "--key-type", "AES:32", "--id", "0aff"),
+        *("--sensitive", "--private", *arguments),
+    )
+    empty_hsm.pkcs11_tool(
+        *("--keygen", "--key-type", "AES:32", "--id", "0afe", "--label", "k8s-kek"),
+        *("--sensitive", "--private"),
+    )
+    plugin = make_plugin(empty_hsm, keys={"label": None, "ids": ["0AFF"]}).start()
+    plugin.wait_healthz("ok")
+    sealed = plugin.encrypt(b"seed")
+
+    assert b"seed" == plugin.decrypt(sealed.ciphertext, sealed.key_id)
+
+
+@pytest.mark.parametrize("read_write", [False, True], ids=["read-only", "read-write"])
+def test_public_key_without_login(make_plugin, empty_hsm, read_write):
+    """`login: none` needs no PIN: a key that is not private, in either session."""
+    empty_hsm.pkcs11_tool(
+        *("--keygen", "--key-type", "AES:32", "--id", "01"),
+        *("--label", "k8s-kek", "--sensitive"),
+    )
+    plugin = make_plugin(
+        empty_hsm, token={"login": "none", "pin_file": None, "read_write": read_write}
+    ).start()
+    plugin.wait_healthz("ok")
+    sealed = plugin.encrypt(b"seed")
+    v1 = plugin.v1_encrypt(b"seed")
+
+    assert b"seed" == plugin.decrypt(sealed.ciphertext, sealed.key_id)
+    assert b"seed" == plugin.v1_decrypt(v1)
+    assert 0 == plugin.cli("check").returncode
+
+
+def test_read_write_with_login(make_plugin, hsm):
+    """Some tokens have no read-only sessions; ours may all be read-write."""
+    plugin = make_plugin(hsm, token={"read_write": True}).start()
+    plugin.wait_healthz("ok")
+    sealed = plugin.encrypt(b"seed")
+
+    assert b"seed" == plugin.decrypt(sealed.ciphertext, sealed.key_id)
+
+
+def test_private_key_without_login(make_plugin, hsm):
+    """A private key is not there for who did not log in."""
+    ended = make_plugin(hsm, token={"login": "none", "pin_file": None}).cli("check")
+
+    assert 1 == ended.returncode
+    assert "no AES key labelled 'k8s-kek' is on the token" in ended.stdout

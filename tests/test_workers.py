@@ -1,0 +1,346 @@
+"""Workers on a real token: started, watched, replaced, seen out."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from hsm_kms.errors import (
+    HsmKmsError,
+    PoolTimeoutError,
+    TokenAbsentError,
+    TokenTimeoutError,
+    WorkerLostError,
+)
+from hsm_kms.token import workers as workers_module
+from hsm_kms.token.process import Worker
+from tests.served import Served, children, configure, descriptors
+from tests.support import softhsm_module, wait_for
+
+SPY = "/usr/lib/x86_64-linux-gnu/pkcs11-spy.so"
+ANOTHER = {"token_label": "another"}
+HANG = {"call_timeout": 0.3, "hang_timeout": 1.0}
+
+
+@pytest.fixture
+def make(hsm, pin_file, directory):
+    """Make workers on a token with one KEK."""
+
+    def make(**settings):
+        return Served(hsm, pin_file, directory, **settings)
+
+    return make
+
+
+def alive(pid):
+    return Path(f"/proc/{pid}").exists()
+
+
+def stop(pid):
+    """Stop a process, with all its threads."""
+    os.kill(pid, signal.SIGSTOP)
+    threads = list(Path(f"/proc/{pid}/task").iterdir())
+    wait_for(lambda: all(" T " in (t / "stat").read_text() for t in threads))
+
+
+async def test_round_trip(make):
+    """Workers start, log in, and wrap and unwrap through the pool."""
+    async with make() as served:
+        await served.stocked()
+        assert b"dek" * 10 == await served.unwrap(await served.wrap(b"dek" * 10))
+        assert 8 == served.pool.stats().sessions
+        assert 2 == len({worker.pid for worker in served.workers.ready})
+        assert served.workers.last_error is None
+
+
+async def test_killed_worker_is_replaced(make):
+    """A worker that was killed is replaced, and its request made elsewhere."""
+    async with make(workers=1) as served:
+        await served.stocked()
+        (first,) = served.workers.ready
+        os.kill(first.pid, signal.SIGKILL)
+        await served.until(first.lost.is_set)
+        sealed = await served.wrap(b"dek")
+        (second,) = served.workers.ready
+        assert first.pid != second.pid
+        assert "lost: it ended" == first.reason
+        assert b"dek" == await served.unwrap(sealed)
+
+
+async def test_hung_worker(make):
+    """A hung worker costs its callers `call_timeout`, brings a spare, and is killed."""
+    async with make(workers=1, sessions=2, **HANG) as served:
+        await served.stocked()
+        (first,) = served.workers.ready
+        stop(first.pid)
+        began = asyncio.get_running_loop().time()
+        with pytest.raises(TokenTimeoutError):
+            await served.wrap(b"dek")
+        assert asyncio.get_running_loop().time() - began < 1.0
+        await served.until(lambda: len(served.workers.ready) == 2)
+        assert alive(first.pid)
+        sealed = await served.wrap(b"dek")
+        await served.until(lambda: not alive(first.pid))
+        assert "one call ran longer than 1 s" == first.reason
+        assert b"dek" == await served.unwrap(sealed)
+
+
+async def test_spare_goes_again(make, monkeypatch):
+    """A spare worker leaves some time after the last stuck call."""
+    monkeypatch.setattr(workers_module, "SPARE_SECONDS", 0.5)
+    async with make(workers=1, call_timeout=0.3) as served:
+        await served.stocked()
+        (first,) = served.workers.ready
+        stop(first.pid)
+        with pytest.raises(TokenTimeoutError):
+            await served.wrap(b"dek")
+        await served.until(lambda: len(served.workers.ready) == 2)
+        os.kill(first.pid, signal.SIGCONT)
+        await served.until(lambda: served.workers.ready == [first])
+        assert b"dek" == await served.unwrap(await served.wrap(b"dek"))
+
+
+async def test_late_answers_after_a_hang(make):
+    """A worker that goes on after a hang serves again; late answers are nobody's."""
+    async with make(workers=1, sessions=2, call_timeout=0.3) as served:
+        await served.stocked()
+        (first,) = served.workers.ready
+        sealed = [await served.wrap(bytes([number]) * 8) for number in range(2)]
+        stop(first.pid)
+        given_up = [asyncio.ensure_future(served.unwrap(one)) for one in sealed]
+        done, _ = await asyncio.wait(given_up)
+        assert {TokenTimeoutError} == {type(task.exception()) for task in done}
+        os.kill(first.pid, signal.SIGCONT)
+        await served.until(lambda: served.pool.stats().idle >= 2)
+        for number in range(20):
+            assert bytes([number]) == await served.unwrap(
+                await served.wrap(bytes([number]))
+            )
+
+
+async def test_start_timeout(make, monkeypatch):
+    """A worker that does not get ready in time is ended; requests fail with that."""
+    monkeypatch.setattr(workers_module, "FIRST_PAUSE", 10.0)
+    served = make(workers=1, start_timeout=0.4)
+
+    async def never(worker):
+        await asyncio.sleep(60)
+
+    served.qualify = never
+    async with served:
+        await served.until(lambda: served.workers.last_error)
+        with pytest.raises(TokenTimeoutError, match=r"did not start within 0\.4 s"):
+            await served.wrap(b"dek")
+        assert set() == children()
+
+
+async def test_reason_of_a_failed_start(make):
+    """Requests fail with what the module or token said, as long as no worker starts."""
+    settings = {"configure": configure(**ANOTHER)}
+    async with make(**settings) as served:
+        for _ in range(3):
+            await served.until(lambda: served.workers.last_error)
+            with pytest.raises(TokenAbsentError, match="no token matches token_label"):
+                await served.wrap(b"dek")
+
+
+async def test_bug_while_starting(make):
+    """An exception that nobody expected does not end the loop that starts workers."""
+    served = make(workers=1)
+    right, seen = served.qualify, []
+
+    async def qualify(worker):
+        seen.append(worker.pid)
+        if len(seen) == 1:
+            raise ZeroDivisionError
+        await right(worker)
+
+    served.qualify = qualify
+    async with served:
+        await served.stocked()
+        assert 2 == len(seen)
+        assert b"dek" == await served.unwrap(await served.wrap(b"dek"))
+
+
+async def test_no_descriptor_left(make, monkeypatch):
+    """Out of descriptors, no worker starts and none leak; once there are, one does."""
+    real, before = os.pipe, descriptors()
+
+    def pipe():
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(os, "pipe", pipe)
+    async with make(workers=1) as served:
+        await served.until(lambda: served.workers.last_error)
+        assert "Too many open files" in str(served.workers.last_error)
+        assert descriptors() <= before + 1
+        monkeypatch.setattr(os, "pipe", real)
+        await served.stocked()
+
+
+@pytest.mark.skipif(not Path(SPY).exists(), reason="needs opensc-pkcs11")
+async def test_orderly_leave(make, hsm, directory):
+    """Who leaves closes all sessions, and never finalises the module."""
+    log = directory / "spy.log"
+    spy = {"PKCS11SPY": softhsm_module(), "PKCS11SPY_OUTPUT": str(log)}
+    async with make(
+        configure=configure(module=SPY), env=hsm.env | spy, workers=1
+    ) as served:
+        await served.stocked()
+    calls = [line for line in log.read_text().splitlines() if ": C_" in line]
+
+    assert calls[-1].endswith("C_CloseAllSessions")
+    assert [] == [call for call in calls if "C_Finalize" in call or "C_Logout" in call]
+    assert 1 == sum("C_Login" in call for call in calls)
+    assert 5 == sum("C_OpenSession" in call for call in calls)
+
+
+async def test_leave_waits_for_a_canary(make):
+    """A call under way on the control session does not make an orderly leave a kill."""
+    async with make(workers=1) as served:
+        await served.stocked()
+        (worker,) = served.workers.ready
+        canary = asyncio.create_task(served.qualify(worker))
+        await asyncio.sleep(0)
+        await worker.leave()
+        assert 0 == worker._process.returncode
+        canary.cancel()
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.1, 0.2, 0.3, 0.5])
+async def test_closed_at_any_moment(make, seconds):
+    """Closing while workers start, or fail to, ends all of it at once."""
+    for label in ("test", "another"):
+        settings = {"configure": configure(token_label=label)}
+        served = make(**settings)
+        async with asyncio.timeout(8):
+            async with served:
+                await asyncio.sleep(seconds)
+        assert set() == children()
+
+
+async def test_closed_while_leaving(make):
+    """Closing in the moment a failed worker is seen out does not go unheard."""
+    served = make(configure=configure(**ANOTHER), workers=1)
+    leaving = asyncio.Event()
+    leave = Worker.leave
+
+    async def slow_leave(worker):
+        leaving.set()
+        await leave(worker)
+        await asyncio.sleep(0.2)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Worker, "leave", slow_leave)
+        async with asyncio.timeout(5):
+            async with served:
+                await leaving.wait()
+    assert set() == children()
+
+
+def test_parent_death(hsm, directory):
+    """A worker dies with the process that started it, however that ended."""
+    code = (
+        "import asyncio\nfrom hsm_kms.token.process import Worker\n"
+        "async def main():\n"
+        "    worker = await Worker.spawn(1, {})\n"
+        "    print(worker.pid, flush=True)\n"
+        "    await asyncio.sleep(60)\n"
+        "asyncio.run(main())\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True
+    ) as parent:
+        pid = int(parent.stdout.readline())
+        assert alive(pid)
+        parent.kill()
+    wait_for(lambda: not alive(pid))
+
+
+async def test_no_leak_over_restarts(make, monkeypatch):
+    """Twenty restarts leave no descriptor, process, thread or task behind."""
+    monkeypatch.setattr(workers_module, "LONGEST_PAUSE", 0.01)
+    async with make(workers=2, sessions=2) as served:
+        await served.stocked()
+        gc.collect()
+        before = descriptors(), len(asyncio.all_tasks()), threading.active_count()
+        for number in range(20):
+            worker = served.workers.ready[0]
+            if number % 2:
+                os.kill(worker.pid, signal.SIGKILL)
+            else:
+                worker.retire("test")
+            await served.until(lambda w=worker: w not in served.workers.ready)
+            await served.stocked()
+        await served.until(lambda: len(children()) == 2)
+        gc.collect()
+        assert before == (
+            descriptors(),
+            len(asyncio.all_tasks()),
+            threading.active_count(),
+        )
+    assert set() == children()
+
+
+async def test_load_with_cancellations(make):
+    """Under load, with clients going away at random, every answer is the right one."""
+    async with make() as served:
+        await served.stocked()
+        until = asyncio.get_running_loop().time() + 3.0
+        counts = {"right": 0, "cancelled": 0, "failed": 0}
+
+        async def client():
+            while asyncio.get_running_loop().time() < until:
+                plaintext = secrets.token_bytes(1 + secrets.randbelow(64))
+                try:
+                    async with asyncio.timeout(secrets.randbelow(6000) / 1e6):
+                        back = await served.unwrap(await served.wrap(plaintext))
+                except TimeoutError:
+                    counts["cancelled"] += 1
+                except HsmKmsError:
+                    counts["failed"] += 1
+                else:
+                    assert plaintext == back
+                    counts["right"] += 1
+
+        await asyncio.gather(*(client() for _ in range(12)))
+        await served.until(lambda: served.pool.stats().idle == 8)
+        assert 0 == counts["failed"], served.faults
+        assert min(counts["right"], counts["cancelled"]) > 50, counts
+
+
+async def test_load_with_kills(make, monkeypatch):
+    """Under load, with workers killed, errors are of the expected kinds only."""
+    monkeypatch.setattr(workers_module, "LONGEST_PAUSE", 0.01)
+    async with make() as served:
+        await served.stocked()
+        stop, right = asyncio.Event(), 0
+
+        async def client():
+            nonlocal right
+            while not stop.is_set():
+                plaintext = secrets.token_bytes(32)
+                try:
+                    back = await served.unwrap(await served.wrap(plaintext))
+                except (WorkerLostError, PoolTimeoutError):
+                    continue
+                assert plaintext == back
+                right += 1
+
+        clients = [asyncio.create_task(client()) for _ in range(12)]
+        for _ in range(6):
+            await asyncio.sleep(0.25)
+            if served.workers.ready:
+                os.kill(served.workers.ready[0].pid, signal.SIGKILL)
+        stop.set()
+        await asyncio.gather(*clients)
+        assert right > 50
