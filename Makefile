@@ -9,18 +9,19 @@ LOCK := $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header 
 
 .SHELLFLAGS := -euc
 .DELETE_ON_ERROR:
-.PHONY: help run test test-e2e lint types proto lock image clean packages
+.PHONY: help run test test-e2e test-tokens lint types proto lock image clean packages
 
 help:
-	@echo 'make run       serve with a SoftHSM2 token made in .dev'
-	@echo 'make test      everything but the end-to-end tests, in under 3 minutes'
-	@echo 'make test-e2e  a real kube-apiserver and etcd (Go, or KUBEBUILDER_ASSETS)'
-	@echo 'make lint      ruff, import-linter, shellcheck where it is installed'
-	@echo 'make types     mypy'
-	@echo 'make proto     generate hsm_kms/api/rpc anew from proto/'
-	@echo 'make lock      lock requirements/ anew from pyproject.toml'
-	@echo 'make image     the container image (docker, podman or buildah)'
-	@echo 'make clean     remove what these made, the token in .dev excepted'
+	@echo 'make run          serve with a SoftHSM2 token made in .dev'
+	@echo 'make test         everything but the end-to-end tests, in under 3 minutes'
+	@echo 'make test-e2e     a real kube-apiserver and etcd (Go, or KUBEBUILDER_ASSETS)'
+	@echo 'make test-tokens  Kryoptic, NSS, opencryptoki and p11-kit beside SoftHSM2'
+	@echo 'make lint         ruff, import-linter, shellcheck where it is installed'
+	@echo 'make types        mypy'
+	@echo 'make proto        generate hsm_kms/api/rpc anew from proto/'
+	@echo 'make lock         lock requirements/ anew from pyproject.toml'
+	@echo 'make image        the container image (docker, podman or buildah)'
+	@echo 'make clean        remove what these made, the token in .dev excepted'
 
 run: .venv/run
 	@softhsm/setup.sh .dev
@@ -43,12 +44,18 @@ test: .venv/dev packages
 test-e2e: .venv/dev packages
 	@HSM_KMS_E2E=1 $(BIN)/pytest tests/e2e $(PYTEST_ARGS)
 
+test-tokens: .venv/dev packages
+	@tests/packages-tokens.sh
+	@$(BIN)/python -m tests.tokens.kryoptic_module || echo 'going on without Kryoptic'
+	@$(BIN)/pytest -n auto --dist loadgroup tests/tokens $(PYTEST_ARGS)
+
 lint: .venv/dev
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/lint-imports
 	@if command -v shellcheck >/dev/null; then \
-		shellcheck softhsm/setup.sh tests/packages.sh proto/generate.sh .ci/run; \
+		shellcheck softhsm/setup.sh tests/packages.sh tests/packages-tokens.sh \
+			proto/generate.sh .ci/run; \
 	else echo 'Not run: shellcheck, which is not installed'; fi
 
 types: .venv/dev

@@ -99,7 +99,8 @@ class Health:
         """
         if self._ring is None:
             error = self._workers().error
-            raise error or WorkerLostError("the token has not been reached yet")
+            error = error or WorkerLostError("the token has not been reached yet")
+            raise error.with_traceback(None)  # perhaps shared by all who ask
         return self._ring
 
     async def keyring_soon(self, until: float) -> Keyring:

@@ -109,6 +109,10 @@ class _TcpServer(ThreadingHTTPServer):
         socketserver.TCPServer.server_bind(self)
 
 
+class _Tcp6Server(_TcpServer):
+    address_family = socket.AF_INET6
+
+
 class _UnixServer(_TcpServer):
     address_family = socket.AF_UNIX
 
@@ -142,7 +146,8 @@ class HttpServer:
         Returns:
             The port, or None where it cannot be had.
         """
-        server = self._try(_TcpServer, (host, port), pages)
+        kind = _Tcp6Server if ":" in host else _TcpServer
+        server = self._try(kind, (host, port), pages)
         return int(server.server_address[1]) if server else None
 
     def listen_unix(self, path: Path, pages: Pages) -> bool:

@@ -14,7 +14,12 @@ from typing import TYPE_CHECKING, Final
 import structlog
 
 from hsm_kms.discovery import Discovery
-from hsm_kms.errors import HsmKmsError, KeyNotFoundError, TokenTimeoutError
+from hsm_kms.errors import (
+    HsmKmsError,
+    KeyNotFoundError,
+    TokenTimeoutError,
+    WorkerLostError,
+)
 from hsm_kms.health import Health, WorkersSeen
 from hsm_kms.token.counts import End
 from hsm_kms.wrapping.wrapper import canary
@@ -29,6 +34,7 @@ if TYPE_CHECKING:
 
 RETRY_SECONDS: Final = 2.0
 FRESH_SECONDS: Final = 10.0  # younger workers are believed when they miss a key
+MISSES_BELIEVED: Final = 3  # fresh workers in a row that do not see the key
 _JITTER: Final = 0.2
 _AT_MOST_EVERY: Final = 0.2  # seconds between two looks, however many faults come
 
@@ -67,6 +73,7 @@ class Monitor:
         self._workers: Workers | None = None
         self._on_well: Callable[[], None] | None = None
         self._wake = asyncio.Event()
+        self._misses = 0
         self.health = Health(
             state_dir, decided=settings.current is not None, workers=self._seen
         )
@@ -98,6 +105,10 @@ class Monitor:
             HsmKmsError: The worker cannot be used.
         """
         ring = await self._inspect(worker, fresh=True)
+        if ring.current is None and self.health.has_key:
+            self._misses += 1
+            if self._misses < MISSES_BELIEVED:
+                raise WorkerLostError("a fresh worker does not see the current key")
         self._adopt(ring, worker)
 
     async def run(self) -> None:
@@ -142,6 +153,7 @@ class Monitor:
         self.health.evaluate()
 
     def _adopt(self, ring: Keyring, worker: Worker) -> None:
+        self._misses = 0
         self.health.adopt(ring, worker.token_serial)
         if ring.current is not None and self._on_well is not None:
             self._on_well()

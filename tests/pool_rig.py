@@ -5,11 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+from typing import TYPE_CHECKING
 
 from hsm_kms.token.channel import Channel
 from hsm_kms.token.pool import Pool
 from hsm_kms.worker import messages
 from hsm_kms.worker.messages import Block, Failure, FindKeys
+
+if TYPE_CHECKING:
+    from hsm_kms.token.counts import End
 
 SESSION_WAIT = 1.0
 CALL_TIMEOUT = 2.0
@@ -59,7 +63,7 @@ class PeerWorker:
     def __init__(self, rig: Rig, sessions: int) -> None:
         self.rig = rig
         self.gone = False
-        self.retired: list[str] = []
+        self.retired: list[End] = []
         self.sessions = [PeerSession(self) for _ in range(sessions)]
         for session in self.sessions:
             rig.pool.add(session.channel)
@@ -72,7 +76,7 @@ class PeerWorker:
             session.socket.close()
             session.asked = None
 
-    def retire(self, why: str) -> None:
+    def retire(self, why: End) -> None:
         """Nothing new is lent."""
         self.retired.append(why)
         for session in self.sessions:

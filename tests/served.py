@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from hsm_kms.state import StateDir
+from hsm_kms.token.counts import Counts
 from hsm_kms.token.pin import PinGate, PinSource
 from hsm_kms.token.pool import Pool
+from hsm_kms.token.process import Worker
 from hsm_kms.token.workers import Workers, WorkerSettings
 from hsm_kms.worker.messages import (
     Cipher,
@@ -22,12 +26,11 @@ from hsm_kms.worker.messages import (
     Mechanism,
     Prove,
 )
-from tests.support import TOKEN_LABEL, SoftHsm, softhsm_module
+from tests.support import PIN, TOKEN_LABEL, SoftHsm, softhsm_module
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from hsm_kms.token.process import Worker
 
 LABEL = "k8s-kek"
 AAD = b"aad of the test"
@@ -93,10 +96,12 @@ class Served:
         self.changes = 0
 
     async def __aenter__(self) -> Self:
+        self.counts = Counts()
         self.pool = Pool(
             session_wait=1.0,
             call_timeout=self.settings.call_timeout,
             on_fault=self.faults.append,
+            counts=self.counts,
         )
         self.workers = Workers(
             self.settings,
@@ -104,6 +109,7 @@ class Served:
             gate=self._gate,
             qualify=self.qualify,
             on_change=self._changed,
+            counts=self.counts,
         )
         self.workers.start()
         return self
@@ -156,3 +162,59 @@ def children() -> set[int]:
     """Process ids of this process's children."""
     tasks = Path("/proc/self/task").glob("*/children")
     return {int(pid) for task in tasks for pid in task.read_text().split()}
+
+
+MATERIAL = bytes(range(1, 33))
+IMPORTED = KeyRef("imported", b"\x07")
+
+
+@contextlib.asynccontextmanager
+async def one_worker(env, pin_gate, **changes):
+    """A worker that is logged in, with one session besides the control session."""
+    worker = await Worker.spawn(1, env)
+    try:
+        await worker.configure(configure(**changes))
+        await pin_gate.login(worker)
+        await worker.open_sessions(worker.sessions)
+        yield worker
+    finally:
+        await worker.leave()
+
+
+async def ask(worker, request):
+    """One exchange on its session."""
+    return await worker.sessions[0].exchange(request)
+
+
+async def keys(worker, label=LABEL):
+    reply = await ask(worker, FindKeys(label=label))
+    assert isinstance(reply, Keys), reply
+    return reply.keys
+
+
+async def only_ref(worker, label=LABEL):
+    (key,) = await keys(worker, label)
+    return key.ref
+
+
+# A process of its own: the tests themselves never load a module.
+_CREATE = """
+import sys, pkcs11
+from pkcs11 import Attribute as A
+module, token, pin, label, cka_id, value = sys.argv[1:]
+with pkcs11.lib(module).get_token(token_label=token).open(rw=True, user_pin=pin) as s:
+    s.create_object({
+        A.CLASS: pkcs11.ObjectClass.SECRET_KEY, A.KEY_TYPE: pkcs11.KeyType.AES,
+        A.LABEL: label, A.ID: bytes.fromhex(cka_id), A.VALUE: bytes.fromhex(value),
+        A.TOKEN: True, A.PRIVATE: True, A.SENSITIVE: True, A.EXTRACTABLE: False,
+        A.ENCRYPT: True, A.DECRYPT: True,
+    })
+"""
+
+
+def create(hsm, ref=IMPORTED, value=MATERIAL):
+    """Create a key of known material from another process."""
+    hsm.run(
+        *(sys.executable, "-c", _CREATE, softhsm_module(), TOKEN_LABEL, PIN),
+        *(ref.label, ref.cka_id.hex(), value.hex()),
+    )

@@ -81,6 +81,7 @@ class SoftHsm:
             check=True,
             capture_output=True,
             text=True,
+            errors="replace",
         )
 
     def init_token(self, label: str = TOKEN_LABEL, pin: str = PIN) -> None:

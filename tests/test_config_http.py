@@ -1,10 +1,13 @@
 """The http section: addresses and the admin socket."""
 
+import asyncio
+import socket
 from pathlib import Path
 
 import pytest
 
 from hsm_kms.config import parse
+from hsm_kms.http import HttpServer
 from tests.test_config import faults_of, with_
 
 
@@ -81,3 +84,22 @@ def test_defaults_collide_too():
 def test_no_admin_socket():
     """Nothing is no socket, and collides with nothing."""
     assert parse(with_({"http.admin_socket": None})).http.admin_socket is None
+
+
+@pytest.mark.parametrize("text", ["127.0.0.1:0", "[::1]:0"])
+async def test_addresses_can_be_bound(text):
+    """What the configuration takes, the server can listen on."""
+    host, port = parse(with_({"http.listen": text})).http.address
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        with socket.socket(family) as attempt:
+            attempt.bind((host, port))
+    except OSError:
+        pytest.skip("this machine has no IPv6")
+    server = HttpServer()
+    try:
+        got = server.listen_tcp(host, port, {})
+        with socket.create_connection((host, got), timeout=5):
+            pass
+    finally:
+        await asyncio.to_thread(server.close)

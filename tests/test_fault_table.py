@@ -24,7 +24,7 @@ CODES = {
     Fault.SESSION: "OK",
     Fault.LOGIN: "OK",
     Fault.DEVICE: "UNAVAILABLE",
-    Fault.CAPACITY: "UNAVAILABLE",
+    Fault.CAPACITY: "OK",
     Fault.PIN: "FAILED_PRECONDITION",
     Fault.OPERATOR: "UNAVAILABLE",
 }
@@ -42,7 +42,7 @@ def shim(directory) -> Shim:
 
 @pytest.fixture
 def server(make_plugin, hsm, shim):
-    """A healthy server on the shim: one worker, and no canary that was not asked for."""
+    """A healthy server: one worker on the shim, canaries only after faults."""
     plugin = make_plugin(
         hsm,
         token={
@@ -76,6 +76,13 @@ class Client:
         """Name of the status code of one call."""
         return code_of(self._call)
 
+    def works(self):
+        """Whether a call works again within `NEXT_SECONDS`."""
+        until = time.monotonic() + NEXT_SECONDS
+        while (code := self.code()) != "OK" and time.monotonic() < until:
+            time.sleep(0.02)
+        return code == "OK"
+
 
 def wait_until_quiet(shim):
     """Let the canary that follows a fault go by, for a rule to miss it."""
@@ -103,19 +110,14 @@ def test_table(server, shim, function, when, codes, reopened):
     client = Client(server, function)
     workers = server.worker_pids()
     logins = shim.calls("C_Login")
-    got, slow, sessions = {}, {}, {}
+    got, sessions = {}, {}
     for rv in values:
         opened = shim.calls("C_OpenSession")
         shim.set(f"{function} len={LENGTHS[function]} count=1 rv={rv:#x} {when}")
-        got[rv] = [client.code()]
-        began = time.monotonic()
-        got[rv].append(client.code())
-        if time.monotonic() - began > NEXT_SECONDS:
-            slow[rv] = time.monotonic() - began
+        got[rv] = client.code(), client.works()
         sessions[rv] = shim.calls("C_OpenSession") - opened
 
-    assert {rv: [codes[ckr.fault(rv)], "OK"] for rv in values} == got
-    assert {} == slow
+    assert {rv: (codes[ckr.fault(rv)], True) for rv in values} == got
     if reopened is not None:
         assert {rv: reopened[ckr.fault(rv)] for rv in values} == sessions
     assert len(values) == shim.acted(function)
@@ -134,9 +136,9 @@ def test_init(server, shim, function):
     for rv in values:
         wait_until_quiet(shim)
         shim.set(f"{function} count=1 rv={rv:#x}")
-        got[rv] = [client.code(), client.code()]
+        got[rv] = client.code(), client.works()
 
-    assert {rv: [codes[ckr.fault(rv)], "OK"] for rv in values} == got
+    assert {rv: (codes[ckr.fault(rv)], True) for rv in values} == got
     assert len(values) == shim.acted(function)
 
 
@@ -162,8 +164,11 @@ def test_tampered(server, shim, rv):
     ("fault", "names"),
     [
         (Fault.REQUEST, "ENCRYPTED_DATA_INVALID ENCRYPTED_DATA_LEN_RANGE DATA_INVALID"),
-        (Fault.REQUEST, "DATA_LEN_RANGE SIGNATURE_INVALID WRAPPED_KEY_INVALID"),
-        (Fault.REQUEST, "SIGNATURE_LEN_RANGE WRAPPED_KEY_LEN_RANGE AEAD_DECRYPT_FAILED"),
+        (Fault.REQUEST, "DATA_LEN_RANGE SIGNATURE_INVALID SIGNATURE_LEN_RANGE"),
+        (
+            Fault.REQUEST,
+            "WRAPPED_KEY_INVALID WRAPPED_KEY_LEN_RANGE AEAD_DECRYPT_FAILED",
+        ),
         (Fault.AMBIGUOUS, "GENERAL_ERROR FUNCTION_FAILED ARGUMENTS_BAD"),
         (Fault.SESSION, "SESSION_HANDLE_INVALID SESSION_CLOSED OPERATION_ACTIVE"),
         (Fault.SESSION, "OPERATION_NOT_INITIALIZED BUFFER_TOO_SMALL"),

@@ -14,7 +14,7 @@ from hsm_kms.errors import (
     UnknownKeyIdError,
 )
 from hsm_kms.keyring import Keyring, KeySettings, TokenKey, choose, offences
-from hsm_kms.worker.values import KeyRef, KeySeen
+from hsm_kms.worker.values import Cipher, KeyRef, KeySeen
 
 A, B, GONE = ("a" * 26, "b" * 26, "g" * 26)
 NONE = (
@@ -37,11 +37,13 @@ FORBIDS = (
 )
 
 
-def key(fingerprint, *offending, suffix=""):
+def key(fingerprint, *offending, suffix="", cipher=Cipher.GCM):
     return TokenKey(
         ref=KeyRef("kek", fingerprint[:1].encode()),
         fingerprint=fingerprint,
         key_id=fingerprint + suffix,
+        cipher=cipher,
+        mechanism=None,
         activation=0,
         offences=offending,
         born_here=True,
@@ -146,6 +148,15 @@ CHOICES = {
 }
 
 
+def test_by_cka_id():
+    """Where the keys are listed by CKA_ID the cure is to correct the list."""
+    _, fault = choose([], None, settings(ids=(b"1",)))
+
+    assert fault.sentence == (
+        "no AES key labelled 'kek' and in keys.ids is on the token; correct keys.ids"
+    )
+
+
 @pytest.mark.parametrize("name", CHOICES)
 def test_choose(name):
     """The one named, else the last one, else the only one; and what forbids it."""
@@ -187,8 +198,13 @@ OFFENCES = {
 }
 
 
-def seen(changes, length):
-    return KeySeen(ref=KeyRef("kek", b"1"), value_len=length, attributes=GOOD | changes)
+def seen(changes, length, partner=None):
+    return KeySeen(
+        ref=KeyRef("kek", b"1"),
+        value_len=length,
+        attributes=GOOD | changes,
+        partner=partner,
+    )
 
 
 @pytest.mark.parametrize("name", OFFENCES)
@@ -196,14 +212,25 @@ def test_offences(name):
     """Each attribute that is not as it must be is named, with what it is."""
     changes, length, wanted = OFFENCES[name]
 
-    assert wanted == offences(seen(changes, length), settings())
+    assert wanted == offences(seen(changes, length), Cipher.GCM, settings())
 
 
 def test_public_where_no_login():
     """A token without login holds public keys only, and that is no offence."""
     public = seen({"CKA_PRIVATE": False}, 32)
 
-    assert () == offences(public, settings(private=False))
+    assert () == offences(public, Cipher.GCM, settings(private=False))
+
+
+def test_partner():
+    """The HMAC key of a pair is judged too, by what it is for, where it is used."""
+    partner = seen({"CKA_SIGN": True, "CKA_VERIFY": None, "CKA_ENCRYPT": False}, 32)
+    pair = seen({}, 32, partner)
+
+    assert () == offences(pair, Cipher.GCM, settings())
+    assert ("CKA_VERIFY is not readable (HMAC key)",) == offences(
+        pair, Cipher.CBC_HMAC, settings()
+    )
 
 
 def ring(*keys, current=None, fault=None):
@@ -213,14 +240,24 @@ def ring(*keys, current=None, fault=None):
 @pytest.mark.parametrize("named", [A, A + ".one", A + ".another"])
 def test_for_decrypt(named):
     """A key is found by fingerprint, whatever suffix a record or a node has."""
-    assert SUFFIXED is ring(key(B), SUFFIXED).for_decrypt(named)
+    paired = key(A, cipher=Cipher.CBC_HMAC)
+    held = ring(key(B), paired, SUFFIXED)
+
+    assert SUFFIXED is held.for_decrypt(named, Cipher.GCM)
+    assert paired is held.for_decrypt(named, Cipher.CBC_HMAC)
 
 
 @pytest.mark.parametrize("named", [GONE, "", A[:-1], A + "a", "." + A, A.upper()])
 def test_unknown_key_id(named):
     """Any other key_id is unknown; none is cut or folded to fit."""
     with pytest.raises(UnknownKeyIdError):
-        ring(key(A), key(B)).for_decrypt(named)
+        ring(key(A), key(B)).for_decrypt(named, Cipher.GCM)
+
+
+def test_unknown_cipher():
+    """A key that is held for one cipher opens no record of the other."""
+    with pytest.raises(UnknownKeyIdError):
+        ring(key(A)).for_decrypt(A, Cipher.CBC_HMAC)
 
 
 def test_for_encrypt():

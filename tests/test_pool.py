@@ -7,14 +7,13 @@ import asyncio
 import pytest
 
 from hsm_kms.errors import (
-    CiphertextError,
     PoolClosedError,
     PoolTimeoutError,
     TokenAbsentError,
-    TokenError,
     TokenTimeoutError,
     WorkerLostError,
 )
+from hsm_kms.token.counts import End
 from hsm_kms.token.pool import PoolStats
 from hsm_kms.worker.messages import Failure
 from tests.pool_rig import CALL_TIMEOUT, SESSION_WAIT, Rig
@@ -175,7 +174,7 @@ async def test_logged_out(rig):
 
     assert "request 1" == await task
     assert busy.worker is rig.workers[0]
-    assert ["not logged in"] == worker.retired
+    assert [End.LOGIN] == worker.retired
 
 
 async def test_broken_session_is_lent_last(rig):
@@ -188,67 +187,6 @@ async def test_broken_session_is_lent_last(rig):
 
     assert "request 1" == await task
     assert PoolStats(sessions=2, idle=2, waiting=0) == rig.pool.stats()
-
-
-@pytest.mark.parametrize(
-    ("cause", "error", "faults"),
-    [
-        ("request", CiphertextError, 0),
-        ("not-authentic", CiphertextError, 0),
-        ("device", TokenError, 1),
-        ("ambiguous", TokenError, 1),
-        ("from a later version", TokenError, 1),
-    ],
-)
-async def test_refused(rig, cause, error, faults):
-    """What is the request's fault troubles nobody; what is the token's is told."""
-    worker, task = await one_busy(rig)
-    worker.sessions[0].answer(Failure(cause=cause))
-
-    with pytest.raises(error):
-        await task
-    assert faults == len(rig.faults)
-    assert 1 == rig.pool.stats().idle
-
-
-async def test_down(rig):
-    """Without a session, who waits and who comes gets the reason at once."""
-    waiting = rig.call()
-    await rig.settle()
-    error = TokenAbsentError("no token matches")
-    rig.pool.fail(error)
-    for task in (waiting, rig.call()):
-        with pytest.raises(TokenAbsentError, match="no token matches"):
-            await task
-    rig.add(1)
-    task = rig.call()
-    await rig.settle()
-    rig.busy()[0].answer()
-
-    assert "request 3" == await task
-
-
-async def test_down_does_not_grow(rig):
-    """The one reason that all get does not keep every request's frames."""
-    error = TokenAbsentError("no token matches")
-    rig.pool.fail(error)
-    for _ in range(50):
-        with pytest.raises(TokenAbsentError):
-            await rig.call()
-    frames, traceback = 0, error.__traceback__
-    while traceback is not None:
-        frames, traceback = frames + 1, traceback.tb_next
-
-    assert frames < 20
-
-
-async def test_not_down_while_a_session_is_there(rig):
-    """One worker that cannot start does not fail requests that others can serve."""
-    worker, task = await one_busy(rig)
-    rig.pool.fail(TokenAbsentError("no token matches"))
-    worker.sessions[0].answer()
-
-    assert "request 1" == await task
 
 
 async def test_withdrawn(rig):

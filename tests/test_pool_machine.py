@@ -16,6 +16,7 @@ from hypothesis.stateful import (
 )
 
 from hsm_kms.errors import HsmKmsError, TokenAbsentError
+from hsm_kms.token.counts import End
 from hsm_kms.worker.messages import Failure
 from tests.pool_rig import CALL_TIMEOUT, Loop, Rig
 
@@ -134,7 +135,7 @@ class PoolMachine(RuleBasedStateMachine):
         if end == "die":
             worker.die()
         elif end == "retire":
-            worker.retire("given up")
+            worker.retire(End.CANARY)
         else:
             for session in worker.sessions:
                 self.rig.pool.withdraw(session.channel)
@@ -150,6 +151,11 @@ class PoolMachine(RuleBasedStateMachine):
         """A worker could not be started."""
         error = TokenAbsentError("no token")
         self.run(self.settled(lambda: self.rig.pool.fail(error)))
+
+    @rule()
+    def canary_passes(self):
+        """The token is well again."""
+        self.run(self.settled(self.rig.pool.breaker.close))
 
     @precondition(lambda self: not self.closed)
     @rule()

@@ -1,12 +1,12 @@
 """Which token and which keys are meant, on SoftHSM with tokens alike."""
 
 import json
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import pytest
+from click.testing import CliRunner
 
+from hsm_kms.cli import cli
 from tests.support import PIN, SoftHsm, softhsm_module
 
 TWIN = "twin"
@@ -28,15 +28,8 @@ def tokens(session_directory):
     hsm = SoftHsm(session_directory / "twins")
     for label in [TWIN, TWIN, "other"]:
         hsm.init_token(label)
-    listed = subprocess.run(
-        [
-            *(sys.executable, "-m", "hsm_kms.cli", "token", "list"),
-            *("--module", MODULE, "-o", "json"),
-        ],
-        env=hsm.env,
-        capture_output=True,
-        check=True,
-    )
+    command = ["token", "list", "--module", MODULE, "-o", "json"]
+    listed = CliRunner(env=hsm.env).invoke(cli, command)
     rows = [SimpleNamespace(**row) for row in json.loads(listed.stdout)]
     first, second = (row for row in rows if row.label == TWIN)
     [other] = (row for row in rows if row.label == "other")
@@ -60,9 +53,10 @@ def listing(make_plugin, tokens):
         plugin.config["token"] |= token
         plugin.config["keys"] = keys
         plugin.write_config()
-        ended = plugin.cli("keys", "list", "-o", "json")
-        if ended.returncode:
-            return ended.stderr
+        arguments = ["keys", "list", "-o", "json", "--config", plugin.config_file]
+        ended = CliRunner().invoke(cli, list(map(str, arguments)))
+        if ended.exit_code:
+            return ended.exception.sentence
         return [f"{key['label']} {key['cka_id']}" for key in json.loads(ended.stdout)]
 
     return run
@@ -221,6 +215,19 @@ def test_served_by_id(make_plugin, empty_hsm, label):
     assert b"seed" == plugin.decrypt(sealed.ciphertext, sealed.key_id)
 
 
+def test_label_that_is_no_text(make_plugin, hsm):
+    """A key with a label that nobody can write takes no other key down."""
+    [key] = json.loads(make_plugin(hsm).cli("keys", "list", "-o", "json").stdout)
+    hsm.pkcs11_tool(
+        *("--keygen", "--key-type", "AES:32", "--id", "0aff", "--label", "\udcff"),
+        *("--sensitive", "--private"),
+    )
+    both = {"label": None, "ids": ["0aff", key["cka_id"]]}
+    listed = make_plugin(hsm, keys=both).cli("keys", "list", "-o", "json")
+
+    assert [key] == json.loads(listed.stdout)
+
+
 @pytest.mark.parametrize("read_write", [False, True], ids=["read-only", "read-write"])
 def test_public_key_without_login(make_plugin, empty_hsm, read_write):
     """`login: none` needs no PIN: a key that is not private, in either session."""
@@ -238,6 +245,16 @@ def test_public_key_without_login(make_plugin, empty_hsm, read_write):
     assert b"seed" == plugin.decrypt(sealed.ciphertext, sealed.key_id)
     assert b"seed" == plugin.v1_decrypt(v1)
     assert 0 == plugin.cli("check").returncode
+
+
+def test_generate_without_login(make_plugin, empty_hsm):
+    """Where nobody logs in, a private key would never be seen again."""
+    plugin = make_plugin(empty_hsm, token={"login": "none", "pin_file": None})
+    made = plugin.cli("keys", "generate")
+    checked = plugin.cli("check")
+
+    assert 0 == made.returncode, made.stderr
+    assert 0 == checked.returncode, checked.stdout
 
 
 def test_read_write_with_login(make_plugin, hsm):

@@ -43,6 +43,10 @@ Request = TypeVar("Request", bound=Message)
 Response = TypeVar("Response", bound=Message)
 
 
+def nobody(_method: str, _code: str, _seconds: float) -> None:
+    """Observe nothing."""
+
+
 class Call:
     """One request, as the context manager around all that is done for it.
 

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Final
 import grpc
 import grpc.aio
 
+from hsm_kms.api.call import Observe, nobody
 from hsm_kms.api.v1 import SERVICE as V1_SERVICE
 from hsm_kms.api.v1 import KmsV1
 from hsm_kms.api.v2 import SERVICE as V2_SERVICE
 from hsm_kms.api.v2 import KmsV2
 
 if TYPE_CHECKING:
-    from hsm_kms.api.call import Observe
     from hsm_kms.api.ports import HealthSource, Wrapper
     from hsm_kms.config_types import Apis
 
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 # own refusal and not one of the transport.
 MAX_MESSAGE_BYTES: Final = 4 * 1024 * 1024 + 64 * 1024
 
-
-def _nobody(_method: str, _code: str, _seconds: float) -> None:
-    pass
+# From 1,000 requests waiting to be accepted, grpc would cancel some at random: those
+# of patient clients too, while others ask and give up.
+MAX_PENDING_REQUESTS: Final = 1 << 16
 
 
 def build_server(
@@ -32,7 +32,7 @@ def build_server(
     v2: Wrapper,
     v1: Wrapper,
     health: HealthSource,
-    observe: Observe = _nobody,
+    observe: Observe = nobody,
 ) -> grpc.aio.Server:
     """Return a server with the services that are switched on.
 
@@ -50,6 +50,8 @@ def build_server(
         options=[
             ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
             ("grpc.so_reuseport", 0),
+            ("grpc.server.max_pending_requests", MAX_PENDING_REQUESTS),
+            ("grpc.server.max_pending_requests_hard_limit", MAX_PENDING_REQUESTS),
         ]
     )
     services = {}

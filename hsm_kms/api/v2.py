@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from hsm_kms.api.call import Call, Observe, handler, require
+from hsm_kms.api.call import Call, Observe, handler, nobody, require
 from hsm_kms.api.rpc.kms_v2_pb2 import (
     DecryptRequest,
     DecryptResponse,
@@ -47,7 +47,7 @@ class KmsV2:
         wrapper: Wrapper,
         health: HealthSource,
         version: str,
-        observe: Observe,
+        observe: Observe = nobody,
     ) -> None:
         self._wrapper = wrapper
         self._observe = observe

@@ -130,8 +130,9 @@ async def _read(config: Config, choice: LoginChoice) -> Keyring:
 async def _make(worker: Worker, config: Config, ref: KeyRef) -> None:
     """The AES key, and the HMAC key beside it where AES-GCM will not do."""
     seconds = config.token.start_timeout
-    wanted = wanted_mechanisms(wiring.key_settings(config))
-    await worker.ask(GenerateKey(ref=ref), seconds)
+    settings = wiring.key_settings(config)
+    wanted = wanted_mechanisms(settings)
+    await worker.ask(GenerateKey(ref=ref, private=settings.private), seconds)
     gcm = tuple(mechanism for mechanism in wanted if mechanism.cipher is Cipher.GCM)
     if gcm:
         try:
@@ -141,7 +142,9 @@ async def _make(worker: Worker, config: Config, ref: KeyRef) -> None:
                 raise
         else:
             return
-    await worker.ask(GenerateKey(ref=ref, partner=True), seconds)
+    await worker.ask(
+        GenerateKey(ref=ref, partner=True, private=settings.private), seconds
+    )
 
 
 def discovery_for(config: Config) -> Discovery:

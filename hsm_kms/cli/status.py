@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
 from hsm_kms import config as configuration
+from hsm_kms.cli.admin import read_status
 from hsm_kms.cli.options import config_option, output_option
 from hsm_kms.errors import HsmKmsError
 
@@ -26,16 +28,35 @@ SECONDS = 3.0  # the API server's own default timeout
 def status(path: Path, socket: Path | None, output: str) -> None:
     """Ask a running server for its Status, over the KMS socket.
 
-    Exits with 0 when healthz is ok.
+    Detail comes from the admin socket, where the configuration names one and it
+    answers. Exits with 0 when healthz is ok.
     """
-    where = socket or configuration.load(path).listen.socket
-    answer = _ask(where)
+    admin = None
+    if socket is None:
+        config = configuration.load(path)
+        socket, admin = config.listen.socket, config.http.admin_socket
+    answer = _ask(socket)
+    server = read_status(admin) if admin else None
     if output == "json":
-        click.echo(json.dumps(answer))
+        click.echo(json.dumps(answer | ({"server": server} if server else {})))
     else:
-        for name, value in answer.items():
+        for name, value in (answer | _in_short(server)).items():
             click.echo(f"{name}: {value}")
     sys.exit(0 if answer["healthz"] == "ok" else 1)
+
+
+def _in_short(server: dict[str, Any] | None) -> dict[str, str]:
+    """What a person wants to know of /status."""
+    if server is None:
+        return {}
+    sessions, workers = server["sessions"], server["workers"]
+    shown = {
+        "workers": str(workers["ready"]),
+        "sessions": f"{sessions['idle']} idle of {sessions['held']}",
+        "breaker": server["breaker"],
+        "pin": server["pin"],
+    }
+    return ({"detail": server["detail"]} if server["state"] != "ok" else {}) | shown
 
 
 def _ask(socket: Path) -> dict[str, str]:

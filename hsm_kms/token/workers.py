@@ -89,10 +89,10 @@ class Workers:
         gate: PinGate,
         qualify: Callable[[Worker], Awaitable[None]],
         on_change: Callable[[], None],
-        counts: Counts,
+        counts: Counts | None = None,
     ) -> None:
         self._settings = settings
-        self._counts = counts
+        self._counts = counts or Counts()
         self._pool = pool
         self._gate = gate
         self._qualify = qualify
@@ -225,7 +225,8 @@ class Workers:
             if worker.started is None or not worker.started.os_locking:
                 continue
             for channel in worker.sessions:
-                if channel.lendable and channel not in self._pool:
+                idle = channel.busy_since is None and channel.lendable
+                if idle and channel not in self._pool:
                     await self._open_one_more(worker, channel)
                     return
 

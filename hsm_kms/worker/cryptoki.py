@@ -15,6 +15,7 @@ from hsm_kms.worker.structs import (
     FUNCTIONS,
     FunctionList,
     GcmParams,
+    Info,
     InitializeArgs,
     Mechanism,
     SessionInfo,
@@ -147,6 +148,17 @@ class Cryptoki:
     def _initialize(self, flags: int, reserved: c_void_p | None) -> None:
         args = InitializeArgs(None, None, None, None, flags, reserved)
         self._call("C_Initialize", byref(args))
+
+    def library(self) -> dict[str, str]:
+        """What the module says of itself (C_GetInfo), by RFC 7512's names."""
+        info = Info()
+        self._call("C_GetInfo", byref(info))
+        version = info.libraryVersion
+        return {
+            "library-manufacturer": info.manufacturerID.decode("utf-8", "replace"),
+            "library-description": info.libraryDescription.decode("utf-8", "replace"),
+            "library-version": f"{version.major}.{version.minor}",
+        }
 
     def token_info(self, slot: int) -> tuple[int, int | None]:
         """CKF_ flags and ulMaxSessionCount (None: no limit told) by C_GetTokenInfo."""

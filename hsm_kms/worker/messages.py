@@ -108,10 +108,12 @@ class GenerateKey(_Message, frozen=True, kw_only=True):
     Args:
         ref: CKA_LABEL and CKA_ID of the AES key.
         partner: Make the HMAC key that belongs to `ref`, not the AES key.
+        private: Only a session that is logged in can see it.
     """
 
     ref: KeyRef
     partner: bool = False
+    private: bool = True
 
 
 class Fingerprint(_Message, frozen=True, kw_only=True):

@@ -49,15 +49,15 @@ class Module:
         self._lib = _uninitialised_lib(settings.module)
         self._settings = settings
         self._token: Token | None = None
-        selection.check_library(self._lib, settings)
+        self._library = self.cryptoki.library()
+        selection.check_library(self._library, settings)
         if selection.has_selector(settings):
             self._token = selection.choose(self._present(), settings)
 
     @property
     def library(self) -> str:
         """The module's own description and version."""
-        info = self._lib
-        return f"{info.manufacturer_id} {info.library_description}".strip()
+        return " ".join(" ".join(self._library.values()).split())
 
     def tokens(self) -> tuple[TokenSeen, ...]:
         """Every slot with a token in it."""

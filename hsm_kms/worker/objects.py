@@ -8,7 +8,6 @@ import msgspec
 from pkcs11 import Attribute, KeyType, MechanismFlag, ObjectClass
 from pkcs11.exceptions import ObjectHandleInvalid, PKCS11Error
 
-from hsm_kms.worker.ckr import Fault
 from hsm_kms.worker.failures import Cause, WorkerError, from_pkcs11
 from hsm_kms.worker.values import KeyRef, KeySeen
 
@@ -17,6 +16,8 @@ if TYPE_CHECKING:
 
     from pkcs11 import Session
     from pkcs11.types import Object
+
+    from hsm_kms.worker.messages import GenerateKey
 
 KEY_BYTES: Final = 32
 
@@ -40,7 +41,8 @@ def list_keys(
 ) -> tuple[KeySeen, ...]:
     """Every AES key on the token with this CKA_LABEL, and one of these CKA_IDs.
 
-    An object that vanishes while it is being listed is left out.
+    An object that vanishes while it is being listed is left out, and so is a key
+    that could never be found again because its label is not UTF-8.
 
     Args:
         session: Logged in, where that is needed to see the keys.
@@ -54,9 +56,9 @@ def list_keys(
     found = []
     for key in (key for each in templates for key in _search(session, each)):
         try:
-            own = _label(key) if label is None else label
+            own = str(key[Attribute.LABEL]) if label is None else label
             found.append(_with_partner(session, _describe(key, own)))
-        except ObjectHandleInvalid:
+        except (ObjectHandleInvalid, UnicodeDecodeError):
             continue
         except PKCS11Error as error:
             raise from_pkcs11("C_GetAttributeValue", error) from None
@@ -79,23 +81,22 @@ def find_handle(session: Session, ref: KeyRef, kind: KeyType = KeyType.AES) -> i
     return handle
 
 
-def generate(session: Session, ref: KeyRef, *, partner: bool) -> KeySeen:
+def generate(session: Session, request: GenerateKey) -> KeySeen:
     """C_GenerateKey: 256 bits, sensitive, never extractable, modifiable.
-
-    Args:
-        session: Read-write.
-        ref: CKA_LABEL and CKA_ID of the AES key.
-        partner: Make the HMAC key (CKK_GENERIC_SECRET) that belongs to it instead.
 
     CKA_MODIFIABLE lets a later `keys retire` change the label; it gives no way to
     the value, which CKA_SENSITIVE and CKA_EXTRACTABLE guard for good.
+
+    Args:
+        session: Read-write.
+        request: What to make: the AES key, or the HMAC key (CKK_GENERIC_SECRET).
     """
     kind, capabilities = (
         (KeyType.GENERIC_SECRET, MechanismFlag.SIGN | MechanismFlag.VERIFY)
-        if partner
+        if request.partner
         else (KeyType.AES, MechanismFlag.ENCRYPT | MechanismFlag.DECRYPT)
     )
-    own = ref.partner if partner else ref
+    own = request.ref.partner if request.partner else request.ref
     try:
         key = session.generate_key(
             kind,
@@ -107,7 +108,7 @@ def generate(session: Session, ref: KeyRef, *, partner: bool) -> KeySeen:
             template={
                 Attribute.SENSITIVE: True,
                 Attribute.EXTRACTABLE: False,
-                Attribute.PRIVATE: True,
+                Attribute.PRIVATE: request.private,
                 Attribute.MODIFIABLE: True,
             },
         )
@@ -153,15 +154,6 @@ def _describe(key: Object, label: str) -> KeySeen:
         value_len=_read(key, Attribute.VALUE_LEN),
         attributes={name: _flag(key, which) for name, which in _FLAGS.items()},
     )
-
-
-def _label(key: Object) -> str:
-    try:
-        return str(key[Attribute.LABEL])
-    except UnicodeDecodeError:
-        raise WorkerError(
-            Fault.OPERATOR, "the CKA_LABEL of a listed key is not UTF-8"
-        ) from None
 
 
 def _flag(key: Object, attribute: Attribute) -> bool | None:

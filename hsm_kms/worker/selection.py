@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from pkcs11 import Token
-    from pkcs11._pkcs11 import lib
 
     from hsm_kms.worker.messages import Configure
 
@@ -24,21 +23,21 @@ def has_selector(settings: Configure) -> bool:
     return any(True for _ in _asked(settings))
 
 
-def check_library(module: lib, settings: Configure) -> None:
+def check_library(says: dict[str, str], settings: Configure) -> None:
     """Compare what the module says of itself with what was asked for.
+
+    Args:
+        says: By RFC 7512's names; blanks at the end do not count.
+        settings: What is asked for.
 
     Raises:
         WorkerError: It is another module.
     """
-    says = {
-        "library-manufacturer": module.manufacturer_id,
-        "library-description": module.library_description,
-        "library-version": "{}.{}".format(*module.library_version),
-    }
     for name, wanted in settings.library.items():
-        if says[name] != wanted:
+        is_ = says[name].rstrip()
+        if is_ != wanted:
             raise WorkerError(
-                Cause.MODULE, f"the module's {name} is {says[name]!r}, not {wanted!r}"
+                Cause.MODULE, f"the module's {name} is {is_!r}, not {wanted!r}"
             )
 
 

@@ -117,9 +117,8 @@ class TokenSession:
                 return Keys(keys=objects.list_keys(self._open(), label, ids))
             case Fingerprint():
                 return self._fingerprint(request)
-            case GenerateKey(ref=ref, partner=partner):
-                made = objects.generate(self._open(), ref, partner=partner)
-                return Keys(keys=(made,))
+            case GenerateKey():
+                return Keys(keys=(objects.generate(self._open(), request),))
             case Login():
                 self._module.login(self._open(), request)
                 return Done()

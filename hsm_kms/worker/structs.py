@@ -88,6 +88,18 @@ class InitializeArgs(ctypes.Structure):
     )
 
 
+class Info(ctypes.Structure):
+    """CK_INFO."""
+
+    _fields_ = (
+        ("cryptokiVersion", Version),
+        ("manufacturerID", c_char * 32),
+        ("flags", c_ulong),
+        ("libraryDescription", c_char * 32),
+        ("libraryVersion", Version),
+    )
+
+
 class Mechanism(ctypes.Structure):
     """CK_MECHANISM."""
 

@@ -22,6 +22,7 @@ from tests.conformance.clients import (
     SENTENCES,
     all_said,
     connected,
+    said,
     show,
     sync_said,
     workers_of,
@@ -139,7 +140,7 @@ def stopped_processes(pids):
 
 
 async def test_49_calls_in_flight_finish(plugin):
-    """SIGTERM ends no call under way: each gets its own answer, then the server goes."""
+    """SIGTERM ends no call under way: each is answered, then the server goes."""
     workers = workers_of(plugin)
     async with connected(plugin) as (client,):
         key_id = (await client.status()).key_id
@@ -167,7 +168,7 @@ async def test_49_stop_while_the_token_hangs(plugin):
     async with connected(plugin) as (client,):
         await client.status()
         with stopped_processes(workers):
-            calls = asyncio.create_task(all_said(client.encrypt() for _ in range(8)))
+            calls = asyncio.gather(*(said(client.encrypt()) for _ in range(8)))
             await asyncio.sleep(0.2)
             began = time.monotonic()
             plugin.process.send_signal(signal.SIGTERM)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from pkcs11 import Attribute, KeyType, MechanismFlag
@@ -80,6 +81,23 @@ class Client:
 
     def cbc(self, key: int) -> str:
         return self._block(key, cryptoki.cbc_zero_iv())
+
+    def storm(self, key: int, threads: int, rounds: int) -> int:
+        """Encrypt on a session for each thread at once; how many calls failed."""
+        handles = [self._module.open_session().handle for _ in range(threads)]
+
+        def one(handle: int) -> int:
+            failed = 0
+            for _ in range(rounds):
+                parameter = cryptoki.gcm(bytearray(12), AAD, 16)
+                try:
+                    self._cryptoki.encrypt(handle, key, parameter, bytes(32), 200)
+                except WorkerError:
+                    failed += 1
+            return failed
+
+        with ThreadPoolExecutor(threads) as pool:
+            return sum(pool.map(one, handles))
 
     def token(self) -> dict[str, Any]:
         """Flags, most sessions, AES mechanisms."""

@@ -42,7 +42,8 @@ class Token:
     """One token in a directory of its own.
 
     Args:
-        directory: Where it keeps everything; made if it is not there.
+        directory: Where it keeps everything; made if it is not there. The PIN file
+            lies beside it.
 
     Attributes:
         brand: Its name in this suite.
@@ -69,9 +70,11 @@ class Token:
         self.env: dict[str, str] = {}
         self.init_args: str | None = None
         self.inside: list[str] = []
-        self.pin_file = directory / "pin"
-        self.pin_file.touch(mode=0o600)
-        self.pin_file.write_text(f"{self.pin}\n")
+        # Beside the token: one that is old enough is read at once.
+        self.pin_file = directory.parent / f"pin-{self.brand}"
+        if not self.pin_file.exists():
+            self.pin_file.touch(mode=0o600)
+            self.pin_file.write_text(f"{self.pin}\n")
 
     def close(self) -> None:
         """End whatever the token runs on."""

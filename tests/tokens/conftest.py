@@ -40,7 +40,14 @@ def make_token(session_directory: Path) -> Iterator[MakeToken]:
         token.close()
 
 
-@pytest.fixture(scope="session", params=BRANDS, ids=lambda brand: brand.brand)
+@pytest.fixture(
+    scope="session",
+    params=[
+        # With --dist loadgroup a brand is made by one process only.
+        pytest.param(kind, marks=pytest.mark.xdist_group(kind.brand), id=kind.brand)
+        for kind in BRANDS
+    ],
+)
 def brand(request: pytest.FixtureRequest) -> type[Token]:
     """Each brand in turn."""
     kind: type[Token] = request.param

@@ -69,4 +69,7 @@ def _build(module: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.stdout.write(f"{build()}\n")
+    try:
+        sys.stdout.write(f"{build()}\n")
+    except MissingTokenError as error:
+        sys.exit(str(error))

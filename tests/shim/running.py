@@ -1,0 +1,92 @@
+"""tests/shim/client.py, running in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tests.support import PIN, SECONDS, TOKEN_LABEL
+
+if TYPE_CHECKING:
+    from tests.shim_driver import Shim
+    from tests.support import SoftHsm
+
+ROOT = Path(__file__).parents[2]
+IV = "a1" * 12
+DATA = "d0" * 32
+NO_ANSWER = object()
+
+
+class RefusedError(Exception):
+    """The client's answer was a CK_RV other than CKR_OK."""
+
+    def __init__(self, rv, function):
+        super().__init__(f"{function}: {rv:#x}")
+        self.rv = rv
+
+
+class Client:
+    """tests/shim/client.py, running."""
+
+    def __init__(self, shim: Shim, hsm: SoftHsm) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.shim.client", shim.module, TOKEN_LABEL],
+            cwd=ROOT,
+            env={**os.environ, **hsm.env, **shim.env},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    @property
+    def pid(self):
+        return self._process.pid
+
+    def ask(self, *command):
+        """Send a command and do not wait."""
+        self._process.stdin.write(json.dumps(command) + "\n")
+        self._process.stdin.flush()
+
+    def read(self, seconds=SECONDS):
+        """The answer, or `NO_ANSWER` in this time."""
+        if not select.select([self._process.stdout], [], [], seconds)[0]:
+            return NO_ANSWER
+        answer = json.loads(self._process.stdout.readline())
+        if "rv" in answer:
+            raise RefusedError(answer["rv"], answer["function"])
+        return answer["result"]
+
+    def do(self, *command: Any) -> Any:
+        self.ask(*command)
+        return self.read()
+
+    def rv(self, *command):
+        """CK_RV of a command, 0 where it works."""
+        try:
+            self.do(*command)
+        except RefusedError as error:
+            return error.rv
+        return 0
+
+    def log_in(self):
+        """Start, open a session, log in; the handle of the one key."""
+        self.do("start")
+        self.do("open")
+        self.do("login", PIN)
+        return self.do("find")[0]
+
+    def wait(self):
+        """Exit code and stderr."""
+        stderr = self._process.communicate(timeout=SECONDS)[1]
+        return self._process.returncode, stderr
+
+    def kill(self):
+        if self._process.poll() is None:
+            self._process.kill()
+        self._process.communicate()

@@ -1,0 +1,189 @@
+"""Keys as a session finds, identifies and makes them, on a real token."""
+
+from __future__ import annotations
+
+import subprocess
+
+import pytest
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+
+from hsm_kms.worker.messages import (
+    Block,
+    Decrypted,
+    Encrypted,
+    Failure,
+    Fingerprint,
+    GenerateKey,
+    KeyRef,
+    Keys,
+)
+from tests.odd_keys import Spy
+from tests.served import (
+    IMPORTED,
+    MATERIAL,
+    ask,
+    create,
+    gate,
+    keys,
+    one_worker,
+    unwrapping,
+    wrapping,
+)
+from tests.support import PIN, TOKEN_LABEL, softhsm_module
+
+BLOCK = b"hsm-kms fp block"
+
+
+@pytest.fixture
+def make(hsm, pin_file, directory):
+    """Start workers on a token with one KEK, logged in, with one session."""
+
+    def make(env=None, **changes):
+        return one_worker(hsm.env | (env or {}), gate(pin_file, directory), **changes)
+
+    return make
+
+
+@pytest.fixture
+async def worker(make):
+    """One of them."""
+    async with make() as made:
+        yield made
+
+
+def destroy(hsm, ref):
+    """Destroy a key from another process."""
+    hsm.pkcs11_tool(
+        *("--delete-object", "--type", "secrkey"),
+        *("--label", ref.label, "--id", ref.cka_id.hex()),
+    )
+
+
+async def test_destroyed_elsewhere(worker, hsm):
+    """A key destroyed by another process is gone; one put in its place is found."""
+    create(hsm)
+    sealed = await ask(worker, wrapping(IMPORTED, b"dek"))
+    assert isinstance(sealed, Encrypted)
+    destroy(hsm, IMPORTED)
+    assert "no-key" == (await ask(worker, unwrapping(IMPORTED, sealed))).cause
+    assert () == await keys(worker, IMPORTED.label)
+    create(hsm)
+
+    assert b"dek" == (await ask(worker, unwrapping(IMPORTED, sealed))).plaintext
+
+
+async def test_new_handle(worker, hsm):
+    """A key whose handle changed behind us is found again under the same request."""
+    create(hsm)
+    sealed = await ask(worker, wrapping(IMPORTED, b"dek"))
+    for _ in range(3):
+        destroy(hsm, IMPORTED)
+        create(hsm)
+        reply = await ask(worker, unwrapping(IMPORTED, sealed))
+        assert Decrypted(plaintext=b"dek") == reply
+
+
+async def test_two_of_a_kind(worker, hsm):
+    """Two keys with one label and one CKA_ID are not guessed between."""
+    for material in (MATERIAL, MATERIAL[::-1]):
+        create(hsm, value=material)
+    reply = await ask(worker, wrapping(IMPORTED, b"dek"))
+
+    assert "several-keys" == reply.cause
+
+
+async def test_listing_while_keys_vanish(worker, hsm):
+    """A listing shows what is there, while another process destroys and makes keys."""
+    numbers = range(6)
+    for number in numbers:
+        create(hsm, KeyRef("many", bytes([number])))
+    one = KeyRef("many", b"\x00")
+    command = [
+        *("pkcs11-tool", "--module", softhsm_module(), "--token-label", TOKEN_LABEL),
+        *("--login", "--pin", PIN, "--delete-object", "--type", "secrkey"),
+        *("--label", one.label, "--id"),
+    ]
+    for number in numbers:
+        with subprocess.Popen(  # noqa: ASYNC220 - polled between two listings
+            [*command, f"{number:02x}"],
+            env=hsm.env,
+            stdout=subprocess.DEVNULL,
+        ) as deleting:
+            while deleting.poll() is None:
+                seen = {key.ref.cka_id[0] for key in await keys(worker, "many")}
+                assert set(numbers[number + 1 :]) <= seen <= set(numbers[number:])
+        assert set(numbers[number + 1 :]) == {
+            key.ref.cka_id[0] for key in await keys(worker, "many")
+        }
+
+
+async def test_fingerprint(worker, hsm):
+    """The block is AES of it, whichever mechanism the token offers."""
+    create(hsm)
+    expected = []
+    for mode in (modes.ECB(), modes.CBC(bytes(16))):  # noqa: S305 - one block
+        encryptor = Cipher(algorithms.AES(MATERIAL), mode).encryptor()
+        expected.append(encryptor.update(BLOCK) + encryptor.finalize())
+    reply = await ask(worker, Fingerprint(ref=IMPORTED, block=BLOCK))
+
+    assert isinstance(reply, Block)
+    assert [reply.block] * 2 == expected
+
+
+async def test_generate(make):
+    """A new KEK has exactly the attributes that the policy wants."""
+    ref = KeyRef("fresh", b"hkms" + bytes(17))
+    async with make(read_write=True) as worker:
+        reply = await ask(worker, GenerateKey(ref=ref))
+        assert isinstance(reply, Keys), reply
+        (made,) = reply.keys
+        assert (made,) == await keys(worker, "fresh")
+        assert isinstance(await ask(worker, wrapping(ref, b"dek")), Encrypted)
+
+    assert (ref, 32) == (made.ref, made.value_len)
+    assert {
+        "CKA_SENSITIVE": True,
+        "CKA_EXTRACTABLE": False,
+        "CKA_ENCRYPT": True,
+        "CKA_DECRYPT": True,
+        "CKA_TOKEN": True,
+        "CKA_PRIVATE": True,
+        "CKA_LOCAL": True,
+        "CKA_ALWAYS_SENSITIVE": True,
+        "CKA_NEVER_EXTRACTABLE": True,
+    }.items() <= made.attributes.items()
+
+
+async def test_generate_asks_for_no_more(make, directory):
+    """C_GenerateKey is asked for encryption and decryption, and nothing else."""
+    log = directory / "spy.log"
+    spy = Spy(log)
+    async with make(spy.env, module=spy.module, read_write=True) as worker:
+        await ask(worker, GenerateKey(ref=KeyRef("fresh", b"\x01")))
+    call = log.read_text().partition(": C_GenerateKey")[2].partition("\n\n")[0]
+    wanted = {}
+    for line in call.splitlines():
+        words = line.split()
+        if words[:1] and words[0].startswith("CKA_"):
+            wanted[words[0]] = words[1]
+
+    yes = {name for name, value in wanted.items() if value == "True"}
+    no = {name for name, value in wanted.items() if value == "False"}
+    assert {
+        *("CKA_TOKEN", "CKA_PRIVATE", "CKA_SENSITIVE", "CKA_MODIFIABLE"),
+        *("CKA_ENCRYPT", "CKA_DECRYPT"),
+    } == yes
+    assert {"CKA_EXTRACTABLE", "CKA_WRAP", "CKA_UNWRAP", "CKA_SIGN"} <= no
+    assert {"CKA_LABEL", "CKA_ID", "CKA_VALUE_LEN"} <= set(wanted)
+
+
+async def test_generate_without_read_write(worker):
+    """A read-only session makes no key, says why, and does not try twice."""
+    reply = await ask(worker, GenerateKey(ref=KeyRef("fresh", b"\x01")))
+
+    assert isinstance(reply, Failure)
+    assert ("operator", "C_GenerateKey", 0xB5) == (
+        reply.cause,
+        reply.function,
+        reply.rv,
+    )

@@ -1,0 +1,109 @@
+"""Workers under load, and over many restarts."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import secrets
+import signal
+import threading
+
+import pytest
+
+from hsm_kms.errors import HsmKmsError
+from hsm_kms.token import backoff
+from hsm_kms.token.counts import End
+from tests.served import Served, children, descriptors
+
+
+@pytest.fixture
+def make(hsm, pin_file, directory):
+    """Make workers on a token with one KEK."""
+
+    def make(**settings):
+        return Served(hsm, pin_file, directory, **settings)
+
+    return make
+
+
+async def test_no_leak_over_restarts(make, monkeypatch):
+    """Twenty restarts leave no descriptor, process, thread or task behind."""
+    monkeypatch.setattr(backoff, "LONGEST_SECONDS", 0.01)
+    async with make(workers=1, sessions=2) as served:
+        await served.stocked()
+        gc.collect()
+        before = descriptors(), len(asyncio.all_tasks()), threading.active_count()
+        for number in range(20):
+            worker = served.workers.ready[0]
+            if number % 2:
+                os.kill(worker.pid, signal.SIGKILL)
+            else:
+                worker.retire(End.CANARY, "test")
+            await served.until(lambda w=worker: w not in served.workers.ready)
+            await served.stocked()
+        await served.until(lambda: len(children()) == 1)
+        gc.collect()
+        assert before == (
+            descriptors(),
+            len(asyncio.all_tasks()),
+            threading.active_count(),
+        )
+    assert set() == children()
+
+
+async def test_load_with_cancellations(make):
+    """Under load, with clients going away at random, every answer is the right one."""
+    async with make() as served:
+        await served.stocked()
+        until = asyncio.get_running_loop().time() + 3.0
+        counts = {"right": 0, "cancelled": 0, "failed": 0}
+
+        async def client():
+            while asyncio.get_running_loop().time() < until:
+                plaintext = secrets.token_bytes(1 + secrets.randbelow(64))
+                try:
+                    async with asyncio.timeout(secrets.randbelow(6000) / 1e6):
+                        back = await served.unwrap(await served.wrap(plaintext))
+                except TimeoutError:
+                    counts["cancelled"] += 1
+                except HsmKmsError:
+                    counts["failed"] += 1
+                else:
+                    assert plaintext == back
+                    counts["right"] += 1
+
+        await asyncio.gather(*(client() for _ in range(12)))
+        await served.until(lambda: served.pool.stats().idle == 8)
+        assert 0 == counts["failed"], served.faults
+        assert min(counts["right"], counts["cancelled"]) > 50, counts
+
+
+async def test_load_with_kills(make, monkeypatch):
+    """Under load, with workers killed, no answer is wrong, and all is well again."""
+    monkeypatch.setattr(backoff, "LONGEST_SECONDS", 0.01)
+    async with make() as served:
+        await served.stocked()
+        stop, right = asyncio.Event(), 0
+
+        async def client():
+            nonlocal right
+            while not stop.is_set():
+                plaintext = secrets.token_bytes(32)
+                try:
+                    back = await served.unwrap(await served.wrap(plaintext))
+                except HsmKmsError:
+                    continue
+                assert plaintext == back
+                right += 1
+
+        clients = [asyncio.create_task(client()) for _ in range(12)]
+        for _ in range(6):
+            await asyncio.sleep(0.25)
+            if served.workers.ready:
+                os.kill(served.workers.ready[0].pid, signal.SIGKILL)
+        stop.set()
+        await asyncio.gather(*clients)
+        assert right > 50
+        await served.stocked()
+        assert b"dek" == await served.unwrap(await served.wrap(b"dek"))
