@@ -11,6 +11,8 @@ found() {
 }
 
 set -- # the packages to install
+found /usr/include/p11-kit-1/p11-kit/pkcs11.h || set -- "$@" libp11-kit-dev
+found /usr/bin/gcc /usr/bin/cc || set -- "$@" gcc libc6-dev
 found /usr/bin/softhsm2-util /usr/local/bin/softhsm2-util || set -- "$@" softhsm2
 found /usr/bin/pkcs11-tool /usr/local/bin/pkcs11-tool || set -- "$@" opensc
 found /usr/lib/*/pkcs11-spy.so /usr/lib64/pkcs11-spy.so \

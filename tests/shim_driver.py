@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 SOURCE = Path(__file__).parent / "shim" / "pkcs11_shim.c"
 INCLUDE = Path("/usr/include/p11-kit-1")
-MISSING = "gcc and libp11-kit-dev are needed: make test-faults installs them"
+MISSING = "gcc and libp11-kit-dev are needed: make test installs them"
 
 # struct shared: name, calls, acted; pid, slot, session.
 _FUNCTION = struct.Struct("=32sQQ")

@@ -24,7 +24,7 @@ CODES = {
     Fault.SESSION: "OK",
     Fault.LOGIN: "OK",
     Fault.DEVICE: "UNAVAILABLE",
-    Fault.CAPACITY: "OK",
+    Fault.CAPACITY: "UNAVAILABLE",
     Fault.PIN: "FAILED_PRECONDITION",
     Fault.OPERATOR: "UNAVAILABLE",
 }

@@ -56,7 +56,9 @@ def generate(
     choice = LoginChoice(pin_file=pin_file, prompt=pin_prompt, login=login)
     before, after = asyncio.run(_generate(config, choice, another=another))
     known = {key.key_id for key in before.keys}
-    made = next(key for key in after.keys if key.key_id not in known)
+    # An AES key with an HMAC key beside it has two names; the one that can wrap counts.
+    fresh = [key for key in after.keys if key.key_id not in known]
+    made = next((key for key in fresh if key.mechanism is not None), fresh[0])
     if output == "json":
         click.echo(json.dumps({"key_id": made.key_id, "cka_id": made.ref.cka_id.hex()}))
         return

@@ -27,12 +27,14 @@ from hsm_kms.errors import (
     PinRejectedError,
     PinSettlingError,
     PinUnavailableError,
+    TokenError,
     WorkerLostError,
 )
 from hsm_kms.state import StateCorruptError, StateWriteError
 from hsm_kms.state_records import PinIdentity, PinRecord
 from hsm_kms.token.counts import End
 from hsm_kms.token.faults import error_from
+from hsm_kms.worker import ckr
 from hsm_kms.worker.messages import Failure, Login
 
 if TYPE_CHECKING:
@@ -144,9 +146,9 @@ class PinGate:
             await self._try(worker, source, before)
         except (PinRejectedError, WorkerLostError):
             raise  # judged, or died inside C_Login: the try is used up
-        except HsmKmsError:
-            # The token answered, and not about the PIN: no try was used up.
-            self._remember(before)
+        except HsmKmsError as error:
+            if not _may_be_about_the_pin(error):
+                self._remember(before)  # no try was used up
             raise
         self._remember(PinRecord(identity=identity, verdict="proven"))
 
@@ -210,6 +212,13 @@ class PinGate:
         except (StateWriteError, StateCorruptError) as error:
             self._unsaved = record
             _log.warning("what became of the PIN is not saved", error=error.sentence)
+
+
+def _may_be_about_the_pin(error: HsmKmsError) -> bool:
+    """Some tokens reject a PIN with an error that could mean anything."""
+    if not isinstance(error, TokenError) or error.function != "C_Login":
+        return False
+    return error.rv not in ckr.known() or ckr.fault(error.rv) is ckr.Fault.AMBIGUOUS
 
 
 async def _exchange(

@@ -16,9 +16,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from hsm_kms.errors import (
+    CiphertextError,
     HsmKmsError,
     PoolClosedError,
     PoolTimeoutError,
+    RequestError,
     SessionLostError,
     TokenError,
     TokenTimeoutError,
@@ -28,7 +30,7 @@ from hsm_kms.token.breaker import Breaker
 from hsm_kms.token.counts import Counts, End
 from hsm_kms.token.faults import error_from
 from hsm_kms.worker import ckr
-from hsm_kms.worker.messages import Failure
+from hsm_kms.worker.messages import Decrypt, Encrypt, Failure
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -179,7 +181,7 @@ class Pool:
         except TimeoutError:
             raise self._timed_out(channel) from None
         if isinstance(reply, Failure):
-            self._report_and_raise(channel, reply)
+            self._report_and_raise(channel, request, reply)
         self.breaker.succeeded()
         return reply
 
@@ -194,16 +196,22 @@ class Pool:
             self.breaker.failed(error)
         return error
 
-    def _report_and_raise(self, channel: Channel, reply: Failure) -> None:
+    def _report_and_raise(
+        self, channel: Channel, request: Request, reply: Failure
+    ) -> None:
         error = error_from(reply)
         self._counts.errors[ckr.name(reply.rv) if reply.rv else reply.cause] += 1
         if isinstance(error, WorkerLostError):
             channel.retire(End.LOGIN)  # logged out: so are its other sessions
         elif isinstance(error, SessionLostError):
             self._lend_last(channel)
-        elif reply.cause == ckr.Fault.CAPACITY:
+        elif reply.function == "C_OpenSession" and len(self._sessions) > 1:
             self.withdraw(channel)  # it has no session; one more is tried later
             raise SessionLostError(str(error))
+        elif isinstance(error, CiphertextError) and isinstance(request, Encrypt):
+            raise RequestError(str(error))
+        elif isinstance(request, Decrypt) and reply.cause == ckr.Fault.AMBIGUOUS:
+            pass  # no canary could settle it, and what came from etcd trips nothing
         elif isinstance(error, TokenError):
             self._on_fault(error)
             if reply.cause in _TOKEN_AT_FAULT:

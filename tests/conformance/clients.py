@@ -208,6 +208,15 @@ def _workers_now(plugin: Plugin) -> set[int]:
     return started - {event["pid"] for event in plugin.events("token worker ended")}
 
 
+def take_token(plugin: Plugin) -> None:
+    """Move the token away from a server that is all there.
+
+    A worker that is just starting would find a token without its key instead.
+    """
+    workers_of(plugin)
+    plugin.hsm.take_away()
+
+
 @contextlib.contextmanager
 def unharmed(plugin: Plugin) -> Iterator[None]:
     """Assert that server and workers outlive what is done here, and stay well."""

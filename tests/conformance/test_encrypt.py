@@ -143,5 +143,5 @@ def test_32_checks_itself_at_the_start(spied):
     plugin, spy = spied
     plugin.start().wait_healthz("ok")
 
-    assert spy.count("C_EncryptInit") >= 1
-    assert 1 == spy.count("C_DecryptInit") == spy.count("C_Decrypt")
+    assert spy.count("C_Encrypt") >= 1
+    assert spy.count("C_Decrypt") >= 1

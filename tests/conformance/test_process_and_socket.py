@@ -25,6 +25,7 @@ from tests.conformance.clients import (
     said,
     show,
     sync_said,
+    take_token,
     workers_of,
 )
 from tests.odd_keys import alive, command_lines
@@ -271,13 +272,13 @@ def traffic(plugin, dek: bytes) -> str:
     return sealed.key_id
 
 
-def test_52_no_secret_in_log_or_process(plugin, hsm):
+def test_52_no_secret_in_log_or_process(plugin):
     """Neither PIN nor DEK is in the debug log, the arguments or the environment."""
     dek = os.urandom(32)
     pids = {plugin.process.pid, *workers_of(plugin)}
     traffic(plugin, dek)
     seen = [command_lines(pid) for pid in pids]
-    hsm.take_away()
+    take_token(plugin)
     wait_for(lambda: plugin.healthz() != "ok")
     code_of(lambda: plugin.encrypt(dek))
     plugin.stop()
@@ -308,7 +309,7 @@ def test_52_every_request_in_the_log(plugin):
         assert 0 < event["duration_seconds"] < 3
 
 
-async def test_53_fixed_sentences(plugin, hsm):
+async def test_53_fixed_sentences(plugin):
     """Well or not, no client ever learns more than a sentence of the table."""
     async with connected(plugin) as (client,):
         sealed = await client.encrypt()
@@ -328,7 +329,7 @@ async def test_53_fixed_sentences(plugin, hsm):
             )
 
         told = await ask()
-        hsm.take_away()
+        take_token(plugin)
         for _ in range(20):
             told += await ask()
             await asyncio.sleep(0.05)
