@@ -1,0 +1,182 @@
+"""Streams of Encrypt and Decrypt on a running server, every answer looked at."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import threading
+import time
+from typing import TYPE_CHECKING, NamedTuple, Self
+
+import grpc.aio
+
+from hsm_kms.api.rpc import kms_v2_pb2, kms_v2_pb2_grpc
+from tests.support import SECONDS, wait_for
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tests.support import Plugin
+
+STREAMS = 8
+PAUSE_SECONDS = 0.005
+TIMEOUT_SECONDS = 3.0  # as the API server has it
+IN_A_ROW = 4  # right answers of each stream, for the server to count as well
+
+# Codes a client may meet while the token is in trouble; anything else is a bug.
+EXCUSED = frozenset({"UNAVAILABLE", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED"})
+_KEPT = 8  # ciphertexts that a stream reads again and again
+
+
+class Answer(NamedTuple):
+    """One request and its end, in `time.monotonic()` seconds."""
+
+    stream: int
+    method: str
+    began: float
+    ended: float
+    code: str
+
+
+class Kept(NamedTuple):
+    """Something sealed, and what it must open to."""
+
+    plaintext: bytes
+    ciphertext: bytes
+    key_id: str
+
+
+class Load:
+    """A client with several streams, in a thread of its own.
+
+    Args:
+        plugin: The server.
+        streams: How many requests are under way at once.
+
+    Attributes:
+        answers: Everything that was answered, in order of the answers.
+        wrong: What must never be: other plaintexts, exceptions that are no status.
+        sent: Requests begun.
+    """
+
+    def __init__(self, plugin: Plugin, streams: int = STREAMS) -> None:
+        self.answers: list[Answer] = []
+        self.wrong: list[str] = []
+        self.sent = 0
+        self._target = f"unix:{plugin.socket}"
+        self._streams = streams
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._run()))
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join(SECONDS)
+        assert not self._thread.is_alive()
+
+    async def _run(self) -> None:
+        options = (
+            ("grpc.default_authority", "localhost"),
+            ("grpc.initial_reconnect_backoff_ms", 50),
+            ("grpc.max_reconnect_backoff_ms", 100),
+        )
+        async with grpc.aio.insecure_channel(self._target, options) as channel:
+            stub = kms_v2_pb2_grpc.KeyManagementServiceStub(channel)
+            streams = (self._stream(number, stub) for number in range(self._streams))
+            await asyncio.gather(*streams)
+
+    async def _stream(
+        self, number: int, stub: kms_v2_pb2_grpc.KeyManagementServiceStub
+    ) -> None:
+        kept: list[Kept] = []
+        turn = 0
+        while not self._stop.is_set():
+            turn += 1
+            began = time.monotonic()
+            self.sent += 1
+            method = "Decrypt" if kept and turn % 2 else "Encrypt"
+            try:
+                await (self._open(stub, kept) if turn % 2 else self._seal(stub, kept))
+                code = "OK"
+            except grpc.aio.AioRpcError as error:
+                code = error.code().name
+            except Exception as error:  # noqa: BLE001 - told by the test
+                code = repr(error)
+                self.wrong.append(code)
+            ended = time.monotonic()
+            self.answers.append(Answer(number, method, began, ended, code))
+            await asyncio.sleep(PAUSE_SECONDS)
+
+    async def _seal(
+        self, stub: kms_v2_pb2_grpc.KeyManagementServiceStub, kept: list[Kept]
+    ) -> None:
+        plaintext = secrets.token_bytes(32)
+        request = kms_v2_pb2.EncryptRequest(plaintext=plaintext, uid="load")
+        sealed = await stub.Encrypt(
+            request, timeout=TIMEOUT_SECONDS, wait_for_ready=True
+        )
+        kept.append(Kept(plaintext, sealed.ciphertext, sealed.key_id))
+        del kept[:-_KEPT]
+
+    async def _open(
+        self, stub: kms_v2_pb2_grpc.KeyManagementServiceStub, kept: list[Kept]
+    ) -> None:
+        if not kept:
+            await self._seal(stub, kept)
+            return
+        one = secrets.choice(kept)
+        request = kms_v2_pb2.DecryptRequest(
+            ciphertext=one.ciphertext, key_id=one.key_id, uid="load"
+        )
+        got = await stub.Decrypt(request, timeout=TIMEOUT_SECONDS, wait_for_ready=True)
+        if got.plaintext != one.plaintext:
+            self.wrong.append("a plaintext that was never sealed there")
+
+    # What came of it
+
+    def wait_well(self, since: float = 0.0, seconds: float = SECONDS) -> float:
+        """Wait until every stream is served again.
+
+        Args:
+            since: Answers to requests begun earlier do not count.
+            seconds: Longest wait.
+
+        Returns:
+            Seconds from `since` to then.
+        """
+        wait_for(lambda: self._served(since), seconds)
+        return time.monotonic() - since
+
+    def _served(self, since: float) -> bool:
+        answers = [one for one in self.answers[-2000:] if one.began >= since]
+        rows = (
+            [one.code for one in answers if one.stream == number][-IN_A_ROW:]
+            for number in range(self._streams)
+        )
+        return all(row == ["OK"] * IN_A_ROW for row in rows)
+
+    def failures(self) -> Sequence[Answer]:
+        """Answers that are not OK."""
+        return [one for one in self.answers if one.code != "OK"]
+
+    def wait_failing(self) -> None:
+        """Wait until a request has failed."""
+        wait_for(self.failures)
+
+    def check(self, began: float, over: float) -> None:
+        """Nothing wrong; failures only around the fault, and only of the right kind.
+
+        Args:
+            began: When the fault began.
+            over: When every stream was served again.
+        """
+        assert [] == self.wrong
+        assert self.sent == len(self.answers)
+        failures = self.failures()
+        assert {one.code for one in failures} <= EXCUSED
+        early = [one for one in failures if one.ended < began]
+        late = [one for one in failures if one.began > over]
+        assert [] == [*early, *late]

@@ -1,0 +1,86 @@
+"""A server on the fault shim, seen from outside: processes, probes, metrics, status."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import re
+import socket
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from tests.support import SECONDS, wait_for
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.shim_driver import Shim
+    from tests.support import Plugin, SoftHsm
+
+_SAMPLE = re.compile(r"^(hsm_kms_\w+)(\{[^}]*\})? (\S+)$", re.MULTILINE)
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    def __init__(self, path: Path) -> None:
+        super().__init__("localhost", timeout=SECONDS)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(SECONDS)
+        self.sock.connect(str(self._path))
+
+
+def _get(connection: http.client.HTTPConnection, path: str) -> tuple[int, str]:
+    try:
+        connection.request("GET", path)
+        response = connection.getresponse()
+        return response.status, response.read().decode()
+    finally:
+        connection.close()
+
+
+@dataclass(frozen=True)
+class Rig:
+    """A server, its token, and the shim between them."""
+
+    plugin: Plugin
+    hsm: SoftHsm
+    shim: Shim
+
+    def get(self, path: str) -> tuple[int, str]:
+        """Status code and body of a page of the probes and metrics."""
+        port = self.plugin.events("probes and metrics")[-1]["port"]
+        return _get(http.client.HTTPConnection("127.0.0.1", port, SECONDS), path)
+
+    def metrics(self) -> dict[str, float]:
+        """Our own samples, by name and labels as they stand there."""
+        code, text = self.get("/metrics")
+        assert 200 == code
+        return {
+            name + (labels or ""): float(value)
+            for name, labels, value in _SAMPLE.findall(text)
+        }
+
+    def admin(self) -> dict[str, Any]:
+        """The server's own status."""
+        connection = _UnixConnection(self.plugin.directory / "admin.sock")
+        code, text = _get(connection, "/status")
+        assert 200 == code
+        return json.loads(text)
+
+    def ends(self, reason: str) -> int:
+        """Workers that ended for this reason."""
+        return int(self.admin()["workers"]["ended"].get(reason, 0))
+
+    def workers(self) -> list[int]:
+        """Process ids of the workers, once all that are configured serve."""
+        wanted = self.plugin.config["token"].get("workers", 2)
+        wait_for(lambda: self.admin()["workers"]["ready"] == wanted)
+        wait_for(lambda: len(self.plugin.worker_pids()) == wanted)
+        return self.plugin.worker_pids()
+
+    def well(self, seconds: float = SECONDS) -> None:
+        """Wait until Status is ok and all workers serve."""
+        self.plugin.wait_healthz("ok", seconds)
+        self.workers()
