@@ -9,13 +9,14 @@ LOCK := $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header 
 
 .SHELLFLAGS := -euc
 .DELETE_ON_ERROR:
-.PHONY: help run test test-e2e test-tokens lint types proto lock image clean packages
+.PHONY: help run test test-e2e bench test-tokens lint types proto lock image clean packages
 
 help:
 	@echo 'make run          serve with a SoftHSM2 token made in .dev'
 	@echo 'make test         everything but the end-to-end tests, in under 3 minutes'
 	@echo 'make test-e2e     a real kube-apiserver and etcd (Go, or KUBEBUILDER_ASSETS)'
 	@echo 'make test-tokens  Kryoptic, NSS, opencryptoki and p11-kit beside SoftHSM2'
+	@echo 'make bench     figures of the direct path (h2load, from nghttp2-client)'
 	@echo 'make lint         ruff, import-linter, shellcheck where it is installed'
 	@echo 'make types        mypy'
 	@echo 'make proto        generate hsm_kms/api/rpc anew from proto/'
@@ -48,6 +49,9 @@ test-tokens: .venv/dev packages
 	@tests/packages-tokens.sh
 	@$(BIN)/python -m tests.tokens.kryoptic_module || echo 'going on without Kryoptic'
 	@$(BIN)/pytest -n auto --dist loadgroup tests/tokens $(PYTEST_ARGS)
+
+bench: .venv/dev packages
+	@$(BIN)/python -m bench.direct
 
 lint: .venv/dev
 	@$(BIN)/ruff check .

@@ -168,8 +168,9 @@ class Health:
         """Make the state anew; log it when it changed."""
         if self._ring is not None or self._workers().error is not None:
             self._first_news.set()
+        before = self._detail
         state = self._judge()
-        if state == self._state:
+        if state == self._state and self._detail == before:
             return
         self._state = state
         _log.info(

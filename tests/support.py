@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 TOKEN_LABEL = "test"
 PIN = "8467-Test-PIN"  # looked for in logs, so it must be unlike anything else
 SO_PIN = "so-pin-9911"
-SECONDS = 10.0  # how long a test waits for what should take a tenth of it
+SECONDS = 20.0  # how long a test waits for what should take a tenth of it
 
 _MODULES = (
     "/usr/lib/softhsm/libsofthsm2.so",

@@ -112,7 +112,7 @@ async def _wait_until_stable(gate: PinGate) -> None:
 def _pin_source(
     config: Config, choice: LoginChoice
 ) -> Iterator[tuple[PinSource | None, tuple[int, ...]]]:
-    kind = _user_type(choice.login or config.token.login)
+    kind = _user_type(choice, config)
     if kind is None:
         yield None, ()
         return
@@ -132,10 +132,10 @@ def _pin_source(
         os.close(descriptor)
 
 
-def _user_type(login: str) -> int | None:
+def _user_type(choice: LoginChoice, config: Config) -> int | None:
+    if choice.login == "none":
+        raise ConfigError(["--login none is for the configuration: token.login"])
     try:
-        return wiring.user_type(login)
+        return wiring.user_type(choice.login or config.token.login)
     except ValueError:
-        raise ConfigError(
-            ["--login must be user, crypto-user, so, none or 0x..."]
-        ) from None
+        raise ConfigError(["--login must be user, crypto-user, so or 0x..."]) from None

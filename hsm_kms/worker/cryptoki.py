@@ -84,28 +84,40 @@ def cbc_zero_iv() -> Parameter:
     return Parameter(CKM_AES_CBC, (c_ubyte * 16)())
 
 
-class Cryptoki:
-    """The function list of one loaded module.
+FunctionListPointer = POINTER(FunctionList)
+
+
+def load(path: str) -> Any:
+    """Load a module and get its function list.
 
     Args:
         path: Absolute path of the shared object.
 
+    Returns:
+        A `FunctionListPointer`; the module is never unloaded.
+
     Raises:
         WorkerError: It cannot be loaded, or has no C_GetFunctionList.
     """
+    try:
+        get_list = ctypes.CDLL(path).C_GetFunctionList
+    except (OSError, AttributeError) as error:
+        raise WorkerError(Cause.MODULE, f"cannot load the module: {error}") from None
+    functions = FunctionListPointer()
+    rv = get_list(byref(functions))
+    if rv != ckr.CKR_OK:
+        raise from_rv("C_GetFunctionList", rv)
+    return functions
 
-    def __init__(self, path: str) -> None:
-        try:
-            library = ctypes.CDLL(path)
-            get_list = library.C_GetFunctionList
-        except (OSError, AttributeError) as error:
-            raise WorkerError(
-                Cause.MODULE, f"cannot load the module: {error}"
-            ) from None
-        functions = POINTER(FunctionList)()
-        rv = get_list(byref(functions))
-        if rv != ckr.CKR_OK:
-            raise from_rv("C_GetFunctionList", rv)
+
+class Cryptoki:
+    """The functions of one loaded module.
+
+    Args:
+        functions: A `FunctionListPointer`.
+    """
+
+    def __init__(self, functions: Any) -> None:
         prototype = ctypes.CFUNCTYPE(c_ulong)
         for name in FUNCTIONS:
             address = getattr(functions.contents, name)
@@ -113,7 +125,6 @@ class Cryptoki:
             if function is not None:
                 function.argtypes = None
             setattr(self, f"_{name}", function)
-        self._library = library
 
     def _call(self, name: str, *args: object) -> None:
         function = getattr(self, f"_{name}")

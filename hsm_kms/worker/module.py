@@ -7,16 +7,17 @@ without its initialiser and works on the library that is initialised already.
 
 from __future__ import annotations
 
+import ctypes
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pkcs11._pkcs11 import lib
 from pkcs11.exceptions import PKCS11Error
 
 from hsm_kms.hardening import finish_without_parent
 from hsm_kms.worker import selection
-from hsm_kms.worker.cryptoki import Cryptoki
+from hsm_kms.worker.cryptoki import Cryptoki, FunctionListPointer, load
 from hsm_kms.worker.failures import Cause, WorkerError, from_pkcs11
 from hsm_kms.worker.values import TokenSeen
 
@@ -43,10 +44,12 @@ class Module:
     """
 
     def __init__(self, settings: Configure) -> None:
-        self.cryptoki = Cryptoki(settings.module)
+        # Ours first: its errors carry their CK_RV, and the loader's message.
+        functions = load(settings.module)
+        self._lib = _uninitialised_lib(settings.module)
+        self.cryptoki = Cryptoki(_same_list(functions, self._lib))
         self.needs_login = settings.needs_login
         self.os_locking = self.cryptoki.initialize(settings.init_args)
-        self._lib = _uninitialised_lib(settings.module)
         self._settings = settings
         self._token: Token | None = None
         self._library = self.cryptoki.library()
@@ -144,6 +147,19 @@ def _uninitialised_lib(path: str) -> lib:
         return lib.__new__(lib, path)  # type: ignore[call-arg]
     except PKCS11Error as error:
         raise WorkerError(Cause.MODULE, str(error)) from None
+
+
+def _same_list(ours: Any, module: lib) -> Any:
+    """The function list that python-pkcs11 got, for both of us to use.
+
+    p11-kit's proxy makes a new list, with sessions of its own, at every
+    C_GetFunctionList. python-pkcs11 keeps its list in the first field of its object.
+    """
+    address = id(module) + object.__basicsize__
+    theirs = FunctionListPointer.from_address(address)
+    if bytes(theirs.contents.version) != bytes(ours.contents.version):
+        raise WorkerError(Cause.INTERNAL, "python-pkcs11 has another layout")
+    return ctypes.cast(theirs, FunctionListPointer)
 
 
 def _aes_mechanisms(slot: Slot) -> tuple[str, ...]:

@@ -81,6 +81,7 @@ class Rig:
         return self.plugin.worker_pids()
 
     def well(self, seconds: float = SECONDS) -> None:
-        """Wait until Status is ok and all workers serve."""
+        """Wait until Status is ok and all workers serve; a spare one may be there."""
         self.plugin.wait_healthz("ok", seconds)
-        self.workers()
+        wanted = self.plugin.config["token"].get("workers", 2)
+        wait_for(lambda: self.admin()["workers"]["ready"] >= wanted, seconds)

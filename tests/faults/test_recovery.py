@@ -8,26 +8,22 @@ import signal
 import time
 from pathlib import Path
 
-import grpc
 import pytest
 
-from tests.faults.load import Load
+from tests.faults.load import EXCUSED, Load
 from tests.support import code_of, wait_for
 
 SESSION_HANDLE_INVALID = 0xB3
 KEY_HANDLE_INVALID = 0x60
-CALLS = 24  # that a fault of single calls hits: more than there are sessions
+SESSIONS = 8  # of two workers
+MANY = 3 * SESSIONS
 
 
-def both(fault, count=CALLS):
-    """Rules that fail wrapping and unwrapping alike."""
-    return [f"{name} count={count} {fault}" for name in ("C_EncryptInit", "C_Decrypt")]
-
-
-def hit(rig, function, count):
-    """Wait until the rules of a function have acted on so many calls since now."""
-    wanted = rig.shim.acted(function) + count
-    return lambda: rig.shim.acted(function) >= wanted
+def strike(rig, *functions, fault, count=1):
+    """Let so many calls of each function fail, and wait until they have."""
+    wanted = {name: rig.shim.acted(name) + count for name in functions}
+    rig.shim.set(*(f"{name} count={count} {fault}" for name in functions))
+    wait_for(lambda: all(rig.shim.acted(n) >= wanted[n] for n in functions))
 
 
 def kill_all(rig):
@@ -40,9 +36,23 @@ def kill_all(rig):
 
 
 def session_lost(rig):
-    struck = hit(rig, "C_EncryptInit", CALLS)
-    rig.shim.set(*both(f"rv={SESSION_HANDLE_INVALID:#x}"))
-    wait_for(struck)
+    for _ in range(SESSIONS):
+        strike(rig, "C_EncryptInit", fault=f"rv={SESSION_HANDLE_INVALID:#x}")
+
+
+def sessions_lost(rig):
+    functions = ("C_EncryptInit", "C_DecryptInit")
+    strike(rig, *functions, fault=f"rv={SESSION_HANDLE_INVALID:#x}", count=MANY)
+
+
+def stale_handle(rig):
+    for _ in range(SESSIONS):
+        strike(rig, "C_DecryptInit", fault=f"rv={KEY_HANDLE_INVALID:#x}")
+
+
+def stale_handles(rig):
+    functions = ("C_EncryptInit", "C_DecryptInit")
+    strike(rig, *functions, fault=f"rv={KEY_HANDLE_INVALID:#x}", count=MANY)
 
 
 def logged_out(rig):
@@ -52,26 +62,11 @@ def logged_out(rig):
     rig.shim.clear()
 
 
-def stale_handles(rig):
-    struck = hit(rig, "C_EncryptInit", CALLS)
-    rig.shim.set(*both(f"rv={KEY_HANDLE_INVALID:#x}"))
-    wait_for(struck)
-
-
 def token_away(rig):
     workers = set(rig.plugin.worker_pids())
     rig.hsm.take_away()
     wait_for(lambda: not workers & set(rig.plugin.worker_pids()))
     rig.hsm.put_back()
-
-
-def module_replaced(rig):
-    module = Path(rig.plugin.config["token"]["module"])
-    new = module.with_suffix(".new")
-    shutil.copy(module, new)
-    new.rename(module)
-    time.sleep(0.2)
-    kill_all(rig)
 
 
 def killed(rig):
@@ -88,22 +83,16 @@ def stopped(rig):
 
 
 def crash(rig):
-    struck = hit(rig, "C_Encrypt", 1)
-    rig.shim.set("C_Encrypt count=1 segv")
-    wait_for(struck)
+    strike(rig, "C_Encrypt", fault="segv")
 
 
 def login_hangs(rig):
-    struck = hit(rig, "C_Login", 1)
-    rig.shim.set("C_Login count=1 hang")
     kill_all(rig)
-    wait_for(struck)
+    strike(rig, "C_Login", fault="hang")
 
 
 def one_session_hangs(rig):
-    struck = hit(rig, "C_Encrypt", 1)
-    rig.shim.set("C_Encrypt count=1 hang")
-    wait_for(struck)
+    strike(rig, "C_Encrypt", fault="hang")
     wait_for(lambda: rig.ends("hang") == 1)
 
 
@@ -114,38 +103,149 @@ def all_sessions_hang(rig):
 
 
 def no_initialize(rig):
-    struck = hit(rig, "C_Initialize", 6)
-    rig.shim.set("C_Initialize rv=0x30")
     kill_all(rig)
-    wait_for(struck)
-    rig.shim.clear()
+    strike(rig, "C_Initialize", fault="rv=0x30", count=6)
 
 
 @pytest.mark.parametrize(
-    ("fault", "seconds"),
+    ("fault", "seconds", "ended"),
     [
-        (session_lost, 2),
-        (logged_out, 5),
-        (stale_handles, 2),
-        (token_away, 15),
-        (killed, 5),
-        (all_killed, 8),
-        (stopped, 8),
-        (crash, 5),
-        (login_hangs, 15),
-        (one_session_hangs, 8),
-        (all_sessions_hang, 20),
-        (no_initialize, 15),
+        (sessions_lost, 3, None),
+        (stale_handles, 20, None),
+        (logged_out, 3, {"login": 2}),
+        (token_away, 10, None),
+        (stopped, 8, {"hang": 1}),
+        (login_hangs, 20, None),
+        (one_session_hangs, 8, {"hang": 1}),
+        (all_sessions_hang, 8, None),
+        (no_initialize, 15, {"lost": 2, "start": 6}),
     ],
 )
-def test_recovers(rig, fault, seconds):
+def test_recovers(rig, fault, seconds, ended):
     """After a fault under load all streams are served again within `seconds`."""
+    under_load(rig, fault, seconds)
+    if ended is not None:
+        assert ended == rig.admin()["workers"]["ended"]
+
+
+@pytest.mark.parametrize(
+    ("fault", "ended"),
+    [
+        (session_lost, {}),
+        (stale_handle, {}),
+        (killed, {"lost": 1}),
+        (all_killed, {"lost": 2}),
+        (crash, {"lost": 1}),
+    ],
+)
+def test_nobody_notices(rig, fault, ended):
+    """A call that was lost is made again: no request fails at all."""
+    load = under_load(rig, fault, 4)
+    assert [] == load.failures()
+    assert ended == rig.admin()["workers"]["ended"]
+
+
+def under_load(rig, fault, seconds):
+    """Let something happen; back once all streams and Status are well again."""
+    server = rig.plugin.process.pid
     with Load(rig.plugin) as load:
         load.wait_well()
         began = time.monotonic()
         fault(rig)
-        took = load.wait_well(since := time.monotonic(), seconds)
+        over = time.monotonic()
+        took = load.wait_well(over, seconds)
         rig.well(seconds)
-        time.sleep(0.3)
+        time.sleep(0.2)
+    load.check(began, over + took)
+    assert rig.plugin.process.poll() is None
+    assert server == rig.plugin.process.pid
     print(fault.__name__, f"{took:.2f}", len(load.failures()), len(load.answers), rig.admin()["workers"])
-    load.check(began, since + took)
+    return load
+
+
+def test_module_replaced(make_rig, directory, shim):
+    """A module replaced by rename is the one that the next workers load."""
+    module = directory / "module.so"
+    shutil.copy(shim.module, module)
+    rig = make_rig(token={"module": str(module)})
+    rig.plugin.start()
+    rig.well()
+
+    def replaced(_):
+        new = directory / "new.so"
+        shutil.copy(shim.module, new)
+        new.rename(module)
+        time.sleep(0.2)
+        kill_all(rig)
+
+    assert [] == under_load(rig, replaced, 4).failures()
+    inode = module.stat().st_ino
+    for pid in rig.workers():
+        maps = Path(f"/proc/{pid}/maps").read_text().splitlines()
+        assert {str(inode)} == {line.split()[4] for line in maps if "module.so" in line}
+
+
+def test_token_appears(make_rig, hsm):
+    """A token that is not there at the start is served once it comes."""
+    hsm.take_away()
+    hsm.tokens.mkdir()
+    rig = make_rig()
+    rig.plugin.start()
+    with Load(rig.plugin) as load:
+        load.wait_failing()
+        wait_for(lambda: "no token matches" in rig.admin()["detail"])
+        assert "starting" == rig.admin()["state"]
+        hsm.tokens.rmdir()
+        hsm.put_back()
+        came = time.monotonic()
+        took = load.wait_well(came, 20)
+        rig.well()
+    load.check(0.0, came + took)
+
+
+def re_initialised(rig, template):
+    """The same token, emptied."""
+    empty = template.copy(rig.hsm.directory / "empty")
+    rig.hsm.take_away()
+    empty.tokens.rename(rig.hsm.tokens)
+
+
+def another_key(rig, _):
+    """The key deleted, and another one under its label."""
+    objects = rig.hsm.directory / "kept"
+    shutil.copytree(rig.hsm.tokens, objects)
+    rig.hsm.pkcs11_tool("--delete-object", "--type", "secrkey", "--label", "k8s-kek")
+    rig.hsm.pkcs11_tool(
+        *("--keygen", "--key-type", "AES:32", "--label", "k8s-kek", "--id", "07"),
+        *("--sensitive", "--usage-decrypt"),
+    )
+    objects.rename(rig.hsm.directory / "tokens.away")
+
+
+@pytest.mark.parametrize("loss", [re_initialised, another_key])
+def test_key_lost(rig, token_template, loss):
+    """Without the key last current nothing takes its place, and it is named."""
+    key_id = rig.plugin.status().key_id
+    old = rig.plugin.encrypt(b"dek")
+    with Load(rig.plugin) as load:
+        load.wait_well()
+        loss(rig, token_template)
+        rig.plugin.wait_healthz("the key last current here", 30)
+        assert key_id == rig.plugin.status().key_id
+        admin = rig.admin()
+        assert ("failed", key_id) == (admin["state"], admin["key_id"])
+        assert key_id in admin["detail"]
+        assert key_id in rig.plugin.events("health")[-1]["detail"]
+        assert 503 == rig.get("/readyz")[0]
+        assert 200 == rig.get("/livez")[0]
+        time.sleep(1)
+        refused = {code_of(lambda: rig.plugin.encrypt(b"dek")) for _ in range(8)}
+        assert {"FAILED_PRECONDITION"} == refused
+        assert "OK" != code_of(lambda: rig.plugin.decrypt(old.ciphertext, key_id))
+        shutil.rmtree(rig.hsm.tokens)
+        rig.hsm.put_back()
+        load.wait_well(time.monotonic(), 30)
+    assert [] == load.wrong
+    assert {one.code for one in load.failures()} <= EXCUSED | {"FAILED_PRECONDITION"}
+    assert key_id == rig.plugin.status().key_id
+    assert b"dek" == rig.plugin.decrypt(old.ciphertext, key_id)

@@ -1,0 +1,124 @@
+"""Conformance, "Process and socket": items 52 to 54, what it says and to how many."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import os
+
+from hsm_kms.log import key_id_hash
+from tests.conformance.clients import (
+    DEK,
+    SENTENCES,
+    all_said,
+    connected,
+    take_token,
+    workers_of,
+)
+from tests.odd_keys import command_lines
+from tests.support import PIN, code_of, wait_for
+
+
+def spellings(secret: bytes) -> dict[str, str]:
+    """Return a secret as it might stand in a text."""
+    return {
+        "raw": secret.decode("latin-1"),
+        "hex": secret.hex(),
+        "base64": base64.b64encode(secret).decode().rstrip("="),
+        "url": base64.urlsafe_b64encode(secret).decode().rstrip("="),
+        "repr": repr(secret)[2:-1],
+    }
+
+
+def traffic(plugin, dek: bytes) -> str:
+    """Make every kind of request, good and bad; return the key_id."""
+    sealed = plugin.encrypt(dek, uid="uid-of-encrypt")
+    plugin.decrypt(sealed.ciphertext, sealed.key_id, uid="uid-of-decrypt")
+    plugin.v1_decrypt(plugin.v1_encrypt(dek))
+    code_of(lambda: plugin.decrypt(dek, sealed.key_id))
+    code_of(lambda: plugin.decrypt(sealed.ciphertext[:-1], sealed.key_id))
+    code_of(lambda: plugin.encrypt(dek * 100))
+    code_of(lambda: plugin.v1_encrypt(dek, version="v9"))
+    return sealed.key_id
+
+
+def test_52_no_secret_in_log_or_process(plugin):
+    """Neither PIN nor DEK is in the debug log, the arguments or the environment."""
+    dek = os.urandom(32)
+    pids = {plugin.process.pid, *workers_of(plugin)}
+    traffic(plugin, dek)
+    seen = [command_lines(pid) for pid in pids]
+    take_token(plugin)
+    wait_for(lambda: plugin.healthz() != "ok")
+    code_of(lambda: plugin.encrypt(dek))
+    plugin.stop()
+    seen.append(plugin.log())
+
+    assert all(seen)
+    for secret in (PIN.encode(), dek, dek[:16], dek[16:]):
+        for name, spelt in spellings(secret).items():
+            assert [] == [at for at, text in enumerate(seen) if spelt in text], name
+
+
+def test_52_every_request_in_the_log(plugin):
+    """At debug each request leaves uid, method, hash of the key_id, code, duration."""
+    key_id = traffic(plugin, DEK)
+    plugin.stop()
+    events = {event["uid"]: event for event in plugin.events("request")}
+
+    for uid, method in (
+        ("uid-of-encrypt", "v2.Encrypt"),
+        ("uid-of-decrypt", "v2.Decrypt"),
+    ):
+        event = events[uid]
+        assert (method, "OK", key_id_hash(key_id)) == (
+            event["method"],
+            event["code"],
+            event["key_id_hash"],
+        )
+        assert 0 < event["duration_seconds"] < 3
+
+
+async def test_53_fixed_sentences(plugin):
+    """Well or not, no client ever learns more than a sentence of the table."""
+    async with connected(plugin) as (client,):
+        sealed = await client.encrypt()
+
+        async def ask():
+            return await all_said(
+                [
+                    client.encrypt(b""),
+                    client.encrypt(b"x" * 1025),
+                    client.encrypt(),
+                    client.decrypt(sealed.ciphertext, sealed.key_id),
+                    client.decrypt(sealed.ciphertext, "\0"),
+                    client.decrypt(b"\xff" * 91, sealed.key_id),
+                    client.raw_decrypt(b"\xff\xff\xff"),
+                    client.v1_decrypt(b"x"),
+                ]
+            )
+
+        told = await ask()
+        take_token(plugin)
+        for _ in range(20):
+            told += await ask()
+            await asyncio.sleep(0.05)
+
+    assert {"OK", "INVALID_ARGUMENT", "UNAVAILABLE"} <= {each.code for each in told}
+    assert {each.sentence for each in told} <= {"", *SENTENCES}
+
+
+async def test_54_two_hundred_at_once(served):
+    """Two hundred calls of each kind at once: none is refused."""
+    async with connected(served, 2) as (one, other):
+        sealed = await one.encrypt()
+        told = await all_said(
+            [
+                *(one.encrypt() for _ in range(200)),
+                *(other.decrypt(sealed.ciphertext, sealed.key_id) for _ in range(200)),
+                *(other.status() for _ in range(200)),
+            ],
+            most=600,
+        )
+
+    assert {("OK", ""): 600} == told
