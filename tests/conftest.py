@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.support import PIN, Plugin, SoftHsm
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
 
 REQUIRED = frozenset(filter(None, os.environ.get("HSM_KMS_REQUIRE", "").split(",")))
 
@@ -27,7 +30,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]):
 
 def _short_directory() -> Iterator[Path]:
     # Not tmp_path: a socket's path has 107 bytes at most.
-    directory = Path(tempfile.mkdtemp(prefix="hsm-kms-", dir="/tmp"))  # noqa: S108
+    directory = Path(tempfile.mkdtemp(prefix="hsm-kms-", dir="/tmp"))
     try:
         yield directory
     finally:

@@ -25,7 +25,7 @@ from hsm_kms.api.rpc import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-TOKEN_LABEL = "test"
+TOKEN_LABEL = "test"  # noqa: S105 - a PKCS#11 token
 PIN = "8467-Test-PIN"  # looked for in logs, so it must be unlike anything else
 SO_PIN = "so-pin-9911"
 SECONDS = 20.0  # how long a test waits for what should take a tenth of it
