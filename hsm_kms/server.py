@@ -144,7 +144,6 @@ class Server:
 
     async def _take_over(self, config: Config) -> None:
         """Put a new engine in place of the old one, if that makes nothing worse."""
-        log.configure(config.log.level, config.log.format)
         old, new = self._engine, Engine(config, self._state, self._counts)
         new.start()
         try:
@@ -160,6 +159,7 @@ class Server:
             await new.close()
             return
         self._engine = new
+        log.configure(config.log.level, config.log.format)
         _log.info("configuration taken over")
         await asyncio.sleep(DRAIN_SECONDS)  # calls on the old engine
         await old.close()

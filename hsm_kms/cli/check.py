@@ -162,7 +162,8 @@ async def _check_keys(report: Report, config: Config, worker: Worker) -> None:
     ring = await discovery.read(worker, last_key_id(config), fresh=True)
     for key in ring.keys:
         if key is not ring.current:
-            report.ok(f"key {key.key_id}, to decrypt only")
+            use = "to decrypt only" if key.mechanism else "of no use on this token"
+            report.ok(f"key {key.key_id} ({key.cipher}), {use}")
     if ring.current is not None:
         _describe_key(report, ring.current)
     if ring.fault is not None:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from hsm_kms.config_types import Config
-    from hsm_kms.keyring import Keyring
+    from hsm_kms.keyring import Keyring, TokenKey
     from hsm_kms.token.process import Worker
 
 
@@ -63,7 +63,7 @@ def generate(
         click.echo(json.dumps({"key_id": made.key_id, "cka_id": made.ref.cka_id.hex()}))
         return
     click.echo(f"generated {made.key_id} (CKA_ID {made.ref.cka_id.hex()})")
-    if len(after.keys) > 1:
+    if sum(key.mechanism is not None for key in after.keys) > 1:
         click.echo("hint: set keys.current to the key_id to encrypt with", err=True)
 
 
@@ -168,11 +168,18 @@ def last_key_id(config: Config) -> str | None:
     return last.key_id if last else None
 
 
+def _state(key: TokenKey, ring: Keyring) -> str:
+    if key is ring.current:
+        return "current"
+    return "held" if key.mechanism else "unusable"
+
+
 def _shown(ring: Keyring) -> list[dict[str, Any]]:
     return [
         {
             "key_id": key.key_id,
-            "state": "current" if key is ring.current else "held",
+            "state": _state(key, ring),
+            "cipher": str(key.cipher),
             "label": key.ref.label,
             "cka_id": key.ref.cka_id.hex(),
             "activation": key.activation,

@@ -119,14 +119,32 @@ class PinGate:
         if source is None:
             return
         if not self._state.path.is_dir():
-            await self._login(worker, source)  # nowhere to lock: a proven PIN, or none
+            await self._see_through(worker, source)  # nowhere to lock
             return
         while True:
             with self._state.pin_lock() as acquired:
                 if acquired:
-                    await self._login(worker, source)
+                    await self._see_through(worker, source)
                     return
             await asyncio.sleep(_LOCK_POLL_SECONDS)
+
+    async def _see_through(self, worker: Worker, source: PinSource) -> None:
+        """Log in; when cancelled, let a C_Login under way end and note its verdict.
+
+        SoftHSM rewrites the token's file in C_Login: a worker killed in it can leave
+        that file empty, and the token lost.
+        """
+        task = asyncio.ensure_future(self._login(worker, source))
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError:
+            done, _ = await asyncio.wait([task], timeout=_LOGIN_END_SECONDS)
+            if not done:  # killed before the PIN lock is let go
+                worker.kill(End.START, "broken off inside C_Login")
+                await asyncio.wait([task])
+            if not task.cancelled():
+                task.exception()  # seen
+            raise
 
     async def _login(self, worker: Worker, source: PinSource) -> None:
         if source.typed:
@@ -230,16 +248,7 @@ async def _exchange(
         user_type=source.user_type,
         refuse_low=refuse_low,
     )
-    future = worker.control.exchange(request)
-    try:
-        reply = await asyncio.shield(future)
-    except asyncio.CancelledError:
-        # Not killed at once: SoftHSM rewrites the token's file in C_Login, and a
-        # token whose file was just emptied is lost.
-        await asyncio.wait([future], timeout=_LOGIN_END_SECONDS)
-        if not future.done():  # killed before the PIN lock is let go
-            worker.kill(End.START, "broken off inside C_Login")
-        raise
+    reply = await worker.control.exchange(request)
     if isinstance(reply, Failure):
         raise error_from(reply)
 

@@ -29,7 +29,7 @@ CKM_AES_CBC_PAD: Final = 0x1085
 CKM_AES_GCM: Final = 0x1087
 CKM_SHA256_HMAC: Final = 0x0251
 _LOGGED_IN_STATES: Final = frozenset({1, 3, 4})  # CKS_RO_USER, RW_USER, RW_SO
-_UNAVAILABLE: Final = (0, 2**64 - 1)  # CK_EFFECTIVELY_INFINITE, CK_UNAVAILABLE..
+_NO_LIMIT: Final = 2**63  # CK_UNAVAILABLE_INFORMATION, and opencryptoki's 2^64 - 2
 
 
 class Parameter:
@@ -176,7 +176,7 @@ class Cryptoki:
         info = TokenInfo()
         self._call("C_GetTokenInfo", c_ulong(slot), byref(info))
         most = info.ulMaxSessionCount
-        return info.flags, None if most in _UNAVAILABLE else most
+        return info.flags, most if 0 < most < _NO_LIMIT else None
 
     def login(self, session: int, user_type: int, pin: bytearray) -> None:
         """C_Login; being logged in already is as good.

@@ -42,6 +42,6 @@ def make_rig(make_plugin, hsm, shim) -> Callable[..., Rig]:
 def rig(make_rig) -> Rig:
     """A healthy server on the shim, two workers of four sessions."""
     made = make_rig()
-    made.plugin.start()
+    made.start()
     made.well()
     return made

@@ -6,6 +6,7 @@ import asyncio
 import secrets
 import threading
 import time
+from collections import Counter
 from typing import TYPE_CHECKING, NamedTuple, Self
 
 import grpc.aio
@@ -25,6 +26,7 @@ IN_A_ROW = 4  # right answers of each stream, for the server to count as well
 
 # Codes a client may meet while the token is in trouble; anything else is a bug.
 EXCUSED = frozenset({"UNAVAILABLE", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED"})
+_SEALED_BYTES = 16 + 16  # the tag, and what is before it
 _KEPT = 8  # ciphertexts that a stream reads again and again
 
 
@@ -180,3 +182,55 @@ class Load:
         early = [one for one in failures if one.ended < began]
         late = [one for one in failures if one.began > over]
         assert [] == [*early, *late]
+
+
+class Flood:
+    """Tampered ciphertexts as fast as they are answered, in a thread of its own.
+
+    Args:
+        plugin: The server.
+        sealed: What is tampered with: IV, ciphertext and tag, a bit each time.
+        streams: How many requests are under way at once.
+
+    Attributes:
+        codes: How often each status code came.
+    """
+
+    def __init__(
+        self, plugin: Plugin, sealed: kms_v2_pb2.EncryptResponse, streams: int = STREAMS
+    ) -> None:
+        self.codes: Counter[str] = Counter()
+        self._plugin = plugin
+        self._sealed = sealed
+        self._streams = streams
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._run()))
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join(SECONDS)
+        assert not self._thread.is_alive()
+
+    async def _run(self) -> None:
+        target = f"unix:{self._plugin.socket}"
+        options = (("grpc.default_authority", "localhost"),)
+        async with grpc.aio.insecure_channel(target, options) as channel:
+            stub = kms_v2_pb2_grpc.KeyManagementServiceStub(channel)
+            await asyncio.gather(*(self._stream(stub) for _ in range(self._streams)))
+
+    async def _stream(self, stub: kms_v2_pb2_grpc.KeyManagementServiceStub) -> None:
+        while not self._stop.is_set():
+            bad = bytearray(self._sealed.ciphertext)
+            bad[-1 - secrets.randbelow(_SEALED_BYTES)] ^= 1 << secrets.randbelow(8)
+            request = kms_v2_pb2.DecryptRequest(
+                ciphertext=bytes(bad), key_id=self._sealed.key_id, uid="flood"
+            )
+            try:
+                await stub.Decrypt(request, timeout=TIMEOUT_SECONDS)
+                self.codes["OK"] += 1
+            except grpc.aio.AioRpcError as error:
+                self.codes[error.code().name] += 1

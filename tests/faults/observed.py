@@ -48,6 +48,13 @@ class Rig:
     hsm: SoftHsm
     shim: Shim
 
+    def start(self) -> None:
+        """Start the server, and wait until it can be looked at."""
+        began = len(self.plugin.events("probes and metrics"))
+        self.plugin.start()
+        wait_for(lambda: len(self.plugin.events("probes and metrics")) > began)
+        wait_for((self.plugin.directory / "admin.sock").exists)
+
     def get(self, path: str) -> tuple[int, str]:
         """Status code and body of a page of the probes and metrics."""
         port = self.plugin.events("probes and metrics")[-1]["port"]
@@ -72,6 +79,11 @@ class Rig:
     def ends(self, reason: str) -> int:
         """Workers that ended for this reason."""
         return int(self.admin()["workers"]["ended"].get(reason, 0))
+
+    @property
+    def worker_pids(self) -> list[int]:
+        """Process ids of the workers that there are now."""
+        return self.plugin.worker_pids()
 
     def workers(self) -> list[int]:
         """Process ids of the workers, once all that are configured serve."""

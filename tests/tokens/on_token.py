@@ -13,7 +13,7 @@ from pkcs11 import Attribute, KeyType, ObjectClass, Session, Token
 from pkcs11._pkcs11 import lib
 
 from hsm_kms.worker import objects
-from hsm_kms.worker.cryptoki import Cryptoki
+from hsm_kms.worker.cryptoki import Cryptoki, load
 
 _USAGE = {
     "AES": (Attribute.ENCRYPT, Attribute.DECRYPT),
@@ -34,7 +34,7 @@ def _library(settings: dict[str, Any]) -> lib:
     library = lib.__new__(lib, settings["module"])
     if arguments := settings.get("init_args"):
         # python-pkcs11 by itself cannot give C_Initialize any.
-        Cryptoki(settings["module"]).initialize(arguments)
+        Cryptoki(load(settings["module"])).initialize(arguments)
     else:
         library.initialize()
     return library

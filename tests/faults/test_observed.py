@@ -1,0 +1,64 @@
+"""Probes, metrics and the server's own status, while all is well and while not."""
+
+from __future__ import annotations
+
+import stat
+
+import pytest
+
+from tests.support import wait_for
+
+
+def test_well(rig):
+    """What the pages say of a healthy server that answered three requests."""
+    sealed = rig.plugin.encrypt(b"dek")
+    rig.plugin.decrypt(sealed.ciphertext, sealed.key_id)
+    metrics, admin = rig.metrics(), rig.admin()
+
+    assert (200, "ok\n") == rig.get("/livez") == rig.get("/readyz")
+    assert 404 == rig.get("/status")[0] == rig.get("/")[0]
+    assert ("ok", "ok", sealed.key_id) == (
+        admin["state"],
+        admin["detail"],
+        admin["key_id"],
+    )
+    assert ("closed", "proven") == (admin["breaker"], admin["pin"])
+    assert {"held": 8, "idle": 8, "waiting": 0} == admin["sessions"]
+    assert 1 == metrics['hsm_kms_requests_total{code="OK",method="v2.Encrypt"}']
+    assert 1 == metrics['hsm_kms_requests_total{code="OK",method="v2.Decrypt"}']
+    assert 1 == metrics['hsm_kms_token_calls_total{operation="encrypt"}']
+    assert 2 == metrics['hsm_kms_token_calls_total{operation="decrypt"}']  # read back
+    assert 1 == metrics['hsm_kms_health{state="ok"}']
+    assert (2, 8) == (metrics["hsm_kms_workers"], metrics["hsm_kms_sessions"])
+    assert sealed.key_id not in rig.get("/metrics")[1]
+    mode = (rig.plugin.directory / "admin.sock").stat().st_mode
+    assert 0o600 == stat.S_IMODE(mode)
+
+
+def test_token_away(rig):
+    """A server without its token is alive, is not ready, and says why."""
+    rig.hsm.take_away()
+    wait_for(lambda: rig.get("/readyz")[0] == 503, 30)
+
+    assert (200, "ok\n") == rig.get("/livez")
+    assert rig.get("/readyz")[1].strip() == rig.plugin.healthz()
+    assert "failed" == rig.admin()["state"]
+    assert 1 == rig.metrics()['hsm_kms_health{state="failed"}']
+    rig.hsm.put_back()
+    rig.well(20)
+    assert 200 == rig.get("/readyz")[0]
+
+
+@pytest.mark.parametrize("reason", ["lost", "login"])
+def test_restarts_by_reason(rig, shim, reason):
+    """Workers that ended are counted by the reason."""
+    name = f'hsm_kms_worker_ends_total{{reason="{reason}"}}'
+    assert name not in rig.metrics()
+    if reason == "lost":
+        shim.set("C_Encrypt count=1 segv")
+    else:
+        shim.set("logged_out")
+    rig.plugin.encrypt(b"dek")
+    wait_for(lambda: rig.metrics().get(name, 0) >= 1)
+    shim.clear()
+    rig.well()

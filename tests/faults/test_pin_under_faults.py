@@ -1,0 +1,183 @@
+"""C_Login, counted: whatever goes wrong, the token's PIN counter is not run down."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from tests.support import PIN, TOKEN_LABEL, softhsm_module, wait_for
+
+LONG = os.environ.get("HSM_KMS_LONG") == "1"
+FAULTY_SECONDS = 60.0 if LONG else 15.0
+QUIET_SECONDS = 4.0  # several times what a worker waits before it looks again
+WRONG = "not-the-PIN-0815"
+NEW_PIN = "9021-New-PIN"
+# CKF_USER_PIN_COUNT_LOW, CKF_USER_PIN_FINAL_TRY, CKF_USER_PIN_LOCKED
+LOW_FLAGS = (0x1_0000, 0x2_0000, 0x4_0000)
+
+
+@pytest.fixture
+def own_pin(directory):
+    """A PIN file of the test's own, with the right PIN."""
+    path = directory / "own-pin"
+    path.touch(mode=0o600)
+    path.write_text(PIN)
+    return path
+
+
+@pytest.fixture
+def many(make_rig, own_pin):
+    """Four workers on the shim, not started."""
+    token = {"pin_file": str(own_pin), "workers": 4, "sessions_per_worker": 2}
+    return make_rig(token=token | {"start_timeout": "1s"})
+
+
+def kill_all(rig):
+    for pid in rig.plugin.worker_pids():
+        os.kill(pid, signal.SIGKILL)
+
+
+def commands(rig, count=3):
+    """Run `check` several times at once; their exit codes."""
+    with ThreadPoolExecutor(count) as pool:
+        runs = [pool.submit(rig.plugin.cli, "check") for _ in range(count)]
+        return [run.result().returncode for run in runs]
+
+
+def test_proven(make_rig, own_pin, shim):
+    """One C_Login per process at most, and processes are made at a bounded rate."""
+    rig = make_rig(token={"pin_file": str(own_pin), "workers": 3})
+    rig.start()
+    rig.well()
+    faults = (
+        "C_Encrypt count=1 segv",
+        "C_Login count=2 rv=0x30",
+        "logged_out",
+        "C_Initialize count=3 rv=0x05",
+        "lost",
+        "C_Login count=1 segv",
+        "C_OpenSession count=4 rv=0x30",
+    )
+    rounds = 0
+    until = time.monotonic() + FAULTY_SECONDS
+    with ThreadPoolExecutor(1) as pool:
+        while time.monotonic() < until:
+            shim.set(faults[rounds % len(faults)])
+            run = pool.submit(rig.plugin.cli, "check")
+            time.sleep(0.5)
+            kill_all(rig)
+            time.sleep(0.5)
+            shim.clear()
+            run.result()
+            rounds += 1
+    rig.well(20)
+
+    logins, processes = shim.calls("C_Login"), shim.calls("C_Initialize")
+    print(f"{logins} C_Login in {processes} processes, {rounds} faults")  # noqa: T201
+    assert 3 + rounds <= logins <= processes
+    assert processes <= 30 * rounds
+    assert "proven" == rig.admin()["pin"]
+
+
+def test_unproven_and_wrong(many, own_pin, shim):
+    """One try, however many workers and commands there are, and whatever befalls."""
+    own_pin.write_text(WRONG)
+    many.start()
+    assert {1} == set(commands(many))
+    wait_for(lambda: "rejected" in many.admin()["detail"])
+    until = time.monotonic() + QUIET_SECONDS
+    while time.monotonic() < until:
+        kill_all(many)
+        assert {1} == set(commands(many, 2))
+    many.plugin.stop()
+    many.start()
+    wait_for(lambda: "rejected" in many.admin()["detail"])
+
+    assert 1 == shim.calls("C_Login")
+    assert "rejected" == many.admin()["pin"]
+
+
+@pytest.mark.parametrize("how", ["hang", "segv"])
+def test_died_inside_login(many, shim, how):
+    """A process that died inside C_Login has used up a try, and there are two."""
+    shim.set(f"C_Login {how}")
+    time.sleep(2)  # the PIN file is used once it has been still for so long
+    many.start()
+    wait_for(lambda: shim.calls("C_Login") == 2)
+    wait_for(lambda: "rejected" in many.admin()["detail"])
+    assert {1} == set(commands(many))
+    time.sleep(QUIET_SECONDS / 2)
+    assert 2 == shim.calls("C_Login")
+
+    shim.clear()
+    assert 0 == many.plugin.cli("token", "retry-pin").returncode
+    many.well()
+    assert "proven" == many.admin()["pin"]
+
+
+@pytest.mark.parametrize("flags", LOW_FLAGS)
+def test_few_tries_left(many, shim, flags):
+    """With few tries left an unproven PIN waits for somebody to vouch for it."""
+    shim.set(f"token_flags={flags:#x}")
+    time.sleep(2)
+    many.start()
+    wait_for(lambda: "retry-pin" in many.admin()["detail"])
+    assert {1} == set(commands(many, 2))
+    time.sleep(QUIET_SECONDS / 4)
+    assert 0 == shim.calls("C_Login")
+
+    assert 0 == many.plugin.cli("token", "retry-pin").returncode
+    many.well()
+    processes = 1 + 4
+    assert processes == shim.calls("C_Login")
+
+
+def change(rig, old, new):
+    """Give the token's user another PIN."""
+    rig.hsm.run(
+        *("pkcs11-tool", "--module", softhsm_module()),
+        *("--token-label", TOKEN_LABEL, "--login", "--pin", old),
+        *("--change-pin", "--new-pin", new),
+    )
+
+
+def test_changed(many, own_pin, shim):
+    """A PIN that is changed on the token and in the file needs no restart."""
+    many.start()
+    many.well()
+    old = many.plugin.encrypt(b"dek")
+    before = shim.calls("C_Login")
+    change(many, PIN, NEW_PIN)
+    own_pin.write_text(NEW_PIN)
+    assert b"dek" == many.plugin.decrypt(old.ciphertext, old.key_id)
+    kill_all(many)
+    many.well()
+
+    assert b"dek" == many.plugin.decrypt(old.ciphertext, old.key_id)
+    assert before + 4 == shim.calls("C_Login")
+    assert "proven" == many.admin()["pin"]
+    assert [] == [pin for pin in (PIN, NEW_PIN) if pin in many.plugin.log()]
+
+
+def test_changed_on_the_token_first(many, own_pin, shim):
+    """Workers that start in between cost one try, and one word from the operator."""
+    many.start()
+    many.well()
+    before = shim.calls("C_Login")
+    change(many, PIN, NEW_PIN)
+    kill_all(many)
+    wait_for(lambda: "rejected the PIN" in many.plugin.healthz())
+    assert {1} == set(commands(many, 2))
+    time.sleep(QUIET_SECONDS / 4)
+    assert before + 1 == shim.calls("C_Login")
+
+    own_pin.write_text(NEW_PIN)
+    wait_for(lambda: "retry-pin" in many.admin()["detail"])
+    assert before + 1 == shim.calls("C_Login")
+    assert 0 == many.plugin.cli("token", "retry-pin").returncode
+    many.well()
+    assert before + 2 + 4 == shim.calls("C_Login")
