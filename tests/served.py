@@ -159,9 +159,20 @@ def descriptors() -> int:
 
 
 def children() -> set[int]:
-    """Process ids of this process's children."""
+    """Process ids of the token workers that this very process started.
+
+    Servers of other tests may be its children too; their workers are not.
+    """
     tasks = Path("/proc/self/task").glob("*/children")
-    return {int(pid) for task in tasks for pid in task.read_text().split()}
+    pids = {int(pid) for task in tasks for pid in task.read_text().split()}
+    return {pid for pid in pids if _is_worker(pid)}
+
+
+def _is_worker(pid: int) -> bool:
+    try:
+        return b"hsm_kms.worker" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False
 
 
 MATERIAL = bytes(range(1, 33))

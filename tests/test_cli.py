@@ -167,6 +167,7 @@ def test_keys_json(make_plugin, hsm):
         "cka_id": "str",
         "activation": "int",
         "generated_on_token": "bool",
+        "cipher": "str",
         "offences": "list",
     }
     assert ("current", True, []) == (

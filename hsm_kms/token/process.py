@@ -53,6 +53,7 @@ class Worker:
         lost: Set when the process is gone or is being ended; nothing is lent then.
         end: Why, for metrics; None while it serves.
         reason: Why, for the log.
+        killed: It had to be; on some HSMs its sessions stay behind.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class Worker:
         self.lost = asyncio.Event()
         self.end: End | None = None
         self.reason = ""
+        self.killed = False
         self.retiring = False
         self.born = asyncio.get_running_loop().time()
         self.started: Started | None = None
@@ -235,6 +237,7 @@ class Worker:
     def kill(self, end: End, reason: str = "") -> None:
         """SIGKILL; whoever waits for an answer gets `WorkerLostError`."""
         self._end(end, reason)
+        self.killed = self.end is not End.LOST  # then it is gone already
         if self._pidfd is not None:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)

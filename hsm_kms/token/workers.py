@@ -29,7 +29,7 @@ from hsm_kms.token.kills import KillBudget
 from hsm_kms.token.process import Worker
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine, Mapping
+    from collections.abc import Awaitable, Callable, Mapping
 
     from hsm_kms.token.channel import Channel
     from hsm_kms.token.pin import PinGate
@@ -156,8 +156,9 @@ class Workers:
                 channels = await worker.open_sessions(granted)
                 await self._qualify(worker)
         except TimeoutError:
-            self._killed(worker, End.START, "it did not start in time")
-            await _shielded(worker.leave())
+            self._counts.ends[End.START] += 1
+            worker.kill(End.START, "it did not start in time")
+            await self._see_out(worker)
             raise TokenTimeoutError(
                 f"the token worker did not start within {settings.start_timeout:g} s",
                 hint="see whether the HSM and its client service are up",
@@ -165,16 +166,22 @@ class Workers:
         except BaseException as error:
             if isinstance(error, Exception):
                 self._counts.ends[End.START] += 1
-            await _shielded(worker.leave())
+            await self._see_out(worker)
             raise
         self._budget.refill()
         return worker, channels
 
-    def _killed(self, worker: Worker, end: End, reason: str) -> None:
-        if end is End.START:
-            self._counts.ends[end] += 1
-        self._budget.spend()
-        worker.kill(end, reason)
+    async def _see_out(self, worker: Worker) -> None:
+        """Let a worker leave, even when this task is cancelled meanwhile."""
+        task = asyncio.ensure_future(worker.leave())
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError:
+            await task
+            raise
+        finally:
+            if worker.killed:
+                self._budget.spend()
 
     def _failed(self, error: HsmKmsError) -> None:
         if str(error) != str(self.last_error):
@@ -196,7 +203,7 @@ class Workers:
             self.ready.remove(worker)
             for channel in channels:
                 self._pool.withdraw(channel)
-            await _shielded(worker.leave())
+            await self._see_out(worker)
             end = worker.end or End.ASKED
             self._counts.ends[end] += 1
             _log.info(
@@ -263,7 +270,7 @@ class Workers:
         ):
             await asyncio.sleep(DRAIN_SECONDS / 20)
         limit = self._settings.hang_timeout
-        self._killed(worker, End.HANG, f"one call ran longer than {limit:g} s")
+        worker.kill(End.HANG, f"one call ran longer than {limit:g} s")
 
     def _mind_spare(self) -> None:
         now = asyncio.get_running_loop().time()
@@ -275,16 +282,6 @@ class Workers:
         elif self._spare is not None and now > self._spare_until:
             self._spare.cancel()
             self._spare = None
-
-
-async def _shielded(ending: Coroutine[None, None, None]) -> None:
-    """See a worker out, even when this task is cancelled meanwhile."""
-    task = asyncio.ensure_future(ending)
-    try:
-        await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await task
-        raise
 
 
 def _as_known(error: Exception) -> HsmKmsError:

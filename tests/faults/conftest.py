@@ -27,8 +27,6 @@ def make_rig(make_plugin, hsm, shim) -> Callable[..., Rig]:
         given = {
             "module": str(shim.module),
             "env": {**on.env, **shim.env},
-            "call_timeout": "500ms",
-            "hang_timeout": "1500ms",
             "start_timeout": "3s",
         }
         sections = {"log": {"level": "info"}, **sections}
@@ -42,6 +40,15 @@ def make_rig(make_plugin, hsm, shim) -> Callable[..., Rig]:
 def rig(make_rig) -> Rig:
     """A healthy server on the shim, two workers of four sessions."""
     made = make_rig()
+    made.start()
+    made.well()
+    return made
+
+
+@pytest.fixture
+def quick_rig(make_rig) -> Rig:
+    """The same, with a server that soon takes a call for stuck or hung."""
+    made = make_rig(token={"call_timeout": "500ms", "hang_timeout": "1500ms"})
     made.start()
     made.well()
     return made

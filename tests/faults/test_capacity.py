@@ -15,6 +15,7 @@ from tests.support import code_of, wait_for
 SESSION_HANDLE_INVALID = 0xB3
 LENT = 4
 CONTROL = 1
+SPENT = "too many workers had to be killed: going on with one"
 
 
 def test_fewer_than_wanted(make_rig, shim):
@@ -62,12 +63,8 @@ def test_kill_budget(make_rig, shim):
     rig.well()
     shim.set("C_Encrypt hang", "C_Decrypt hang")
     with Load(rig.plugin) as load:
-        wait_for(
-            lambda: rig.plugin.events(
-                "too many workers had to be killed: going on with one"
-            ),
-            40,
-        )
+        wait_for(lambda: rig.plugin.events(SPENT))
+        wait_for(lambda: len(rig.worker_pids) <= 1)
         time.sleep(2)
         spent = len(rig.worker_pids)
         shim.clear()
@@ -86,11 +83,12 @@ def make(hsm, pin_file, directory, shim, monkeypatch):
     monkeypatch.setattr(workers, "GROW_SECONDS", 0.3)
 
     def make(count):
-        env = hsm.env | shim.env
-        settings = configure(module=str(shim.module))
         return Served(
             *(hsm, pin_file, directory),
-            **{"env": env, "configure": settings, "workers": count, "sessions": LENT},
+            env=hsm.env | shim.env,
+            configure=configure(module=str(shim.module)),
+            workers=count,
+            sessions=LENT,
         )
 
     return make

@@ -122,11 +122,11 @@ def no_initialize(rig):
         (no_initialize, 15, {"lost": 2, "start": 6}),
     ],
 )
-def test_recovers(rig, fault, seconds, ended):
+def test_recovers(quick_rig, fault, seconds, ended):
     """After a fault under load all streams are served again within `seconds`."""
-    under_load(rig, fault, seconds)
+    under_load(quick_rig, fault, seconds)
     if ended is not None:
-        assert ended == rig.admin()["workers"]["ended"]
+        assert ended == quick_rig.admin()["workers"]["ended"]
 
 
 @pytest.mark.parametrize(
