@@ -20,13 +20,16 @@ from hsm_kms.state import StateDir
 from hsm_kms.token.counts import Counts
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from hsm_kms.config_types import Config
     from hsm_kms.health import HealthState
-    from hsm_kms.wrapping.wrapper import Sealed
+    from hsm_kms.wrapping.wrapper import Sealed, TokenWrapper
 
 DRAIN_SECONDS: Final = 1.5  # for calls under way, of the 3 s that a stop may take
+
+ANNOUNCE_SECONDS: Final = 75.0  # the API server asks at least every 60 s
 
 _log = structlog.get_logger(__name__)
 
@@ -75,25 +78,26 @@ class Server:
         if self._state.problem:
             _log.warning("state directory", problem=self._state.problem)
         self._counts = Counts()
-        self._engine = Engine(config, self._state, self._counts)
+        self._engine = self._announced = Engine(config, self._state, self._counts)
+        self._announcing = asyncio.Event()
         self._metrics = Metrics(lambda: snapshot(self._engine, self._counts))
         self._http = HttpServer()
         self._grpc = build_server(
             config.apis,
-            v2=_Wrapper(self, "v2"),
-            v1=_Wrapper(self, "v1"),
+            # v2 encrypts with the key that Status gave last; v1 announces nothing.
+            v2=_Current(
+                seal=lambda: self._announced.v2, unseal=lambda: self._engine.v2
+            ),
+            v1=_Current(seal=lambda: self._engine.v1, unseal=lambda: self._engine.v1),
             health=self,
             observe=self._metrics.request,
         )
 
     def announce(self) -> HealthState:
-        """See `Health.announce`."""
+        """See `Health.announce`; v2 encrypts with the engine that announced last."""
+        self._announced = self._engine
+        self._announcing.set()
         return self._engine.health.announce()
-
-    @property
-    def engine(self) -> Engine:
-        """The engine in force."""
-        return self._engine
 
     async def run(
         self, socket: UnixSocket, stop: asyncio.Event, again: asyncio.Event
@@ -158,30 +162,45 @@ class Server:
             )
             await new.close()
             return
+        self._announcing.clear()
         self._engine = new
         log.configure(config.log.level, config.log.format)
         _log.info("configuration taken over")
-        await asyncio.sleep(DRAIN_SECONDS)  # calls on the old engine
-        await old.close()
+        try:
+            await self._let_go(old, new)
+        finally:
+            self._announced = new
+            await old.close()
+
+    async def _let_go(self, old: Engine, new: Engine) -> None:
+        """Wait for the calls on the old engine, and for Status to name the new key."""
+        if old.health.announce().key_id != new.health.announce().key_id:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(ANNOUNCE_SECONDS):
+                    await self._announcing.wait()
+        await asyncio.sleep(DRAIN_SECONDS)
 
 
-class _Wrapper:
-    """What the services hold: it goes to the engine in force."""
+class _Current:
+    """What a service holds over reloads: each request asks which wrapper is current.
 
-    def __init__(self, server: Server, api: str) -> None:
-        self._server = server
-        self._api = api
+    Args:
+        seal: The wrapper to encrypt with.
+        unseal: The wrapper to decrypt with.
+    """
+
+    def __init__(
+        self, *, seal: Callable[[], TokenWrapper], unseal: Callable[[], TokenWrapper]
+    ) -> None:
+        self._seal = seal
+        self._unseal = unseal
 
     async def wrap(self, plaintext: bytes, *, deadline: float | None) -> Sealed:
         """See `TokenWrapper.wrap`."""
-        wrapper = getattr(self._server.engine, self._api)
-        sealed: Sealed = await wrapper.wrap(plaintext, deadline=deadline)
-        return sealed
+        return await self._seal().wrap(plaintext, deadline=deadline)
 
     async def unwrap(
         self, ciphertext: bytes, *, key_id: str | None, deadline: float | None
     ) -> bytes:
         """See `TokenWrapper.unwrap`."""
-        wrapper = getattr(self._server.engine, self._api)
-        dek: bytes = await wrapper.unwrap(ciphertext, key_id=key_id, deadline=deadline)
-        return dek
+        return await self._unseal().unwrap(ciphertext, key_id=key_id, deadline=deadline)
