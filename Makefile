@@ -9,14 +9,15 @@ LOCK := $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header 
 
 .SHELLFLAGS := -euc
 .DELETE_ON_ERROR:
-.PHONY: help run test test-e2e bench test-tokens lint types proto lock image clean packages
+.PHONY: help run test test-faults test-e2e bench test-tokens lint types proto lock image clean packages
 
 help:
 	@echo 'make run          serve with a SoftHSM2 token made in .dev'
-	@echo 'make test         everything but the end-to-end tests, in under 3 minutes'
+	@echo 'make test         what a newcomer needs, in under 3 minutes'
+	@echo 'make test-faults  recovery from every fault of a token, under load'
 	@echo 'make test-e2e     a real kube-apiserver and etcd (Go, or KUBEBUILDER_ASSETS)'
 	@echo 'make test-tokens  Kryoptic, NSS, opencryptoki and p11-kit beside SoftHSM2'
-	@echo 'make bench     figures of the direct path (h2load, from nghttp2-client)'
+	@echo 'make bench        figures of the direct path (h2load, from nghttp2-client)'
 	@echo 'make lint         ruff, import-linter, shellcheck where it is installed'
 	@echo 'make types        mypy'
 	@echo 'make proto        generate hsm_kms/api/rpc anew from proto/'
@@ -35,12 +36,15 @@ run: .venv/run
 	@exec $(BIN)/hsm-kms serve --config .dev/config.yaml
 
 test: .venv/dev packages
-	@$(BIN)/pytest -n auto $(PYTEST_ARGS)
+	@$(BIN)/pytest -n auto --ignore=tests/e2e --ignore=tests/faults --ignore=tests/tokens $(PYTEST_ARGS)
 	@echo
-	@if [ "$${HSM_KMS_E2E:-}" != 1 ]; then \
-		echo 'Not run: the tests against a real kube-apiserver. They need Go 1.26 or a folder'; \
-		echo 'of binaries named by KUBEBUILDER_ASSETS. To include them: make test-e2e'; \
-	fi
+	@echo 'Not run here, each with a command of its own:'
+	@echo '  make test-faults  everything a token can do to us, under load; 2 minutes'
+	@echo '  make test-tokens  tokens besides SoftHSM2: Kryoptic (cargo), NSS, opencryptoki, p11-kit'
+	@echo '  make test-e2e     a real kube-apiserver and etcd (Go 1.26, or KUBEBUILDER_ASSETS)'
+
+test-faults: .venv/dev packages
+	@$(BIN)/pytest -n auto tests/faults $(PYTEST_ARGS)
 
 test-e2e: .venv/dev packages
 	@HSM_KMS_E2E=1 $(BIN)/pytest tests/e2e $(PYTEST_ARGS)

@@ -10,7 +10,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final
+from functools import partial
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 import structlog
 
@@ -40,10 +41,11 @@ from hsm_kms.worker.messages import Block, FindKeys, Fingerprint, Keys, Probe, P
 from hsm_kms.worker.values import Cipher, KeySeen, Mechanism
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
     from hsm_kms.state import StateDir
     from hsm_kms.token.process import Worker
+    from hsm_kms.worker.messages import Reply, Request
 
 GCM_MECHANISMS: Final = {
     "caller": (Mechanism.GCM_CALLER,),
@@ -51,6 +53,9 @@ GCM_MECHANISMS: Final = {
     "appended": (Mechanism.GCM_APPENDED,),
     "auto": (Mechanism.GCM_CALLER, Mechanism.GCM_TOKEN, Mechanism.GCM_APPENDED),
 }
+
+# Asks the control session of one worker, with a limit.
+Ask: TypeAlias = "Callable[[Request], Awaitable[Reply]]"
 
 _log = structlog.get_logger(__name__)
 
@@ -72,6 +77,7 @@ class Discovery:
         settings: The configuration.
         state_dir: Where the mechanism is frozen.
         seconds: Longest wait for each answer of the token.
+        start_seconds: The same while a worker starts, which may take longer.
         freeze: Freeze what the first probe finds; commands do not.
     """
 
@@ -81,11 +87,13 @@ class Discovery:
         state_dir: StateDir,
         *,
         seconds: float,
+        start_seconds: float,
         freeze: bool,
     ) -> None:
         self._settings = settings
         self._state_dir = state_dir
         self._seconds = seconds
+        self._start_seconds = start_seconds
         self._freeze = freeze
         self._mechanism: Mechanism | None = None
 
@@ -100,12 +108,14 @@ class Discovery:
         Raises:
             HsmKmsError: The token could not be asked, or no mechanism works.
         """
+        seconds = self._start_seconds if fresh else self._seconds
+        ask = partial(worker.ask, seconds=seconds)
         request = FindKeys(label=self._settings.label, ids=self._settings.ids)
-        reply = await worker.ask(request, self._seconds)
+        reply = await ask(request)
         seen = reply.keys if isinstance(reply, Keys) else ()
-        keys, nameless = await self._identify_all(worker, seen)
+        keys, nameless = await self._identify_all(ask, seen)
         if keys and (fresh or self._mechanism is None):
-            self._mechanism = await self._probe(worker, keys, seen, last)
+            self._mechanism = await self._probe(worker, ask, keys, seen, last)
         return self._ring(keys, nameless, last)
 
     def _ring(
@@ -123,27 +133,25 @@ class Discovery:
     # Identity
 
     async def _identify_all(
-        self, worker: Worker, seen: Sequence[KeySeen]
+        self, ask: Ask, seen: Sequence[KeySeen]
     ) -> tuple[list[TokenKey], HsmKmsError | None]:
         keys: list[TokenKey] = []
         nameless: HsmKmsError | None = None
         for one in seen:
             for cipher in Cipher if one.partner else (Cipher.GCM,):
                 try:
-                    keys.append(await self._identify(worker, one, cipher))
+                    keys.append(await self._identify(ask, one, cipher))
                 except KeyNotFoundError:
                     continue  # it vanished while the keys were listed
                 except KeyUnsuitableError as error:
                     nameless = error
         return keys, nameless
 
-    async def _identify(
-        self, worker: Worker, seen: KeySeen, cipher: Cipher
-    ) -> TokenKey:
+    async def _identify(self, ask: Ask, seen: KeySeen, cipher: Cipher) -> TokenKey:
         settings = self._settings
         found = offences(seen, cipher, settings)
         try:
-            fingerprint = await self._fingerprint(worker, seen, cipher)
+            fingerprint = await self._fingerprint(ask, seen, cipher)
         except MechanismError:
             if not found:
                 raise  # the token's fault, not the key's
@@ -160,13 +168,13 @@ class Discovery:
             born_here=born_here(seen),
         )
 
-    async def _fingerprint(self, worker: Worker, seen: KeySeen, cipher: Cipher) -> str:
+    async def _fingerprint(self, ask: Ask, seen: KeySeen, cipher: Cipher) -> str:
         if self._settings.fingerprint == "cka_id":
             return fingerprint_of_cka_id(seen.ref.cka_id)
         request = Fingerprint(
             ref=seen.ref, block=FINGERPRINT_BLOCK, paired=cipher is Cipher.CBC_HMAC
         )
-        reply = await worker.ask(request, self._seconds)
+        reply = await ask(request)
         if not isinstance(reply, Block):
             raise MechanismError(
                 "the worker answered a Fingerprint with something else"
@@ -178,6 +186,7 @@ class Discovery:
     async def _probe(
         self,
         worker: Worker,
+        ask: Ask,
         keys: Sequence[TokenKey],
         seen: Sequence[KeySeen],
         last: str | None,
@@ -189,7 +198,7 @@ class Discovery:
         paired = any(one.ref == key.ref and one.partner for one in seen)
         request = Probe(ref=key.ref, paired=paired, wanted=(held,) if held else wanted)
         try:
-            reply = await worker.ask(request, self._seconds)
+            reply = await ask(request)
         except MechanismError as error:
             if held is None:
                 raise

@@ -49,6 +49,7 @@ class Engine:
             scope=config.scope,
             interval=config.health.interval,
             call_timeout=config.token.call_timeout,
+            start_timeout=config.token.start_timeout,
         )
         self.pool = Pool(
             session_wait=config.token.session_wait,

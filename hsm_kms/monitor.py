@@ -50,6 +50,7 @@ class Monitor:
         scope: Cluster name, as in the records.
         interval: Seconds between canaries while all is well.
         call_timeout: Longest wait for one answer of the token, in seconds.
+        start_timeout: The same while a worker starts.
 
     Attributes:
         health: What was learnt.
@@ -63,13 +64,19 @@ class Monitor:
         scope: str,
         interval: float,
         call_timeout: float,
+        start_timeout: float,
     ) -> None:
         self._discovery = Discovery(
-            settings, state_dir, seconds=call_timeout, freeze=True
+            settings,
+            state_dir,
+            seconds=call_timeout,
+            start_seconds=start_timeout,
+            freeze=True,
         )
         self._scope = scope
         self._interval = interval
         self._call_timeout = call_timeout
+        self._start_timeout = start_timeout
         self._workers: Workers | None = None
         self._on_well: Callable[[], None] | None = None
         self._wake = asyncio.Event()
@@ -173,17 +180,18 @@ class Monitor:
 
     async def _inspect(self, worker: Worker, *, fresh: bool) -> Keyring:
         ring = await self._discovery.read(worker, self.health.last_key_id, fresh=fresh)
+        seconds = self._start_timeout if fresh else self._call_timeout
         for key in ring.keys:
-            await self._prove(worker, ring, key)
+            await self._prove(worker, ring, key, seconds)
         return ring
 
-    async def _prove(self, worker: Worker, ring: Keyring, key: TokenKey) -> None:
+    async def _prove(
+        self, worker: Worker, ring: Keyring, key: TokenKey, seconds: float
+    ) -> None:
         if key.mechanism is None:
             return
         try:
-            await worker.ask(
-                canary(key, key.mechanism, self._scope), self._call_timeout
-            )
+            await worker.ask(canary(key, key.mechanism, self._scope), seconds)
         except HsmKmsError:
             if key is ring.current and ring.fault is None:
                 raise

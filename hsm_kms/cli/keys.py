@@ -155,6 +155,7 @@ def discovery_for(config: Config) -> Discovery:
         wiring.key_settings(config),
         StateDir(config.state_dir),
         seconds=config.token.start_timeout,
+        start_seconds=config.token.start_timeout,
         freeze=False,
     )
 

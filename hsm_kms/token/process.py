@@ -237,7 +237,8 @@ class Worker:
     def kill(self, end: End, reason: str = "") -> None:
         """SIGKILL; whoever waits for an answer gets `WorkerLostError`."""
         self._end(end, reason)
-        self.killed = self.end is not End.LOST  # then it is gone already
+        if End.LOST not in {end, self.end}:  # then it is gone already
+            self.killed = True
         if self._pidfd is not None:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)

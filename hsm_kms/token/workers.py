@@ -146,15 +146,17 @@ class Workers:
     async def _start(self) -> tuple[Worker, list[Channel]]:
         self._gate.check()
         settings = self._settings
-        sessions = 1 if self._budget.spent else settings.sessions
-        worker = await Worker.spawn(sessions, settings.env)
+        spent = self._budget.spent
+        worker = await Worker.spawn(settings.sessions, settings.env)
         try:
             async with asyncio.timeout(settings.start_timeout):
                 started = await worker.configure(settings.configure)
                 await self._gate.login(worker)
                 granted = worker.sessions if started.os_locking else worker.sessions[:1]
-                channels = await worker.open_sessions(granted)
+                channels = await worker.open_sessions(granted[:1] if spent else granted)
                 await self._qualify(worker)
+                if spent:  # its canary has passed: the others, too
+                    channels = await worker.open_sessions(granted)
         except TimeoutError:
             self._counts.ends[End.START] += 1
             worker.kill(End.START, "it did not start in time")

@@ -52,7 +52,14 @@ class Rig:
         """Start the server, and wait until it can be looked at."""
         began = len(self.plugin.events("probes and metrics"))
         self.plugin.start()
-        wait_for(lambda: len(self.plugin.events("probes and metrics")) > began)
+        process = self.plugin.process
+        wait_for(
+            lambda: (
+                len(self.plugin.events("probes and metrics")) > began
+                or process.poll() is not None
+            )
+        )
+        assert process.poll() is None, self.plugin.log()
         wait_for((self.plugin.directory / "admin.sock").exists)
 
     def get(self, path: str) -> tuple[int, str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -69,12 +71,28 @@ def test_kill_budget(make_rig, shim):
         spent = len(rig.worker_pids)
         shim.clear()
         load.wait_well(time.monotonic(), 30)
-        wait_for(lambda: rig.metrics()["hsm_kms_sessions"] >= 2 * LENT, 30)
-        rig.well()
+        rig.well(30)
+        wait_for(lambda: {CONTROL + LENT} == set(shim.sessions().values()))
 
     assert [] == load.wrong
     assert spent <= 1
     assert [] == [pid for pid in shim.sessions() if pid not in rig.worker_pids]
+
+
+def test_failed_starts_are_no_kills(make_rig, shim):
+    """Workers that could not start, and left by themselves, spend nothing."""
+    rig = make_rig()
+    rig.start()
+    rig.well()
+    before = shim.calls("C_Initialize")
+    shim.set("C_Initialize count=6 rv=0x30", "C_Encrypt count=1 segv")
+    code_of(lambda: rig.plugin.encrypt(b"dek"))
+    for pid in rig.worker_pids:
+        os.kill(pid, signal.SIGKILL)
+    wait_for(lambda: shim.calls("C_Initialize") >= before + 6 + 2)
+    rig.well()
+
+    assert [] == rig.plugin.events(SPENT)
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import pytest
 from tests.support import PIN, TOKEN_LABEL, softhsm_module, wait_for
 
 LONG = os.environ.get("HSM_KMS_LONG") == "1"
-FAULTY_SECONDS = 60.0 if LONG else 15.0
+FAULTY_SECONDS = 60.0 if LONG else 10.0
 QUIET_SECONDS = 4.0  # several times what a worker waits before it looks again
 WRONG = "not-the-PIN-0815"
 NEW_PIN = "9021-New-PIN"
