@@ -155,6 +155,8 @@ class Monitor:
         except HsmKmsError as error:
             self.health.canary_failed(error)
             worker.retire(End.CANARY, str(error))
+        except Exception as error:  # noqa: BLE001 - a bug must not end the watch
+            _log.error("bug in the monitor", exc_info=error)
         else:
             self._adopt(ring, worker)
         self.health.evaluate()

@@ -142,9 +142,12 @@ class Server:
                     await again.wait()
             if again.is_set() or self._file.changed():
                 again.clear()
-                new = self._file.read(self._engine.config)
-                if new is not None:
-                    await self._take_over(new)
+                try:
+                    new = self._file.read(self._engine.config)
+                    if new is not None:
+                        await self._take_over(new)
+                except Exception as error:  # noqa: BLE001 - a bug must not end reloads
+                    _log.error("bug in a reload", exc_info=error)
 
     async def _take_over(self, config: Config) -> None:
         """Put a new engine in place of the old one, if that makes nothing worse."""

@@ -81,7 +81,7 @@ def keyed_template(
 @pytest.fixture
 def empty_hsm(directory: Path, token_template: SoftHsm) -> SoftHsm:
     """A token of this test's own, without a key."""
-    return token_template.copy(directory / "hsm")
+    return token_template.copy(directory / "empty")
 
 
 @pytest.fixture
