@@ -203,7 +203,7 @@ class Workers:
             await worker.lost.wait()
         finally:
             self.ready.remove(worker)
-            for channel in channels:
+            for channel in worker.sessions:  # also those that came later
                 self._pool.withdraw(channel)
             await self._see_out(worker)
             end = worker.end or End.ASKED
@@ -219,10 +219,13 @@ class Workers:
     async def _watch(self) -> None:
         while True:
             await asyncio.sleep(WATCH_SECONDS)
-            for worker in self._hung():
-                self._run(self._end_hung(worker))
-            self._mind_spare()
-            await self._grow()
+            try:
+                for worker in self._hung():
+                    self._run(self._end_hung(worker))
+                self._mind_spare()
+                await self._grow()
+            except Exception as error:  # noqa: BLE001 - a bug must not end the watch
+                _log.error("bug in the watch over workers", exc_info=error)
 
     async def _grow(self) -> None:
         """Try one more session, where the token had no more when we asked."""

@@ -96,7 +96,15 @@ class TokenSession:
                 self._forget_handles(error)
             else:
                 raise
-        return self._do(request)
+        return self._again(request)
+
+    def _again(self, request: Request) -> Reply:
+        try:
+            return self._do(request)
+        except WorkerError as error:
+            if error.cause == Fault.LOGIN and self._logged_in():
+                error.cause = Fault.SESSION  # not the login: another session may do
+            raise
 
     def _do(self, request: Request) -> Reply:  # noqa: C901, PLR0911 - one arm each
         match request:
@@ -227,10 +235,13 @@ class TokenSession:
 
     def _require_login(self, error: WorkerError | None = None) -> None:
         """A public session sees no private keys: "not found" would be a lie."""
-        if self._module.needs_login and not self._cryptoki.logged_in(self._handle):
+        if not self._logged_in():
             raise WorkerError(
                 Fault.LOGIN,
                 "the session is not logged in any more",
                 function=error.function if error else "C_GetSessionInfo",
                 rv=error.rv if error else None,
             )
+
+    def _logged_in(self) -> bool:
+        return not self._module.needs_login or self._cryptoki.logged_in(self._handle)

@@ -37,8 +37,12 @@ def many(make_rig, own_pin):
 
 
 def kill_all(rig):
-    for pid in rig.plugin.worker_pids():
+    """SIGKILL every worker, and wait until the server knows."""
+    pids = rig.plugin.worker_pids()
+    before = rig.ends("lost")
+    for pid in pids:
         os.kill(pid, signal.SIGKILL)
+    wait_for(lambda: rig.ends("lost") >= before + len(pids))
 
 
 def commands(rig, count=3):
