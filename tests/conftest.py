@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import tempfile
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.pool_rig import Rig
 from tests.support import PIN, Plugin, SoftHsm
 
 if TYPE_CHECKING:
@@ -113,3 +115,15 @@ def plugin(make_plugin: Callable[..., Plugin], hsm: SoftHsm) -> Plugin:
     started = make_plugin(hsm).start()
     started.wait_healthz("ok")
     return started
+
+
+@pytest.fixture
+async def rig(monkeypatch):
+    """A pool without sessions; the loop's clock stands until the test moves it."""
+    loop = asyncio.get_running_loop()
+    now = [loop.time()]
+    monkeypatch.setattr(loop, "time", lambda: now[0])
+    made = Rig()
+    made.now = now
+    yield made
+    made.close()

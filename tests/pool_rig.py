@@ -144,3 +144,17 @@ class Rig:
         self.pool.close()
         for worker in self.workers:
             worker.lost("end of the test")
+
+
+async def later(rig, seconds):
+    """Move the clock."""
+    rig.now[0] += seconds
+    await rig.settle()
+
+
+async def one_busy(rig, sessions=1):
+    """One request under way on a worker of its own."""
+    worker = rig.add(sessions)
+    task = rig.call()
+    await rig.settle()
+    return worker, task

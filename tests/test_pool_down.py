@@ -14,33 +14,7 @@ from hsm_kms.errors import (
 )
 from hsm_kms.token.breaker import TRIP_AFTER
 from hsm_kms.worker.messages import Failure
-from tests.pool_rig import Rig
-
-
-@pytest.fixture
-async def rig(monkeypatch):
-    """A pool without sessions; the loop's clock stands until the test moves it."""
-    loop = asyncio.get_running_loop()
-    now = [loop.time()]
-    monkeypatch.setattr(loop, "time", lambda: now[0])
-    made = Rig()
-    made.now = now
-    yield made
-    made.close()
-
-
-async def later(rig, seconds):
-    """Move the clock."""
-    rig.now[0] += seconds
-    await rig.settle()
-
-
-async def one_busy(rig, sessions=1):
-    """One request under way on a worker of its own."""
-    worker = rig.add(sessions)
-    task = rig.call()
-    await rig.settle()
-    return worker, task
+from tests.pool_rig import later, one_busy
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,32 @@ class Kept(NamedTuple):
     key_id: str
 
 
-class Load:
+class _Client:
+    """Runs `_run` in a thread of its own, from `with` to its end.
+
+    Args:
+        streams: How many requests are under way at once.
+    """
+
+    def __init__(self, streams: int) -> None:
+        self._streams = streams
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._run()))
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join(SECONDS)
+        assert not self._thread.is_alive()
+
+    async def _run(self) -> None:
+        raise NotImplementedError
+
+
+class Load(_Client):
     """A client with several streams, in a thread of its own.
 
     Args:
@@ -66,18 +91,7 @@ class Load:
         self.wrong: list[str] = []
         self.sent = 0
         self._target = f"unix:{plugin.socket}"
-        self._streams = streams
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=lambda: asyncio.run(self._run()))
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join(SECONDS)
-        assert not self._thread.is_alive()
+        super().__init__(streams)
 
     async def _run(self) -> None:
         options = (
@@ -184,7 +198,7 @@ class Load:
         assert [] == [*early, *late]
 
 
-class Flood:
+class Flood(_Client):
     """Tampered ciphertexts as fast as they are answered, in a thread of its own.
 
     Args:
@@ -202,18 +216,7 @@ class Flood:
         self.codes: Counter[str] = Counter()
         self._plugin = plugin
         self._sealed = sealed
-        self._streams = streams
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=lambda: asyncio.run(self._run()))
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join(SECONDS)
-        assert not self._thread.is_alive()
+        super().__init__(streams)
 
     async def _run(self) -> None:
         target = f"unix:{self._plugin.socket}"
