@@ -84,9 +84,14 @@ class Engine:
 
     def start(self) -> None:
         """Start workers and monitor in the background."""
-        self._monitor.attach(self.workers, self.pool.breaker.close)
+        self._monitor.attach(self.workers, self._well)
         self.workers.start()
         self._watching = asyncio.create_task(self._monitor.run())
+
+    def _well(self) -> None:
+        """A canary has passed."""
+        self.pool.breaker.close()
+        self.workers.canary_passed()
 
     async def close(self) -> None:
         """Fail what waits, let calls under way end with their workers, stop all."""

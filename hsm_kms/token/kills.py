@@ -1,7 +1,7 @@
 """How often workers may be killed: some HSMs keep the sessions of dead clients.
 
-After `MOST` kills within `WINDOW_SECONDS` only one worker is kept, with one session,
-until one has started and its canary has passed.
+After `MOST` kills within `WINDOW_SECONDS` only one worker is started, with one session,
+until a canary has passed, on it or on one that still serves.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class KillBudget:
             self._free.clear()
 
     def refill(self) -> None:
-        """A worker has started, and its canary has passed."""
+        """A canary has passed."""
         if self.spent:
             self._times.clear()
             self._free.set()

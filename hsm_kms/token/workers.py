@@ -111,6 +111,10 @@ class Workers:
             self._run(self._keep(number))
         self._run(self._watch())
 
+    def canary_passed(self) -> None:
+        """The token works again: as many workers as are configured may be there."""
+        self._budget.refill()
+
     async def close(self) -> None:
         """Let every worker leave, and wait until all are gone."""
         for task in self._tasks:

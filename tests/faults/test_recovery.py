@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from hsm_kms.token.workers import SPARE_SECONDS
 from tests.faults.load import EXCUSED, Load
 from tests.support import code_of, wait_for
 
@@ -17,6 +18,7 @@ SESSION_HANDLE_INVALID = 0xB3
 KEY_HANDLE_INVALID = 0x60
 SESSIONS = 8  # of two workers
 MANY = 3 * SESSIONS
+RESTORED = 60  # until all workers are back: after many ends there is a backoff
 
 
 def strike(rig, *functions, fault, count=1):
@@ -154,13 +156,26 @@ def under_load(rig, fault, seconds):
         fault(rig)
         over = time.monotonic()
         took = load.wait_well(over, seconds)
-        rig.well(seconds)
+        rig.well(RESTORED)
         time.sleep(0.2)
     load.check(began, over + took)
     assert rig.plugin.process.poll() is None
     assert server == rig.plugin.process.pid
     print(f"{fault.__name__}: {took:.2f} s, {len(load.failures())} failed")  # noqa: T201
     return load
+
+
+def test_three_kills(quick_rig):
+    """After three kills beside a worker that serves, the others still come back."""
+    with Load(quick_rig.plugin) as load:
+        load.wait_well()
+        for kills in range(1, 4):
+            os.kill(quick_rig.plugin.worker_pids()[1], signal.SIGSTOP)
+            wait_for(lambda kills=kills: quick_rig.ends("hang") == kills)
+            quick_rig.well(RESTORED)
+        time.sleep(SPARE_SECONDS + 1)  # a spare one leaves
+        quick_rig.well(RESTORED)
+    assert "going on with one" in quick_rig.plugin.log()
 
 
 def test_module_replaced(make_rig, directory, shim):
