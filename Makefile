@@ -14,13 +14,13 @@ LOCK := $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header 
 help:
 	@echo 'make run          serve with a SoftHSM2 token made in .dev'
 	@echo 'make test         what a newcomer needs, in under 3 minutes'
-	@echo 'make test-faults  recovery from every fault of a token, under load'
+	@echo 'make test-faults  recovery from every fault of a token, and rotations, under load'
 	@echo 'make test-e2e     a real kube-apiserver and etcd (Go, or KUBEBUILDER_ASSETS)'
 	@echo 'make test-tokens  Kryoptic, NSS, opencryptoki and p11-kit beside SoftHSM2'
-	@echo 'make bench        figures of the direct path (h2load, from nghttp2-client)'
+	@echo 'make bench        figures of the direct path and of many keys (h2load, from nghttp2-client)'
 	@echo 'make lint         ruff, import-linter, shellcheck where it is installed'
 	@echo 'make types        mypy'
-	@echo 'make proto        generate hsm_kms/api/rpc anew from proto/'
+	@echo 'make proto        generate hsm_kms/api/rpc and hsm_kms/etcd/rpc anew from proto/'
 	@echo 'make lock         lock requirements/ anew from pyproject.toml'
 	@echo 'make image        the container image (docker, podman or buildah)'
 	@echo 'make clean        remove what these made, the token in .dev excepted'
@@ -36,15 +36,16 @@ run: .venv/run
 	@exec $(BIN)/hsm-kms serve --config .dev/config.yaml
 
 test: .venv/dev packages
-	@$(BIN)/pytest -n auto --ignore=tests/e2e --ignore=tests/faults --ignore=tests/tokens $(PYTEST_ARGS)
+	@$(BIN)/pytest -n auto --ignore=tests/e2e --ignore=tests/faults --ignore=tests/rotation \
+		--ignore=tests/tokens $(PYTEST_ARGS)
 	@echo
 	@echo 'Not run here, each with a command of its own:'
-	@echo '  make test-faults  everything a token can do to us, under load; 2 minutes'
+	@echo '  make test-faults  all that a token can do to us, and rotations, under load; 4 minutes'
 	@echo '  make test-tokens  tokens besides SoftHSM2: Kryoptic (cargo), NSS, opencryptoki, p11-kit'
 	@echo '  make test-e2e     a real kube-apiserver and etcd (Go 1.26, or KUBEBUILDER_ASSETS)'
 
 test-faults: .venv/dev packages
-	@$(BIN)/pytest -n auto tests/faults $(PYTEST_ARGS)
+	@$(BIN)/pytest -n auto tests/faults tests/rotation $(PYTEST_ARGS)
 
 test-e2e: .venv/dev packages
 	@HSM_KMS_E2E=1 $(BIN)/pytest tests/e2e $(PYTEST_ARGS)
@@ -56,6 +57,7 @@ test-tokens: .venv/dev packages
 
 bench: .venv/dev packages
 	@$(BIN)/python -m bench.direct
+	@$(BIN)/python -m bench.ring
 
 lint: .venv/dev
 	@$(BIN)/ruff check .

@@ -21,6 +21,7 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 _PORT = re.compile(r"0|[1-9][0-9]{0,4}")
 _HOST_AND_PORT = re.compile(r"(?:\[([0-9a-fA-F:.]+)\]|([0-9.]+)):(.*)", re.DOTALL)
 _MAX_IDS = 64
+KEY_ID = re.compile(r"[a-z2-7]{26}(\.[a-z0-9]{1,16})?")
 _HEX_BYTES = re.compile(r"([0-9a-fA-F]{2}){1,255}")
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
@@ -158,6 +159,24 @@ def _environment(env: dict[str, str]) -> dict[str, str]:
     return env
 
 
+def _key_ids(value: object) -> tuple[str, ...]:
+    if not isinstance(value, list) or len(value) > _MAX_IDS:
+        raise ValueError(f"must be a list of at most {_MAX_IDS} key_ids")
+    if not all(isinstance(each, str) and KEY_ID.fullmatch(each) for each in value):
+        raise ValueError("must hold key_ids only, as `keys list` shows them")
+    return tuple(value)
+
+
+def _aliases(value: dict[str, str]) -> dict[str, str]:
+    if len(value) > _MAX_IDS:
+        raise ValueError(f"must not hold more than {_MAX_IDS} key_ids")
+    if not all(KEY_ID.fullmatch(each) for each in value):
+        raise ValueError("must map key_ids, as stored values name them")
+    if not all(_HEX_BYTES.fullmatch(each) for each in value.values()):
+        raise ValueError('must map to CKA_IDs, in hexadecimal digits such as "0a01"')
+    return {key_id: cka_id.lower() for key_id, cka_id in value.items()}
+
+
 def _cka_ids(value: object) -> tuple[str, ...]:
     if not isinstance(value, list) or len(value) > _MAX_IDS:
         raise ValueError(f"must be a list of at most {_MAX_IDS} CKA_IDs")
@@ -178,6 +197,8 @@ Duration = Annotated[float, BeforeValidator(parse_duration), AfterValidator(_pos
 DurationOrZero = Annotated[float, BeforeValidator(parse_duration)]
 AbsolutePath = Annotated[Path, BeforeValidator(_absolute)]
 SocketPath = Annotated[Path, BeforeValidator(parse_socket)]
+KeyIds = Annotated[tuple[str, ...], BeforeValidator(_key_ids)]
+Aliases = Annotated[dict[str, str], AfterValidator(_aliases)]
 CkaIds = Annotated[tuple[str, ...], BeforeValidator(_cka_ids)]
 SocketMode = Annotated[str, BeforeValidator(_mode)]
 TcpAddress = Annotated[str, AfterValidator(_tcp)]

@@ -7,11 +7,14 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from hsm_kms.config_fields import (
+    KEY_ID,
     AbsolutePath,
+    Aliases,
     CkaIds,
     Duration,
     DurationOrZero,
     Environment,
+    KeyIds,
     SocketMode,
     SocketPath,
     TcpAddress,
@@ -21,7 +24,6 @@ from hsm_kms.config_fields import (
 )
 
 _LOGIN = re.compile(r"user|none|crypto-user|so|0x[0-9a-fA-F]{1,8}")
-_KEY_ID = re.compile(r"[a-z2-7]{26}(\.[a-z0-9]{1,16})?")
 
 
 class Section(BaseModel):
@@ -105,7 +107,7 @@ class Keys(Section):
     gcm_iv: Literal["auto", "caller", "token", "appended"] = "auto"
     fingerprint: Literal["block", "cka_id"] = "block"
     current: (
-        Annotated[str, matching(_KEY_ID, "must be a key_id as `keys list` shows it")]
+        Annotated[str, matching(KEY_ID, "must be a key_id as `keys list` shows it")]
         | None
     ) = None
     suffix: (
@@ -115,7 +117,10 @@ class Keys(Section):
         ]
         | None
     ) = None
+    retired: KeyIds = ()
+    also_known_as: Aliases = {}
     policy: Literal["enforce", "warn"] = "enforce"
+    discover: Duration = 30.0
 
 
 class Health(Section):

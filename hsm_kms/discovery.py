@@ -1,4 +1,4 @@
-"""Read the keyring from a token: list, identify, and find out the mechanism.
+"""Read the keys of a token: list, identify, and find out the mechanism.
 
 1. A key's name comes from its own cryptography, never from what the token tells.
 2. The mechanism is found by a probe on the real key, at each start of a worker, and
@@ -9,14 +9,16 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Final, TypeAlias
+from weakref import WeakKeyDictionary
 
 import structlog
 
 from hsm_kms.errors import (
     HsmKmsError,
+    KeyAmbiguousError,
     KeyNotFoundError,
     KeyUnsuitableError,
     MechanismError,
@@ -27,25 +29,21 @@ from hsm_kms.key_id import (
     fingerprint_of,
     fingerprint_of_cka_id,
 )
-from hsm_kms.keyring import (
-    Keyring,
-    KeySettings,
-    TokenKey,
-    born_here,
-    choose,
-    offences,
-)
+from hsm_kms.keyring import KeySettings, TokenKey
+from hsm_kms.listing import list_keys
+from hsm_kms.policy import born_here, offences
 from hsm_kms.state import StateCorruptError, StateWriteError
 from hsm_kms.state_records import FrozenMechanism
-from hsm_kms.worker.messages import Block, FindKeys, Fingerprint, Keys, Probe, Probed
+from hsm_kms.worker.messages import Block, Fingerprint, Probe, Probed
 from hsm_kms.worker.values import Cipher, KeySeen, Mechanism
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Sequence
 
+    from hsm_kms.listing import Ask
     from hsm_kms.state import StateDir
     from hsm_kms.token.process import Worker
-    from hsm_kms.worker.messages import Reply, Request
+    from hsm_kms.worker.values import KeyRef
 
 GCM_MECHANISMS: Final = {
     "caller": (Mechanism.GCM_CALLER,),
@@ -54,8 +52,8 @@ GCM_MECHANISMS: Final = {
     "auto": (Mechanism.GCM_CALLER, Mechanism.GCM_TOKEN, Mechanism.GCM_APPENDED),
 }
 
-# Asks the control session of one worker, with a limit.
-Ask: TypeAlias = "Callable[[Request], Awaitable[Reply]]"
+# Keys by what a session finds them by, with what they looked like.
+Identified: TypeAlias = "dict[tuple[KeyRef, Cipher], tuple[TokenKey, KeySeen]]"
 
 _log = structlog.get_logger(__name__)
 
@@ -70,8 +68,21 @@ def wanted_mechanisms(settings: KeySettings) -> tuple[Mechanism, ...]:
     return (*gcm, Mechanism.CBC_HMAC)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sighting:
+    """What one worker sees of the keys at one time.
+
+    Args:
+        keys: The keys.
+        nameless: What is wrong with a key that could not be identified, or None.
+    """
+
+    keys: tuple[TokenKey, ...]
+    nameless: HsmKmsError | None
+
+
 class Discovery:
-    """Reads keyrings.
+    """Reads the keys of a token.
 
     Args:
         settings: The configuration.
@@ -96,8 +107,9 @@ class Discovery:
         self._start_seconds = start_seconds
         self._freeze = freeze
         self._mechanism: Mechanism | None = None
+        self._identified: WeakKeyDictionary[Worker, Identified] = WeakKeyDictionary()
 
-    async def read(self, worker: Worker, last: str | None, *, fresh: bool) -> Keyring:
+    async def read(self, worker: Worker, last: str | None, *, fresh: bool) -> Sighting:
         """List and identify the keys, on the worker's control session.
 
         Args:
@@ -110,41 +122,45 @@ class Discovery:
         """
         seconds = self._start_seconds if fresh else self._seconds
         ask = partial(worker.ask, seconds=seconds)
-        request = FindKeys(label=self._settings.label, ids=self._settings.ids)
-        reply = await ask(request)
-        seen = reply.keys if isinstance(reply, Keys) else ()
-        keys, nameless = await self._identify_all(ask, seen)
-        if keys and (fresh or self._mechanism is None):
-            self._mechanism = await self._probe(worker, ask, keys, seen, last)
-        return self._ring(keys, nameless, last)
-
-    def _ring(
-        self, keys: Sequence[TokenKey], nameless: HsmKmsError | None, last: str | None
-    ) -> Keyring:
+        seen = await list_keys(ask, self._settings.label, self._settings.ids)
+        known = self._identified.setdefault(worker, {})
+        trusted = {} if fresh else _but(known, last)
+        keys, nameless = await self._identify_all(ask, seen, trusted)
+        self._identified[worker] = keys
+        found = [key for key, _ in keys.values()]
+        if found and (fresh or self._mechanism is None):
+            self._mechanism = await self._probe(worker, ask, found, seen, last)
         how = self._mechanism
-        named = tuple(replace(key, mechanism=_mechanism(key, how)) for key in keys)
-        usable = [key for key in named if how is None or key.cipher is how.cipher]
-        current, fault = choose(usable, last, self._settings)
-        if self._settings.current is None and (not usable or fault is None):
-            # One more key under the label, and nobody said which is meant.
-            fault = nameless or fault
-        return Keyring(keys=named, current=current, fault=fault)
+        return Sighting(
+            keys=tuple(_by_mechanism(key, how) for key in found), nameless=nameless
+        )
 
     # Identity
 
     async def _identify_all(
-        self, ask: Ask, seen: Sequence[KeySeen]
-    ) -> tuple[list[TokenKey], HsmKmsError | None]:
-        keys: list[TokenKey] = []
+        self, ask: Ask, seen: Sequence[KeySeen], known: Identified
+    ) -> tuple[Identified, HsmKmsError | None]:
+        keys: Identified = {}
         nameless: HsmKmsError | None = None
         for one in seen:
             for cipher in Cipher if one.partner else (Cipher.GCM,):
+                name = one.ref, cipher
+                before = known.get(name)
+                if before is not None and before[1] == one:
+                    keys[name] = before
+                    continue
                 try:
-                    keys.append(await self._identify(ask, one, cipher))
+                    keys[name] = await self._identify(ask, one, cipher), one
                 except KeyNotFoundError:
                     continue  # it vanished while the keys were listed
-                except KeyUnsuitableError as error:
+                except (
+                    KeyAmbiguousError,
+                    KeyUnsuitableError,
+                    MechanismError,
+                ) as error:
                     nameless = error
+        if not keys and isinstance(nameless, MechanismError):
+            raise nameless  # the token's fault, not the keys'
         return keys, nameless
 
     async def _identify(self, ask: Ask, seen: KeySeen, cipher: Cipher) -> TokenKey:
@@ -231,11 +247,20 @@ class Discovery:
             _log.warning("the mechanism is not saved", error=error.sentence)
 
 
-def _mechanism(key: TokenKey, how: Mechanism | None) -> Mechanism | None:
-    """How this token wraps under the key, be it only for a canary."""
+def _by_mechanism(key: TokenKey, how: Mechanism | None) -> TokenKey:
+    """The key with how this token wraps under it, be it only for a canary."""
     if how is not None and how.cipher is key.cipher:
-        return how
-    return Mechanism.CBC_HMAC if key.cipher is Cipher.CBC_HMAC else None
+        return replace(key, mechanism=how, encrypts=True)
+    other = Mechanism.CBC_HMAC if key.cipher is Cipher.CBC_HMAC else None
+    return replace(key, mechanism=other, encrypts=False)
+
+
+def _but(known: Identified, last: str | None) -> Identified:
+    """What is known, the current key aside: it is looked at anew each time."""
+    fingerprint = last.partition(".")[0] if last else None
+    return {
+        name: each for name, each in known.items() if each[0].fingerprint != fingerprint
+    }
 
 
 def _to_probe(keys: Sequence[TokenKey], preferred: str | None) -> TokenKey:

@@ -11,6 +11,8 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from hsm_kms import wiring
+from hsm_kms.discovery import Discovery
+from hsm_kms.keyholder import KeyHolder
 from hsm_kms.monitor import Monitor
 from hsm_kms.token.pin import PinGate
 from hsm_kms.token.pool import Pool
@@ -20,8 +22,31 @@ from hsm_kms.wrapping.wrapper import TokenWrapper
 if TYPE_CHECKING:
     from hsm_kms.config_types import Config
     from hsm_kms.health import Health
+    from hsm_kms.keyring import Keyring
     from hsm_kms.state import StateDir
     from hsm_kms.token.counts import Counts
+
+
+class Keys:
+    """What a wrapper knows of keys.
+
+    Args:
+        monitor: Looks for them.
+        announced: Encrypt under the key that Status gave last, as v2 must.
+    """
+
+    def __init__(self, monitor: Monitor, *, announced: bool) -> None:
+        self._monitor = monitor
+        self._announced = announced
+
+    async def ring_soon(self, until: float) -> Keyring:
+        """See `Health.ring_soon`."""
+        return await self._monitor.health.ring_soon(until, announced=self._announced)
+
+    async def ring_after_look(self, until: float) -> Keyring:
+        """The keyring, after a look for keys that have just come."""
+        await self._monitor.look_again(until)
+        return await self.ring_soon(until)
 
 
 class Engine:
@@ -43,11 +68,18 @@ class Engine:
 
     def __init__(self, config: Config, state: StateDir, counts: Counts) -> None:
         self.config = config
+        settings = wiring.key_settings(config)
         self._monitor = Monitor(
-            wiring.key_settings(config),
-            state,
+            Discovery(
+                settings,
+                state,
+                seconds=config.token.call_timeout,
+                start_seconds=config.token.start_timeout,
+                freeze=True,
+            ),
+            KeyHolder(settings, state),
             scope=config.scope,
-            interval=config.health.interval,
+            interval=min(config.health.interval, config.keys.discover),
             call_timeout=config.token.call_timeout,
             start_timeout=config.token.start_timeout,
         )
@@ -69,13 +101,17 @@ class Engine:
         wrapper = partial(
             TokenWrapper,
             self.pool,
-            self.health,
             scope=config.scope,
             patience=config.token.session_wait,
         )
-        self.v2 = wrapper(verify=True)
-        self.v1 = wrapper(verify=False)
+        self.v2 = wrapper(keys=Keys(self._monitor, announced=True), verify=True)
+        self.v1 = wrapper(keys=Keys(self._monitor, announced=False), verify=False)
         self._watching: asyncio.Task[None] | None = None
+
+    @property
+    def keys(self) -> KeyHolder:
+        """What was learnt about its keys."""
+        return self._monitor.holder
 
     @property
     def health(self) -> Health:

@@ -55,6 +55,10 @@ class UnknownKeyIdError(HsmKmsError):
     """The record was made under a KEK that is not held here."""
 
 
+class KeyRetiredError(UnknownKeyIdError):
+    """The record was made under a KEK that is retired."""
+
+
 class TokenError(HsmKmsError):
     """The token could not do it.
 
@@ -124,6 +128,14 @@ class MechanismError(TokenError):
 
 class KeyLostError(HsmKmsError):
     """The key last current on this node is gone or rolled back."""
+
+
+class KeyReusedError(HsmKmsError):
+    """A key_id that was current before would be again."""
+
+
+class KeyNotActiveError(TokenError):
+    """Every key on the token is to become active later."""
 
 
 class PoolTimeoutError(HsmKmsError):

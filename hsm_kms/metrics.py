@@ -21,6 +21,7 @@ from prometheus_client import (
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from hsm_kms import __version__
+from hsm_kms.keyring import KeyState
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -37,6 +38,7 @@ class Snapshot:
     Args:
         health: "starting", "ok" or "failed".
         key_id_hash: Of the announced key_id, or "".
+        keys: Keys held, by state.
         workers: Workers that serve.
         restarts: Workers that ended, by reason.
         sessions: Sessions held.
@@ -50,6 +52,7 @@ class Snapshot:
 
     health: str
     key_id_hash: str
+    keys: Mapping[str, int] = field(default_factory=dict)
     workers: int
     restarts: Mapping[str, int] = field(default_factory=dict)
     sessions: int
@@ -129,6 +132,10 @@ class _Snapshots:
                 "The announced key, as the API server's metrics name it.",
                 key_id_hash=now.key_id_hash,
             )
+        held = GaugeMetricFamily("hsm_kms_keys", "Keys held.", labels=["state"])
+        for name in KeyState:
+            held.add_metric([name], float(now.keys.get(name, 0)))
+        yield held
         yield _number("hsm_kms_workers", "Token workers that serve.", now.workers)
         yield _number("hsm_kms_sessions", "Token sessions held.", now.sessions)
         yield _number("hsm_kms_sessions_idle", "Token sessions not in use.", now.idle)

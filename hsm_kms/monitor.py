@@ -1,8 +1,9 @@
 """The background look at token and keys: the only source of `health`.
 
-Every `interval`, and at once after a fault under a request, each worker's control
-session lists the keys and wraps and unwraps a canary. A worker that fails is replaced;
-one that is merely slow is left to the hang watch of `token.workers`.
+Every `interval`, when a key's time comes, and at once after a fault under a request,
+each worker's control session lists the keys, and wraps and unwraps a canary. A worker
+that fails is replaced; one that is merely slow is left to the hang watch of
+`token.workers`.
 """
 
 from __future__ import annotations
@@ -13,28 +14,30 @@ from typing import TYPE_CHECKING, Final
 
 import structlog
 
-from hsm_kms.discovery import Discovery
 from hsm_kms.errors import (
     HsmKmsError,
+    KeyLostError,
     KeyNotFoundError,
     TokenTimeoutError,
     WorkerLostError,
 )
 from hsm_kms.health import Health, WorkersSeen
+from hsm_kms.sightings import Sightings
 from hsm_kms.token.counts import End
+from hsm_kms.visits import Seeker, Visits
 from hsm_kms.wrapping.wrapper import canary
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from hsm_kms.keyring import Keyring, KeySettings, TokenKey
-    from hsm_kms.state import StateDir
+    from hsm_kms.discovery import Discovery, Sighting
+    from hsm_kms.keyholder import KeyHolder
+    from hsm_kms.keyring import TokenKey
     from hsm_kms.token.process import Worker
     from hsm_kms.token.workers import Workers
 
 RETRY_SECONDS: Final = 2.0
 FRESH_SECONDS: Final = 10.0  # younger workers are believed when they miss a key
-MISSES_BELIEVED: Final = 3  # fresh workers in a row that do not see the key
 _JITTER: Final = 0.2
 _AT_MOST_EVERY: Final = 0.2  # seconds between two looks, however many faults come
 
@@ -45,34 +48,31 @@ class Monitor:
     """Watches token and keys.
 
     Args:
-        settings: The `keys` section.
-        state_dir: The state directory.
+        discovery: Reads the keys.
+        holder: Holds them.
         scope: Cluster name, as in the records.
-        interval: Seconds between canaries while all is well.
+        interval: Seconds between looks while all is well.
         call_timeout: Longest wait for one answer of the token, in seconds.
         start_timeout: The same while a worker starts.
 
     Attributes:
-        health: What was learnt.
+        health: What was learnt of the token.
+        holder: What was learnt of its keys.
     """
 
     def __init__(
         self,
-        settings: KeySettings,
-        state_dir: StateDir,
+        discovery: Discovery,
+        holder: KeyHolder,
         *,
         scope: str,
         interval: float,
         call_timeout: float,
         start_timeout: float,
     ) -> None:
-        self._discovery = Discovery(
-            settings,
-            state_dir,
-            seconds=call_timeout,
-            start_seconds=start_timeout,
-            freeze=True,
-        )
+        self._discovery = discovery
+        self.holder = holder
+        self.health = Health(holder, self._seen)
         self._scope = scope
         self._interval = interval
         self._call_timeout = call_timeout
@@ -80,9 +80,14 @@ class Monitor:
         self._workers: Workers | None = None
         self._on_well: Callable[[], None] | None = None
         self._wake = asyncio.Event()
-        self._misses = 0
-        self.health = Health(
-            state_dir, decided=settings.current is not None, workers=self._seen
+        self._looking = asyncio.Lock()
+        self._sightings = Sightings()
+        self._due: dict[tuple[str, str], float] = {}
+        self._seeker = Seeker(self._look_once)
+        self._visits = Visits(
+            interval,
+            read=self._read_visiting,
+            is_behind=self._sightings.is_behind,
         )
 
     def attach(self, workers: Workers, on_well: Callable[[], None]) -> None:
@@ -106,26 +111,55 @@ class Monitor:
         self._wake.set()
 
     async def qualify(self, worker: Worker) -> None:
-        """Read the keyring with a new worker and prove the keys on it.
+        """Read the keys with a new worker and prove them on it.
 
         Raises:
             HsmKmsError: The worker cannot be used.
         """
-        ring = await self._inspect(worker, fresh=True)
-        if ring.current is None and self.health.has_key:
-            self._misses += 1
-            if self._misses < MISSES_BELIEVED:
-                raise WorkerLostError("a fresh worker does not see the current key")
-        self._adopt(ring, worker)
+        sighting = await self._read(worker, fresh=True)
+        for key in sighting.keys:
+            await self._prove(worker, key, self._start_timeout)
+        if self._misses_current(worker):
+            raise WorkerLostError("a fresh worker does not see the current key")
+        ring = self.holder.preview(self._sightings, sighting.nameless, lambda _: False)
+        current = ring.current if ring.fault is None else None
+        if current is not None and self._sightings.proven(worker, current) is None:
+            await self._prove(worker, current, self._start_timeout, needed=True)
+        self._adopt(worker, sighting)
 
     async def run(self) -> None:
         """Look at every worker, again and again, until cancelled."""
-        while True:
-            await self._pause()
-            for worker in list(self._workers.ready) if self._workers else ():
-                if not worker.retiring and not worker.lost.is_set():
+        visits = asyncio.create_task(self._visit())
+        try:
+            while True:
+                await self._pause()
+                for worker in self._serving():
                     await self._look(worker)
-            self.health.evaluate()
+        finally:
+            self._seeker.close()
+            visits.cancel()
+            await asyncio.gather(visits, return_exceptions=True)
+
+    async def look_again(self, until: float) -> None:
+        """A request names a key that is not held: see whether it has just come.
+
+        Args:
+            until: Longest wait, in the loop's time.
+        """
+        if await self._seeker.seek(until):
+            self._visits.soon()
+
+    async def _visit(self) -> None:
+        if self._workers is not None:
+            await self._visits.run(self._workers)
+
+    async def _look_once(self) -> None:
+        for worker in self._serving()[:1]:
+            await self._look(worker)
+
+    def _serving(self) -> list[Worker]:
+        ready = self._workers.ready if self._workers is not None else ()
+        return [each for each in ready if not each.retiring and not each.lost.is_set()]
 
     def _seen(self) -> WorkersSeen:
         workers = self._workers
@@ -138,36 +172,90 @@ class Monitor:
         retry = min(RETRY_SECONDS, self._interval)
         seconds = self._interval if self.health.settled else retry
         seconds *= 1 + _JITTER * (secrets.SystemRandom().random() - 0.5)
+        coming = self.holder.seconds_to_next()
         try:
-            async with asyncio.timeout(seconds):
+            async with asyncio.timeout(
+                seconds if coming is None else min(seconds, coming)
+            ):
                 await self._wake.wait()
         except TimeoutError:
             return
         finally:
             self._wake.clear()
 
+    # One worker's look
+
     async def _look(self, worker: Worker) -> None:
+        async with self._looking:
+            try:
+                sighting = await self._read(worker, fresh=False)
+                for key in sighting.keys:
+                    if self._needs_proof(worker, key):
+                        await self._prove(worker, key, self._call_timeout)
+                self._doubt(worker)
+                self._adopt(worker, sighting)
+            except TokenTimeoutError as error:
+                self.health.canary_failed(error)
+            except HsmKmsError as error:
+                self.health.canary_failed(error)
+                worker.retire(End.CANARY, str(error))
+            except Exception as error:  # noqa: BLE001 - a bug must not end the watch
+                _log.error("bug in the monitor", exc_info=error)
+            self.health.evaluate()
+
+    async def _read(self, worker: Worker, *, fresh: bool) -> Sighting:
+        sighting = await self._discovery.read(
+            worker, self.holder.last_key_id, fresh=fresh
+        )
+        self._sightings.note(worker, sighting, self.holder.clock())
+        return sighting
+
+    async def _read_visiting(self, worker: Worker) -> None:
+        await self._read(worker, fresh=False)
+        self._wake.set()  # what do the others see now?
+
+    def _needs_proof(self, worker: Worker, key: TokenKey) -> bool:
+        """The current key and those to come, each time; any other once a worker."""
+        ring = self.holder.ring
+        if ring is None or self._sightings.proven(worker, key) is None:
+            return True
+        in_use = [ring.current, *(each.key for each in ring.pending)]
+        return any(each is not None and each.name == key.name for each in in_use)
+
+    async def _prove(
+        self, worker: Worker, key: TokenKey, seconds: float, *, needed: bool = False
+    ) -> None:
+        if key.mechanism is None:
+            return
+        began = asyncio.get_running_loop().time()
         try:
-            ring = await self._inspect(worker, fresh=False)
-            self._doubt(ring, worker)
-        except TokenTimeoutError as error:
-            self.health.canary_failed(error)
+            await worker.ask(canary(key, key.mechanism, self._scope), seconds)
         except HsmKmsError as error:
-            self.health.canary_failed(error)
-            worker.retire(End.CANARY, str(error))
-        except Exception as error:  # noqa: BLE001 - a bug must not end the watch
-            _log.error("bug in the monitor", exc_info=error)
+            self._sightings.prove(worker, key, None)
+            # A key that cannot encrypt may still decrypt.
+            if needed or self._is_current(key) or isinstance(error, WorkerLostError):
+                raise
+            _log.info("canary under another key", key_id=key.key_id, error=str(error))
         else:
-            self._adopt(ring, worker)
-        self.health.evaluate()
+            self._sightings.prove(worker, key, began)
 
-    def _adopt(self, ring: Keyring, worker: Worker) -> None:
-        self._misses = 0
-        self.health.adopt(ring, worker.token_serial)
-        if ring.current is not None and self._on_well is not None:
-            self._on_well()
+    def _is_current(self, key: TokenKey) -> bool:
+        ring = self.holder.ring
+        if ring is None:
+            last = self.holder.last_key_id
+            return last is not None and last.partition(".")[0] == key.fingerprint
+        if ring.current is None or ring.fault is not None:
+            return False
+        return ring.current.name == key.name
 
-    def _doubt(self, ring: Keyring, worker: Worker) -> None:
+    def _misses_current(self, worker: Worker) -> bool:
+        """Whether a key that is held, and current, is not seen by this worker."""
+        current = self.holder.current
+        if current is None or self._sightings.sees(worker, current):
+            return False
+        return any(key.name == current.name for key in self._sightings.keys)
+
+    def _doubt(self, worker: Worker) -> None:
         """Let a fresh worker look before a missing key is believed.
 
         Some modules show only what was there at C_Initialize, and some show nothing
@@ -176,25 +264,37 @@ class Monitor:
         Raises:
             KeyNotFoundError: This worker should be replaced.
         """
-        age = asyncio.get_running_loop().time() - worker.born
-        if ring.current is None and (self.health.has_key or age > FRESH_SECONDS):
+        if self._misses_current(worker):
             raise KeyNotFoundError("the current key is not seen: a fresh worker looks")
+        ring = self.holder.ring
+        missing = ring is not None and isinstance(
+            ring.fault, KeyNotFoundError | KeyLostError
+        )
+        age = asyncio.get_running_loop().time() - worker.born
+        if missing and age > FRESH_SECONDS:
+            raise KeyNotFoundError("no current key is seen: a fresh worker looks")
 
-    async def _inspect(self, worker: Worker, *, fresh: bool) -> Keyring:
-        ring = await self._discovery.read(worker, self.health.last_key_id, fresh=fresh)
-        seconds = self._start_timeout if fresh else self._call_timeout
-        for key in ring.keys:
-            await self._prove(worker, ring, key, seconds)
-        return ring
+    def _adopt(self, worker: Worker, sighting: Sighting) -> None:
+        there = [*self._serving(), worker]
+        before, self._due = self._due, {}
+        # Not by `there`: another one may just be starting, and serves soon.
+        self._sightings.forget_lost()
+        self.health.canary_passed()
+        self.holder.adopt(
+            self._sightings,
+            sighting.nameless,
+            lambda key: self._usable(key, there, before.get(key.name)),
+            worker.token_serial,
+        )
+        if self.holder.current is not None and self._on_well is not None:
+            self._on_well()
 
-    async def _prove(
-        self, worker: Worker, ring: Keyring, key: TokenKey, seconds: float
-    ) -> None:
-        if key.mechanism is None:
-            return
-        try:
-            await worker.ask(canary(key, key.mechanism, self._scope), seconds)
-        except HsmKmsError:
-            if key is ring.current and ring.fault is None:
-                raise
-            # A key that cannot encrypt may still decrypt.
+    def _usable(
+        self, key: TokenKey, workers: list[Worker], since: float | None
+    ) -> bool:
+        """Whether wrap and unwrap have worked on every worker since its time came."""
+        if since is None:
+            since = asyncio.get_running_loop().time()
+            self._wake.set()  # for a look at once
+        self._due[key.name] = since
+        return self._sightings.proven_by_all(workers, key, since)

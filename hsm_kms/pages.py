@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 from hsm_kms import __version__
+from hsm_kms.clock import when
 from hsm_kms.http import Page, Pages
 from hsm_kms.log import key_id_hash
 from hsm_kms.metrics import CONTENT_TYPE, Metrics, Snapshot
@@ -15,16 +17,18 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from hsm_kms.engine import Engine
+    from hsm_kms.keyring import Keyring
     from hsm_kms.token.counts import Counts
 
 
 def snapshot(engine: Engine, counts: Counts) -> Snapshot:
     """What the metrics show now."""
-    health = engine.health.announce()
+    health = engine.health.look()
     stats = engine.pool.stats()
     return Snapshot(
         health=health.state,
         key_id_hash=key_id_hash(health.key_id) if health.key_id else "",
+        keys=_by_state(engine.keys.ring),
         workers=len(engine.workers.ready),
         restarts=counts.ends,
         sessions=stats.sessions,
@@ -34,6 +38,12 @@ def snapshot(engine: Engine, counts: Counts) -> Snapshot:
         errors=counts.errors,
         breaker_open=engine.pool.breaker.is_open,
         pin=engine.gate.verdict(),
+    )
+
+
+def _by_state(ring: Keyring | None) -> Counter[str]:
+    return (
+        Counter(ring.state(key) for key in ring.keys) if ring is not None else Counter()
     )
 
 
@@ -49,7 +59,7 @@ def public_pages(engine: Callable[[], Engine], metrics: Metrics) -> Pages:
         return Page(body=b"ok\n")
 
     def readyz() -> Page:
-        health = engine().health.announce()
+        health = engine().health.look()
         status = (
             HTTPStatus.OK if health.state == "ok" else HTTPStatus.SERVICE_UNAVAILABLE
         )
@@ -76,9 +86,31 @@ def admin_pages(engine: Callable[[], Engine], counts: Counts) -> Pages:
     return {"/status": status}
 
 
+def keys_of(ring: Keyring | None) -> list[dict[str, Any]]:
+    """The keys held, and what each is to this node."""
+    if ring is None:
+        return []
+    times = {each.key.name: each.at for each in ring.pending}
+    return [
+        {
+            "key_id": key.key_id,
+            "state": ring.state(key),
+            "label": key.ref.label,
+            "cka_id": key.ref.cka_id.hex(),
+            "mechanism": key.mechanism,
+            "generated_on_token": key.born_here,
+            "current_from": when(at)
+            if (at := times.get(key.name)) is not None
+            else None,
+            "offences": list(key.offences),
+        }
+        for key in ring.keys
+    ]
+
+
 def status_of(engine: Engine, counts: Counts) -> dict[str, Any]:
     """Everything an operator wants to see at once; no secrets, but names."""
-    health = engine.health.announce()
+    health = engine.health.look()
     now = snapshot(engine, counts)
     return {
         "version": __version__,
@@ -87,16 +119,7 @@ def status_of(engine: Engine, counts: Counts) -> dict[str, Any]:
         "detail": engine.health.detail,
         "key_id": health.key_id,
         "key_id_hash": now.key_id_hash,
-        "keys": [
-            {
-                "key_id": key.key_id,
-                "label": key.ref.label,
-                "cka_id": key.ref.cka_id.hex(),
-                "mechanism": key.mechanism,
-                "offences": list(key.offences),
-            }
-            for key in engine.health.keys
-        ],
+        "keys": keys_of(engine.keys.ring),
         "workers": {"ready": now.workers, "ended": dict(now.restarts)},
         "sessions": {
             "held": now.sessions,

@@ -97,9 +97,11 @@ async def wait_until_well(engine: Engine, seconds: float) -> HsmKmsError | None:
     """
     try:
         async with asyncio.timeout(seconds):
-            while engine.health.announce().state != "ok":
+            while engine.health.look().state != "ok":
                 if engine.workers.last_error is not None:
                     return engine.workers.last_error
+                if engine.keys.ring is not None and engine.keys.ring.fault is not None:
+                    return engine.keys.ring.fault
                 await asyncio.sleep(POLL_SECONDS)
     except TimeoutError:
         return HsmKmsError(engine.health.detail)

@@ -35,6 +35,12 @@ HEALTH: Final[dict[type[errors.HsmKmsError], str]] = {
     errors.KeyAmbiguousError: (
         "several keys have the configured label; name one in keys.current"
     ),
+    errors.KeyNotActiveError: (
+        "every key on the token becomes active later; see whether the clock is right"
+    ),
+    errors.KeyReusedError: (
+        "the current key_id was used before; set keys.suffix to one never used"
+    ),
     errors.KeyUnsuitableError: f"the current key breaks the key policy; {_SEE}",
     errors.KeyLostError: (
         "the key last current here is not on the token; "

@@ -99,6 +99,10 @@ class Server:
         self._announcing.set()
         return self._engine.health.announce()
 
+    def look(self) -> HealthState:
+        """See `Health.look`."""
+        return self._engine.health.look()
+
     async def run(
         self, socket: UnixSocket, stop: asyncio.Event, again: asyncio.Event
     ) -> None:
@@ -152,18 +156,10 @@ class Server:
     async def _take_over(self, config: Config) -> None:
         """Put a new engine in place of the old one, if that makes nothing worse."""
         old, new = self._engine, Engine(config, self._state, self._counts)
-        new.start()
-        try:
-            trouble = await reload.wait_until_well(new, config.token.start_timeout)
-        except asyncio.CancelledError:
+        old.keys.fixed = True  # the new one begins with what is remembered now
+        if not await self._is_better(old, new):
             await new.close()
-            raise
-        if trouble is not None and old.health.announce().state == "ok":
-            _log.error(
-                "the configuration is not taken over: the token would be lost",
-                error=trouble.sentence,
-            )
-            await new.close()
+            old.keys.fixed = False
             return
         self._announcing.clear()
         self._engine = new
@@ -175,9 +171,28 @@ class Server:
             self._announced = new
             await old.close()
 
+    async def _is_better(self, old: Engine, new: Engine) -> bool:
+        """Start the new engine; whether it should take over."""
+        new.start()
+        try:
+            seconds = new.config.token.start_timeout
+            trouble = await reload.wait_until_well(new, seconds)
+        except asyncio.CancelledError:
+            await new.close()
+            raise
+        if trouble is None or old.health.look().state != "ok":
+            return True
+        _log.error(
+            "the configuration is not taken over: the token would be lost",
+            error=trouble.sentence,
+        )
+        return False
+
     async def _let_go(self, old: Engine, new: Engine) -> None:
         """Wait for the calls on the old engine, and for Status to name the new key."""
-        if old.health.announce().key_id != new.health.announce().key_id:
+        if old.keys.announced == new.keys.key_id:
+            new.keys.announce(new.keys.key_id)
+        elif old.keys.announced:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(ANNOUNCE_SECONDS):
                     await self._announcing.wait()

@@ -22,9 +22,12 @@ from msgspec import Struct
 from hsm_kms import state_files
 from hsm_kms.errors import HsmKmsError
 from hsm_kms.state_records import (
+    MAX_FORMER_KEYS,
     MAX_PIN_RECORDS,
+    FormerKey,
     FrozenMechanism,
     FrozenMechanismFile,
+    KeyWorkFile,
     LastKey,
     LastKeyFile,
     PinFile,
@@ -33,13 +36,14 @@ from hsm_kms.state_records import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
 LAST_KEY_FILE: Final = "last-key.json"
 PIN_FILE: Final = "pin.json"
 PIN_LOCK: Final = "pin.lock"
 MECHANISM_FILE: Final = "mechanism.json"
+KEYS_FILE: Final = "keys.json"
 
 _T = TypeVar("_T")
 
@@ -90,13 +94,27 @@ class StateDir:
         file = self._load(LAST_KEY_FILE, LastKeyFile)
         return file.last_key if file else None
 
-    def save_last_key(self, key: LastKey) -> None:
+    def former_keys(self) -> tuple[FormerKey, ...]:
+        """The keys that were current before it, the oldest first.
+
+        Raises:
+            StateCorruptError: The file is there and cannot be believed.
+        """
+        file = self._load(LAST_KEY_FILE, LastKeyFile)
+        return file.former if file else ()
+
+    def save_last_key(self, key: LastKey, former: Sequence[FormerKey] = ()) -> None:
         """Remember the key that is now current, also over a power cut.
+
+        Args:
+            key: The key.
+            former: Those that were current before it, the oldest first.
 
         Raises:
             StateWriteError: It could not be written; what was there still is.
         """
-        self._save(LAST_KEY_FILE, LastKeyFile(version=1, last_key=key))
+        kept = tuple(former)[-MAX_FORMER_KEYS:]
+        self._save(LAST_KEY_FILE, LastKeyFile(version=1, last_key=key, former=kept))
 
     def frozen_mechanism(self) -> FrozenMechanism | None:
         """How the token was found to wrap, or None if it never was probed.
@@ -114,6 +132,22 @@ class StateDir:
             StateWriteError: It could not be written; what was there still is.
         """
         self._save(MECHANISM_FILE, FrozenMechanismFile(frozen=frozen))
+
+    def key_work(self) -> KeyWorkFile:
+        """What the `keys` commands remember; nothing if they never wrote.
+
+        Raises:
+            StateCorruptError: The file is there and cannot be believed.
+        """
+        return self._load(KEYS_FILE, KeyWorkFile) or KeyWorkFile()
+
+    def save_key_work(self, file: KeyWorkFile) -> None:
+        """Remember it.
+
+        Raises:
+            StateWriteError: It could not be written; what was there still is.
+        """
+        self._save(KEYS_FILE, file)
 
     def read_pin(self, identity: PinIdentity) -> PinRecord:
         """What is known about a PIN; "untried" if nothing is."""

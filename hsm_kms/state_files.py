@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from pathlib import Path
 
-MAX_FILE_BYTES: Final = 64 * 1024
+MAX_FILE_BYTES: Final = 256 * 1024
 
 _PREFIX: Final = ".hsm-kms-"
 _SUFFIX: Final = ".tmp"

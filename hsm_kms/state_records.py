@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     import os
 
 MAX_PIN_RECORDS: Final = 16
+MAX_FORMER_KEYS: Final = 1000  # one a month for 80 years
+MAX_RETIRED_KEYS: Final = 256
+MAX_KEY_WORK: Final = 8
 _KeyId = Annotated[str, Meta(pattern=r"^[a-z2-7]{26}(\.[a-z0-9]{1,16})?\Z")]
 _Hex = Annotated[str, Meta(pattern=r"^([0-9a-f]{2}){0,4096}\Z")]
 _Text = Annotated[str, Meta(max_length=4096)]
@@ -35,6 +38,20 @@ class LastKey(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     token_serial: _Text
     label: _Text
     since: _Text
+
+
+class FormerKey(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A key_id that this node announced before the last one.
+
+    Args:
+        key_id: As in Status.
+        since: When it became current, ISO 8601.
+        until: When another one did.
+    """
+
+    key_id: _KeyId
+    since: _Text
+    until: _Text
 
 
 class PinIdentity(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -85,11 +102,42 @@ class PinRecord(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     rv: _Count | None = None
 
 
+class RetiredKey(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A key that is retired by `keys.retired`, its token keeping the label.
+
+    Args:
+        key_id: As `keys list` shows it.
+        since: When `keys retire` was run, ISO 8601.
+    """
+
+    key_id: _KeyId
+    since: _Text
+
+
+class KeyWork(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Work on the two objects of a pair that may have been broken off between them.
+
+    Args:
+        work: What is being done.
+        key_id: As `keys list` shows it; None while it is being made.
+        cka_id: CKA_ID of the AES key in lower-case hexadecimal.
+        label: Its CKA_LABEL.
+        began: When, ISO 8601.
+    """
+
+    work: Literal["make", "cancel", "destroy"]
+    key_id: _KeyId | None
+    cka_id: _Hex
+    label: _Text
+    began: _Text
+
+
 class LastKeyFile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """last-key.json."""
 
     version: Literal[1]
     last_key: LastKey
+    former: Annotated[tuple[FormerKey, ...], Meta(max_length=MAX_FORMER_KEYS)] = ()
 
 
 class PinFile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -118,3 +166,11 @@ class FrozenMechanismFile(
 
     version: Literal[1] = 1
     frozen: FrozenMechanism
+
+
+class KeyWorkFile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """keys.json."""
+
+    version: Literal[1] = 1
+    begun: Annotated[tuple[KeyWork, ...], Meta(max_length=MAX_KEY_WORK)] = ()
+    retired: Annotated[tuple[RetiredKey, ...], Meta(max_length=MAX_RETIRED_KEYS)] = ()

@@ -84,6 +84,12 @@ def key_settings(config: Config) -> KeySettings:
         fingerprint=keys.fingerprint,
         current=keys.current,
         suffix=keys.suffix,
+        retired=frozenset(each.partition(".")[0] for each in keys.retired),
+        also_known_as={
+            key_id: bytes.fromhex(cka_id)
+            for key_id, cka_id in keys.also_known_as.items()
+        },
+        shared=config.token.shared,
         enforce=keys.policy == "enforce",
         private=config.token.login != "none",
         mechanism=keys.mechanism,

@@ -84,8 +84,14 @@ class Health:
     """Announces what the test says."""
 
     state: State = State()
+    announced: int = 0
 
     def announce(self) -> State:
+        """Return it, and stand by it."""
+        self.announced += 1
+        return self.state
+
+    def look(self) -> State:
         """Return it."""
         return self.state
 
@@ -108,9 +114,10 @@ class Service:
         api, name = method.split(".")
         messages = {"v2": kms_v2_pb2, "v1": kms_v1beta1_pb2}[api]
         timeout = fields.pop("timeout", 10)
+        metadata = fields.pop("metadata", None)
         request = getattr(messages, f"{name}Request")(**{**VALID[method], **fields})
         return getattr({"v2": self.v2, "v1": self.v1}[api], name)(
-            request, timeout=timeout
+            request, timeout=timeout, metadata=metadata
         )
 
 

@@ -33,10 +33,11 @@ for name in key["usage"]:
     capabilities |= pkcs11.MechanismFlag[name]
 template = {pkcs11.Attribute[name]: value for name, value in key["template"].items()}
 with pkcs11.lib(module).get_token(token_label=token).open(rw=True, user_pin=pin) as s:
-    s.generate_key(
-        pkcs11.KeyType.AES, key["bits"], id=bytes.fromhex(key["id"]),
-        label=key["label"], store=True, capabilities=capabilities, template=template,
-    )
+    for cka_id in key["ids"]:
+        s.generate_key(
+            pkcs11.KeyType.AES, key["bits"], id=bytes.fromhex(cka_id), store=True,
+            label=key["label"], capabilities=capabilities, template=template,
+        )
 """
 
 
@@ -50,8 +51,21 @@ def make_key(
     **template: Any,
 ) -> None:
     """Generate an AES key with exactly these attributes."""
+    make_keys(hsm, [cka_id], bits=bits, usage=usage, label=label, **template)
+
+
+def make_keys(
+    hsm: SoftHsm,
+    cka_ids: list[bytes],
+    *,
+    bits: int = 256,
+    usage: tuple[str, ...] = ("ENCRYPT", "DECRYPT"),
+    label: str = LABEL,
+    **template: Any,
+) -> None:
+    """Generate one AES key for each CKA_ID."""
     key = {
-        "id": cka_id.hex(),
+        "ids": [each.hex() for each in cka_ids],
         "bits": bits,
         "usage": usage,
         "label": label,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from hsm_kms.token.channel import Channel
 from hsm_kms.token.pool import Pool
-from hsm_kms.worker import messages
+from hsm_kms.worker import datagrams
 from hsm_kms.worker.messages import Block, Failure, FindKeys
 
 if TYPE_CHECKING:
@@ -41,9 +41,9 @@ class PeerSession:
     def take(self) -> None:
         """Read what came; two requests at once must not."""
         with contextlib.suppress(BlockingIOError, ConnectionError):
-            while datagram := self.socket.recv(messages.MAX_MESSAGE_BYTES):
+            while datagram := self.socket.recv(datagrams.MAX_MESSAGE_BYTES):
                 assert self.asked is None, "lent while a call was under way"
-                number, request = messages.unpack_request(memoryview(datagram))
+                number, request = datagrams.unpack_request(memoryview(datagram))
                 assert isinstance(request, FindKeys)
                 self.asked = number, request.label
 
@@ -54,7 +54,7 @@ class PeerSession:
         self.asked = None
         reply = failure or Block(block=b"another's" if number else label.encode())
         with contextlib.suppress(BrokenPipeError):
-            self.socket.send(messages.pack(number or asked, reply))
+            self.socket.send(datagrams.pack(number or asked, reply))
 
 
 class PeerWorker:

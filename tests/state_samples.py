@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hsm_kms.state import LastKey, PinIdentity, PinRecord
+from hsm_kms.state import FormerKey, LastKey, PinIdentity, PinRecord
 
 KEY = LastKey(
     key_id="abcdefghijklmnopqrstuvwxya.2026a",
@@ -10,6 +10,11 @@ KEY = LastKey(
     token_serial="0123456789abcdef",  # noqa: S106 - a serial number
     label="k8s-kek",
     since="2026-01-02T03:04:05+00:00",
+)
+BEFORE = FormerKey(
+    key_id="abcdefghijklmnopqrstuvwxyb",
+    since="2025-01-02T03:04:05+00:00",
+    until="2026-01-02T03:04:05+00:00",
 )
 PIN = PinIdentity(device=1, inode=2, size=8, mtime_ns=3, ctime_ns=4)
 REJECTED = PinRecord(

@@ -9,6 +9,7 @@ import grpc
 import pytest
 
 import hsm_kms
+from hsm_kms.api.call import OBSERVER
 from tests.api_service import KEY_ID, State, refused, serve, until
 
 
@@ -78,6 +79,19 @@ async def test_status_when_failed():
         answer.healthz,
         answer.key_id,
     )
+
+
+async def test_status_announces():
+    """A Status makes v2 encrypt under its key_id, but not for one who only looks."""
+    looks = ((OBSERVER, "1"),)
+    async with serve() as service:
+        answers = [
+            await service.call("v2.Status", metadata=metadata)
+            for metadata in (looks, None, ((OBSERVER, "0"),), (("other", "1"),))
+        ]
+
+    assert 3 == service.health.announced
+    assert {KEY_ID} == {answer.key_id for answer in answers}
 
 
 async def test_status_before_the_token_was_reached():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import grpc
 import pytest
 
@@ -211,22 +213,27 @@ def test_two_keys_and_current(make_plugin, empty_hsm):
 
 def key_ids(plugin):
     """The key_ids that `keys list` shows."""
-    lines = plugin.cli("keys", "list").stdout.splitlines()
-    return [line.split()[0] for line in lines]
+    listed = json.loads(plugin.cli("keys", "list", "-o", "json").stdout)
+    return [key["key_id"] for key in listed if key["key_id"]]
 
 
 def test_unnamed_beside_named(make_plugin, hsm):
-    """A key that cannot be identified stops nothing once `keys.current` names one."""
+    """A key that cannot be identified stops nothing beside one that can."""
     make_key(hsm, usage=("DECRYPT",))
-    plugin = make_plugin(hsm)
-    refused = plugin.cli("check")
-    (key_id,) = key_ids(plugin)
-    plugin.config["keys"]["current"] = key_id
-    plugin.write_config()
-    plugin.start().wait_healthz("ok")
+    plugin = make_plugin(hsm).start()
+    plugin.wait_healthz("ok")
 
+    assert [plugin.encrypt(b"d").key_id] == key_ids(plugin)
+    assert 0 == plugin.cli("check").returncode
+
+
+def test_unnamed_alone(make_plugin, empty_hsm):
+    """A key that cannot be identified, and no other, is named with what ails it."""
+    make_key(empty_hsm, usage=("DECRYPT",))
+    refused = make_plugin(empty_hsm).cli("check")
+
+    assert 1 == refused.returncode
     assert "CKA_ENCRYPT is False" in refused.stdout
-    assert key_id == plugin.encrypt(b"d").key_id
 
 
 def test_imported_key(make_plugin, empty_hsm):

@@ -16,13 +16,17 @@ import pytest
 from hsm_kms import __version__
 from hsm_kms.cli import cli
 from tests.odd_keys import command_lines
-from tests.support import PIN, softhsm_module, wait_for
+from tests.support import PIN, softhsm_module
 
 HSM_KMS = [sys.executable, "-m", "hsm_kms.cli"]
 TRANSCRIPTS = sorted((Path(__file__).parent / "cli").glob("*.txt"))
 PATTERNS = {
     "KEY_ID": r"[a-z2-7]{26}",
     "CKA_ID CKA_ID": r"CKA_ID 686b6d7301[0-9a-f]{32}",
+    "<cka_id>": r"686b6d7301[0-9a-f]{32}",
+    "<time>": r"20\d\d-\d\d-\d\dT\d\d:\d\d:\d\dZ",
+    "<compact time>": r"20\d{6}T\d{6}Z",
+    "<age>": r"\d+ s *",
     "ANYTHING": r".*",
 }
 
@@ -74,8 +78,10 @@ def words(make_plugin, empty_hsm, directory, pin_file):
     """What the capital words of a transcript stand for, on an empty token."""
     plugin = make_plugin(empty_hsm)
     no_pin = make_plugin(empty_hsm, token={"pin_file": str(directory / "no-pin")})
+    shared = make_plugin(empty_hsm, token={"shared": True})
     return {
         "CONFIG": str(plugin.config_file),
+        "SHARED": str(shared.config_file),
         "NO_PIN": str(no_pin.config_file),
         "PIN_FILE": str(pin_file),
         "MODULE": softhsm_module(),
@@ -86,17 +92,28 @@ def words(make_plugin, empty_hsm, directory, pin_file):
 
 @pytest.mark.parametrize("path", TRANSCRIPTS, ids=lambda path: path.stem)
 def test_transcript(path, words, empty_hsm):
-    """Each command of the transcript prints and exits as it says."""
-    text = re.sub(
-        r"\b(CONFIG|NO_PIN|PIN_FILE|MODULE|DIR|VERSION)\b",
-        lambda match: words[match[0]],
-        path.read_text(),
-    )
-    for command, out, err, code in commands_of(text):
+    """Each command of the transcript prints and exits as it says.
+
+    KEY_1 and so on are the key_ids of the keys it generated.
+    """
+    for lines in commands_of(path.read_text()):
+        command, out, err, code = filled_in(lines, words)
         result = run(*shlex.split(command)[1:], env=empty_hsm.env)
         assert code == result.returncode, (command, result)
         assert_lines(out, result.stdout)
         assert_lines(err, result.stderr)
+        for key_id in re.findall("^generated (.{26})", result.stdout, re.MULTILINE):
+            words[f"KEY_{len([w for w in words if w.startswith('KEY_')]) + 1}"] = key_id
+
+
+def filled_in(lines, words):
+    """A command of a transcript, with what its capital words stand for."""
+
+    def fill(text):
+        return re.sub(r"\b[A-Z_]+\d?\b", lambda m: words.get(m[0], m[0]), text)
+
+    command, out, err, code = lines
+    return fill(command), list(map(fill, out)), list(map(fill, err)), code
 
 
 def all_commands(command, path=()):
@@ -163,12 +180,17 @@ def test_keys_json(make_plugin, hsm):
     assert {name: type(value).__name__ for name, value in key.items()} == {
         "key_id": "str",
         "state": "str",
+        "reason": "str",
         "label": "str",
         "cka_id": "str",
         "activation": "int",
+        "activation_time": "str",
+        "becomes_current": "NoneType",
+        "retired_since": "NoneType",
         "generated_on_token": "bool",
         "cipher": "str",
         "offences": "list",
+        "also": "list",
     }
     assert ("current", True, []) == (
         key["state"],
@@ -248,7 +270,12 @@ def test_config_show(make_plugin, hsm):
 
 
 def test_generate_while_serving(plugin):
-    """A second key beside a serving one is told by Status, by itself."""
+    """A second key beside a serving one changes nothing until it is named."""
+    before = plugin.status().key_id
     plugin.cli("keys", "generate", "--another")
+    listed = json.loads(plugin.cli("keys", "list", "-o", "json").stdout)
 
-    wait_for(lambda: "name one in keys.current" in plugin.healthz())
+    assert {before: "current"} | {listed[1]["key_id"]: "pending"} == {
+        key["key_id"]: key["state"] for key in listed
+    }
+    assert ("ok", before) == (plugin.healthz(), plugin.status().key_id)

@@ -58,6 +58,11 @@ def test_smallest_file_gets_the_defaults():
     assert (True, False) == (config.apis.v2.enabled, config.apis.v1.enabled)
     assert 2.0 == config.token.call_timeout
     assert "k8s-kek" == config.keys.label
+    assert ((), {}, 30.0) == (
+        config.keys.retired,
+        config.keys.also_known_as,
+        config.keys.discover,
+    )
 
 
 def test_config_is_frozen():
@@ -157,6 +162,22 @@ def test_other_modes_are_refused(mode):
     [told] = faults_of(with_({"listen.mode": mode}))
 
     assert told.startswith("listen.mode: ")
+
+
+def test_retired_and_also_known_as():
+    """Key_ids may have suffixes; CKA_IDs are taken in either case."""
+    config = parse(
+        with_(
+            {
+                "keys.retired": ["a" * 26, "b" * 26 + ".two"],
+                "keys.also_known_as": {"c" * 26 + ".old": "0A01", "d" * 26: "ff"},
+            }
+        )
+    )
+
+    assert ("a" * 26, "b" * 26 + ".two") == config.keys.retired
+    assert {"c" * 26 + ".old": "0a01", "d" * 26: "ff"} == config.keys.also_known_as
+    assert config == parse(yaml.safe_dump(effective(config)))
 
 
 @pytest.mark.parametrize(

@@ -89,6 +89,39 @@ BAD = {
         with_({"health.interval": "0s"}),
         ["health.interval: must be more than 0s and at most 1d (line 7)"],
     ),
+    "retired is no list": (
+        with_({"keys.retired": "a" * 26}),
+        ["keys.retired: must be a list of at most 64 key_ids (line 7)"],
+    ),
+    "many retired": (
+        with_({"keys.retired": ["a" * 26] * 65}),
+        ["keys.retired: must be a list of at most 64 key_ids (line 7)"],
+    ),
+    "retired is no key_id": (
+        with_({"keys.retired": ["a" * 26, "A" * 26]}),
+        [
+            "keys.retired: must hold key_ids only, as `keys list` shows them (line 7)",
+        ],
+    ),
+    "known as no key_id": (
+        with_({"keys.also_known_as": {"k8s-kek": "0a01"}}),
+        [
+            "keys.also_known_as: must map key_ids, as stored values name them (line 7)",
+        ],
+    ),
+    "known as no CKA_ID": (
+        with_({"keys.also_known_as": {"a" * 26: "kek"}}),
+        [
+            (
+                "keys.also_known_as: must map to CKA_IDs, in hexadecimal digits "
+                'such as "0a01" (line 7)'
+            ),
+        ],
+    ),
+    "many aliases": (
+        with_({"keys.also_known_as": {"a" * 26 + f".{n}": "01" for n in range(65)}}),
+        ["keys.also_known_as: must not hold more than 64 key_ids (line 7)"],
+    ),
     "environment": (
         with_({"token.env": {"a b": "x"}}),
         ["token.env: must have names of letters, digits and _ only (line 6)"],

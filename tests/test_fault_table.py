@@ -52,6 +52,7 @@ def server(make_plugin, hsm, shim):
             "sessions_per_worker": 2,
         },
         health={"interval": "1h"},
+        keys={"discover": "1h"},
     ).start()
     plugin.wait_healthz("ok")
     return plugin

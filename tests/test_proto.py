@@ -10,14 +10,17 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from google.protobuf.descriptor import FieldDescriptor as Field
 from packaging.requirements import Requirement
 from packaging.version import Version
 
 from hsm_kms.api import v1, v2
 from hsm_kms.api.rpc import kms_v1beta1_pb2, kms_v2_pb2
+from hsm_kms.etcd.rpc import kv_pb2, rpc_pb2
 
 ROOT = Path(__file__).parent.parent
 RPC = Path("hsm_kms/api/rpc")
+ETCD_RPC = Path("hsm_kms/etcd/rpc")
 
 V2 = {
     "StatusRequest": {},
@@ -99,6 +102,46 @@ def test_wire(module, package, methods, messages):
     }
 
 
+def numbers(message) -> dict[str, tuple[int, int]]:
+    """Return number and type of each field."""
+    return {f.name: (f.number, f.type) for f in message.DESCRIPTOR.fields}
+
+
+def test_etcds_wire():
+    """What is read of etcd is upstream's, and nothing that could write is there."""
+    (kv, auth) = rpc_pb2.DESCRIPTOR.services_by_name.values()
+    text, data, whole = Field.TYPE_STRING, Field.TYPE_BYTES, Field.TYPE_INT64
+    inner = Field.TYPE_MESSAGE
+
+    assert ["/etcdserverpb.KV/Range", "/etcdserverpb.Auth/Authenticate"] == [
+        f"/{service.full_name}/{method.name}"
+        for service in (kv, auth)
+        for method in service.methods
+    ]
+    assert {"key": (1, data), "value": (5, data)} == numbers(kv_pb2.KeyValue)
+    assert {
+        "key": (1, data),
+        "range_end": (2, data),
+        "limit": (3, whole),
+        "revision": (4, whole),
+    } == numbers(rpc_pb2.RangeRequest)
+    assert {
+        "header": (1, inner),
+        "kvs": (2, inner),
+        "more": (3, Field.TYPE_BOOL),
+        "count": (4, whole),
+    } == numbers(rpc_pb2.RangeResponse)
+    assert {"cluster_id": (1, Field.TYPE_UINT64), "revision": (3, whole)} == numbers(
+        rpc_pb2.ResponseHeader
+    )
+    assert {"name": (1, text), "password": (2, text)} == numbers(
+        rpc_pb2.AuthenticateRequest
+    )
+    assert {"header": (1, inner), "token": (2, text)} == numbers(
+        rpc_pb2.AuthenticateResponse
+    )
+
+
 @pytest.mark.parametrize(
     ("module", "name", "service"),
     [
@@ -115,6 +158,12 @@ def test_every_method_is_served(module, name, service):
     assert set(described.methods_by_name) == set(service.handlers())
 
 
+def generated(root: Path) -> list[Path]:
+    """Return the generated files below a folder."""
+    found = (p for rpc in (RPC, ETCD_RPC) for p in (root / rpc).glob("*_pb2*.py*"))
+    return [path.relative_to(root) for path in found]
+
+
 def test_committed_code_is_what_the_generator_makes(tmp_path):
     """The generated code in the tree is neither old nor edited."""
     subprocess.run(
@@ -122,19 +171,21 @@ def test_committed_code_is_what_the_generator_makes(tmp_path):
         check=True,
         env={**os.environ, "PYTHON": sys.executable},
     )
-    made = {p.name: p.read_text() for p in (tmp_path / RPC).iterdir()}
-    committed = {p.name: p.read_text() for p in (ROOT / RPC).glob("*_pb2*.py*")}
+    made = {p: (tmp_path / p).read_text() for p in generated(tmp_path)}
+    committed = {p: (ROOT / p).read_text() for p in generated(ROOT)}
 
     assert sorted(committed) == sorted(made)
     assert committed == made
 
 
-def test_both_stubs_in_one_process():
-    """Both APIs can be loaded together, warnings being errors (conformance 2)."""
+def test_all_stubs_in_one_process():
+    """Both APIs and etcd's load together, warnings being errors (conformance 2)."""
     code = (
         "from hsm_kms.api.rpc import kms_v1beta1_pb2_grpc, kms_v2_pb2_grpc;"
+        "from hsm_kms.etcd.rpc import envelope_pb2, rpc_pb2_grpc;"
         "print(kms_v1beta1_pb2_grpc.KeyManagementServiceStub.__module__,"
-        " kms_v2_pb2_grpc.KeyManagementServiceStub.__module__)"
+        " kms_v2_pb2_grpc.KeyManagementServiceStub.__module__,"
+        " rpc_pb2_grpc.KVStub.__module__, envelope_pb2.EncryptedObject.__module__)"
     )
     out = subprocess.run(
         [sys.executable, "-W", "error", "-c", code],
@@ -144,25 +195,31 @@ def test_both_stubs_in_one_process():
         cwd=ROOT,
     ).stdout
 
-    assert (
-        "hsm_kms.api.rpc.kms_v1beta1_pb2_grpc hsm_kms.api.rpc.kms_v2_pb2_grpc"
-        == out.strip()
-    )
+    assert [
+        "hsm_kms.api.rpc.kms_v1beta1_pb2_grpc",
+        "hsm_kms.api.rpc.kms_v2_pb2_grpc",
+        "hsm_kms.etcd.rpc.rpc_pb2_grpc",
+        "hsm_kms.etcd.rpc.envelope_pb2",
+    ] == out.split()
 
 
-@pytest.mark.parametrize("api", ["kms_v1beta1", "kms_v2"])
-def test_grpcio_floor(api):
+@pytest.mark.parametrize(
+    "stubs", [p for p in generated(ROOT) if p.stem.endswith("_grpc")], ids=str
+)
+def test_grpcio_floor(stubs):
     """The grpcio that pyproject.toml asks for is the one the stubs ask for."""
-    text = (ROOT / RPC / f"{api}_pb2_grpc.py").read_text()
+    text = (ROOT / stubs).read_text()
     (wanted,) = re.findall(r"^GRPC_GENERATED_VERSION = '(.+)'$", text, re.MULTILINE)
 
     assert Version(wanted) == floor("grpcio")
 
 
-@pytest.mark.parametrize("api", ["kms_v1beta1", "kms_v2"])
-def test_protobuf_floor(api):
+@pytest.mark.parametrize(
+    "messages", [p for p in generated(ROOT) if p.name.endswith("_pb2.py")], ids=str
+)
+def test_protobuf_floor(messages):
     """The protobuf that pyproject.toml asks for is what the messages ask for."""
-    text = (ROOT / RPC / f"{api}_pb2.py").read_text()
+    text = (ROOT / messages).read_text()
     (wanted,) = re.findall(r"^# Protobuf Python Version: (.+)$", text, re.MULTILINE)
     checked = re.findall(r"^    (\d+),$", text, re.MULTILINE)
 

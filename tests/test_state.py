@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hsm_kms.state import PinIdentity, PinRecord, StateCorruptError, StateDir
-from tests.state_samples import KEY, PIN, REJECTED
+from tests.state_samples import BEFORE, KEY, PIN, REJECTED
 
 
 @pytest.fixture
@@ -52,9 +52,11 @@ def test_last_key(state):
     assert StateDir(state.path).last_key() == KEY
     assert stat.S_IMODE(last_key_file(state).stat().st_mode) == 0o600
     assert names(state) == ["last-key.json"]
-    assert {"version": 1, "last_key": msgspec.to_builtins(KEY)} == json.loads(
-        last_key_file(state).read_text()
-    )
+    assert {
+        "version": 1,
+        "last_key": msgspec.to_builtins(KEY),
+        "former": [],
+    } == json.loads(last_key_file(state).read_text())
 
 
 def test_replaced(state):
@@ -64,6 +66,16 @@ def test_replaced(state):
     state.save_last_key(later)
 
     assert later == state.last_key()
+
+
+def test_former_keys(state):
+    """The keys that were current before are kept beside it, the oldest first."""
+    later = msgspec.structs.replace(BEFORE, key_id="a" * 26)
+    assert () == state.former_keys()
+    state.save_last_key(KEY, (BEFORE, later))
+
+    assert (BEFORE, later) == StateDir(state.path).former_keys()
+    assert StateDir(state.path).last_key() == KEY
 
 
 def test_always_whole(state):
@@ -187,7 +199,8 @@ CORRUPT = {
     "key-id-newline": good(key_id=KEY.key_id + "\n"),
     "cka-id": good(cka_id="abc"),
     "unknown-field": good(extra=1),
-    "too-long": good() + b" " * (1 << 16),
+    "former": good().replace(b"}}", b'}, "former": [{"key_id": "ABC"}]}'),
+    "too-long": good() + b" " * (1 << 18),
     "deep": b"[" * 60_000,
     "zeros": bytes(200),
 }
@@ -197,6 +210,8 @@ CORRUPT = {
 def test_corrupt(state, data):
     """A file that cannot be believed is neither missing nor a crash."""
     last_key_file(state).write_bytes(data)
+    with pytest.raises(StateCorruptError):
+        state.former_keys()
     with pytest.raises(StateCorruptError) as caught:
         state.last_key()
     assert str(last_key_file(state)) in str(caught.value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 
@@ -96,9 +97,9 @@ def test_another_key_under_the_label(make_plugin, hsm):
 def swap_keys(hsm, plugin, other):
     """Add a key, seal a record under it, and delete the first key."""
     plugin.cli("keys", "generate", "--another")
-    listed = [line.split() for line in plugin.cli("keys", "list").stdout.splitlines()]
-    ((first, _),) = [(line[-1], line) for line in listed if line[1] == "current"]
-    (second,) = [line[0] for line in listed if line[1] == "held"]
+    listed = json.loads(plugin.cli("keys", "list", "-o", "json").stdout)
+    (first,) = [key["cka_id"] for key in listed if key["state"] == "current"]
+    (second,) = [key["key_id"] for key in listed if key["state"] == "pending"]
     other.config["keys"]["current"] = second
     other.write_config()
     sealed = stopped_with_key(other)

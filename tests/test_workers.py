@@ -15,8 +15,7 @@ from hsm_kms.errors import (
     TokenAbsentError,
     TokenTimeoutError,
 )
-from hsm_kms.token import backoff
-from hsm_kms.token import workers as workers_module
+from hsm_kms.token import backoff, watch
 from hsm_kms.token.counts import End
 from hsm_kms.token.process import Worker
 from tests.odd_keys import Spy
@@ -92,7 +91,7 @@ async def test_hung_worker(make):
 
 async def test_spare_goes_again(make, monkeypatch):
     """A spare worker leaves some time after the last stuck call."""
-    monkeypatch.setattr(workers_module, "SPARE_SECONDS", 0.5)
+    monkeypatch.setattr(watch, "SPARE_SECONDS", 0.5)
     async with make(workers=1, call_timeout=0.3) as served:
         await served.stocked()
         (first,) = served.workers.ready

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from grpc.aio import ServicerContext
 
+OBSERVER: Final = "hsm-kms-observer"  # metadata of a client that only looks
 MAX_UID_LOGGED: Final = 64  # characters; the API server's UUIDs have 36
 
 _NAME: Final = "hsm_kms.api"
@@ -82,6 +83,11 @@ class Call:
         if remaining is None:
             return None
         return asyncio.get_running_loop().time() + remaining
+
+    @property
+    def only_looks(self) -> bool:
+        """Whether the client says that it will not encrypt."""
+        return (OBSERVER, "1") in (self._context.invocation_metadata() or ())
 
     async def __aenter__(self) -> Self:
         """Begin; the clock runs since the call was made."""

@@ -47,6 +47,13 @@ REFUSALS: Final[Mapping[type[BaseException], Refusal]] = MappingProxyType(
             StatusCode.FAILED_PRECONDITION,
             "the key this was sealed under is not held here",
         ),
+        errors.KeyRetiredError: Refusal(
+            StatusCode.FAILED_PRECONDITION, "the key this was sealed under is retired"
+        ),
+        errors.KeyReusedError: Refusal(
+            StatusCode.FAILED_PRECONDITION,
+            "the current key_id was used before: see hsm-kms check",
+        ),
         errors.KeyLostError: Refusal(
             StatusCode.FAILED_PRECONDITION,
             "the current key is gone or rolled back: see hsm-kms status",
@@ -70,6 +77,7 @@ REFUSALS: Final[Mapping[type[BaseException], Refusal]] = MappingProxyType(
         ),
         errors.KeyNotFoundError: _NO_KEY,
         errors.KeyAmbiguousError: _NO_KEY,
+        errors.KeyNotActiveError: _NO_KEY,
         errors.MechanismError: _NO_KEY,
         errors.PoolTimeoutError: Refusal(
             StatusCode.RESOURCE_EXHAUSTED, "no token session became free in time"

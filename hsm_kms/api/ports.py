@@ -48,3 +48,7 @@ class HealthSource(Protocol):
     def announce(self) -> HealthState:
         """Return the state that a Status answer is made of, and stand by it."""
         ...
+
+    def look(self) -> HealthState:
+        """Return the same to one who only looks: nothing follows from it."""
+        ...

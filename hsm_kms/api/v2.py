@@ -74,7 +74,7 @@ class KmsV2:
         Raises:
             TokenError: The token was never reached, so there is no key_id to give.
         """
-        state = self._health.announce()
+        state = self._health.look() if call.only_looks else self._health.announce()
         if state.state == "starting":
             raise TokenError(state.sentence)
         call.key_id = state.key_id

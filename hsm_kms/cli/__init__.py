@@ -14,7 +14,9 @@ import click
 from hsm_kms import __version__
 from hsm_kms.cli.check import check
 from hsm_kms.cli.config import config_group
+from hsm_kms.cli.etcd import etcd_group
 from hsm_kms.cli.keys import keys_group
+from hsm_kms.cli.migrate import migrate
 from hsm_kms.cli.serve import serve
 from hsm_kms.cli.status import status
 from hsm_kms.cli.token import token_group
@@ -27,7 +29,16 @@ def cli() -> None:
     """Kubernetes KMS provider whose key never leaves a PKCS#11 token."""
 
 
-for command in (serve, check, status, keys_group, token_group, config_group):
+for command in (
+    serve,
+    check,
+    status,
+    keys_group,
+    etcd_group,
+    migrate,
+    token_group,
+    config_group,
+):
     cli.add_command(command)
 
 

@@ -11,8 +11,8 @@ import click
 
 from hsm_kms import config as configuration
 from hsm_kms import wiring
-from hsm_kms.cli.keys import discovery_for, last_key_id
 from hsm_kms.cli.options import config_option
+from hsm_kms.cli.ring import read_ring
 from hsm_kms.cli.worker import one_worker
 from hsm_kms.errors import HsmKmsError, PinSettlingError, TokenAbsentError
 from hsm_kms.state import StateDir
@@ -158,12 +158,10 @@ def _session_budget(
 
 
 async def _check_keys(report: Report, config: Config, worker: Worker) -> None:
-    discovery = discovery_for(config)
-    ring = await discovery.read(worker, last_key_id(config), fresh=True)
+    ring = await read_ring(config, worker)
     for key in ring.keys:
         if key is not ring.current:
-            use = "to decrypt only" if key.mechanism else "of no use on this token"
-            report.ok(f"key {key.key_id} ({key.cipher}), {use}")
+            report.ok(f"key {key.key_id} ({key.cipher}), {ring.state(key)}")
     if ring.current is not None:
         _describe_key(report, ring.current)
     if ring.fault is not None:

@@ -56,6 +56,13 @@ def _in_short(server: dict[str, Any] | None) -> dict[str, str]:
         "breaker": server["breaker"],
         "pin": server["pin"],
     }
+    for key in server["keys"]:
+        if key["state"] == "pending":
+            shown[f"pending {key['key_id']}"] = (
+                f"from {key['current_from']}"
+                if key["current_from"]
+                else "once keys.current names it"
+            )
     return ({"detail": server["detail"]} if server["state"] != "ok" else {}) | shown
 
 
@@ -66,13 +73,17 @@ def _ask(socket: Path) -> dict[str, str]:
         )
     import grpc  # noqa: PLC0415 - takes a third of a second
 
+    from hsm_kms.api.call import OBSERVER  # noqa: PLC0415
     from hsm_kms.api.rpc import kms_v2_pb2, kms_v2_pb2_grpc  # noqa: PLC0415
 
     options = [("grpc.default_authority", "localhost")]
     try:
         with grpc.insecure_channel(f"unix:{socket.resolve()}", options) as channel:
             stub = kms_v2_pb2_grpc.KeyManagementServiceStub(channel)  # type: ignore[no-untyped-call]
-            reply = stub.Status(kms_v2_pb2.StatusRequest(), timeout=SECONDS)
+            # A new key is announced to the API server alone: it must encrypt next.
+            reply = stub.Status(
+                kms_v2_pb2.StatusRequest(), timeout=SECONDS, metadata=[(OBSERVER, "1")]
+            )
     except grpc.RpcError as error:
         raise HsmKmsError(
             f"no Status from {socket}: {error.code().name}: {error.details()}",

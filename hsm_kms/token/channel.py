@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from hsm_kms.errors import WorkerLostError
-from hsm_kms.worker import messages
+from hsm_kms.worker import datagrams
 
 if TYPE_CHECKING:
     import socket
@@ -27,7 +27,7 @@ _POLL_SECONDS: Final = 0.01
 
 # One for all channels: what is read into it is decoded, which copies, before the
 # loop can read again.
-_incoming = memoryview(bytearray(messages.MAX_MESSAGE_BYTES))
+_incoming = memoryview(bytearray(datagrams.MAX_MESSAGE_BYTES))
 
 
 class Channel:
@@ -84,7 +84,7 @@ class Channel:
             raise WorkerLostError("the token worker is gone")
         if self._waiting is not None:
             raise AssertionError("a channel carries one request at a time")
-        datagram = messages.pack(self._number + 1, request)
+        datagram = datagrams.pack(self._number + 1, request)
         self._number += 1
         self._waiting = self._loop.create_future()
         self.busy_since = self._loop.time()
@@ -127,7 +127,7 @@ class Channel:
             self._lose("it ended")
             return
         try:
-            number, reply = messages.unpack_reply(_incoming[:length])
+            number, reply = datagrams.unpack_reply(_incoming[:length])
         except msgspec.MsgspecError:
             self._lose("it sent a message that is none")
             return

@@ -15,6 +15,7 @@ class End(StrEnum):
     START = "start"  # it could not start, or not in time
     HANG = "hang"  # one call ran longer than hang_timeout
     CANARY = "canary"  # its canary failed, or it misses a key
+    RECYCLED = "recycled"  # a fresh worker sees more keys
     LOGIN = "login"  # it was logged out
 
 

@@ -5,8 +5,7 @@
 2. A worker that is gone is replaced at once; one that cannot start, or does not
    live long, is tried again with growing, jittered pauses. While there is none,
    requests fail with the reason.
-3. A call running longer than `call_timeout` brings one spare worker; one running
-   longer than `hang_timeout` ends its worker, the other sessions having drained.
+3. Calls that are stuck or hung are the business of `token.watch`.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import structlog
@@ -27,19 +27,16 @@ from hsm_kms.token.backoff import Backoff
 from hsm_kms.token.counts import Counts, End
 from hsm_kms.token.kills import KillBudget
 from hsm_kms.token.process import Worker
+from hsm_kms.token.watch import Watch
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
+    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
     from hsm_kms.token.channel import Channel
     from hsm_kms.token.pin import PinGate
     from hsm_kms.token.pool import Pool
     from hsm_kms.worker.messages import Configure
 
-DRAIN_SECONDS: Final = 1.0
-WATCH_SECONDS: Final = 0.25
-SPARE_SECONDS: Final = 10.0  # a spare stays this long after the last stuck call
-GROW_SECONDS: Final = 30.0
 _WELL_SECONDS: Final = 10.0  # a worker that lived this long resets the pauses
 
 _log = structlog.get_logger(__name__)
@@ -100,16 +97,60 @@ class Workers:
         self.ready: list[Worker] = []
         self.last_error: HsmKmsError | None = None
         self._budget = KillBudget()
-        self._grow_at = 0.0
         self._tasks: set[asyncio.Task[None]] = set()
-        self._spare: asyncio.Task[None] | None = None
-        self._spare_until = 0.0
+        self._watch = Watch(
+            settings,
+            ready=self.ready,
+            pool=pool,
+            run=self._run,
+            keep=partial(self._keep, settings.workers),
+        )
 
     def start(self) -> None:
         """Start the workers in the background."""
         for number in range(self._settings.workers):
             self._run(self._keep(number))
-        self._run(self._watch())
+        self._run(self._watch.run())
+
+    @contextlib.asynccontextmanager
+    async def visitor(self) -> AsyncIterator[Worker | None]:
+        """A fresh worker with a control session alone, logged in, for one look.
+
+        None while a spare one has its place on the token, or while the budget of
+        kills is spent.
+
+        Raises:
+            HsmKmsError: It could not be started.
+        """
+        if self._watch.has_spare or self._budget.spent:
+            yield None
+            return
+        self._gate.check()
+        settings = self._settings
+        worker = await Worker.spawn(0, settings.env)
+        try:
+            try:
+                async with asyncio.timeout(settings.start_timeout):
+                    await worker.configure(settings.configure)
+                    await self._gate.login(worker)
+            except TimeoutError:
+                raise TokenTimeoutError(
+                    "a fresh worker did not start in time"
+                ) from None
+            yield worker
+        finally:
+            await self._see_out(worker)
+
+    def recycle(self, worker: Worker) -> None:
+        """Replace a worker that sees too few keys, once all others are there."""
+        lending = [each for each in self.ready if not each.retiring]
+        if len(lending) >= self._settings.workers:
+            worker.lend_no_more()
+            self._run(self._end_drained(worker))
+
+    async def _end_drained(self, worker: Worker) -> None:
+        await self._watch.drain(worker, self._settings.call_timeout)
+        worker.retire(End.RECYCLED, "a fresh worker sees more keys")
 
     def canary_passed(self) -> None:
         """The token works again: as many workers as are configured may be there."""
@@ -219,78 +260,6 @@ class Workers:
                 reason=worker.reason,
             )
             self._on_change()
-
-    async def _watch(self) -> None:
-        while True:
-            await asyncio.sleep(WATCH_SECONDS)
-            try:
-                for worker in self._hung():
-                    self._run(self._end_hung(worker))
-                self._mind_spare()
-                await self._grow()
-            except Exception as error:  # noqa: BLE001 - a bug must not end the watch
-                _log.error("bug in the watch over workers", exc_info=error)
-
-    async def _grow(self) -> None:
-        """Try one more session, where the token had no more when we asked."""
-        now = asyncio.get_running_loop().time()
-        if now < self._grow_at:
-            return
-        self._grow_at = now + GROW_SECONDS
-        for worker in self.ready:
-            if worker.started is None or not worker.started.os_locking:
-                continue
-            for channel in worker.sessions:
-                idle = channel.busy_since is None and channel.lendable
-                if idle and channel not in self._pool:
-                    await self._open_one_more(worker, channel)
-                    return
-
-    async def _open_one_more(self, worker: Worker, channel: Channel) -> None:
-        with contextlib.suppress(TimeoutError, WorkerLostError):
-            async with asyncio.timeout(self._settings.call_timeout):
-                failure = await asyncio.shield(worker.open_session(channel))
-            if failure is None and channel.lendable:
-                _log.info("the token opens one more session", pid=worker.pid)
-                self._pool.add(channel)
-
-    def _hung(self) -> list[Worker]:
-        limit = asyncio.get_running_loop().time() - self._settings.hang_timeout
-        return [
-            worker
-            for worker in self.ready
-            if not worker.retiring
-            and any(
-                channel.busy_since is not None and channel.busy_since < limit
-                for channel in (worker.control, *worker.sessions)
-            )
-        ]
-
-    async def _end_hung(self, worker: Worker) -> None:
-        worker.lend_no_more()
-        for channel in worker.sessions:
-            self._pool.withdraw(channel)
-        loop = asyncio.get_running_loop()
-        hung_before = loop.time() - self._settings.hang_timeout
-        until = loop.time() + DRAIN_SECONDS
-        while loop.time() < until and any(  # noqa: ASYNC110 - polls channels, no event
-            channel.busy_since is not None and channel.busy_since > hung_before
-            for channel in worker.sessions
-        ):
-            await asyncio.sleep(DRAIN_SECONDS / 20)
-        limit = self._settings.hang_timeout
-        worker.kill(End.HANG, f"one call ran longer than {limit:g} s")
-
-    def _mind_spare(self) -> None:
-        now = asyncio.get_running_loop().time()
-        if self._pool.busy_longer_than(self._settings.call_timeout):
-            self._spare_until = now + SPARE_SECONDS
-            if self._spare is None:
-                _log.warning("token calls are stuck: starting a spare worker")
-                self._spare = self._run(self._keep(self._settings.workers))
-        elif self._spare is not None and now > self._spare_until:
-            self._spare.cancel()
-            self._spare = None
 
 
 def _as_known(error: Exception) -> HsmKmsError:

@@ -18,9 +18,17 @@ from typing import NoReturn
 import msgspec
 
 from hsm_kms import hardening
-from hsm_kms.worker import messages
+from hsm_kms.worker import datagrams
 from hsm_kms.worker.failures import Cause, WorkerError
-from hsm_kms.worker.messages import Configure, Done, Failure, Leave, Reply, Started
+from hsm_kms.worker.messages import (
+    Configure,
+    Done,
+    Failure,
+    Leave,
+    Reply,
+    Request,
+    Started,
+)
 from hsm_kms.worker.module import Module
 from hsm_kms.worker.session import KnownGood, TokenSession
 
@@ -93,12 +101,10 @@ def _serve(
 
 def _buffer() -> memoryview:
     # Made once: a fresh one for each message costs more than the message.
-    return memoryview(bytearray(messages.MAX_MESSAGE_BYTES))
+    return memoryview(bytearray(datagrams.MAX_MESSAGE_BYTES))
 
 
-def _receive(
-    pair: socket.socket, incoming: memoryview
-) -> tuple[int, messages.Request | None]:
+def _receive(pair: socket.socket, incoming: memoryview) -> tuple[int, Request | None]:
     try:
         length = pair.recv_into(incoming)
     except ConnectionError:
@@ -106,16 +112,16 @@ def _receive(
     if not length:
         return 0, None
     try:
-        return messages.unpack_request(incoming[:length])
+        return datagrams.unpack_request(incoming[:length])
     except msgspec.MsgspecError:
         os._exit(2)
 
 
 def _send(pair: socket.socket, number: int, reply: Reply) -> None:
-    datagram = messages.pack(number, reply)
-    if len(datagram) > messages.MAX_MESSAGE_BYTES:
+    datagram = datagrams.pack(number, reply)
+    if len(datagram) > datagrams.MAX_MESSAGE_BYTES:
         failure = Failure(cause=Cause.INTERNAL, detail="the answer is too long")
-        datagram = messages.pack(number, failure)
+        datagram = datagrams.pack(number, failure)
     try:
         pair.sendall(datagram)
     except OSError:

@@ -126,7 +126,16 @@ class Cryptoki:
                 function.argtypes = None
             setattr(self, f"_{name}", function)
 
-    def _call(self, name: str, *args: object) -> None:
+    def call(self, name: str, *args: object) -> None:
+        """Call a function by its name.
+
+        Args:
+            name: One of `FUNCTIONS`.
+            args: ctypes values, as its prototype wants them.
+
+        Raises:
+            WorkerError: It returned something else than CKR_OK.
+        """
         function = getattr(self, f"_{name}")
         if function is None:
             raise from_rv(name, ckr.CKR_FUNCTION_NOT_SUPPORTED)
@@ -158,12 +167,12 @@ class Cryptoki:
 
     def _initialize(self, flags: int, reserved: c_void_p | None) -> None:
         args = InitializeArgs(None, None, None, None, flags, reserved)
-        self._call("C_Initialize", byref(args))
+        self.call("C_Initialize", byref(args))
 
     def library(self) -> dict[str, str]:
         """What the module says of itself (C_GetInfo), by RFC 7512's names."""
         info = Info()
-        self._call("C_GetInfo", byref(info))
+        self.call("C_GetInfo", byref(info))
         version = info.libraryVersion
         return {
             "library-manufacturer": info.manufacturerID.decode("utf-8", "replace"),
@@ -174,7 +183,7 @@ class Cryptoki:
     def token_info(self, slot: int) -> tuple[int, int | None]:
         """CKF_ flags and ulMaxSessionCount (None: no limit told) by C_GetTokenInfo."""
         info = TokenInfo()
-        self._call("C_GetTokenInfo", c_ulong(slot), byref(info))
+        self.call("C_GetTokenInfo", c_ulong(slot), byref(info))
         most = info.ulMaxSessionCount
         return info.flags, most if 0 < most < _NO_LIMIT else None
 
@@ -188,7 +197,7 @@ class Cryptoki:
         """
         buffer = (c_ubyte * len(pin)).from_buffer(pin)
         try:
-            self._call(
+            self.call(
                 "C_Login",
                 c_ulong(session),
                 c_ulong(user_type),
@@ -202,12 +211,12 @@ class Cryptoki:
     def logged_in(self, session: int) -> bool:
         """Whether C_GetSessionInfo says that a user is logged in."""
         info = SessionInfo()
-        self._call("C_GetSessionInfo", c_ulong(session), byref(info))
+        self.call("C_GetSessionInfo", c_ulong(session), byref(info))
         return info.state in _LOGGED_IN_STATES
 
     def close_all_sessions(self, slot: int) -> None:
         """C_CloseAllSessions."""
-        self._call("C_CloseAllSessions", c_ulong(slot))
+        self.call("C_CloseAllSessions", c_ulong(slot))
 
     def encrypt(
         self, session: int, key: int, parameter: Parameter, data: bytes, most: int
@@ -230,10 +239,10 @@ class Cryptoki:
     def verify_hmac(self, session: int, key: int, data: bytes, tag: bytes) -> None:
         """C_VerifyInit and C_Verify with CKM_SHA256_HMAC."""
         mechanism = Parameter(CKM_SHA256_HMAC, None)
-        self._call(
+        self.call(
             "C_VerifyInit", c_ulong(session), byref(mechanism.struct), c_ulong(key)
         )
-        self._call(
+        self.call(
             "C_Verify",
             c_ulong(session),
             data,
@@ -251,12 +260,12 @@ class Cryptoki:
         data: bytes,
         most: int,
     ) -> bytes:
-        self._call(
+        self.call(
             f"C_{verb}Init", c_ulong(session), byref(parameter.struct), c_ulong(key)
         )
         out = (c_ubyte * most)()
         length = c_ulong(most)
-        self._call(
+        self.call(
             f"C_{verb}", c_ulong(session), data, c_ulong(len(data)), out, byref(length)
         )
         result = ctypes.string_at(out, min(length.value, most))

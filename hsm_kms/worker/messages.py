@@ -1,12 +1,9 @@
-"""What the server and a worker say to each other over one SOCK_SEQPACKET pair.
+"""What the server and a worker say to each other; `datagrams` has the bytes.
 
-A datagram is an 8-byte big-endian number and a msgpack body; the answer repeats
-the number. Byte strings that may be key material carry no repr.
+Byte strings that may be key material carry no repr.
 """
 
 from __future__ import annotations
-
-from typing import Final
 
 import msgspec
 
@@ -17,9 +14,6 @@ from hsm_kms.worker.values import (  # noqa: TC001 - msgspec reads it
     Mechanism,
     TokenSeen,
 )
-
-MAX_MESSAGE_BYTES: Final = 160 * 1024
-_NUMBER_BYTES: Final = 8
 
 
 class _Message(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -91,15 +85,23 @@ class OpenSession(_Message, frozen=True, kw_only=True):
 
 
 class FindKeys(_Message, frozen=True, kw_only=True):
-    """List the AES keys on the token.
+    """List the AES keys on the token, page by page.
 
     Args:
         label: Their CKA_LABEL; None: any.
         ids: Their CKA_IDs; empty: any.
+        prefix: `label` is only how theirs begins.
+        partners: List HMAC keys instead, by labels and CKA_IDs of their own.
+        skip: 0 looks anew; else `Keys.next` of the page before.
+        limit: How many objects to look at.
     """
 
     label: str | None
     ids: tuple[bytes, ...] = ()
+    prefix: bool = False
+    partners: bool = False
+    skip: int = 0
+    limit: int = 100
 
 
 class GenerateKey(_Message, frozen=True, kw_only=True):
@@ -116,6 +118,32 @@ class GenerateKey(_Message, frozen=True, kw_only=True):
     private: bool = True
 
 
+class Relabel(_Message, frozen=True, kw_only=True):
+    """C_SetAttributeValue of CKA_LABEL.
+
+    Args:
+        ref: CKA_LABEL and CKA_ID of the AES key, as they are.
+        label: CKA_LABEL of the AES key, as it shall be.
+        partner: Change the HMAC key that belongs to `ref`, not the AES key.
+    """
+
+    ref: KeyRef
+    label: str
+    partner: bool = False
+
+
+class Destroy(_Message, frozen=True, kw_only=True):
+    """C_DestroyObject of an AES key, or of the HMAC key beside one.
+
+    Args:
+        ref: CKA_LABEL and CKA_ID of the AES key.
+        partner: Destroy the HMAC key that belongs to `ref`, not the AES key.
+    """
+
+    ref: KeyRef
+    partner: bool = False
+
+
 class Fingerprint(_Message, frozen=True, kw_only=True):
     """Encrypt one constant 16-byte block under the key (AES-ECB).
 
@@ -123,11 +151,13 @@ class Fingerprint(_Message, frozen=True, kw_only=True):
         ref: The key.
         block: 16 bytes.
         paired: Also make the HMAC of the block under its partner.
+        beside: The partner is the one that belongs to this key; None: to `ref`.
     """
 
     ref: KeyRef
     block: bytes
     paired: bool = False
+    beside: KeyRef | None = None
 
 
 class Probe(_Message, frozen=True, kw_only=True):
@@ -191,9 +221,15 @@ class Done(_Message, frozen=True, kw_only=True):
 
 
 class Keys(_Message, frozen=True, kw_only=True):
-    """Answer to `FindKeys` and `GenerateKey`."""
+    """Answer to `FindKeys` and `GenerateKey`.
+
+    Args:
+        keys: The keys.
+        next: Where the next page begins; None: there is none.
+    """
 
     keys: tuple[KeySeen, ...]
+    next: int | None = None
 
 
 class Block(_Secret, frozen=True, kw_only=True):
@@ -245,6 +281,8 @@ Request = (
     | OpenSession
     | FindKeys
     | GenerateKey
+    | Relabel
+    | Destroy
     | Fingerprint
     | Probe
     | Prove
@@ -255,24 +293,3 @@ Request = (
 Reply = (
     Started | Tokens | Done | Keys | Block | Probed | Encrypted | Decrypted | Failure
 )
-
-_encoder = msgspec.msgpack.Encoder()
-_requests: msgspec.msgpack.Decoder[Request] = msgspec.msgpack.Decoder(Request)
-_replies: msgspec.msgpack.Decoder[Reply] = msgspec.msgpack.Decoder(Reply)
-
-
-def pack(number: int, message: Request | Reply) -> bytes:
-    """One datagram."""
-    return number.to_bytes(_NUMBER_BYTES, "big") + _encoder.encode(message)
-
-
-def unpack_request(datagram: memoryview) -> tuple[int, Request]:
-    """The number and the request; raises msgspec.MsgspecError on anything else."""
-    number = int.from_bytes(datagram[:_NUMBER_BYTES], "big")
-    return number, _requests.decode(datagram[_NUMBER_BYTES:])
-
-
-def unpack_reply(datagram: memoryview) -> tuple[int, Reply]:
-    """The number and the reply; raises msgspec.MsgspecError on anything else."""
-    number = int.from_bytes(datagram[:_NUMBER_BYTES], "big")
-    return number, _replies.decode(datagram[_NUMBER_BYTES:])

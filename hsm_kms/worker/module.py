@@ -48,7 +48,7 @@ class Module:
         # Ours first: its errors carry their CK_RV, and the loader's message.
         functions = load(settings.module)
         self._lib = _uninitialised_lib(settings.module)
-        self.cryptoki = Cryptoki(_same_list(functions, self._lib))
+        self.cryptoki = Cryptoki(same_list(functions, self._lib))
         self.needs_login = settings.needs_login
         self.os_locking = self.cryptoki.initialize(settings.init_args)
         self._settings = settings
@@ -150,7 +150,7 @@ def _uninitialised_lib(path: str) -> lib:
         raise WorkerError(Cause.MODULE, str(error)) from None
 
 
-def _same_list(ours: Any, module: lib) -> Any:
+def same_list(ours: Any, module: lib) -> Any:
     """The function list that python-pkcs11 got, for both of us to use.
 
     p11-kit's proxy makes a new list, with sessions of its own, at every

@@ -1,93 +1,53 @@
-"""Keys on the token: find, generate, read the attributes the policy looks at."""
+"""Keys on the token: find one, make, change, destroy."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NoReturn
 
-import msgspec
 from pkcs11 import Attribute, KeyType, MechanismFlag, ObjectClass
-from pkcs11.exceptions import ObjectHandleInvalid, PKCS11Error
+from pkcs11.exceptions import PKCS11Error
 
 from hsm_kms.worker.failures import Cause, WorkerError, from_pkcs11
-from hsm_kms.worker.values import KeyRef, KeySeen
+from hsm_kms.worker.listing import describe, find, named
+from hsm_kms.worker.values import KeyRef
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from pkcs11 import Session
     from pkcs11.types import Object
 
-    from hsm_kms.worker.messages import GenerateKey
+    from hsm_kms.worker.cryptoki import Cryptoki
+    from hsm_kms.worker.messages import Destroy, GenerateKey, Relabel
+    from hsm_kms.worker.values import KeySeen
 
 KEY_BYTES: Final = 32
 
-_FLAGS: Final = {
-    "CKA_SENSITIVE": Attribute.SENSITIVE,
-    "CKA_EXTRACTABLE": Attribute.EXTRACTABLE,
-    "CKA_ENCRYPT": Attribute.ENCRYPT,
-    "CKA_DECRYPT": Attribute.DECRYPT,
-    "CKA_SIGN": Attribute.SIGN,
-    "CKA_VERIFY": Attribute.VERIFY,
-    "CKA_TOKEN": Attribute.TOKEN,
-    "CKA_PRIVATE": Attribute.PRIVATE,
-    "CKA_LOCAL": Attribute.LOCAL,
-    "CKA_ALWAYS_SENSITIVE": Attribute.ALWAYS_SENSITIVE,
-    "CKA_NEVER_EXTRACTABLE": Attribute.NEVER_EXTRACTABLE,
-}
 
-
-def list_keys(
-    session: Session, label: str | None, ids: Sequence[bytes] = ()
-) -> tuple[KeySeen, ...]:
-    """Every AES key on the token with this CKA_LABEL, and one of these CKA_IDs.
-
-    An object that vanishes while it is being listed is left out, and so is a key
-    that could never be found again because its label is not UTF-8.
+def find_handle(
+    c: Cryptoki, session: int, ref: KeyRef, kind: KeyType = KeyType.AES
+) -> int:
+    """CK_OBJECT_HANDLE of the one key with this CKA_LABEL and CKA_ID.
 
     Args:
-        session: Logged in, where that is needed to see the keys.
-        label: CKA_LABEL; None: any.
-        ids: CKA_IDs; empty: any.
-    """
-    labelled: dict[Attribute, object] = (
-        {} if label is None else {Attribute.LABEL: label}
-    )
-    templates = [{**labelled, Attribute.ID: each} for each in ids] or [labelled]
-    found = []
-    for key in (key for each in templates for key in _search(session, each)):
-        try:
-            own = str(key[Attribute.LABEL]) if label is None else label
-            found.append(_with_partner(session, _describe(key, own)))
-        except (ObjectHandleInvalid, UnicodeDecodeError):
-            continue
-        except PKCS11Error as error:
-            raise from_pkcs11("C_GetAttributeValue", error) from None
-    return tuple(found)
-
-
-def find_handle(session: Session, ref: KeyRef, kind: KeyType = KeyType.AES) -> int:
-    """CK_OBJECT_HANDLE of the one key with this CKA_LABEL and CKA_ID.
+        c: The module.
+        session: CK_SESSION_HANDLE.
+        ref: The key's names.
+        kind: CKK_AES, or CKK_GENERIC_SECRET for an HMAC key.
 
     Raises:
         WorkerError: None, or more than one.
     """
-    keys = _search(session, _template(ref), kind)
-    name = f"key labelled {ref.label!r} with CKA_ID {ref.cka_id.hex() or '(empty)'}"
-    if not keys:
-        raise WorkerError(Cause.NO_KEY, f"no {name}")
-    if len(keys) > 1:
-        raise WorkerError(Cause.SEVERAL_KEYS, f"{len(keys)} times a {name}")
-    handle: int = keys[0].handle  # type: ignore[assignment]
-    return handle
+    found = find(c, session, named(ref), kind)
+    return found[0] if len(found) == 1 else _not_one(ref, len(found))
 
 
-def generate(session: Session, request: GenerateKey) -> KeySeen:
+def generate(c: Cryptoki, session: Session, request: GenerateKey) -> KeySeen | None:
     """C_GenerateKey: 256 bits, sensitive, never extractable, modifiable.
 
     CKA_MODIFIABLE lets a later `keys retire` change the label; it gives no way to
     the value, which CKA_SENSITIVE and CKA_EXTRACTABLE guard for good.
 
     Args:
+        c: The module.
         session: Read-write.
         request: What to make: the AES key, or the HMAC key (CKK_GENERIC_SECRET).
     """
@@ -112,63 +72,69 @@ def generate(session: Session, request: GenerateKey) -> KeySeen:
                 Attribute.MODIFIABLE: True,
             },
         )
-        return _describe(key, own.label)
     except PKCS11Error as error:
         raise from_pkcs11("C_GenerateKey", error) from None
+    return describe(c, handle_of(session), handle_of(key))
 
 
-def _with_partner(session: Session, seen: KeySeen) -> KeySeen:
-    """Add the HMAC key that belongs to an AES key, where there is exactly one."""
-    keys = _search(session, _template(seen.ref.partner), KeyType.GENERIC_SECRET)
-    if len(keys) != 1:
-        return seen
-    partner = _describe(keys[0], seen.ref.partner.label)
-    return msgspec.structs.replace(seen, partner=partner)
+def relabel(session: Session, request: Relabel) -> None:
+    """C_SetAttributeValue of CKA_LABEL; needs a read-write session.
+
+    Raises:
+        WorkerError: There is no such key, or the token does not let it be changed.
+    """
+    after = KeyRef(request.label, request.ref.cka_id)
+    key = _one_of_two(session, request.ref, partner=request.partner)
+    try:
+        key[Attribute.LABEL] = after.partner.label if request.partner else after.label
+    except PKCS11Error as error:
+        raise from_pkcs11("C_SetAttributeValue", error) from None
 
 
-def _template(ref: KeyRef) -> dict[Attribute, object]:
-    return {Attribute.LABEL: ref.label, Attribute.ID: ref.cka_id}
+def destroy(session: Session, request: Destroy) -> None:
+    """C_DestroyObject; needs a read-write session.
+
+    Raises:
+        WorkerError: There is no such key, or the token keeps it.
+    """
+    key = _one_of_two(session, request.ref, partner=request.partner)
+    try:
+        key.destroy()
+    except PKCS11Error as error:
+        raise from_pkcs11("C_DestroyObject", error) from None
 
 
-def _search(
-    session: Session,
-    template: dict[Attribute, object],
-    kind: KeyType = KeyType.AES,
-) -> list[Object]:
+def _one_of_two(session: Session, ref: KeyRef, *, partner: bool) -> Object:
+    """The AES key, or the HMAC key that belongs to it."""
+    if partner:
+        return _only(session, ref.partner, KeyType.GENERIC_SECRET)
+    return _only(session, ref, KeyType.AES)
+
+
+def _only(session: Session, ref: KeyRef, kind: KeyType) -> Object:
     whole = {
         Attribute.CLASS: ObjectClass.SECRET_KEY,
         Attribute.KEY_TYPE: kind,
         Attribute.TOKEN: True,
-        **template,
+        Attribute.LABEL: ref.label,
+        Attribute.ID: ref.cka_id,
     }
     try:
         # A list, at once: the generator holds an active C_FindObjects.
-        return list(session.get_objects(whole))
+        keys = list(session.get_objects(whole))
     except PKCS11Error as error:
         raise from_pkcs11("C_FindObjects", error) from None
+    return keys[0] if len(keys) == 1 else _not_one(ref, len(keys))
 
 
-def _describe(key: Object, label: str) -> KeySeen:
-    return KeySeen(
-        ref=KeyRef(label, bytes(key[Attribute.ID])),
-        value_len=_read(key, Attribute.VALUE_LEN),
-        attributes={name: _flag(key, which) for name, which in _FLAGS.items()},
-    )
+def _not_one(ref: KeyRef, count: int) -> NoReturn:
+    name = f"key labelled {ref.label!r} with CKA_ID {ref.cka_id.hex() or '(empty)'}"
+    if not count:
+        raise WorkerError(Cause.NO_KEY, f"no {name}")
+    raise WorkerError(Cause.SEVERAL_KEYS, f"{count} times a {name}")
 
 
-def _flag(key: Object, attribute: Attribute) -> bool | None:
-    value = _read(key, attribute)
-    return None if value is None else bool(value)
-
-
-def _read(key: Object, attribute: Attribute) -> int | None:
-    """One attribute, None where this token does not tell it."""
-    try:
-        value: int = key[attribute]
-    except ObjectHandleInvalid:
-        raise
-    except PKCS11Error as error:
-        if from_pkcs11("C_GetAttributeValue", error).cause != "operator":
-            raise
-        return None
-    return value
+def handle_of(thing: Session | Object) -> int:
+    """CK_SESSION_HANDLE or CK_OBJECT_HANDLE of what python-pkcs11 made."""
+    handle: int = thing.handle  # type: ignore[union-attr, assignment]
+    return handle

@@ -18,12 +18,14 @@ from pkcs11.exceptions import PKCS11Error
 from hsm_kms.worker import mechanisms, objects, probe
 from hsm_kms.worker.ckr import Fault
 from hsm_kms.worker.failures import Cause, WorkerError, from_pkcs11
+from hsm_kms.worker.listing import Listing
 from hsm_kms.worker.mechanisms import Keyed
 from hsm_kms.worker.messages import (
     Block,
     Configure,
     Decrypt,
     Decrypted,
+    Destroy,
     Done,
     Encrypt,
     Encrypted,
@@ -39,6 +41,7 @@ from hsm_kms.worker.messages import (
     Probe,
     Probed,
     Prove,
+    Relabel,
     Reply,
     Request,
     Tokens,
@@ -52,7 +55,7 @@ if TYPE_CHECKING:
 
 CANARY_BYTES = 32
 KnownGood = dict[tuple[KeyRef, Cipher], Decrypt]
-# Not C_Login, which may cost a PIN try, and not C_GenerateKey, which may have worked.
+# Not C_Login, which may cost a PIN try, nor what changes keys and may have worked.
 _REPEATABLE = (Encrypt, Decrypt, Prove, Probe, FindKeys, Fingerprint)
 
 
@@ -70,6 +73,7 @@ class TokenSession:
         self._known_good = known_good
         self._session: Session | None = None
         self._handles: dict[KeyRef, int] = {}
+        self._listing: Listing | None = None
 
     def answer(self, request: Request) -> Reply:
         """The reply to one request; never raises."""
@@ -106,7 +110,7 @@ class TokenSession:
                 error.cause = Fault.SESSION  # not the login: another session may do
             raise
 
-    def _do(self, request: Request) -> Reply:  # noqa: C901, PLR0911 - one arm each
+    def _do(self, request: Request) -> Reply:  # noqa: C901, PLR0911, PLR0912 - an arm each
         match request:
             case Encrypt(ref=ref, mechanism=how, aad=aad, plaintext=plaintext):
                 on = self._keyed(ref, paired=how.cipher is Cipher.CBC_HMAC)
@@ -120,13 +124,19 @@ class TokenSession:
             case Probe(ref=ref, paired=paired, wanted=wanted):
                 on = self._keyed(ref, paired=paired)
                 return Probed(mechanism=probe.probe(on, wanted))
-            case FindKeys(label=label, ids=ids):
-                self._require_login()
-                return Keys(keys=objects.list_keys(self._open(), label, ids))
+            case FindKeys():
+                return self._list(request)
             case Fingerprint():
                 return self._fingerprint(request)
             case GenerateKey():
-                return Keys(keys=(objects.generate(self._open(), request),))
+                made = objects.generate(self._cryptoki, self._open(), request)
+                return Keys(keys=() if made is None else (made,))
+            case Relabel():
+                objects.relabel(self._open(), request)
+                return self._changed()
+            case Destroy():
+                objects.destroy(self._open(), request)
+                return self._changed()
             case Login():
                 self._module.login(self._open(), request)
                 return Done()
@@ -146,26 +156,46 @@ class TokenSession:
 
     @property
     def _handle(self) -> int:
-        handle: int = self._open().handle  # type: ignore[attr-defined]
-        return handle
+        return objects.handle_of(self._open())
 
     def _find(self, ref: KeyRef, kind: KeyType = KeyType.AES) -> int:
         handle = self._handles.get(ref)
         if handle is None:
-            handle = objects.find_handle(self._open(), ref, kind)
+            handle = objects.find_handle(self._cryptoki, self._handle, ref, kind)
             self._handles[ref] = handle
         return handle
 
-    def _keyed(self, ref: KeyRef, *, paired: bool) -> Keyed:
+    def _keyed(
+        self, ref: KeyRef, *, paired: bool, beside: KeyRef | None = None
+    ) -> Keyed:
+        mac = (beside or ref).partner
         return Keyed(
             c=self._cryptoki,
             session=self._handle,
             key=self._find(ref),
-            mac=self._find(ref.partner, KeyType.GENERIC_SECRET) if paired else None,
+            mac=self._find(mac, KeyType.GENERIC_SECRET) if paired else None,
         )
 
+    def _list(self, request: FindKeys) -> Keys:
+        """One page; the objects are looked up anew only for the first."""
+        self._require_login()
+        if self._listing is None or request.skip == 0:
+            self._listing = Listing(self._cryptoki, self._handle, request)
+        page = self._listing.page(request.skip, request.limit)
+        if page.next is None:
+            self._listing = None
+        return page
+
+    def _changed(self) -> Done:
+        self._forget_keys()
+        return Done()
+
+    def _forget_keys(self) -> None:
+        self._handles.clear()
+        self._listing = None
+
     def _fingerprint(self, request: Fingerprint) -> Block:
-        on = self._keyed(request.ref, paired=request.paired)
+        on = self._keyed(request.ref, paired=request.paired, beside=request.beside)
         out = mechanisms.encrypt_block(on.c, on.session, on.key, request.block)
         if on.mac is None:
             return Block(block=out)
@@ -217,7 +247,7 @@ class TokenSession:
     def _reopen(self) -> None:
         """Open the new one first: closing a process's last session logs it out."""
         old, self._session = self._session, None
-        self._handles.clear()
+        self._forget_keys()
         try:
             self._open()
         except WorkerError as error:
@@ -230,7 +260,7 @@ class TokenSession:
 
     def _forget_handles(self, error: WorkerError) -> None:
         """Find the keys again, if the user is still logged in."""
-        self._handles.clear()
+        self._forget_keys()
         self._require_login(error)
 
     def _require_login(self, error: WorkerError | None = None) -> None:

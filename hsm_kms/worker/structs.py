@@ -110,6 +110,12 @@ class Mechanism(ctypes.Structure):
     )
 
 
+class CkAttribute(ctypes.Structure):
+    """CK_ATTRIBUTE."""
+
+    _fields_ = (("type", c_ulong), ("pValue", c_void_p), ("ulValueLen", c_ulong))
+
+
 class GcmParams(ctypes.Structure):
     """CK_GCM_PARAMS of the PKCS#11 2.40 headers, with ulIvBits."""
 

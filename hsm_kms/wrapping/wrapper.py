@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from hsm_kms.errors import (
     CiphertextError,
+    KeyRetiredError,
     MechanismError,
     RequestError,
     TokenError,
+    UnknownKeyIdError,
 )
 from hsm_kms.worker.messages import Decrypt, Decrypted, Encrypt, Encrypted, Prove
 from hsm_kms.worker.values import Cipher
@@ -51,10 +53,14 @@ class Sessions(Protocol):
 
 
 class Keyholder(Protocol):
-    """Knows the keyring; `health.Health` does."""
+    """Knows the keyring; `engine.Keys` does."""
 
-    async def keyring_soon(self, until: float) -> Keyring:
-        """See `health.Health.keyring_soon`."""
+    async def ring_soon(self, until: float) -> Keyring:
+        """The keyring; right after the start, wait for the first one."""
+        ...
+
+    async def ring_after_look(self, until: float) -> Keyring:
+        """The keyring, after a look for keys that have just come."""
         ...
 
 
@@ -93,7 +99,7 @@ class TokenWrapper:
         keys: Where the keyring is.
         scope: Cluster name, bound into every record; may be empty.
         verify: Unwrap and compare each result before it is returned.
-        patience: Longest wait for the first keyring after the start, in seconds.
+        patience: Longest wait for a keyring, in seconds.
     """
 
     def __init__(
@@ -124,7 +130,7 @@ class TokenWrapper:
         """
         if not 1 <= len(plaintext) <= MAX_PLAINTEXT_BYTES:
             raise RequestError("plaintext must have 1 to 1,024 bytes")
-        key = (await self._keyring(deadline)).for_encrypt()
+        key = (await self._keys.ring_soon(self._until(deadline))).for_encrypt()
         if key.mechanism is None:
             raise MechanismError("the token cannot wrap under the current key")
         header = Header(
@@ -163,15 +169,24 @@ class TokenWrapper:
             raise CiphertextError("the record holds no DEK wrapped by the token")
         if key_id is not None and key_id != header.key_id:
             raise CiphertextError("the record was made under another key_id")
-        ring = await self._keyring(deadline)
-        key = ring.for_decrypt(header.key_id, _CIPHERS[header.algorithm])
+        key = await self._key_of(header, self._until(deadline))
         return await self._open(key, record, deadline)
 
-    async def _keyring(self, deadline: float | None) -> Keyring:
+    async def _key_of(self, header: Header, until: float) -> TokenKey:
+        cipher = _CIPHERS[header.algorithm]
+        ring = await self._keys.ring_soon(until)
+        try:
+            return ring.for_decrypt(header.key_id, cipher)
+        except KeyRetiredError:
+            raise
+        except UnknownKeyIdError:
+            # Another node may have begun to use it a moment ago.
+            ring = await self._keys.ring_after_look(until)
+            return ring.for_decrypt(header.key_id, cipher)
+
+    def _until(self, deadline: float | None) -> float:
         until = asyncio.get_running_loop().time() + self._patience
-        return await self._keys.keyring_soon(
-            until if deadline is None else min(until, deadline)
-        )
+        return until if deadline is None else min(until, deadline)
 
     async def _open(
         self, key: TokenKey, record: Record, deadline: float | None

@@ -38,13 +38,14 @@ def spied(
 ) -> tuple[Plugin, Spy]:
     """A server of one session, not started, and the record of its calls.
 
-    The canary is so rare that after the start it is not seen again.
+    The looks are so rare that after the start none is seen again.
     """
     try:
         spy = Spy(directory / "spy")
     except FileNotFoundError as error:
         pytest.skip(str(error))
-    plugin = make_plugin(hsm, health={"interval": "1h"})
+    rarely = {"health": {"interval": "1h"}, "keys": {"discover": "1h"}}
+    plugin = make_plugin(hsm, **rarely)
     plugin.config["token"] |= {
         "module": spy.module,
         "env": hsm.env | spy.env,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import re
 import signal
@@ -27,7 +28,7 @@ from tests.conformance.clients import (
 from tests.odd_keys import make_key
 from tests.support import PIN, code_of, wait_for
 
-SUSTAINED_SECONDS = float(os.environ.get("HSM_KMS_SUSTAINED_SECONDS", "4"))
+SUSTAINED_SECONDS = float(os.environ.get("HSM_KMS_SUSTAINED_SECONDS", "2"))
 DOWN_SECONDS = 25  # the design's bound from the fault to the sentence
 
 
@@ -116,9 +117,8 @@ def test_9_current_key_lost(plugin, hsm):
     """Without the current key nothing is encrypted; keys still held decrypt."""
     other = plugin.encrypt(DEK)
     make_key(hsm, b"second")
-    plugin.wait_healthz("name one in keys.current")
-    ids = re.findall(r"\b[a-z2-7]{26}\b", plugin.cli("keys", "list").stdout)
-    (second,) = set(ids) - {other.key_id}
+    listed = json.loads(plugin.cli("keys", "list", "-o", "json").stdout)
+    (second,) = {key["key_id"] for key in listed} - {other.key_id}
     sealed = use(plugin, second)
     hsm.pkcs11_tool("--delete-object", "--type", "secrkey", "--id", b"second".hex())
     plugin.wait_healthz("is not on the token")

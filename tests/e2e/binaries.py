@@ -26,6 +26,7 @@ LDFLAGS = f"-s -w -X k8s.io/component-base/version.gitVersion={KUBERNETES}"
 PACKAGES = {
     "etcd": "go.etcd.io/etcd/server/v3",
     "etcdctl": "go.etcd.io/etcd/etcdctl/v3",
+    "etcdutl": "go.etcd.io/etcd/etcdutl/v3",
     "kube-apiserver": "k8s.io/kubernetes/cmd/kube-apiserver",
     "kubectl": "k8s.io/kubernetes/cmd/kubectl",
 }
@@ -39,10 +40,11 @@ class MissingToolError(Exception):
 
 @dataclass(frozen=True)
 class Binaries:
-    """Paths of the four programs of a cluster."""
+    """Paths of the programs of a cluster."""
 
     etcd: Path
     etcdctl: Path
+    etcdutl: Path
     kube_apiserver: Path
     kubectl: Path
 
@@ -56,7 +58,7 @@ def missing() -> str | None:
 
 
 def cluster() -> Binaries:
-    """Find the four programs, building those that KUBEBUILDER_ASSETS lacks.
+    """Find the programs of a cluster, building those that KUBEBUILDER_ASSETS lacks.
 
     Raises:
         MissingToolError: One is missing and there is no Go to build it.
@@ -66,6 +68,7 @@ def cluster() -> Binaries:
     return Binaries(
         etcd=found["etcd"],
         etcdctl=found["etcdctl"],
+        etcdutl=found["etcdutl"],
         kube_apiserver=found["kube-apiserver"],
         kubectl=found["kubectl"],
     )

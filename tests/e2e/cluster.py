@@ -100,21 +100,28 @@ class ApiServer:
         self._folder = folder
         self._token = secrets.token_hex(16)
         self._encryption: Path | None = None
+        self._more_flags: tuple[str, ...] = ()
         self._child: Child | None = None
         self._port = 0
         (folder / "sa.key").write_bytes(_rsa_key())
         (folder / "tokens.csv").write_text(f'{self._token},admin,u1,"system:masters"\n')
 
-    def start(self, encryption: Path | None) -> None:
+    @property
+    def kubeconfig(self) -> Path:
+        """Of the administrator."""
+        return self._folder / "kubeconfig"
+
+    def start(self, encryption: Path | None, *more_flags: str) -> None:
         """Start with this EncryptionConfiguration, or none."""
         self._encryption = encryption
+        self._more_flags = more_flags
         self._child = _started(self._try_start)
         self._write_kubeconfig()
 
     def restart(self, encryption: Path | None = None) -> None:
         """Stop it and start it again, by default with what it had."""
         self.stop()
-        self.start(encryption or self._encryption)
+        self.start(encryption or self._encryption, *self._more_flags)
 
     def stop(self) -> None:
         """Stop it, if it runs."""
@@ -152,6 +159,7 @@ class ApiServer:
             "--authorization-mode=RBAC",
             "--disable-admission-plugins=ServiceAccount",
             "--feature-gates=KMSv1=true",
+            *self._more_flags,
         ]
         if self._encryption:
             flags.append(f"--encryption-provider-config={self._encryption}")
@@ -187,7 +195,7 @@ class ApiServer:
         done = subprocess.run(
             [
                 self._binaries.kubectl,
-                f"--kubeconfig={self._folder / 'kubeconfig'}",
+                f"--kubeconfig={self.kubeconfig}",
                 f"--cache-dir={self._folder / 'kubectl'}",
                 *args,
             ],
@@ -219,7 +227,7 @@ class ApiServer:
             ],
             "current-context": "e2e",
         }
-        (self._folder / "kubeconfig").write_text(json.dumps(config))
+        self.kubeconfig.write_text(json.dumps(config))
 
 
 def _started(start: Callable[[], Child]) -> Child:

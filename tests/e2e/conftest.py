@@ -48,7 +48,7 @@ def included() -> None:
 
 @pytest.fixture(scope="session")
 def binaries(included: None) -> programs.Binaries:
-    """The four programs of a cluster."""
+    """The programs of a cluster."""
     try:
         return programs.cluster()
     except programs.MissingToolError as error:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import grpc
 
+from hsm_kms.api.call import OBSERVER
 from hsm_kms.api.rpc import kms_v1beta1_pb2 as v1
 from hsm_kms.api.rpc import kms_v1beta1_pb2_grpc as v1_grpc
 from hsm_kms.api.rpc import kms_v2_pb2 as v2
@@ -92,19 +93,27 @@ class Token:
 class Plugin:
     """One `hsm-kms serve`, which can be killed and started again."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, token: Token | None = None) -> None:
+        folder.mkdir(exist_ok=True)
         self.socket = folder / "kms.sock"
-        self.token = Token(folder / "token")
+        self.token = token or Token(folder / "token")
         self._folder = folder
-        self._config = folder / "config.yaml"
-        self._config.write_text(json.dumps(self._configuration()))
+        self.config_file = folder / "config.yaml"
+        self._config = self._configuration()
+        self.configure()
         self._child: Child | None = None
-        subprocess.run(
-            [*HSM_KMS, "keys", "generate", "--config", self._config],
-            check=True,
-            capture_output=True,
-            timeout=READY_TIMEOUT,
-        )
+        if token is None:
+            subprocess.run(
+                [*HSM_KMS, "keys", "generate", "--config", self.config_file],
+                check=True,
+                capture_output=True,
+                timeout=READY_TIMEOUT,
+            )
+
+    def configure(self, **sections: object) -> None:
+        """Write the configuration, with these sections in it, for a running server."""
+        self._config |= sections
+        self.config_file.write_text(json.dumps(self._config))
 
     def _configuration(self) -> dict[str, object]:
         state_dir = self._folder / "state"
@@ -119,6 +128,7 @@ class Plugin:
                 "token_label": LABEL,
                 "pin_file": str(self.token.pin_file),
                 "env": {"SOFTHSM2_CONF": str(self.token.conf)},
+                "shared": True,
             },
             "health": {"interval": "1s"},
         }
@@ -126,7 +136,7 @@ class Plugin:
     def start(self) -> None:
         """Start it and wait until it says ok."""
         self._child = child = Child(
-            [*HSM_KMS, "serve", "--config", self._config],
+            [*HSM_KMS, "serve", "--config", self.config_file],
             log=self._folder / "hsm-kms.log",
         )
 
@@ -153,10 +163,19 @@ class Plugin:
             yield channel
 
     def status(self) -> v2.StatusResponse:
-        """Ask for Status over the KMS socket."""
+        """Look at Status over the KMS socket; only the API server really asks."""
         with self._channel() as channel:
             stub = v2_grpc.KeyManagementServiceStub(channel)
-            return stub.Status(v2.StatusRequest(), timeout=RPC_TIMEOUT)
+            return stub.Status(
+                v2.StatusRequest(), timeout=RPC_TIMEOUT, metadata=[(OBSERVER, "1")]
+            )
+
+    def decrypt(self, ciphertext: bytes, key_id: str) -> bytes:
+        """Decrypt over the KMS socket."""
+        request = v2.DecryptRequest(ciphertext=ciphertext, key_id=key_id, uid="e2e")
+        with self._channel() as channel:
+            stub = v2_grpc.KeyManagementServiceStub(channel)
+            return stub.Decrypt(request, timeout=RPC_TIMEOUT).plaintext
 
     def healthz(self) -> str:
         """Return what Status says, or the error it failed with."""
@@ -186,7 +205,6 @@ class Plugin:
 @contextmanager
 def running_plugin(folder: Path) -> Iterator[Plugin]:
     """Run a plugin with a fresh token and key below `folder`."""
-    folder.mkdir()
     plugin = Plugin(folder)
     try:
         plugin.start()

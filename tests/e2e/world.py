@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import threading
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -60,9 +61,19 @@ class World:
     """One etcd, one kube-apiserver, one plugin."""
 
     folder: Path
+    binaries: Binaries
     etcd: Etcd
     api: ApiServer
     plugin: Plugin
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What commands are run with: without ETCDCTL_* and KUBECONFIG."""
+        return {
+            name: value
+            for name, value in os.environ.items()
+            if name != "KUBECONFIG" and not name.startswith("ETCDCTL_")
+        }
 
     def encryption(self, *versions: str) -> Path:
         """Write the EncryptionConfiguration with these providers to a file."""
@@ -126,7 +137,7 @@ def running_world(binaries: Binaries, folder: Path) -> Iterator[World]:
         etcd = Etcd(binaries, folder)
         api = ApiServer(binaries, etcd, folder)
         try:
-            yield World(folder, etcd, api, plugin)
+            yield World(folder, binaries, etcd, api, plugin)
         finally:
             api.stop()
             etcd.stop()

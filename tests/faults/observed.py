@@ -5,30 +5,17 @@ from __future__ import annotations
 import http.client
 import json
 import re
-import socket
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from hsm_kms.unix_http import UnixConnection
 from tests.support import SECONDS, wait_for
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from tests.shim_driver import Shim
     from tests.support import Plugin, SoftHsm
 
 _SAMPLE = re.compile(r"^(hsm_kms_\w+)(\{[^}]*\})? (\S+)$", re.MULTILINE)
-
-
-class _UnixConnection(http.client.HTTPConnection):
-    def __init__(self, path: Path) -> None:
-        super().__init__("localhost", timeout=SECONDS)
-        self._path = path
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX)
-        self.sock.settimeout(SECONDS)
-        self.sock.connect(str(self._path))
 
 
 def _get(connection: http.client.HTTPConnection, path: str) -> tuple[int, str]:
@@ -78,7 +65,7 @@ class Rig:
 
     def admin(self) -> dict[str, Any]:
         """The server's own status."""
-        connection = _UnixConnection(self.plugin.directory / "admin.sock")
+        connection = UnixConnection(self.plugin.directory / "admin.sock", SECONDS)
         code, text = _get(connection, "/status")
         assert 200 == code
         return json.loads(text)

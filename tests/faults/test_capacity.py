@@ -9,7 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from hsm_kms.token import workers
+from hsm_kms.token import watch
+from hsm_kms.token.counts import End
 from tests.faults.load import Load
 from tests.served import Served, configure
 from tests.support import code_of, wait_for
@@ -98,7 +99,7 @@ def test_failed_starts_are_no_kills(make_rig, shim):
 @pytest.fixture
 def make(hsm, pin_file, directory, shim, monkeypatch):
     """Make workers on the shim that look for one more session all the time."""
-    monkeypatch.setattr(workers, "GROW_SECONDS", 0.3)
+    monkeypatch.setattr(watch, "GROW_SECONDS", 0.3)
 
     def make(count):
         return Served(
@@ -150,7 +151,7 @@ async def test_dead_ones_count(make, shim):
     shim.set(f"max_sessions={most} keep_dead")
     async with make(2) as served:
         await served.stocked()
-        served.workers.ready[0].kill(workers.End.LOST, "test")
+        served.workers.ready[0].kill(End.LOST, "test")
         await served.until(lambda: len(served.workers.ready) == 1)
         await served.stocked()
         assert LENT + 1 == served.pool.stats().sessions

@@ -31,8 +31,32 @@ def test_well(rig):
     assert 1 == metrics['hsm_kms_health{state="ok"}']
     assert (2, 8) == (metrics["hsm_kms_workers"], metrics["hsm_kms_sessions"])
     assert sealed.key_id not in rig.get("/metrics")[1]
+    states = ("pending", "current", "decrypt-only", "retired", "refused")
+    assert [0, 1, 0, 0, 0] == [
+        metrics[f'hsm_kms_keys{{state="{state}"}}'] for state in states
+    ]
     mode = (rig.plugin.directory / "admin.sock").stat().st_mode
     assert 0o600 == stat.S_IMODE(mode)
+
+
+def test_keys(make_rig):
+    """Each key is shown with what it is to this node, and from when."""
+    rig = make_rig()
+    rig.start()
+    rig.well()
+    first = rig.plugin.status().key_id
+    assert 0 == rig.plugin.cli("keys", "generate", "--another").returncode
+    wait_for(lambda: len(rig.admin()["keys"]) == 2)
+    keys = {key["key_id"]: key for key in rig.admin()["keys"]}
+    second = keys[(set(keys) - {first}).pop()]
+
+    assert ("current", None) == (keys[first]["state"], keys[first]["current_from"])
+    assert ("pending", None) == (second["state"], second["current_from"])
+    assert second["generated_on_token"]
+    assert "aes-gcm-caller-iv" == second["mechanism"]
+    assert 1 == rig.metrics()['hsm_kms_keys{state="pending"}']
+    (event,) = rig.plugin.events("pending key")
+    assert (second["key_id"], None) == (event["key_id"], event["current_from"])
 
 
 def test_token_away(rig):

@@ -12,8 +12,10 @@ from typing import Any
 from pkcs11 import Attribute, KeyType, ObjectClass, Session, Token
 from pkcs11._pkcs11 import lib
 
-from hsm_kms.worker import objects
 from hsm_kms.worker.cryptoki import Cryptoki, load
+from hsm_kms.worker.listing import Listing
+from hsm_kms.worker.messages import FindKeys
+from hsm_kms.worker.module import same_list
 
 _USAGE = {
     "AES": (Attribute.ENCRYPT, Attribute.DECRYPT),
@@ -27,7 +29,7 @@ def main() -> None:
     verbs = {"import": _import, "attributes": _attributes}
     library = _library(job["token"])  # finalised when this name goes
     session = _token(library, job["token"]).open(rw=True, user_pin=job["pin"])
-    json.dump(verbs[job["verb"]](session, job), sys.stdout)
+    json.dump(verbs[job["verb"]](library, session, job), sys.stdout)
 
 
 def _library(settings: dict[str, Any]) -> lib:
@@ -51,7 +53,7 @@ def _token(library: lib, settings: dict[str, Any]) -> Token:
     return token
 
 
-def _import(session: Session, job: dict[str, Any]) -> None:
+def _import(_library: lib, session: Session, job: dict[str, Any]) -> None:
     kind = job["kind"]
     session.create_object(
         {
@@ -69,9 +71,16 @@ def _import(session: Session, job: dict[str, Any]) -> None:
     )
 
 
-def _attributes(session: Session, job: dict[str, Any]) -> list[dict[str, bool | None]]:
-    found = objects.list_keys(session, job["label"])
-    return [{"CKA_VALUE_LEN": key.value_len, **key.attributes} for key in found]
+def _attributes(
+    library: lib, session: Session, job: dict[str, Any]
+) -> list[dict[str, bool | None]]:
+    functions = same_list(load(job["token"]["module"]), library)
+    wanted = FindKeys(label=job["label"])
+    listing = Listing(Cryptoki(functions), session.handle, wanted)
+    return [
+        {"CKA_VALUE_LEN": key.value_len, **key.attributes}
+        for key in listing.page(0, 100).keys
+    ]
 
 
 if __name__ == "__main__":

@@ -1,0 +1,77 @@
+"""`--fail-if`: what a scan must not find."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from hsm_kms.config_fields import KEY_ID
+
+if TYPE_CHECKING:
+    from hsm_kms.etcd.tally import Tally
+
+_UNENCRYPTED: Final = "unencrypted"
+_KEY_ID: Final = "key_id="
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """One thing that a scan must not find.
+
+    Args:
+        key_id: Objects under this key, whatever the suffix; empty for objects in
+            clear that should not be.
+    """
+
+    key_id: str
+
+    def count(self, tally: Tally) -> int:
+        """How many objects there are."""
+        return tally.of_key(self.key_id) if self.key_id else tally.unencrypted
+
+    def sentence(self, tally: Tally) -> str:
+        """What was found."""
+        count = self.count(tally)
+        objects = "1 object" if count == 1 else f"{count:,} objects"
+        if not self.key_id:
+            return f"{objects} in clear that should not be"
+        if count:
+            return f"{objects} under {self.key_id}"
+        return f"{objects} under {self.key_id}: no stored value needs it"
+
+    def as_json(self, tally: Tally) -> dict[str, Any]:
+        """What was found, for scripts."""
+        name = f"{_KEY_ID}{self.key_id}" if self.key_id else _UNENCRYPTED
+        count = self.count(tally)
+        return {"condition": name, "objects": count, "met": count > 0}
+
+
+def _conditions(
+    _: click.Context, __: click.Parameter, texts: tuple[str, ...]
+) -> tuple[Condition, ...]:
+    return tuple(map(_condition, texts))
+
+
+def _condition(text: str) -> Condition:
+    if text == _UNENCRYPTED:
+        return Condition("")
+    key_id = text.removeprefix(_KEY_ID)
+    # One that is mistyped would be found nowhere, and might be thrown away for it.
+    if text == key_id or not KEY_ID.fullmatch(key_id):
+        raise click.BadParameter(
+            f"{text!r} is neither {_UNENCRYPTED} nor {_KEY_ID} and a key_id as "
+            "`keys list` shows it"
+        )
+    return Condition(key_id)
+
+
+conditions_option = click.option(
+    "--fail-if",
+    "conditions",
+    multiple=True,
+    metavar="CONDITION",
+    callback=_conditions,
+    help="Exit with 1 if that is found; see above.  [may be repeated]",
+)

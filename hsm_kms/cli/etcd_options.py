@@ -1,0 +1,272 @@
+"""Where stored values are read from: etcdctl's options, a file, or a snapshot."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from hsm_kms.config_fields import parse_duration
+from hsm_kms.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from hsm_kms.etcd.source import Item, Source
+
+DEFAULT_ENDPOINT: Final = "127.0.0.1:2379"
+STDIN: Final = Path("-")
+_FILE: Final = click.Path(path_type=Path, dir_okay=False)
+_BAR_CHARS: Final = 36
+_REDRAW_SECONDS: Final = 0.1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EtcdChoice:
+    """Where stored values are read from, as the command line says.
+
+    Args:
+        endpoints: Of etcd, as etcdctl takes them; empty for the usual one.
+        cacert: PEM file of the CA that signed the server's certificate.
+        cert: PEM file of the client's certificate.
+        key: PEM file of the key for it.
+        user: Name of an etcd user, "" for none.
+        password: Their password.
+        dial_timeout: Seconds to connect to one endpoint.
+        command_timeout: Seconds for one request.
+        prefix: What the keys begin with.
+        from_json: File with the output of `etcdctl get --prefix -w json`; "-" is
+            stdin.
+        from_snapshot: File that `etcdctl snapshot save` made.
+    """
+
+    endpoints: tuple[str, ...] = ()
+    cacert: Path | None = None
+    cert: Path | None = None
+    key: Path | None = None
+    user: str = ""
+    password: str = field(default="", repr=False)
+    dial_timeout: float = 2.0
+    command_timeout: float = 10.0
+    prefix: str = "/registry/"
+    from_json: Path | None = None
+    from_snapshot: Path | None = None
+
+    @property
+    def named(self) -> bool:
+        """Whether anything says where to read, or the usual endpoint is assumed."""
+        return bool(self.endpoints or self.from_json or self.from_snapshot)
+
+
+def _seconds(_: click.Context, __: click.Parameter, value: str) -> float:
+    """A duration such as 500ms, 5s or 2m, in seconds."""
+    try:
+        seconds = parse_duration(value)
+    except ValueError as error:
+        raise click.BadParameter(f"{value!r} {error}") from None
+    if seconds <= 0:
+        raise click.BadParameter("must be more than nothing")
+    return seconds
+
+
+_OPTIONS: Final = (
+    click.option(
+        "--endpoints",
+        envvar="ETCDCTL_ENDPOINTS",
+        metavar="URL[,URL]",
+        help=f"Of etcd; tried in turn.  [default: {DEFAULT_ENDPOINT}]",
+    ),
+    click.option(
+        "--cacert",
+        envvar="ETCDCTL_CACERT",
+        type=_FILE,
+        help="CA of the server's certificate.",
+    ),
+    click.option(
+        "--cert", envvar="ETCDCTL_CERT", type=_FILE, help="The client's certificate."
+    ),
+    click.option("--key", envvar="ETCDCTL_KEY", type=_FILE, help="The key of --cert."),
+    click.option(
+        "--user",
+        envvar="ETCDCTL_USER",
+        metavar="NAME[:PASSWORD]",
+        help="User of etcd; the password is asked for where none is given.",
+    ),
+    click.option(
+        "--password",
+        envvar="ETCDCTL_PASSWORD",
+        help="Of --user; in the environment other processes do not see it.",
+    ),
+    click.option(
+        "--dial-timeout",
+        envvar="ETCDCTL_DIAL_TIMEOUT",
+        metavar="TIME",
+        callback=_seconds,
+        default="2s",
+        show_default=True,
+        help="To connect to one endpoint.",
+    ),
+    click.option(
+        "--command-timeout",
+        envvar="ETCDCTL_COMMAND_TIMEOUT",
+        metavar="TIME",
+        callback=_seconds,
+        default="10s",
+        show_default=True,
+        help="For one request.",
+    ),
+    click.option(
+        "--prefix",
+        default="/registry/",
+        show_default=True,
+        help="What the keys begin with: the API server's --etcd-prefix and a slash.",
+    ),
+    click.option(
+        "--from-json",
+        type=click.Path(path_type=Path, dir_okay=False, allow_dash=True),
+        help="Read the output of `etcdctl get --prefix / -w json` instead; - is stdin.",
+    ),
+    click.option(
+        "--from-snapshot",
+        type=_FILE,
+        help="Read a snapshot instead; etcd and etcdutl must be in PATH.",
+    ),
+)
+_NAMES: Final = (
+    *("endpoints", "cacert", "cert", "key", "user", "password", "dial_timeout"),
+    *("command_timeout", "prefix", "from_json", "from_snapshot"),
+)
+
+
+def etcd_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command the options; it is called with one more, `etcd: EtcdChoice`."""
+
+    @functools.wraps(command)
+    def with_choice(*args: Any, **options: Any) -> Any:
+        taken = {name: options.pop(name) for name in _NAMES}
+        return command(*args, etcd=_choice(**taken), **options)
+
+    made: Callable[..., Any] = with_choice
+    for option in reversed(_OPTIONS):
+        made = option(made)
+    return made
+
+
+def _choice(
+    *, endpoints: str | None, user: str | None, password: str | None, **others: Any
+) -> EtcdChoice:
+    if others["from_json"] and others["from_snapshot"]:
+        raise ConfigError(["--from-json and --from-snapshot exclude each other"])
+    if bool(others["cert"]) != bool(others["key"]):
+        raise ConfigError(["--cert and --key belong together"])
+    named = (each.strip() for each in (endpoints or "").split(","))
+    name, secret = ("", "") if others["from_json"] else _login(user, password)
+    return EtcdChoice(
+        endpoints=tuple(each for each in named if each),
+        user=name,
+        password=secret,
+        **others,
+    )
+
+
+def _login(user: str | None, password: str | None) -> tuple[str, str]:
+    """Name and password, both empty for nobody."""
+    name, colon, rest = (user or "").partition(":")
+    if not name:
+        if password or colon:
+            raise ConfigError(["--password needs --user"])
+        return "", ""
+    if colon:
+        if password is not None:
+            raise ConfigError(["the password is in --user and in --password"])
+        return name, rest
+    if password is None:
+        password = click.prompt(f"Password of {name}", hide_input=True, err=True)
+    return name, password
+
+
+def open_source(choice: EtcdChoice) -> Source:
+    """The source that was chosen; entering it opens it.
+
+    Raises:
+        ConfigError: An endpoint is not one.
+        EtcdError: A certificate or key is not what it should be.
+    """
+    prefix = choice.prefix.encode("utf-8", "surrogateescape")
+    if choice.from_json:
+        from hsm_kms.etcd.json_file import JsonFile  # noqa: PLC0415
+
+        return JsonFile(choice.from_json, prefix=prefix)
+    # Its C core writes to stderr, and gRPC takes a third of a second to load.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    from hsm_kms.etcd.link import Login  # noqa: PLC0415
+    from hsm_kms.etcd.live import Access, Etcd  # noqa: PLC0415
+
+    access = Access(
+        cacert=choice.cacert,
+        cert=choice.cert,
+        key=choice.key,
+        login=Login(choice.user, choice.password) if choice.user else None,
+        dial_timeout=choice.dial_timeout,
+        command_timeout=choice.command_timeout,
+    )
+    if choice.from_snapshot:
+        from hsm_kms.etcd.snapshot import Snapshot  # noqa: PLC0415
+
+        return Snapshot(choice.from_snapshot, access.login, prefix=prefix)
+    return Etcd(choice.endpoints or (DEFAULT_ENDPOINT,), access, prefix=prefix)
+
+
+@contextlib.contextmanager
+def progress_bar(source: Source, doing: str) -> Iterator[Callable[[Item], None]]:
+    """A bar on stderr where that is a terminal, and what to call with each item.
+
+    Args:
+        source: Open; says how much of it has been read.
+        doing: What is being done, such as "scanning".
+    """
+    if not sys.stderr.isatty():
+        yield lambda _: None
+        return
+    bar = _Bar(source, doing)
+    try:
+        yield bar.step
+    finally:
+        bar.draw()
+        click.echo(err=True)
+
+
+class _Bar:
+    """One line, drawn anew now and then."""
+
+    def __init__(self, source: Source, doing: str) -> None:
+        self._source = source
+        self._doing = doing
+        self._items = 0
+        self._due = 0.0
+
+    def step(self, _: Item) -> None:
+        """One more."""
+        self._items += 1
+        now = time.monotonic()
+        if now >= self._due:
+            self._due = now + _REDRAW_SECONDS
+            self.draw()
+
+    def draw(self) -> None:
+        """Draw the line as it is now; without a bar where nothing tells how long."""
+        words = [self._doing]
+        share = self._source.share()
+        if share is not None:
+            done = min(_BAR_CHARS, round(share * _BAR_CHARS))
+            words.append(f"[{'#' * done}{'-' * (_BAR_CHARS - done)}]")
+            words.append(f"{min(1.0, share):4.0%}")
+        words.append(f"{self._items:,} objects")
+        click.echo("\r" + "  ".join(words), nl=False, err=True)

@@ -1,0 +1,172 @@
+"""`hsm-kms keys cancel`: destroy a key that was never used, or half a pair."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from hsm_kms.cli.keys.ending import (
+    broken_off,
+    destroy_objects,
+    destroy_rest,
+    finish,
+)
+from hsm_kms.cli.keys.given import (
+    Given,
+    common_options,
+    confirm,
+    require_terminal,
+    spell,
+    tell,
+    yes_option,
+)
+from hsm_kms.cli.keys.journal import Journal
+from hsm_kms.cli.keys.look import ask_of, read_survey
+from hsm_kms.cli.worker import one_worker
+from hsm_kms.clock import now, when
+from hsm_kms.config_fields import KEY_ID
+from hsm_kms.errors import HsmKmsError
+from hsm_kms.keyring import KeyState
+
+if TYPE_CHECKING:
+    from hsm_kms.cli.keys.survey import Found, Survey
+    from hsm_kms.listing import Ask
+    from hsm_kms.worker.values import KeyRef
+
+LEAST_SECONDS: Final = 60.0
+_CKA_ID: Final = re.compile("([0-9a-fA-F]{2})+")
+
+
+class _TargetType(click.ParamType[str]):
+    name = "target"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> str:
+        """The key_id or CKA_ID as it was given."""
+        if not KEY_ID.fullmatch(value) and not _CKA_ID.fullmatch(value):
+            self.fail(f"{value!r} is neither a key_id nor a CKA_ID", param, ctx)
+        return str(value)
+
+
+@click.command()
+@click.argument("target", metavar="KEY_ID|CKA_ID", type=_TargetType())
+@click.option("--force", is_flag=True, help="Also in the last minute before its time.")
+@yes_option
+@common_options
+def cancel(given: Given, *, target: str, force: bool, yes: bool) -> None:
+    """Destroy a pending key before its time, or half a pair by its CKA_ID.
+
+    A key that was ever current here, or that others may use by now, is not cancelled:
+    that is for `keys retire` and `keys destroy`.
+
+    -o json gives key_id (null for half a pair), cka_id and destroyed (objects).
+    """
+    if not yes:
+        require_terminal("give --yes")
+    shown = asyncio.run(_cancel(given, target, force=force, yes=yes))
+    name = shown["key_id"] or f"the HMAC key of CKA_ID {shown['cka_id']}"
+    given.show(shown, f"destroyed {name}")
+
+
+async def _cancel(
+    given: Given, target: str, *, force: bool, yes: bool
+) -> dict[str, Any]:
+    config, journal = given.config, Journal(given.config)
+    async with one_worker(config, given.login, read_write=True) as worker:
+        ask = ask_of(config, worker)
+        with journal.alone():
+            journal.require_memory()
+            survey = await read_survey(config, worker)
+            found = survey.find(target)
+            if found is not None:
+                return await _key(ask, journal, survey, found, force=force, yes=yes)
+            work, left = broken_off(journal, survey, target, "cancel")
+            if work is not None:
+                gone = await finish(ask, journal, work, left)
+                return _shown(work.key_id, work.cka_id, gone)
+            half = _half(survey, target)
+            tell(
+                f"the HMAC key labelled {half.partner.label!r} has no AES key beside "
+                f"it (CKA_ID {half.cka_id.hex()}): alone it opens nothing, but if the "
+                "AES key is to come back from a backup, it is needed"
+            )
+            confirm("destroy this HMAC key?", yes=yes)
+            await destroy_rest(ask, journal, half)
+            return _shown(None, half.cka_id.hex(), 1)
+
+
+async def _key(
+    ask: Ask,
+    journal: Journal,
+    survey: Survey,
+    found: Found,
+    *,
+    force: bool,
+    yes: bool,
+) -> dict[str, Any]:
+    main = survey.main(found)
+    key_id = main[0] if main else ""
+    _refuse(survey, found, key_id, force=force)
+    tell(
+        f"{key_id} (CKA_ID {found.ref.cka_id.hex()}) will be destroyed; this node has "
+        "never written with it, and should another one have, that is lost"
+    )
+    confirm("destroy this key?", yes=yes)
+    gone = await destroy_objects(ask, journal, found, "cancel", key_id)
+    return _shown(key_id, found.ref.cka_id.hex(), gone)
+
+
+def _refuse(survey: Survey, found: Found, key_id: str, *, force: bool) -> None:
+    if survey.is_in_use(found) or survey.was_current(found):
+        raise HsmKmsError(
+            f"{key_id} is or was current here: what it wrapped would be lost",
+            hint="see `hsm-kms keys retire --help`",
+        )
+    key, shared = survey.key(found), survey.ring.settings.shared
+    activation = key.activation if key else 0
+    never_by_time = not shared and survey.state(found) is KeyState.PENDING
+    if found.relabelled or not (activation > now() or never_by_time):
+        raise HsmKmsError(
+            f"{key_id} is not pending: another node may have used it",
+            hint="`hsm-kms keys retire` and `hsm-kms keys destroy` look whether "
+            "anything is stored under it",
+        )
+    left = activation - now()
+    if shared and left < LEAST_SECONDS and not force:
+        raise HsmKmsError(
+            f"{key_id} becomes current at {when(activation)}, in {spell(left)}: by the "
+            "clock of another node perhaps now",
+            hint="--force destroys it all the same; else retire it later",
+        )
+
+
+def _half(survey: Survey, target: str) -> KeyRef:
+    """What an HMAC key without an AES key belongs to, by either's CKA_ID.
+
+    Raises:
+        HsmKmsError: There is no such half.
+    """
+    wanted = target.lower()
+    for ref in survey.loose:
+        if wanted in {ref.cka_id.hex(), ref.partner.cka_id.hex()}:
+            return ref
+    if survey.error is not None:
+        raise survey.error
+    for found in survey.found:
+        main = survey.main(found)
+        if found.ref.cka_id.hex() == wanted and main is not None:
+            raise HsmKmsError(
+                f"CKA_ID {wanted} is a whole key, {main[0]}", hint="name it by that"
+            )
+    raise HsmKmsError(
+        f"no pending key and no half of a pair is {target}",
+        hint="see `hsm-kms keys list`",
+    )
+
+
+def _shown(key_id: str | None, cka_id: str, gone: int) -> dict[str, Any]:
+    return {"key_id": key_id, "cka_id": cka_id, "destroyed": gone}

@@ -1,0 +1,213 @@
+"""`hsm-kms keys destroy`: the end of a key."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from hsm_kms.cli.etcd_options import EtcdChoice, etcd_options
+from hsm_kms.cli.keys.ending import broken_off, destroy_objects, finish
+from hsm_kms.cli.keys.given import (
+    KEY_ID_TYPE,
+    Given,
+    common_options,
+    confirm_key,
+    key_id_argument,
+    require_terminal,
+    tell,
+)
+from hsm_kms.cli.keys.journal import Journal
+from hsm_kms.cli.keys.look import ask_of, read_survey
+from hsm_kms.cli.keys.unused import require_unused
+from hsm_kms.cli.worker import one_worker
+from hsm_kms.clock import now, when
+from hsm_kms.errors import ConfigError, HsmKmsError
+from hsm_kms.keyring import KeyState
+from hsm_kms.state import StateDir
+
+if TYPE_CHECKING:
+    from hsm_kms.cli.keys.survey import Found, Survey
+    from hsm_kms.config_types import Config
+    from hsm_kms.token.process import Worker
+
+RETIRED_SECONDS: Final = 86400.0
+
+
+@click.command()
+@key_id_argument
+@click.option(
+    "--backups-expired",
+    is_flag=True,
+    help="No backup of etcd, or of what the API server gave out, still needs the key.",
+)
+@click.option(
+    "--ignore-unreadable",
+    is_flag=True,
+    help="What etcd holds and cannot be taken apart does not need the key.",
+)
+@click.option(
+    "--confirm",
+    "typed",
+    type=KEY_ID_TYPE,
+    metavar="KEY_ID",
+    help="The key_id once more, in place of typing it.",
+)
+@etcd_options
+@common_options
+def destroy(
+    given: Given,
+    *,
+    key_id: str,
+    backups_expired: bool,
+    ignore_unreadable: bool,
+    typed: str | None,
+    etcd: EtcdChoice,
+) -> None:
+    """Destroy a retired key. Nothing brings it back.
+
+    Wanted: retired for 24 hours; nothing stored under it, by a scan of the running
+    etcd; --backups-expired; and the key_id once more.
+
+    -o json gives key_id, cka_id, destroyed (objects), and scanned (objects in etcd;
+    null where only the rest of an earlier run was destroyed).
+    """
+    _refuse_choice(etcd)
+    if typed is None:
+        require_terminal("give --confirm KEY_ID")
+    elif typed != key_id:
+        raise ConfigError(["--confirm names another key_id"])
+    sure = _Sure(typed=typed, expired=backups_expired, unreadable=ignore_unreadable)
+    shown = asyncio.run(_Destroying(given, key_id, etcd, sure).run())
+    given.show(shown, f"destroyed {key_id}")
+
+
+def _refuse_choice(etcd: EtcdChoice) -> None:
+    if etcd.from_json or etcd.from_snapshot:
+        raise ConfigError(
+            ["--from-json and --from-snapshot do not tell what is stored now"]
+        )
+    if not etcd.named:
+        raise ConfigError(["say where etcd is by --endpoints or ETCDCTL_ENDPOINTS"])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Sure:
+    """What the user vouches for.
+
+    Args:
+        typed: The key_id once more; None: ask.
+        expired: No backup needs the key.
+        unreadable: Nor does what cannot be taken apart.
+    """
+
+    typed: str | None
+    expired: bool
+    unreadable: bool
+
+
+class _Destroying:
+    """One run of the command."""
+
+    def __init__(
+        self, given: Given, key_id: str, etcd: EtcdChoice, sure: _Sure
+    ) -> None:
+        self._given = given
+        self._key_id = key_id
+        self._etcd = etcd
+        self._sure = sure
+        self._journal = Journal(given.config)
+
+    async def run(self) -> dict[str, Any]:
+        """Destroy it; the result as JSON has it."""
+        config = self._given.config
+        async with one_worker(config, self._given.login, read_write=True) as worker:
+            with self._journal.alone():
+                self._journal.require_memory()
+                survey = await read_survey(config, worker)
+                found = survey.find(self._key_id)
+                if found is None:
+                    return await self._rest(worker, survey)
+                return await self._whole(worker, survey, found)
+
+    async def _rest(self, worker: Worker, survey: Survey) -> dict[str, Any]:
+        work, left = broken_off(self._journal, survey, self._key_id, "destroy")
+        if work is None:
+            survey.get(self._key_id)
+            raise AssertionError("get found what find did not")
+        ask = ask_of(self._given.config, worker)
+        gone = await finish(ask, self._journal, work, left)
+        self._journal.forget_retired({self._key_id.partition(".")[0]})
+        return self._shown(work.cka_id, gone, None)
+
+    async def _whole(
+        self, worker: Worker, survey: Survey, found: Found
+    ) -> dict[str, Any]:
+        config, key_id = self._given.config, self._key_id
+        tell(
+            _last_use(config, found, key_id),
+            "older snapshots of etcd, and other backups that need the key, become "
+            "unreadable for ever",
+        )
+        self._refuse(survey, found)
+        scanned = require_unused(
+            self._etcd, survey, found, all_readable=not self._sure.unreadable
+        )
+        # It may have taken long: is all still as it was?
+        survey = await read_survey(config, worker)
+        found = survey.get(key_id)
+        self._refuse(survey, found)
+        confirm_key(key_id, self._sure.typed)
+        ask = ask_of(config, worker)
+        gone = await destroy_objects(ask, self._journal, found, "destroy", key_id)
+        self._journal.forget_retired(set(found.names.values()))
+        return self._shown(found.ref.cka_id.hex(), gone, scanned)
+
+    def _refuse(self, survey: Survey, found: Found) -> None:
+        key_id = self._key_id
+        survey.refuse_in_use(found, key_id)
+        if survey.ring.current is None:
+            raise survey.ring.fault or HsmKmsError("there is no current key")
+        if survey.state(found) is not KeyState.RETIRED:
+            raise HsmKmsError(
+                f"{key_id} is not retired",
+                hint=f"`hsm-kms keys retire {key_id}` first, and this a day later",
+            )
+        since = found.retired_since
+        if since is None:
+            since = self._journal.retired_since(set(found.names.values()))
+        if since is None:
+            raise HsmKmsError(
+                f"since when {key_id} is retired is not known on this node",
+                hint=f"`hsm-kms keys retire {key_id}` notes it; this a day later",
+            )
+        if now() < since + RETIRED_SECONDS:
+            raise HsmKmsError(
+                f"{key_id} is retired since {when(since)}, and must have been for 24 h",
+                hint=f"run this after {when(since + RETIRED_SECONDS)}",
+            )
+        if not self._sure.expired:
+            raise HsmKmsError(
+                "backups may still need the key",
+                hint="give --backups-expired once none does that you want to keep",
+            )
+
+    def _shown(self, cka_id: str, gone: int, scanned: int | None) -> dict[str, Any]:
+        return {
+            "key_id": self._key_id,
+            "cka_id": cka_id,
+            "destroyed": gone,
+            "scanned": scanned,
+        }
+
+
+def _last_use(config: Config, found: Found, key_id: str) -> str:
+    """When this node encrypted under a key last, as far as it remembers."""
+    former = StateDir(config.state_dir).former_keys()
+    names = set(found.names.values())
+    until = [each.until for each in former if each.key_id.partition(".")[0] in names]
+    if not until:
+        return f"on which day {key_id} was last in use is not known on this node"
+    return f"{key_id} was last in use on this node at {until[-1]}"

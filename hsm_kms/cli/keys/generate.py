@@ -1,0 +1,146 @@
+"""`hsm-kms keys generate`: a key that is active from now on."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import click
+
+from hsm_kms.cli.keys.given import Given, common_options, tell
+from hsm_kms.cli.keys.journal import Journal
+from hsm_kms.cli.keys.look import ask_of, read_survey
+from hsm_kms.cli.keys.making import (
+    clear_leftovers,
+    does_gcm,
+    free_time,
+    label_for_new,
+    make_key,
+)
+from hsm_kms.cli.worker import one_worker
+from hsm_kms.clock import now, when
+from hsm_kms.errors import HsmKmsError, MechanismError
+from hsm_kms.keyring import KeyState
+from hsm_kms.policy import born_here
+from hsm_kms.worker.messages import GenerateKey
+
+if TYPE_CHECKING:
+    from hsm_kms.cli.keys.survey import Found, Survey
+    from hsm_kms.keyring import Pending
+    from hsm_kms.listing import Ask
+    from hsm_kms.worker.values import KeyRef
+
+
+@click.command()
+@click.option("--another", is_flag=True, help="Make one although there is one.")
+@common_options
+def generate(given: Given, *, another: bool) -> None:
+    """Generate an AES-256 KEK on the token, under the configured label.
+
+    The key is sensitive, never extractable, and active from now on. With several
+    keys under the label, keys.current must name the one to encrypt with, unless
+    token.shared is true; then `keys rotate` is the orderly way to a new key.
+
+    -o json gives key_id and cka_id.
+    """
+    ref, survey = asyncio.run(_generate(given, another=another))
+    made, key_id = find_made(survey, ref)
+    cka_id = ref.cka_id.hex()
+    given.show(
+        {"key_id": key_id, "cka_id": cka_id}, f"generated {key_id} (CKA_ID {cka_id})"
+    )
+    if not given.as_json:
+        _tell_what_now(survey, made)
+
+
+def find_made(survey: Survey, ref: KeyRef) -> tuple[Found, str]:
+    """A key that was just made, and its key_id.
+
+    Raises:
+        HsmKmsError: It is not there, or cannot be identified.
+    """
+    for found in survey.found:
+        main = survey.main(found)
+        if found.ref == ref and main is not None:
+            return found, main[0]
+    if survey.error is not None:
+        raise survey.error
+    raise HsmKmsError(
+        f"the token made a key (CKA_ID {ref.cka_id.hex()}), and does not show it",
+        hint="see `hsm-kms keys list`",
+    )
+
+
+def pending_of(survey: Survey, found: Found) -> Pending | None:
+    """When a key is to become current, where it is."""
+    for each in survey.ring.pending:
+        if each.key.ref == found.ref:
+            return each
+    return None
+
+
+def _tell_what_now(survey: Survey, made: Found) -> None:
+    pending = pending_of(survey, made)
+    if pending is not None and pending.at is not None:
+        tell(
+            f"hint: it becomes current at {when(pending.at)}, also on nodes that have "
+            "not seen it by then; `hsm-kms keys rotate` leaves them time"
+        )
+    elif survey.state(made) is not KeyState.CURRENT:
+        tell("hint: set keys.current to the key_id to encrypt with")
+
+
+async def _generate(given: Given, *, another: bool) -> tuple[KeyRef, Survey]:
+    config = given.config
+    label = label_for_new(config)
+    journal = Journal(config)
+    async with one_worker(config, given.login, read_write=True) as worker:
+        ask = ask_of(config, worker)
+        with journal.alone():
+            survey = await read_survey(config, worker)
+            if survey.error is not None:
+                ref = await _finish_pair(ask, survey, survey.error)
+            else:
+                _refuse_second(survey, label, another=another)
+                await clear_leftovers(ask, journal, survey)
+                ref = await make_key(
+                    ask, journal, survey, label, free_time(survey, now())
+                )
+        return ref, await read_survey(config, worker)
+
+
+def _refuse_second(survey: Survey, label: str, *, another: bool) -> None:
+    keys = [main[0] for found in survey.found if (main := survey.main(found))]
+    if survey.ring.keys and not another:
+        hint = "--another makes one more; keys.current must then name one"
+        if survey.ring.settings.shared:
+            hint = "`hsm-kms keys rotate` makes the next one; --another one that is "
+            hint += "active at once"
+        raise HsmKmsError(
+            f"there is a key labelled {label!r} already: {keys[0]}", hint=hint
+        )
+
+
+async def _finish_pair(ask: Ask, survey: Survey, error: HsmKmsError) -> KeyRef:
+    """Make the HMAC key that the only AES key lacks.
+
+    A first run was broken off: it made the AES key, found that the token does no
+    AES-GCM with it, and came no further. Nothing was ever wrapped under that key.
+    """
+    live = [each for each in survey.found if not each.relabelled]
+    if len(live) != 1 or live[0].beside or not isinstance(error, MechanismError):
+        raise error
+    found = live[0]
+    settings = survey.ring.settings
+    if await does_gcm(ask, found.ref, settings):
+        raise error
+    what = f"the AES key with CKA_ID {found.ref.cka_id.hex()} has no HMAC key beside it"
+    if survey.memory.last is not None or not born_here(found.seen):
+        raise HsmKmsError(
+            what,
+            hint="it is no rest of an earlier run: restore the HMAC key, or remove "
+            "the AES key with the tools of the HSM",
+        )
+    tell(f"{what}: an earlier run was broken off; the HMAC key is made now")
+    await ask(GenerateKey(ref=found.ref, partner=True, private=settings.private))
+    return found.ref

@@ -1,0 +1,162 @@
+"""What the commands take, and how they speak and ask."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import signal
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from hsm_kms import config as configuration
+from hsm_kms.cli.options import config_option, output_option
+from hsm_kms.cli.worker import LoginChoice, login_options
+from hsm_kms.config_fields import KEY_ID, parse_duration
+from hsm_kms.errors import ConfigError, HsmKmsError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from hsm_kms.config_types import Config
+
+_UNITS: Final = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
+_ROUNDED: Final = 2  # "119 s", and from there on "2 min"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Given:
+    """What every command is given.
+
+    Args:
+        config: The configuration.
+        login: How to log in, where it is not as the server does.
+        as_json: Results as JSON.
+    """
+
+    config: Config
+    login: LoginChoice
+    as_json: bool
+
+    def show(self, result: Any, *lines: str) -> None:
+        """Print the result: JSON where that is wanted, or these lines."""
+        for line in [json.dumps(result)] if self.as_json else lines:
+            click.echo(line)
+
+
+def common_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command the options that all have; it is called with `given: Given`."""
+
+    @functools.wraps(command)
+    def with_given(**options: Any) -> Any:
+        config = configuration.load(options.pop("path"))
+        login = LoginChoice(
+            pin_file=options.pop("pin_file"),
+            prompt=options.pop("pin_prompt"),
+            login=options.pop("login"),
+        )
+        as_json = options.pop("output") == "json"
+        given = Given(config=config, login=login, as_json=as_json)
+        return command(given=given, **options)
+
+    made: Callable[..., Any] = with_given
+    return config_option(login_options(output_option(made)))
+
+
+yes_option = click.option("--yes", is_flag=True, help="Do not ask.")
+
+
+class _KeyIdType(click.ParamType[str]):
+    name = "key_id"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> str:
+        """The key_id as it was given."""
+        if not KEY_ID.fullmatch(value):
+            self.fail(f"{value!r} is not a key_id as `keys list` shows it", param, ctx)
+        return str(value)
+
+
+class _SecondsType(click.ParamType[float]):
+    name = "duration"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """Seconds."""
+        if isinstance(value, float):
+            return value
+        try:
+            return parse_duration(value)
+        except ValueError as error:
+            self.fail(f"{value!r} {error}", param, ctx)
+
+
+KEY_ID_TYPE: Final = _KeyIdType()
+SECONDS_TYPE: Final = _SecondsType()
+key_id_argument = click.argument("key_id", metavar="KEY_ID", type=KEY_ID_TYPE)
+
+
+def tell(*lines: str) -> None:
+    """Say something that is no result."""
+    for line in lines:
+        click.echo(line, err=True)
+
+
+def require_terminal(instead: str) -> None:
+    """Refuse early where nobody could be asked.
+
+    Args:
+        instead: What to give on the command line.
+
+    Raises:
+        ConfigError: stdin is no terminal.
+    """
+    if not sys.stdin.isatty():
+        raise ConfigError([f"there is no terminal to ask on: {instead}"])
+
+
+def confirm(question: str, *, yes: bool) -> None:
+    """Ask, unless it has been answered; anything but yes ends the command."""
+    if not yes:
+        with interruptible():
+            click.confirm(question, abort=True, err=True)
+
+
+def confirm_key(key_id: str, typed: str | None) -> None:
+    """Want the key_id once more.
+
+    Args:
+        key_id: What the command was given.
+        typed: What `--confirm` says; None: ask.
+
+    Raises:
+        HsmKmsError: It is another.
+    """
+    if typed is None:
+        with interruptible():
+            typed = click.prompt("type the key_id to destroy it", err=True)
+    if str(typed).strip() != key_id:
+        raise HsmKmsError("that is another key_id; nothing was destroyed")
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """Let ^C end what blocks the event loop; asyncio would wait for it to end."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def spell(seconds: float) -> str:
+    """A length of time for people, in one unit, rounded down."""
+    for size, unit in _UNITS:
+        if seconds >= _ROUNDED * size:
+            return f"{seconds // size:.0f} {unit}"
+    return f"{max(0.0, seconds):.0f} s"

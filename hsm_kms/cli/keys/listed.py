@@ -1,0 +1,253 @@
+"""`hsm-kms keys list`: every key, its state, and what was left half done."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from hsm_kms.cli.keys.generate import pending_of
+from hsm_kms.cli.keys.given import Given, common_options, spell, tell
+from hsm_kms.cli.keys.journal import Journal, seconds_of
+from hsm_kms.cli.keys.look import read_survey
+from hsm_kms.cli.keys.table import Line, table
+from hsm_kms.cli.worker import one_worker
+from hsm_kms.clock import now, when
+from hsm_kms.errors import HsmKmsError
+from hsm_kms.key_id import activation_of
+from hsm_kms.keyring import KeyState
+from hsm_kms.policy import born_here, offences
+from hsm_kms.state import StateDir
+from hsm_kms.worker.values import Cipher
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from hsm_kms.cli.keys.survey import Found, Survey
+    from hsm_kms.worker.values import KeyRef
+
+ADVISED_SECONDS: Final = 90 * 86400.0
+HELP: Final = """\
+List the keys under the configured label, and what each is to this node.
+
+\b
+pending       becomes current at its time, or when keys.current names it
+current       encrypts
+decrypt-only  opens what it once wrapped
+retired       opens nothing any more: by its label, or by keys.retired
+refused       must not encrypt: the reason is below it
+unfinished    half a pair that an earlier run left
+
+-o json gives a list; of each key: key_id (null where there is none), state, reason,
+cipher, label, cka_id, activation (seconds since 1970, 0 where its CKA_ID has none),
+activation_time, becomes_current and retired_since (RFC 3339 or null),
+generated_on_token, offences, also (key_ids of the same AES key by another cipher).
+"""
+
+
+@click.command("list", help=HELP)
+@common_options
+def list_keys(given: Given) -> None:
+    """List every key, then what an earlier run left."""
+    survey = asyncio.run(_look(given))
+    lines = [*_keys(given, survey), *_leftovers(given, survey)]
+    given.show([each.shown for each in lines], *table(lines))
+    if survey.error is not None:
+        raise survey.error
+    if survey.ring.fault is not None:
+        tell(f"hsm-kms: {survey.ring.fault.sentence}")
+    for hint in _advice(given, survey):
+        tell(f"hint: {hint}")
+
+
+async def _look(given: Given) -> Survey:
+    async with one_worker(given.config, given.login) as worker:
+        return await read_survey(given.config, worker)
+
+
+# Keys
+
+
+def _keys(given: Given, survey: Survey) -> Iterator[Line]:
+    keys = [survey.key(found) for found in survey.found]
+    times = [key.activation for key in keys if key]
+    for found in survey.found:
+        key = survey.key(found)
+        remarks = list(_also(survey, found))
+        if key and key.activation and times.count(key.activation) > 1:
+            remarks.append(
+                "another key has the same time: the larger key_id comes later"
+            )
+        yield _line(given, survey, found, tuple(remarks))
+
+
+def _line(given: Given, survey: Survey, found: Found, remarks: tuple[str, ...]) -> Line:
+    state = survey.state(found)
+    main = survey.main(found)
+    pending = pending_of(survey, found)
+    at = pending.at if pending and state is KeyState.PENDING else None
+    since = _retired_since(given, found) if state is KeyState.RETIRED else None
+    reason = _reason(survey, found, at=at, since=since)
+    half = [_half_retired(main)] if found.half_retired else []
+    activation = activation_of(found.ref.cka_id)
+    cipher = main[1] if main else None
+    settings = survey.ring.settings
+    shown = {
+        "key_id": main[0] if main else None,
+        "state": str(state),
+        "reason": reason,
+        "cipher": str(cipher) if cipher else None,
+        "label": found.ref.label,
+        "cka_id": found.ref.cka_id.hex(),
+        "activation": activation,
+        "activation_time": when(activation) if activation else None,
+        "becomes_current": when(at) if at is not None else None,
+        "retired_since": when(since) if since is not None else None,
+        "generated_on_token": born_here(found.seen),
+        "offences": list(offences(found.seen, cipher or Cipher.GCM, settings)),
+        "also": [
+            {"key_id": survey.key_id(name), "cipher": str(other)}
+            for other, name in found.names.items()
+            if other is not cipher
+        ],
+    }
+    return Line(shown=shown, remarks=(*([reason] if reason else []), *half, *remarks))
+
+
+def _reason(
+    survey: Survey, found: Found, *, at: float | None, since: float | None
+) -> str:
+    """Why it is in this state, where that does not go without saying."""
+    state = survey.state(found)
+    if state is KeyState.PENDING:
+        if at is None:
+            return "until keys.current names it"
+        return f"becomes current at {when(at)}, in {spell(at - now())}"
+    if state is KeyState.RETIRED:
+        how = "by its label" if found.relabelled else "by keys.retired"
+        known = "since when is not known" if since is None else f"since {when(since)}"
+        return f"{how}, {known}"
+    return _against(survey, found)
+
+
+def _against(survey: Survey, found: Found) -> str:
+    key = survey.key(found)
+    if key is None:
+        return found.problem
+    if not key.encrypts and survey.cipher is Cipher.CBC_HMAC and found.beside is None:
+        return "it has no HMAC key beside it, which this token needs"
+    if not key.encrypts:
+        return f"this token does not wrap by {key.cipher}"
+    return ", ".join(key.offences)
+
+
+def _retired_since(given: Given, found: Found) -> float | None:
+    if found.retired_since is not None:
+        return found.retired_since
+    try:
+        return Journal(given.config).retired_since(set(found.names.values()))
+    except HsmKmsError:
+        return None  # `_advice` says it
+
+
+def _half_retired(main: tuple[str, Cipher] | None) -> str:
+    key_id = main[0] if main else "KEY_ID"
+    return (
+        "`keys retire` was broken off before its HMAC key: `hsm-kms keys retire "
+        f"{key_id}` ends it, with --undo it goes back"
+    )
+
+
+def _also(survey: Survey, found: Found) -> Iterator[str]:
+    """Its other name, where anything here knows it."""
+    main = survey.main(found)
+    memory = survey.memory
+    known = {each.partition(".")[0] for each in (memory.last or "", *memory.former)}
+    for cipher, name in found.names.items():
+        if main and cipher is not main[1] and name in known:
+            yield f"by {cipher} it is {survey.key_id(name)}"
+
+
+# Leftovers
+
+
+def _leftovers(given: Given, survey: Survey) -> Iterator[Line]:
+    try:
+        begun = {each.cka_id: each for each in Journal(given.config).begun()}
+    except HsmKmsError:
+        begun = {}
+    for ref in survey.loose:
+        work = begun.get(ref.cka_id.hex())
+        key_id = work.key_id if work else None
+        what = f"an HMAC key without its AES key, labelled {ref.partner.label!r}"
+        if work is None:
+            end = f"`hsm-kms keys cancel {ref.cka_id.hex()}` removes it"
+        elif key_id is None:
+            end = "`keys generate` or `keys rotate` was broken off; the next removes it"
+        else:
+            end = (
+                f"`keys {work.work}` was broken off at {work.began}; "
+                f"`hsm-kms keys {work.work} {key_id}` ends it"
+            )
+        yield Line(shown=_leftover(ref, key_id, f"{what}; {end}"), remarks=(what, end))
+
+
+def _leftover(ref: KeyRef, key_id: str | None, reason: str) -> dict[str, Any]:
+    return {
+        "key_id": key_id,
+        "state": "unfinished",
+        "reason": reason,
+        "cipher": None,
+        "label": ref.label,
+        "cka_id": ref.cka_id.hex(),
+        "activation": activation_of(ref.cka_id),
+        "activation_time": None,
+        "becomes_current": None,
+        "retired_since": None,
+        "generated_on_token": None,
+        "offences": [],
+        "also": [],
+    }
+
+
+# Advice
+
+
+def _advice(given: Given, survey: Survey) -> Iterator[str]:
+    current = survey.ring.current
+    age = _age_of_current(given, survey)
+    if current is not None and age is not None and age > ADVISED_SECONDS:
+        yield (
+            f"the current key is {spell(age)} old, and 90 d is the advice: "
+            "`hsm-kms keys rotate` makes the next one, or says how"
+        )
+    try:
+        begun = Journal(given.config).begun()
+    except HsmKmsError as error:
+        yield f"what earlier commands left is not known: {error.sentence}"
+        return
+    there = {found.ref.cka_id.hex() for found in survey.found}
+    for work in begun:
+        if work.key_id and work.cka_id in there:
+            yield (
+                f"`keys {work.work} {work.key_id}` was begun at {work.began}, and "
+                "nothing was destroyed: run it again, or leave it"
+            )
+
+
+def _age_of_current(given: Given, survey: Survey) -> float | None:
+    """Seconds since it became active; by this node's memory where no CKA_ID tells."""
+    current = survey.ring.current
+    if current is None:
+        return None
+    if current.activation:
+        return now() - current.activation
+    try:
+        last = StateDir(given.config.state_dir).last_key()
+    except HsmKmsError:
+        return None
+    if last is None or last.key_id != current.key_id:
+        return None
+    since = seconds_of(last.since)
+    return None if since is None else now() - since

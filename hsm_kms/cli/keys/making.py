@@ -1,0 +1,134 @@
+"""Make a key, or a pair, and put right what an earlier run left."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from hsm_kms import wiring
+from hsm_kms.cli.keys.given import tell
+from hsm_kms.discovery import wanted_mechanisms
+from hsm_kms.errors import HsmKmsError, MechanismError
+from hsm_kms.key_id import make_cka_id
+from hsm_kms.worker.messages import Destroy, GenerateKey, Probe
+from hsm_kms.worker.values import Cipher, KeyRef, Mechanism
+
+if TYPE_CHECKING:
+    from hsm_kms.cli.keys.journal import Journal
+    from hsm_kms.cli.keys.survey import Survey
+    from hsm_kms.config_types import Config
+    from hsm_kms.keyring import KeySettings
+    from hsm_kms.listing import Ask
+
+
+def label_for_new(config: Config) -> str:
+    """CKA_LABEL of a new key.
+
+    Raises:
+        HsmKmsError: The configuration lists keys, and a new one would not be among
+            them.
+    """
+    settings = wiring.key_settings(config)
+    if settings.ids or settings.label is None:
+        raise HsmKmsError(
+            "keys.ids lists the keys that count, and a new key would not be among them",
+            hint="leave keys.ids (or the id in token.uri) out while the key is made, "
+            "then add its CKA_ID",
+        )
+    return settings.label
+
+
+def free_time(survey: Survey, seconds: float) -> int:
+    """An activation time that no other key has, at this time or right after.
+
+    Args:
+        survey: What is on the token.
+        seconds: Since the Unix epoch.
+    """
+    taken = {key.activation for key in survey.ring.keys}
+    activation = int(seconds)
+    while activation in taken:
+        activation += 1
+    return activation
+
+
+async def make_key(
+    ask: Ask, journal: Journal, survey: Survey, label: str, activation: int
+) -> KeyRef:
+    """Make an AES key, and the HMAC key beside it where AES-GCM will not do.
+
+    Args:
+        ask: Asks a worker with a read-write session.
+        journal: Of this node.
+        survey: What is on the token.
+        label: CKA_LABEL.
+        activation: Seconds since the Unix epoch.
+
+    Raises:
+        HsmKmsError: The token did not make it, or not both.
+    """
+    settings = survey.ring.settings
+    ref = KeyRef(label, make_cka_id(activation))
+    aes = GenerateKey(ref=ref, private=settings.private)
+    mac = GenerateKey(ref=ref, partner=True, private=settings.private)
+    cipher = survey.cipher
+    if cipher is None and settings.mechanism != "auto":
+        cipher = Cipher(settings.mechanism)
+    if cipher is Cipher.CBC_HMAC:
+        journal.begin("make", ref)
+        await ask(mac)
+        await ask(aes)
+        journal.done(ref.cka_id)
+        return ref
+    await ask(aes)
+    if cipher is None and not await does_gcm(ask, ref, settings):
+        await ask(mac)
+    return ref
+
+
+async def does_gcm(ask: Ask, ref: KeyRef, settings: KeySettings) -> bool:
+    """Whether the token does AES-GCM with this key, where the configuration lets it.
+
+    Raises:
+        HsmKmsError: It does not, and nothing else is wanted; or it could not be asked.
+    """
+    wanted = wanted_mechanisms(settings)
+    gcm = tuple(each for each in wanted if each.cipher is Cipher.GCM)
+    if not gcm:
+        return False
+    try:
+        await ask(Probe(ref=ref, paired=False, wanted=gcm))
+    except MechanismError:
+        if Mechanism.CBC_HMAC not in wanted:
+            raise
+        return False
+    return True
+
+
+async def clear_leftovers(ask: Ask, journal: Journal, survey: Survey) -> bool:
+    """Destroy the HMAC keys of pairs that an earlier run here did not finish making.
+
+    Such a key never had an AES key beside it, so nothing was ever wrapped under it.
+    Of other HMAC keys without an AES key it is said how to remove them.
+
+    Returns:
+        Whether anything was destroyed.
+    """
+    made = {each.cka_id for each in journal.begun() if each.work == "make"}
+    cleared = False
+    for ref in survey.loose:
+        cka_id = ref.cka_id.hex()
+        if cka_id not in made:
+            tell(
+                f"on the token is an HMAC key without its AES key (CKA_ID {cka_id})",
+                f"hint: `hsm-kms keys cancel {cka_id}` removes it",
+            )
+            continue
+        tell(
+            "an earlier run was broken off when it had made the HMAC key of a pair, "
+            f"and not yet the AES key: it is removed (CKA_ID {cka_id})"
+        )
+        await ask(Destroy(ref=ref, partner=True))
+        cleared = True
+    for cka_id in made:
+        journal.done(bytes.fromhex(cka_id))
+    return cleared

@@ -1,0 +1,206 @@
+"""`hsm-kms keys retire`: from now on no node opens anything with a key."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from hsm_kms.cli.etcd_options import EtcdChoice, etcd_options
+from hsm_kms.cli.keys.given import (
+    Given,
+    common_options,
+    confirm,
+    key_id_argument,
+    require_terminal,
+    spell,
+    tell,
+    yes_option,
+)
+from hsm_kms.cli.keys.journal import Journal
+from hsm_kms.cli.keys.look import ask_of, read_survey
+from hsm_kms.cli.keys.survey import retired_label, time_in
+from hsm_kms.cli.keys.undo import undo
+from hsm_kms.cli.keys.unused import require_unused
+from hsm_kms.cli.worker import one_worker
+from hsm_kms.clock import now, when
+from hsm_kms.errors import ConfigError, HsmKmsError, MechanismError
+from hsm_kms.keyring import KeyState
+from hsm_kms.sightings import MISSES_BELIEVED
+from hsm_kms.worker.messages import Relabel
+from hsm_kms.worker.values import KeyRef
+
+if TYPE_CHECKING:
+    from hsm_kms.cli.keys.survey import Found, Survey
+    from hsm_kms.listing import Ask
+    from hsm_kms.token.process import Worker
+
+
+@click.command()
+@key_id_argument
+@click.option("--undo", "back", is_flag=True, help="Give the key back its label.")
+@click.option("--without-scan", is_flag=True, help="Do not look into etcd before.")
+@yes_option
+@etcd_options
+@common_options
+def retire(
+    given: Given,
+    *,
+    key_id: str,
+    back: bool,
+    without_scan: bool,
+    yes: bool,
+    etcd: EtcdChoice,
+) -> None:
+    """Retire a key that is not used any more: no node opens anything with it then.
+
+    Its label becomes LABEL/retired/TIME, so nodes do not find it any more. Where the
+    token lets no label be changed, the line for keys.retired is printed instead. What
+    etcd holds is read before: nothing may be stored under the key. The key itself
+    stays, and --undo gives it back, until `keys destroy`.
+
+    -o json gives key_id, cka_id, label, retired_since (RFC 3339; null after --undo),
+    and keys_retired (what must be in the configuration for it; null where nothing).
+    """
+    if back:
+        given.show(*asyncio.run(undo(given, key_id)))
+        return
+    if not without_scan and not etcd.named:
+        raise ConfigError(
+            ["say where etcd is by --endpoints or ETCDCTL_ENDPOINTS, or --without-scan"]
+        )
+    if not yes:
+        require_terminal("give --yes")
+    choice = None if without_scan else etcd
+    given.show(*asyncio.run(_Retiring(given, key_id, choice, yes=yes).run()))
+
+
+class _Retiring:
+    """One run of the command; gives the result as JSON, and lines of text."""
+
+    def __init__(
+        self, given: Given, key_id: str, etcd: EtcdChoice | None, *, yes: bool
+    ) -> None:
+        self._given = given
+        self._key_id = key_id
+        self._etcd = etcd
+        self._yes = yes
+        self._journal = Journal(given.config)
+
+    async def run(self) -> tuple[Any, ...]:
+        config = self._given.config
+        async with one_worker(config, self._given.login, read_write=True) as worker:
+            with self._journal.alone():
+                self._journal.require_memory()
+                survey = await read_survey(config, worker)
+                found = survey.get(self._key_id)
+                if found.half_retired:
+                    return await self._finish(ask_of(config, worker), found)
+                if found.relabelled:
+                    return self._already(found)
+                return await self._retire(worker, survey, found)
+
+    async def _finish(self, ask: Ask, found: Found) -> tuple[Any, ...]:
+        tell("an earlier run was broken off before the HMAC key; it follows now")
+        await _relabel_partner(ask, found, found.ref.label)
+        return self._already(found)
+
+    def _already(self, found: Found) -> tuple[Any, ...]:
+        since = found.retired_since
+        told = "a time not known" if since is None else when(since)
+        shown = _shown(self._key_id, found.ref, since)
+        return shown, f"{self._key_id} is retired since {told}"
+
+    async def _retire(
+        self, worker: Worker, survey: Survey, found: Found
+    ) -> tuple[Any, ...]:
+        config = self._given.config
+        _refuse(survey, found, self._key_id)
+        if self._etcd is not None:
+            require_unused(self._etcd, survey, found, all_readable=False)
+            # It may have taken long: is all still as it was?
+            survey = await read_survey(config, worker)
+            found = survey.get(self._key_id)
+            _refuse(survey, found, self._key_id)
+        delay = spell(MISSES_BELIEVED * config.keys.discover)
+        where = "every node" if config.token.shared else "this node, and no other,"
+        tell(f"within {delay} {where} will refuse to open what {self._key_id} wrapped")
+        confirm("retire this key?", yes=self._yes)
+        label = survey.ring.settings.label
+        if label is None:
+            return self._by_configuration(found, "keys.label is null")
+        seconds = now()
+        try:
+            await _relabel(ask_of(config, worker), found, retired_label(label, seconds))
+        except MechanismError as error:
+            if error.function != "C_SetAttributeValue":
+                raise
+            return self._by_configuration(found, str(error))
+        tell(
+            f"hint: `hsm-kms keys retire --undo {self._key_id}` takes it back; from "
+            f"{when(seconds + 86400)} on `hsm-kms keys destroy` may end it"
+        )
+        ref = KeyRef(retired_label(label, seconds), found.ref.cka_id)
+        shown = _shown(self._key_id, ref, time_in(ref.label))
+        return shown, f"retired {self._key_id}: its label is {ref.label!r}"
+
+    def _by_configuration(self, found: Found, why: str) -> tuple[Any, ...]:
+        """The way for a token that lets no label be changed."""
+        config, names = self._given.config, set(found.names.values())
+        since = self._journal.retired_since(names)
+        if since is None:
+            self._journal.retire(self._key_id)
+            since = now()
+        listed = {each.partition(".")[0] for each in config.keys.retired}
+        wanted = [*config.keys.retired, *sorted(names - listed)]
+        shown = _shown(self._key_id, found.ref, since, wanted)
+        if not names - listed:
+            return shown, f"{self._key_id} is retired since {when(since)}"
+        tell(
+            f"the label cannot retire it: {why}",
+            "hint: put this into the configuration of every node"
+            + (
+                "; leave its id in keys.ids until it is destroyed"
+                * bool(config.keys.ids)
+            ),
+        )
+        return shown, "keys:", f"  retired: [{', '.join(wanted)}]"
+
+
+async def _relabel(ask: Ask, found: Found, label: str) -> None:
+    """The AES key first: with it the key is retired."""
+    await ask(Relabel(ref=found.ref, label=label))
+    await _relabel_partner(ask, found, label)
+
+
+async def _relabel_partner(ask: Ask, found: Found, label: str) -> None:
+    if found.beside is None:
+        return
+    try:
+        await ask(Relabel(ref=found.beside, label=label, partner=True))
+    except MechanismError as error:
+        tell(f"the HMAC key keeps its label, which harms nothing: {error}")
+
+
+def _refuse(survey: Survey, found: Found, key_id: str) -> None:
+    ring = survey.ring
+    survey.refuse_in_use(found, key_id)
+    if ring.current is None:
+        raise ring.fault or HsmKmsError("there is no current key")
+    if survey.state(found) is KeyState.PENDING:
+        raise HsmKmsError(
+            f"{key_id} is pending", hint=f"`hsm-kms keys cancel {key_id}` destroys it"
+        )
+
+
+def _shown(
+    key_id: str, ref: KeyRef, since: float | None, wanted: list[str] | None = None
+) -> dict[str, Any]:
+    return {
+        "key_id": key_id,
+        "cka_id": ref.cka_id.hex(),
+        "label": ref.label,
+        "retired_since": None if since is None else when(since),
+        "keys_retired": wanted,
+    }

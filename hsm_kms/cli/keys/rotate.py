@@ -1,0 +1,176 @@
+"""`hsm-kms keys rotate`: the next key, which all nodes turn to at one time."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Final
+
+import click
+
+from hsm_kms.cli.keys.generate import find_made, pending_of
+from hsm_kms.cli.keys.given import SECONDS_TYPE, Given, common_options, spell, tell
+from hsm_kms.cli.keys.journal import Journal
+from hsm_kms.cli.keys.look import ask_of, read_survey
+from hsm_kms.cli.keys.making import (
+    clear_leftovers,
+    free_time,
+    label_for_new,
+    make_key,
+)
+from hsm_kms.cli.worker import one_worker
+from hsm_kms.clock import now, when
+from hsm_kms.config_fields import format_duration
+from hsm_kms.errors import ConfigError, HsmKmsError
+from hsm_kms.keyring import KeyState, TokenKey
+
+if TYPE_CHECKING:
+    from hsm_kms.cli.keys.survey import Found, Survey
+    from hsm_kms.config_types import Config
+    from hsm_kms.worker.values import KeyRef
+
+LEAST_SECONDS: Final = 120.0
+MOST_SECONDS: Final = 366 * 86400.0
+
+
+@click.command()
+@click.option(
+    "--activate-in",
+    "seconds",
+    type=SECONDS_TYPE,
+    default="10m",
+    show_default=True,
+    help="When the key becomes current, from now; every node must see it by then.",
+)
+@click.option(
+    "--force", is_flag=True, help="Also in less than 2m, or beside a pending key."
+)
+@common_options
+def rotate(given: Given, *, seconds: float, force: bool) -> None:
+    """Generate the next key; every node turns to it at the same time, by itself.
+
+    Its activation time is in its CKA_ID. Until then each node finds the key, and can
+    read what others will write under it. Needs a token that all nodes share
+    (token.shared); without one it says what to do instead.
+
+    -o json gives key_id, cka_id, activation (seconds since 1970), activation_time
+    (RFC 3339), and replaces (key_id).
+    """
+    _refuse_time(seconds, force=force)
+    _refuse_config(given.config)
+    ref, activation, before, survey = asyncio.run(
+        _rotate(given, seconds=seconds, force=force)
+    )
+    made, key_id = find_made(survey, ref)
+    cka_id, at = ref.cka_id.hex(), when(activation)
+    given.show(
+        {
+            "key_id": key_id,
+            "cka_id": cka_id,
+            "activation": activation,
+            "activation_time": at,
+            "replaces": before.key_id,
+        },
+        f"generated {key_id} (CKA_ID {cka_id})",
+        f"it becomes current on every node at {at}, in {spell(seconds)}",
+    )
+    _require_pending(survey, made, key_id)
+    if not given.as_json:
+        _tell_what_now(before.key_id, key_id)
+
+
+def _refuse_time(seconds: float, *, force: bool) -> None:
+    if seconds > MOST_SECONDS:
+        raise ConfigError(["--activate-in must be at most 366d"])
+    if seconds < LEAST_SECONDS and not force:
+        least = format_duration(LEAST_SECONDS)
+        raise HsmKmsError(
+            f"in less than {least} not every node will have found the key",
+            hint="a node that has not cannot read what others write under it; "
+            "--force does it all the same",
+        )
+
+
+def _refuse_config(config: Config) -> None:
+    if not config.token.shared:
+        raise HsmKmsError(
+            "token.shared is false: nodes with tokens of their own do not find the "
+            "new key by themselves, so no time can make them turn to it together",
+            hint="make it with `hsm-kms keys generate --another`, bring it to the "
+            "token of every node, then name it in keys.current on each "
+            "(docs/rotation.md); where all use this one, set token.shared: true",
+        )
+    if config.keys.current is not None:
+        raise HsmKmsError(
+            f"keys.current names {config.keys.current}: while it does, no activation "
+            "time counts",
+            hint="take it out of the configuration of every node, or make the key with "
+            "`hsm-kms keys generate --another` and name that in keys.current",
+        )
+
+
+async def _rotate(
+    given: Given, *, seconds: float, force: bool
+) -> tuple[KeyRef, int, TokenKey, Survey]:
+    config = given.config
+    label = label_for_new(config)
+    journal = Journal(config)
+    async with one_worker(config, given.login, read_write=True) as worker:
+        ask = ask_of(config, worker)
+        with journal.alone():
+            survey = await read_survey(config, worker)
+            activation = free_time(survey, now() + seconds)
+            before = _current(survey)
+            _refuse_order(survey, before, activation, force=force)
+            await clear_leftovers(ask, journal, survey)
+            ref = await make_key(ask, journal, survey, label, activation)
+        return ref, activation, before, await read_survey(config, worker)
+
+
+def _current(survey: Survey) -> TokenKey:
+    """The key that is to be replaced; it may have a fault."""
+    if survey.ring.current is not None:
+        return survey.ring.current
+    raise survey.ring.fault or HsmKmsError("there is no current key")
+
+
+def _refuse_order(
+    survey: Survey, before: TokenKey, activation: int, *, force: bool
+) -> None:
+    if before.activation >= activation:
+        raise HsmKmsError(
+            f"the current key's own activation time, {when(before.activation)}, is "
+            "not before the new one's",
+            hint="see whether this node's clock is right",
+        )
+    pending = [each for each in survey.ring.pending if each.at is not None]
+    if pending and not force:
+        key_id, at = pending[0].key.key_id, pending[0].at
+        raise HsmKmsError(
+            f"{key_id} is pending already, from {when(at or 0)}",
+            hint=f"`hsm-kms keys cancel {key_id}` destroys it; --force makes one more",
+        )
+
+
+def _require_pending(survey: Survey, made: Found, key_id: str) -> None:
+    if pending_of(survey, made) or survey.state(made) is KeyState.CURRENT:
+        return
+    key = survey.key(made)
+    why = ", ".join(key.offences) if key else made.problem
+    if key is not None and not key.born_here:
+        why = "the token does not say that it made the key (CKA_LOCAL)"
+    raise HsmKmsError(
+        f"{key_id} will not become current by its time: {why or 'it is refused'}",
+        hint=f"`hsm-kms keys cancel {key_id}` destroys it; on such a token keys become "
+        "current by keys.current alone",
+    )
+
+
+def _tell_what_now(old: str, new: str) -> None:
+    tell(
+        f"until then {old} encrypts, and `hsm-kms keys cancel {new}` undoes this",
+        "then, in this order:",
+        "  hsm-kms status             on each node: its key_id must be the new one",
+        "  hsm-kms migrate            rewrites what is stored under the old key",
+        f"  hsm-kms keys retire {old}",
+        f"  hsm-kms keys destroy {old}  a day later, when old backups have expired",
+    )

@@ -1,0 +1,59 @@
+"""Keys as a table, for people."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from hsm_kms.cli.keys.given import spell
+from hsm_kms.clock import now
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+_COLUMNS: Final = ("KEY_ID", "STATE", "ACTIVATION", "AGE", "CIPHER", "ORIGIN", "CKA_ID")
+_ORIGIN: Final = {True: "generated", False: "imported", None: "-"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Line:
+    """What is shown of one key, or of a leftover.
+
+    Args:
+        shown: As JSON has it.
+        remarks: What is said below it, for people.
+    """
+
+    shown: dict[str, Any]
+    remarks: tuple[str, ...] = ()
+
+
+def table(lines: Sequence[Line]) -> Iterator[str]:
+    """Lines of text; none where there is nothing to show."""
+    if not lines:
+        return
+    rows = [_row(each.shown) for each in lines]
+    columns = zip(_COLUMNS, *rows, strict=True)
+    widths = [max(map(len, column)) for column in columns]
+    yield _joined(_COLUMNS, widths)
+    for row, line in zip(rows, lines, strict=True):
+        yield _joined(row, widths)
+        yield from (f"  {remark}" for remark in line.remarks)
+
+
+def _joined(row: Sequence[str], widths: Sequence[int]) -> str:
+    cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+    return "  ".join(cells).rstrip()
+
+
+def _row(shown: dict[str, Any]) -> tuple[str, ...]:
+    age = now() - shown["activation"]
+    return (
+        shown["key_id"] or "-",
+        shown["state"],
+        shown["activation_time"] or "-",
+        spell(age) if shown["activation_time"] and age >= 0 else "-",
+        shown["cipher"] or "-",
+        _ORIGIN[shown["generated_on_token"]],
+        shown["cka_id"] or "(empty)",
+    )

@@ -1,0 +1,65 @@
+"""Proof that nothing is stored under a key any more."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from hsm_kms.cli.etcd_options import open_source, progress_bar
+from hsm_kms.cli.keys.given import interruptible, tell
+from hsm_kms.errors import HsmKmsError
+from hsm_kms.etcd.tally import scan
+
+if TYPE_CHECKING:
+    from hsm_kms.cli.etcd_options import EtcdChoice
+    from hsm_kms.cli.keys.survey import Found, Survey
+
+
+def require_unused(
+    choice: EtcdChoice, survey: Survey, found: Found, *, all_readable: bool
+) -> int:
+    """Read everything that is stored.
+
+    Args:
+        choice: Where.
+        survey: What is on the token.
+        found: The key.
+        all_readable: Refuse where a value cannot be taken apart, too.
+
+    Returns:
+        How many objects were read.
+
+    Raises:
+        EtcdError: They could not all be read.
+        HsmKmsError: Some of them are stored under the key, or may be.
+    """
+    settings = survey.ring.settings
+    names = set(found.names.values()) | {
+        key_id
+        for key_id, cka_id in settings.also_known_as.items()
+        if cka_id == found.ref.cka_id
+    }
+    with interruptible(), open_source(choice) as source:
+        with progress_bar(source, "scanning etcd") as step:
+            tally = scan(source, step, watch=names)
+        where = source.name
+    held = sum(map(tally.of_key, names))
+    main = survey.main(found)
+    if held:
+        raise HsmKmsError(
+            f"{held} of {tally.total} objects in {where} are stored under "
+            f"{main[0] if main else 'this key'}",
+            hint="rewrite them with `hsm-kms migrate`; `hsm-kms etcd scan` shows them",
+        )
+    tell(f"none of {tally.total} objects in {where} is stored under it")
+    unreadable = (
+        f"{tally.unreadable} of them cannot be taken apart, so nothing tells under "
+        "which key they are: see `hsm-kms etcd scan`"
+    )
+    if tally.unreadable and all_readable:
+        raise HsmKmsError(
+            unreadable,
+            hint="--ignore-unreadable destroys the key all the same",
+        )
+    if tally.unreadable:
+        tell(unreadable)
+    return tally.total

@@ -1,0 +1,289 @@
+"""`hsm-kms migrate`: have the API server encrypt stored objects anew."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import sys
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+import msgspec
+
+from hsm_kms import hardening
+from hsm_kms.cli.options import output_option
+from hsm_kms.clock import when
+from hsm_kms.errors import ConfigError, HsmKmsError
+from hsm_kms.migrate import journal as journals
+from hsm_kms.migrate.api import connected
+from hsm_kms.migrate.counts import Outcome
+from hsm_kms.migrate.kubectl import Kubectl, running_proxy
+from hsm_kms.migrate.manifest import GROUP, manifests, served_version
+from hsm_kms.migrate.resources import find_resources, parse_resource
+from hsm_kms.migrate.rewrite import Migration, Pace, Watcher
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from click._termui_impl import ProgressBar
+
+    from hsm_kms.migrate.counts import Counts
+    from hsm_kms.migrate.journal import Journal
+    from hsm_kms.migrate.resources import Resource
+
+_WORDS: Final = {
+    Outcome.REWRITTEN: "rewritten",
+    Outcome.UP_TO_DATE: "up to date already",
+    Outcome.ACCEPTED: "would be taken, nothing was written",
+    Outcome.GONE: "deleted meanwhile",
+    Outcome.REFUSED: "refused",
+}
+
+
+@click.command()
+@click.option(
+    "--resource",
+    "names",
+    multiple=True,
+    default=("secrets",),
+    show_default=True,
+    metavar="NAME",
+    help="What to migrate, as an EncryptionConfiguration names it: secrets, "
+    "configmaps, deployments.apps, *.apps, *.* for everything. Can be repeated.",
+)
+@click.option("-n", "--namespace", help="Only this namespace.")
+@click.option(
+    "--kubeconfig",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="For kubectl; else it looks where it always does.",
+)
+@click.option("--context", help="For kubectl: which cluster and user.")
+@click.option(
+    "--kubectl",
+    "program",
+    default="kubectl",
+    show_default=True,
+    metavar="PATH",
+    help="The kubectl to use.",
+)
+@click.option(
+    "--rate",
+    type=click.FloatRange(min=0, min_open=True),
+    default=20.0,
+    show_default=True,
+    help="Objects per second at most.",
+)
+@click.option(
+    "--resume",
+    "file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Keep in FILE how far it came, and go on from there if there is FILE "
+    "already. Removed at the end.",
+)
+@click.option("--dry-run", is_flag=True, help="Have the API server write nothing.")
+@click.option(
+    "--explain",
+    is_flag=True,
+    help="Print the StorageVersionMigration that has the cluster do the same itself.",
+)
+@output_option
+def migrate(  # noqa: PLR0913 - one per option
+    *,
+    names: tuple[str, ...],
+    namespace: str | None,
+    kubeconfig: Path | None,
+    context: str | None,
+    program: str,
+    rate: float,
+    file: Path | None,
+    dry_run: bool,
+    explain: bool,
+    output: str,
+) -> None:
+    """Have the API server encrypt what it has stored anew.
+
+    After a key was rotated, or another provider was made the first one, what was
+    written before stays as it is until it is written again. This lists the objects
+    and sends each one back unchanged. The API server then writes it only if what is
+    stored is not what it would store now; so it does no harm to run this twice, and
+    an object that is up to date stays as it is.
+
+    Works with your own kubectl and whatever it logs in with; needs the rights to
+    get, list and update. Needs no configuration of hsm-kms and no token. Run
+    `hsm-kms etcd scan` afterwards: it proves what is stored now.
+
+    Exits with 1 if an object was refused, for instance by an admission webhook.
+    """
+    if dry_run and file:
+        raise ConfigError(["--dry-run and --resume exclude each other"])
+    wanted = [parse_resource(name) for name in names]
+    hardening.harden_process()
+    kubectl = Kubectl(program=program, kubeconfig=kubeconfig, context=context)
+    scope = journals.Scope(kubectl.server(), namespace, tuple(names))
+    journal = journals.load(file, scope) if file else journals.begin(scope)
+    with _terminable(), running_proxy(kubectl) as proxy, connected(proxy) as api:
+        resources = find_resources(api, wanted)
+        by_itself = served_version(api)
+        if explain:
+            click.echo(_explained(resources, by_itself), nl=False)
+            return
+        migration = Migration(
+            api,
+            journal,
+            save=partial(journals.save, file, journal) if file else _nothing,
+            pace=Pace(rate),
+            dry_run=dry_run,
+        )
+        _run(migration, resources, journal, file)
+    if file:
+        file.unlink(missing_ok=True)
+    _report(journal, output, dry_run=dry_run)
+    _advise(journal, by_itself)
+    refused = journal.of(Outcome.REFUSED)
+    if refused:
+        raise HsmKmsError(
+            f"{_objects(refused)} refused, and stored as before",
+            hint="see to what refuses them, and run this again",
+        )
+
+
+def _nothing() -> None:
+    """What is saved where nothing is to be saved."""
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """A SIGTERM ends it like Ctrl-C: in order, and with kubectl."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _explained(resources: Sequence[Resource], version: str | None) -> str:
+    if version is None:
+        raise HsmKmsError(
+            f"this API server does not serve {GROUP}",
+            hint="from Kubernetes 1.35 on it does with the feature gate "
+            "StorageVersionMigrator and --runtime-config="
+            f"{GROUP}/v1beta1=true; or run this without --explain",
+        )
+    click.echo(
+        "hint: pipe this into `kubectl create -f -`, then watch `kubectl get "
+        "storageversionmigrations -w`; the kube-controller-manager does it, if it "
+        "has the feature gate StorageVersionMigrator, too",
+        err=True,
+    )
+    return manifests(resources, version)
+
+
+class _Bar(Watcher):
+    """A progress bar for each resource, on stderr if that is a terminal."""
+
+    def __init__(self, stack: contextlib.ExitStack) -> None:
+        self._stack = stack
+        self._of: Resource | None = None
+        self._bar: ProgressBar[Any] | None = None
+
+    def page(self, resource: Resource, objects: int, left: int) -> None:
+        if self._bar is None or self._of != resource:
+            self._stack.close()
+            bar = click.progressbar(
+                length=objects + left,
+                label=str(resource),
+                file=sys.stderr,
+                show_pos=True,
+                hidden=not sys.stderr.isatty(),
+            )
+            self._bar = self._stack.enter_context(bar)
+            self._of = resource
+        self._bar.length = self._bar.pos + objects + left
+
+    def done(self) -> None:
+        if self._bar is not None:
+            self._bar.update(1)
+
+
+def _run(
+    migration: Migration,
+    resources: Sequence[Resource],
+    journal: Journal,
+    file: Path | None,
+) -> None:
+    if journal.at:
+        click.echo(
+            f"going on with what began at {when(journal.started)}: "
+            f"{_objects(journal.objects)} done, next are {journal.at}",
+            err=True,
+        )
+    again = (
+        "the same command again goes on from there"
+        if file
+        else "begin again, which does no harm; with --resume FILE it would go on"
+    )
+    try:
+        with contextlib.ExitStack() as stack:
+            migration.run(resources, _Bar(stack))
+    except KeyboardInterrupt:
+        raise HsmKmsError(
+            f"broken off after {_objects(journal.objects)}", hint=again
+        ) from None
+    except HsmKmsError as error:
+        if not journal.objects:
+            raise
+        raise HsmKmsError(
+            f"stopped after {_objects(journal.objects)}: {error}",
+            hint=f"{error.hint}; then {again}" if error.hint else again,
+        ) from None
+
+
+def _report(journal: Journal, output: str, *, dry_run: bool) -> None:
+    if output == "json":
+        shown = {
+            name: {"objects": counts.objects} | _shown(counts)
+            for name, counts in journal.counts.items()
+        }
+        click.echo(json.dumps({"dry_run": dry_run, "resources": shown}))
+        return
+    some = {name: counts for name, counts in journal.counts.items() if counts.objects}
+    for name, counts in (some or journal.counts).items():
+        parts = [
+            f"{counts.of(outcome):,} {words}"
+            for outcome, words in _WORDS.items()
+            if counts.of(outcome)
+        ]
+        summary = f"{name}: {_objects(counts.objects)}"
+        click.echo(": ".join([summary, ", ".join(parts)] if parts else [summary]))
+        for each in counts.refusals:
+            click.echo(f"  {each.object}: {each.why}")
+        more = counts.of(Outcome.REFUSED) - len(counts.refusals)
+        if more:
+            click.echo(f"  and {more:,} more")
+
+
+def _objects(count: int) -> str:
+    return f"{count:,} object" if count == 1 else f"{count:,} objects"
+
+
+def _shown(counts: Counts) -> dict[str, Any]:
+    outcomes = {str(outcome): counts.of(outcome) for outcome in Outcome}
+    return outcomes | {"refusals": msgspec.to_builtins(counts.refusals)}
+
+
+def _advise(journal: Journal, by_itself: str | None) -> None:
+    if journal.of(Outcome.ACCEPTED):
+        advice = ["which of them are out of date only `hsm-kms etcd scan` tells"]
+    else:
+        advice = ["`hsm-kms etcd scan` shows what is stored now"]
+    if journal.of(Outcome.UP_TO_DATE) and not journal.of(Outcome.REWRITTEN):
+        advice.append(
+            "nothing was out of date; an API server learns of a new key within a minute"
+        )
+    if by_itself:
+        advice.append("this cluster can do it by itself, too: see --explain")
+    for each in advice:
+        click.echo(f"hint: {each}", err=True)

@@ -1,0 +1,61 @@
+"""The keyring as this node would see it now, read by a command's own worker."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from hsm_kms import wiring
+from hsm_kms.clock import now
+from hsm_kms.discovery import Discovery
+from hsm_kms.state import StateCorruptError, StateDir
+from hsm_kms.succession import Memory, make_ring
+
+if TYPE_CHECKING:
+    from hsm_kms.config_types import Config
+    from hsm_kms.keyring import Keyring
+    from hsm_kms.token.process import Worker
+
+
+async def read_ring(config: Config, worker: Worker) -> Keyring:
+    """Read the keys, and judge them by the configuration and the state directory.
+
+    Args:
+        config: The configuration.
+        worker: Logged in.
+
+    Raises:
+        HsmKmsError: The token could not be asked, or no mechanism works.
+    """
+    memory = remembered(config)
+    sighting = await discovery_for(config).read(worker, memory.last, fresh=True)
+    return make_ring(
+        sighting.keys,
+        wiring.key_settings(config),
+        memory,
+        now(),
+        nameless=sighting.nameless,
+    )
+
+
+def remembered(config: Config) -> Memory:
+    """What the state directory tells of keys; nothing where it cannot be believed."""
+    state = StateDir(config.state_dir)
+    try:
+        last, former = state.last_key(), state.former_keys()
+    except StateCorruptError:
+        return Memory()
+    return Memory(
+        last=last.key_id if last else None,
+        former=frozenset(each.key_id for each in former),
+    )
+
+
+def discovery_for(config: Config) -> Discovery:
+    """What reads the keys for a command; it freezes nothing."""
+    return Discovery(
+        wiring.key_settings(config),
+        StateDir(config.state_dir),
+        seconds=config.token.start_timeout,
+        start_seconds=config.token.start_timeout,
+        freeze=False,
+    )

@@ -1,0 +1,126 @@
+"""Opens records as the server would, and gives nothing of what is in them away."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Final
+
+from hsm_kms.errors import (
+    CiphertextError,
+    KeyAmbiguousError,
+    KeyNotFoundError,
+    KeyRetiredError,
+    MechanismError,
+    TokenError,
+    UnknownKeyIdError,
+)
+from hsm_kms.worker.messages import Decrypt, Decrypted
+from hsm_kms.wrapping.local import open_dek
+from hsm_kms.wrapping.record import Kind, Record
+from hsm_kms.wrapping.wrapper import ALGORITHMS, canary
+
+if TYPE_CHECKING:
+    from hsm_kms.keyring import Keyring, TokenKey
+    from hsm_kms.listing import Ask
+
+MAX_LOCAL_KEKS: Final = 1024
+"""Local KEKs held open at one time."""
+
+NO_KEY: Final = "no such key on this token"
+RETIRED: Final = "its key is in keys.retired"
+NOT_AUTHENTIC: Final = "not authentic: of another scope, or damaged"
+REFUSED: Final = "the token does not decrypt with this key"
+
+_CIPHERS: Final = {algorithm: cipher for cipher, algorithm in ALGORITHMS.items()}
+_NESTED: Final = frozenset({Kind.LOCAL_KEK_BY_TOKEN})
+
+
+class _ClosedError(Exception):
+    """A wrapped key cannot be opened; the text says why."""
+
+
+class TokenOpener:
+    """Opens records with one worker.
+
+    Args:
+        ask: Asks a worker that is logged in.
+        ring: The keys of its token.
+        scope: The configured cluster name.
+    """
+
+    def __init__(self, ask: Ask, ring: Keyring, scope: str) -> None:
+        self._ask = ask
+        self._ring = ring
+        self._scope = scope
+        self._proven: set[str] = set()
+        self._local_keks: OrderedDict[bytes, bytes] = OrderedDict()
+
+    async def why_not(self, record: Record) -> str:
+        """Why a record cannot be opened, "" where it can.
+
+        Args:
+            record: Of kind 1 or 2.
+
+        Raises:
+            HsmKmsError: The token failed.
+        """
+        try:
+            if record.header.kind is Kind.DEK_BY_LOCAL_KEK:
+                local_kek = await self._local_kek(record.header.nested)
+                open_dek(record, local_kek, self._scope)
+            else:
+                await self._by_token(record)
+        except CiphertextError:
+            return NOT_AUTHENTIC
+        except _ClosedError as error:
+            return str(error)
+        return ""
+
+    async def _local_kek(self, nested: bytes) -> bytes:
+        known = self._local_keks.pop(nested, None)
+        if known is None:
+            record = Record.decode(nested, kinds=_NESTED)
+            known = await self._by_token(record)
+        self._local_keks[nested] = known
+        if len(self._local_keks) > MAX_LOCAL_KEKS:
+            self._local_keks.popitem(last=False)
+        return known
+
+    async def _by_token(self, record: Record) -> bytes:
+        key = self._key_of(record)
+        await self._prove(key)
+        request = Decrypt(
+            ref=key.ref,
+            cipher=key.cipher,
+            aad=record.header.aad(self._scope),
+            iv=record.iv,
+            ciphertext=record.ciphertext,
+        )
+        try:
+            reply = await self._ask(request)
+        except (KeyNotFoundError, KeyAmbiguousError):
+            raise _ClosedError(NO_KEY) from None
+        except MechanismError as error:
+            raise _ClosedError(f"{REFUSED}: {error}") from None
+        if not isinstance(reply, Decrypted):
+            raise TokenError("the worker answered a Decrypt with something else")
+        return reply.plaintext
+
+    def _key_of(self, record: Record) -> TokenKey:
+        cipher = _CIPHERS[record.header.algorithm]
+        try:
+            return self._ring.for_decrypt(record.header.key_id, cipher)
+        except KeyRetiredError:
+            raise _ClosedError(RETIRED) from None
+        except UnknownKeyIdError:
+            raise _ClosedError(NO_KEY) from None
+
+    async def _prove(self, key: TokenKey) -> None:
+        """Give the session a known-good record to judge others by, where it can."""
+        if key.mechanism is None or key.key_id in self._proven:
+            return
+        self._proven.add(key.key_id)
+        try:
+            await self._ask(canary(key, key.mechanism, self._scope))
+        except MechanismError:
+            return  # a key that may only decrypt is looked at all the same

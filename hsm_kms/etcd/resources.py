@@ -1,0 +1,57 @@
+"""Which resource an etcd key belongs to, named as kubectl names it."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from hsm_kms.etcd.text import text_of
+
+_MAX_KEY_BYTES: Final = 1024  # of the key looked at: groups and names are far shorter
+_MAX_PART_CHARS: Final = 253  # a group, or a name
+_RENAMED: Final = {
+    "minions": "nodes",
+    "controllers": "replicationcontrollers",
+    "ingress": "ingresses",
+}
+_REGISTRY: Final = b"/registry/"
+_SERVICES: Final = {"specs": "services", "endpoints": "endpoints"}
+
+
+def resource_of(key: bytes, prefix: bytes) -> str:
+    """The resource that a key belongs to.
+
+    A built-in resource stands alone (/registry/secrets/...), one of an API group
+    that was added behind the name of its group (/registry/example.com/widgets/...),
+    and an aggregated API server puts its own prefix before both.
+
+    Args:
+        key: The key of an object.
+        prefix: What is read of etcd, such as /registry/ or /registry/secrets/.
+
+    Returns:
+        Such as "secrets" or "widgets.example.com". Hostile where etcd is.
+    """
+    path = text_of(key.removeprefix(_root(key, prefix))[:_MAX_KEY_BYTES])
+    parts = [part[:_MAX_PART_CHARS] for part in path.split("/") if part] or [""]
+    groups = 0
+    while groups < len(parts) - 1 and "." in parts[groups]:
+        groups += 1
+    resource = parts[groups]
+    if groups:
+        return f"{resource}.{parts[groups - 1]}"
+    if resource == "services" and len(parts) > 1:
+        return _SERVICES.get(parts[1], resource)
+    return _RENAMED.get(resource, resource)
+
+
+def _root(key: bytes, prefix: bytes) -> bytes:
+    """What the API server puts before each key: its --etcd-prefix and a slash.
+
+    It has one part unless it ends in /registry/ like the default.
+    """
+    before, registry, _ = prefix.partition(_REGISTRY)
+    if registry:
+        return before + registry
+    longest = prefix if prefix.count(b"/") > 1 else key
+    end = longest.find(b"/", 1) + 1
+    return longest[:end]

@@ -1,0 +1,257 @@
+"""A snapshot file of etcd, restored into a temporary etcd that only we can reach.
+
+A restored snapshot holds what was never encrypted, in clear: folder and sockets
+are this user's alone, nothing listens on TCP, and all of it goes when we go.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, NoReturn, Self
+
+from hsm_kms.etcd.link import Login, UnreachableError
+from hsm_kms.etcd.live import Access, Etcd
+from hsm_kms.etcd.source import DEFAULT_PREFIX, EtcdError, Item
+from hsm_kms.etcd.text import printable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import FrameType, TracebackType
+
+START_SECONDS: Final = 60.0
+STOP_SECONDS: Final = 5.0
+REQUEST_SECONDS: Final = 60.0  # it has its pages to read from the disk
+
+_RETRY_SECONDS: Final = 0.1
+_ENDING: Final = (signal.SIGTERM, signal.SIGHUP)
+_OWN_VARIABLES: Final = ("ETCD_", "ETCDCTL_", "ETCDUTL_")
+
+
+class Snapshot:
+    """A snapshot file; see `hsm_kms.etcd.source.Source`.
+
+    Wants etcdutl and etcd in PATH, and as much room for temporary files as the
+    snapshot has bytes.
+
+    Args:
+        path: What `etcdctl snapshot save` made.
+        login: A user of that etcd, where it had users; None for none.
+        prefix: What the keys begin with.
+    """
+
+    def __init__(
+        self, path: Path, login: Login | None = None, *, prefix: bytes = DEFAULT_PREFIX
+    ) -> None:
+        self.prefix = prefix
+        self.name = str(path)
+        self._path = path
+        self._login = login
+        self._open = contextlib.ExitStack()
+        self._etcd: Etcd | None = None
+
+    @property
+    def revision(self) -> int | None:
+        """As of which revision it was taken."""
+        return self._etcd.revision if self._etcd else None
+
+    def __enter__(self) -> Self:
+        """Restore it, and start an etcd on it.
+
+        Raises:
+            EtcdError: A program is missing, or the file is no snapshot.
+        """
+        etcdutl, etcd = _program("etcdutl"), _program("etcd")
+        with contextlib.ExitStack() as opened:
+            opened.enter_context(_interrupted_by_signals())
+            folder = opened.enter_context(_private_folder())
+            _restore(etcdutl, self._path.absolute(), folder)
+            server = opened.enter_context(_running(etcd, folder))
+            self._etcd = opened.enter_context(self._connected(server, folder))
+            self._open = opened.pop_all()
+        return self
+
+    def _connected(self, server: _Server, folder: Path) -> Etcd:
+        access = Access(login=self._login, command_timeout=REQUEST_SECONDS)
+        until = time.monotonic() + START_SECONDS
+        while True:
+            etcd = Etcd([f"unix://{folder / _CLIENT}"], access, prefix=self.prefix)
+            try:
+                with etcd:
+                    pass
+            except UnreachableError:
+                server.check()
+                if time.monotonic() > until:
+                    raise
+                time.sleep(_RETRY_SECONDS)
+            else:
+                return etcd
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Stop the etcd, and remove what was restored."""
+        self._open.close()
+
+    def __iter__(self) -> Iterator[Item]:
+        """Every object below the prefix.
+
+        Raises:
+            EtcdError: Not all could be read.
+        """
+        return iter(self._restored)
+
+    def get(self, key: bytes) -> Item | None:
+        """The object with this key, or None.
+
+        Raises:
+            EtcdError: It could not be read.
+        """
+        return self._restored.get(key)
+
+    def total(self) -> int | None:
+        """How many objects there are; None before the first page."""
+        return self._restored.total()
+
+    def share(self) -> float | None:
+        """How much has been read, from 0 to 1."""
+        return self._restored.share()
+
+    @property
+    def _restored(self) -> Etcd:
+        if self._etcd is None:
+            raise ValueError("not entered")
+        return self._etcd
+
+
+_CLIENT: Final = "client"
+_LOG: Final = "log"
+_DATA: Final = "data"
+
+
+class _Server:
+    """The temporary etcd."""
+
+    def __init__(self, process: subprocess.Popen[bytes], folder: Path) -> None:
+        self._process = process
+        self._log = folder / _LOG
+
+    def check(self) -> None:
+        """Whether it still runs.
+
+        Raises:
+            EtcdError: It does not; with the last it said.
+        """
+        code = self._process.poll()
+        if code is not None:
+            said = _last_line(self._log.read_bytes())
+            raise EtcdError(f"the temporary etcd ended with {code}: {said}")
+
+
+def _program(name: str) -> str:
+    found = shutil.which(name)
+    if not found:
+        raise EtcdError(
+            f"a snapshot is read with etcdutl and etcd, and there is no {name} in PATH",
+            hint="both come with etcd's releases",
+        )
+    return str(Path(found).absolute())
+
+
+def _restore(etcdutl: str, path: Path, folder: Path) -> None:
+    if not path.is_file():
+        raise EtcdError(f"there is no file {path}")
+    done = subprocess.run(  # noqa: S603 - a program of the operator's PATH
+        [etcdutl, "snapshot", "restore", str(path), "--data-dir", str(folder / _DATA)],
+        cwd=folder,
+        env=_environment(),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        check=False,
+    )
+    if done.returncode:
+        raise EtcdError(
+            f"{path} cannot be restored: {_last_line(done.stderr)}",
+            hint="it must be the file that `etcdctl snapshot save` made",
+        )
+
+
+@contextlib.contextmanager
+def _running(etcd: str, folder: Path) -> Iterator[_Server]:
+    command = [
+        *(sys.executable, "-m", "hsm_kms.tied", str(os.getpid()), etcd),
+        *("--data-dir", str(folder / _DATA), "--unsafe-no-fsync", "--log-level=error"),
+        *("--listen-client-urls", f"unix://{folder / _CLIENT}"),
+        # It must look like host and port, and is a file in the folder.
+        *("--listen-peer-urls", "unix://peer:0"),
+        *("--advertise-client-urls", "http://localhost:2379"),
+    ]
+    with (folder / _LOG).open("wb") as log:
+        process = subprocess.Popen(  # noqa: S603 - a program of the operator's PATH
+            command,
+            cwd=folder,
+            env=_environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+        )
+    try:
+        yield _Server(process, folder)
+    finally:
+        process.terminate()
+        try:
+            process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+@contextlib.contextmanager
+def _private_folder() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(
+        prefix="hsm-kms-", ignore_cleanup_errors=True
+    ) as folder:
+        yield Path(folder)
+
+
+@contextlib.contextmanager
+def _interrupted_by_signals() -> Iterator[None]:
+    """SIGTERM and SIGHUP end what runs in here as Ctrl-C does: all is cleared away."""
+
+    def interrupt(_: int, __: FrameType | None) -> NoReturn:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {each: signal.signal(each, interrupt) for each in _ENDING}
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+
+def _environment() -> dict[str, str]:
+    """The environment without what configures the operator's own etcd."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(_OWN_VARIABLES)
+    }
+
+
+def _last_line(output: bytes) -> str:
+    lines = output.decode("utf-8", "backslashreplace").strip().splitlines()
+    return printable(lines[-1], 300) if lines else "it says nothing"

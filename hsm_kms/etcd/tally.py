@@ -1,0 +1,241 @@
+"""Counts stored objects by resource, provider and key, in bounded memory."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from hsm_kms.config_fields import KEY_ID
+from hsm_kms.etcd.resources import resource_of
+from hsm_kms.etcd.source import DEFAULT_PREFIX, EtcdError, Source
+from hsm_kms.etcd.text import printable, text_of
+from hsm_kms.etcd.values import Provider, Stored, explain
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
+
+    from hsm_kms.etcd.source import Item
+
+MAX_ROWS: Final = 10_000
+"""Whoever writes to etcd may invent key_ids without end; beyond these are `others`."""
+
+SENSITIVE: Final = frozenset({"secrets"})
+"""Resources that are wanted encrypted even where not one object of them is."""
+
+_MAX_TEXT_CHARS: Final = 256
+_MAX_EXAMPLE_BYTES: Final = 512
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """What objects have in common that are counted together.
+
+    Args:
+        resource: As kubectl names it, such as secrets or widgets.example.com.
+        provider: Which kind of provider wrote them.
+        version: "v1" or "v2" as in the prefix, "" where there is none.
+        name: The provider's name, cut where it is very long.
+        key_id: As stored, cut likewise; None where nothing says.
+        kind: "token", "local KEK", or "" where the record is not ours.
+        problem: What is wrong with them, "" where nothing is.
+    """
+
+    resource: str
+    provider: Provider
+    version: str
+    name: str
+    key_id: str | None
+    kind: str
+    problem: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counted:
+    """A row and what was found of it.
+
+    Args:
+        row: What they have in common.
+        objects: How many there are.
+        example: The key of one of them, cut where it is very long.
+        exposed: Whether they are in clear and are wanted encrypted.
+    """
+
+    row: Row
+    objects: int
+    example: bytes
+    exposed: bool
+
+
+class Tally:
+    """Objects counted by what can be told of them without a key.
+
+    Args:
+        prefix: What every key begins with.
+        watch: key_ids or fingerprints that `of_key` must know exactly, whatever
+            else etcd holds.
+        resources: Resources wanted encrypted, besides `SENSITIVE` and those of
+            which some object is.
+
+    Attributes:
+        total: Objects counted.
+        others: Objects of them in no row, there being `MAX_ROWS` already.
+        unreadable: Objects whose value cannot be taken apart.
+    """
+
+    def __init__(
+        self,
+        prefix: bytes = DEFAULT_PREFIX,
+        *,
+        watch: Collection[str] = (),
+        resources: Collection[str] = (),
+    ) -> None:
+        self.total = 0
+        self.others = 0
+        self.unreadable = 0
+        self._prefix = prefix
+        self._wanted = SENSITIVE | frozenset(resources)
+        self._objects: Counter[Row] = Counter()
+        self._examples: dict[Row, bytes] = {}
+        self._by_key: dict[str, int] = {fingerprint_in(each): 0 for each in watch}
+        self._under_other_keys = 0
+
+    def add(self, item: Item) -> None:
+        """Count one object."""
+        stored = explain(item.value)
+        self.total += 1
+        self.unreadable += bool(stored.problem)
+        self._count_row(_row(resource_of(item.key, self._prefix), stored), item.key)
+        self._count_keys(stored)
+
+    def _count_row(self, row: Row, key: bytes) -> None:
+        if row not in self._objects:
+            if len(self._objects) >= MAX_ROWS:
+                self.others += 1
+                return
+            self._examples[row] = key[:_MAX_EXAMPLE_BYTES]
+        self._objects[row] += 1
+
+    def _count_keys(self, stored: Stored) -> None:
+        # Where a record contradicts what stands beside it, both keys count: the
+        # question is whether a key may go.
+        named = {stored.key_id, stored.other_key_id} - {None}
+        for fingerprint in {fingerprint_in(each) for each in named if each}:
+            if fingerprint in self._by_key or len(self._by_key) < MAX_ROWS:
+                self._by_key[fingerprint] = self._by_key.get(fingerprint, 0) + 1
+            else:
+                self._under_other_keys += 1
+
+    def of_key(self, key_id: str) -> int:
+        """How many objects are stored under a key.
+
+        Exact, but for a key that was not watched in an etcd that names more than
+        `MAX_ROWS` keys: then as many as there could be.
+
+        Args:
+            key_id: A key_id or fingerprint; any suffix counts as the same key.
+        """
+        return self._by_key.get(fingerprint_in(key_id), self._under_other_keys)
+
+    def keys(self) -> dict[str, int]:
+        """Objects by fingerprint, or by what another provider calls its key.
+
+        The most objects first.
+        """
+        found = Counter({key: count for key, count in self._by_key.items() if count})
+        return dict(found.most_common())
+
+    @property
+    def unencrypted(self) -> int:
+        """How many objects are in clear that are wanted encrypted."""
+        return sum(each.objects for each in self.rows() if each.exposed)
+
+    def rows(self) -> list[Counted]:
+        """What was found: exposed first, then what has a problem, then by resource.
+
+        Objects in clear of resources that nobody wants encrypted come last.
+        """
+        sensitive = self._sensitive()
+        counted = [
+            Counted(
+                row=row,
+                objects=objects,
+                example=self._examples[row],
+                exposed=row.provider is Provider.IDENTITY and row.resource in sensitive,
+            )
+            for row, objects in self._objects.items()
+        ]
+        return sorted(counted, key=_rank)
+
+    def _sensitive(self) -> frozenset[str]:
+        return self._wanted | {
+            row.resource
+            for row in self._objects
+            if row.provider is not Provider.IDENTITY
+        }
+
+
+def scan(
+    source: Source,
+    progress: Callable[[Item], object] | None = None,
+    *,
+    watch: Collection[str] = (),
+    resources: Collection[str] = (),
+) -> Tally:
+    """Count every object of a source.
+
+    Args:
+        source: Open.
+        progress: Called with each object.
+        watch: As for `Tally`: name here the key that is to go.
+        resources: As for `Tally`.
+
+    Raises:
+        EtcdError: Not every object could be read, or there is none: what read
+            nothing proves nothing.
+    """
+    tally = Tally(source.prefix, watch=watch, resources=resources)
+    for item in source:
+        tally.add(item)
+        if progress:
+            progress(item)
+    if tally.total == 0:
+        prefix = printable(text_of(source.prefix))
+        raise EtcdError(
+            f"no object below {prefix!r} in {source.name}",
+            hint="--prefix must be the API server's --etcd-prefix and a slash",
+        )
+    return tally
+
+
+def fingerprint_in(key_id: str) -> str:
+    """The fingerprint of a key_id; one that is not ours stands for itself."""
+    if KEY_ID.fullmatch(key_id):
+        return key_id.partition(".")[0]
+    return _cut(key_id)
+
+
+def _row(resource: str, stored: Stored) -> Row:
+    return Row(
+        resource=resource,
+        provider=stored.provider,
+        version=stored.version,
+        name=_cut(stored.name),
+        key_id=None if stored.key_id is None else _cut(stored.key_id),
+        kind=stored.kind,
+        problem=stored.problem,
+    )
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _MAX_TEXT_CHARS else text[:_MAX_TEXT_CHARS] + "..."
+
+
+def _rank(counted: Counted) -> tuple[int | str, ...]:
+    row = counted.row
+    if row.provider is Provider.IDENTITY:
+        group = 0 if counted.exposed else 3
+    else:
+        group = 1 if row.problem else 2
+    key_id = row.key_id or ""
+    return (group, row.resource, row.provider, row.name, key_id, row.kind, row.problem)

@@ -1,0 +1,270 @@
+"""The keyring of this node: what is current, what was, what v2 has announced.
+
+1. What becomes current is remembered in the state directory before anyone is told.
+2. v1, which announces nothing, follows the clock. v2 encrypts under the key that
+   Status gave last, so that the two never disagree in a client's eyes.
+3. By its time alone a key becomes current only when it can be used on every worker.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime
+from functools import partial
+from typing import TYPE_CHECKING, Final, TypeAlias
+
+import structlog
+
+from hsm_kms.clock import now, when
+from hsm_kms.errors import HsmKmsError, KeyLostError, KeyNotFoundError
+from hsm_kms.state import StateCorruptError, StateWriteError
+from hsm_kms.state_records import FormerKey, LastKey
+from hsm_kms.succession import Memory, make_ring
+
+if TYPE_CHECKING:
+    from hsm_kms.keyring import Keyring, KeySettings, TokenKey
+    from hsm_kms.sightings import Sightings
+    from hsm_kms.state import StateDir
+
+# Whether wrap and unwrap under a key have just worked on every worker.
+Usable: TypeAlias = "Callable[[TokenKey], bool]"
+Clock: TypeAlias = Callable[[], float]
+
+OVERDUE_SECONDS: Final = 5.0  # after its time; one look of every worker takes less
+
+_log = structlog.get_logger(__name__)
+
+
+class KeyHolder:
+    """Which keys this node holds and uses.
+
+    Args:
+        settings: The configuration.
+        state_dir: Where the last key is remembered.
+        clock: Seconds since the Unix epoch.
+
+    Attributes:
+        clock: The clock.
+        ring: The keys as last read; None until then.
+        fixed: Nothing becomes current any more: another engine has taken over.
+    """
+
+    def __init__(
+        self, settings: KeySettings, state_dir: StateDir, clock: Clock = now
+    ) -> None:
+        self._settings = settings
+        self._state_dir = state_dir
+        self.clock = clock
+        self._state_fault: HsmKmsError | None = None
+        self._former: tuple[FormerKey, ...] = ()
+        self._last = self._remembered()
+        self._announced = ""
+        self._announced_ring: Keyring | None = None
+        self._told: frozenset[str] = frozenset()
+        self._overdue: set[str] = set()
+        self._unsaved: str | None = None  # why the last key is not in the directory
+        self.ring: Keyring | None = None
+        self.fixed = False
+
+    @property
+    def last_key_id(self) -> str | None:
+        """key_id last current on this node."""
+        return self._last.key_id if self._last else None
+
+    @property
+    def key_id(self) -> str:
+        """What Status answers; "" where there was never a current key."""
+        if self._last is not None:
+            return self._last.key_id
+        if self.ring is not None and self.ring.current is not None:
+            return self.ring.current.key_id
+        return ""
+
+    @property
+    def current(self) -> TokenKey | None:
+        """The current key as last read; None where there is none."""
+        return self.ring.current if self.ring is not None else None
+
+    @property
+    def announced(self) -> str:
+        """key_id that Status gave last, "" before that."""
+        return self._announced
+
+    @property
+    def announced_ring(self) -> Keyring | None:
+        """The keyring with the key that Status gave last as its current one."""
+        return self._announced_ring
+
+    def announce(self, key_id: str) -> None:
+        """Status gives this key_id: v2 encrypts under it from now on.
+
+        Args:
+            key_id: `key_id`, as it was when the state of health was made.
+        """
+        self._announced = key_id
+        self._announced_ring = self._with_announced(self.ring)
+
+    def seconds_to_next(self) -> float | None:
+        """Until the next key's time comes; None where none has one."""
+        if self.ring is None:
+            return None
+        moment = self.clock()
+        coming = [
+            each.at - moment
+            for each in self.ring.pending
+            if each.at is not None and each.at > moment
+        ]
+        return min(coming, default=None)
+
+    def adopt(
+        self,
+        sightings: Sightings,
+        nameless: HsmKmsError | None,
+        usable: Usable,
+        token_serial: str,
+    ) -> None:
+        """The keys were read: make the keyring anew, and switch where it is time.
+
+        Args:
+            sightings: What the workers saw.
+            nameless: What is wrong with a key that could not be identified, or None.
+            usable: Whether a key may be switched to.
+            token_serial: Serial number of the token.
+        """
+        ring = self.preview(sightings, nameless, usable)
+        if self._state_fault is not None and self._settings.current is None:
+            ring = replace(ring, fault=self._state_fault)
+        if ring.fault is None and ring.current is not None and not self.fixed:
+            self._remember(ring.current, token_serial)
+        self.ring = ring
+        self._tell_pending(ring)
+        self._announced_ring = self._with_announced(ring)
+
+    def preview(
+        self, sightings: Sightings, nameless: HsmKmsError | None, usable: Usable
+    ) -> Keyring:
+        """What `adopt` would make of it; nothing is remembered.
+
+        Args:
+            sightings: As for `adopt`, and so the others.
+            nameless: Likewise.
+            usable: Likewise.
+        """
+        memory = Memory(
+            last=self.last_key_id,
+            former=frozenset(each.key_id for each in self._former),
+            first_seen=sightings.first_seen,
+            not_yet=frozenset(key.name for key in sightings.keys),
+        )
+        moment = self.clock()
+        make = partial(
+            make_ring, sightings.keys, self._settings, now=moment, nameless=nameless
+        )
+        ring = make(memory)
+        for key in () if self.fixed else _due(ring, moment):
+            if usable(key):
+                return make(replace(memory, not_yet=memory.not_yet - {key.name}))
+        return ring
+
+    def _with_announced(self, ring: Keyring | None) -> Keyring | None:
+        """The keyring as v2 may use it: another key_id than Status gave, never."""
+        if ring is None or ring.fault is not None or not self._announced:
+            return ring
+        if ring.current is not None and ring.current.key_id == self._announced:
+            return ring
+        for key in ring.keys:
+            if key.key_id == self._announced and ring.may_encrypt(key):
+                return replace(ring, current=key)
+        return replace(
+            ring,
+            fault=KeyNotFoundError(
+                f"the key that Status gave last, {self._announced}, cannot encrypt "
+                "any more",
+                hint="the next Status gives another",
+            ),
+        )
+
+    def _tell_pending(self, ring: Keyring) -> None:
+        """Log each key that is to become current, and each that cannot, once."""
+        ids = frozenset(each.key.key_id for each in ring.pending)
+        overdue = self.clock() - OVERDUE_SECONDS
+        for each in ring.pending:
+            if each.at is not None and each.at < overdue and not self.fixed:
+                self._warn_once(each.key.key_id)
+            if each.key.key_id not in self._told:
+                _log.info(
+                    "pending key",
+                    key_id=each.key.key_id,
+                    current_from=when(each.at) if each.at is not None else None,
+                )
+        self._told = ids
+        self._overdue &= ids
+
+    def _warn_once(self, key_id: str) -> None:
+        if key_id not in self._overdue:
+            self._overdue.add(key_id)
+            _log.warning(
+                "a pending key cannot be used yet: a worker cannot wrap under it",
+                key_id=key_id,
+            )
+
+    def _remember(self, key: TokenKey, token_serial: str) -> None:
+        if self.last_key_id != key.key_id:
+            self._succeed(key, token_serial)
+        elif self._unsaved is not None:
+            self._save()
+
+    def _succeed(self, key: TokenKey, token_serial: str) -> None:
+        if not key.born_here:
+            _log.warning(
+                "the current key was imported, or could once be read from the token",
+                key_id=key.key_id,
+            )
+        since = datetime.fromtimestamp(self.clock(), UTC).isoformat(timespec="seconds")
+        before = self._last
+        if before is not None:
+            left = FormerKey(key_id=before.key_id, since=before.since, until=since)
+            self._former = (*self._former, left)
+        self._last = LastKey(
+            key_id=key.key_id,
+            cka_id=key.ref.cka_id.hex(),
+            token_serial=token_serial,
+            label=key.ref.label,
+            since=since,
+        )
+        self._state_fault = None
+        _log.info(
+            "current key",
+            key_id=key.key_id,
+            before=before.key_id if before is not None else None,
+        )
+        self._save()
+
+    def _save(self) -> None:
+        """Write it down; where that fails it is tried again after the next look."""
+        if self._last is None:
+            return
+        try:
+            self._state_dir.save_last_key(self._last, self._former)
+        except StateWriteError as error:
+            if error.sentence != self._unsaved:
+                _log.warning("the current key is not saved", error=error.sentence)
+            self._unsaved = error.sentence
+        else:
+            self._unsaved = None
+
+    def _remembered(self) -> LastKey | None:
+        try:
+            self._former = self._state_dir.former_keys()
+            return self._state_dir.last_key()
+        except StateCorruptError as error:
+            self._state_fault = KeyLostError(str(error), hint=error.hint)
+            _log.warning("state directory", error=error.sentence)
+            return None
+
+
+def _due(ring: Keyring, moment: float) -> list[TokenKey]:
+    """The keys whose time has come, the one to switch to first."""
+    keys = [e.key for e in ring.pending if e.at is not None and e.at <= moment]
+    return sorted(keys, key=lambda key: key.age, reverse=True)

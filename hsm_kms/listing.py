@@ -1,0 +1,77 @@
+"""List and name the keys on a token through a worker."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, TypeAlias
+
+from hsm_kms.errors import MechanismError
+from hsm_kms.key_id import FINGERPRINT_BLOCK, fingerprint_of
+from hsm_kms.worker.messages import (
+    Block,
+    FindKeys,
+    Fingerprint,
+    Keys,
+    Reply,
+    Request,
+)
+
+if TYPE_CHECKING:
+    from hsm_kms.worker.values import KeyRef, KeySeen
+
+# Asks the control session of one worker, with a limit.
+Ask: TypeAlias = Callable[[Request], Awaitable[Reply]]
+
+
+async def list_keys(
+    ask: Ask,
+    label: str | None,
+    ids: tuple[bytes, ...] = (),
+    *,
+    prefix: bool = False,
+    partners: bool = False,
+) -> tuple[KeySeen, ...]:
+    """Every AES key with this CKA_LABEL and one of these CKA_IDs, page by page.
+
+    Args:
+        ask: Asks a worker that is logged in.
+        label: CKA_LABEL; None: any.
+        ids: CKA_IDs; empty: any.
+        prefix: `label` is only how theirs begins.
+        partners: List HMAC keys instead, by labels and CKA_IDs of their own.
+
+    Raises:
+        HsmKmsError: The token could not be asked.
+    """
+    keys: list[KeySeen] = []
+    skip: int | None = 0
+    while skip is not None:
+        reply = await ask(
+            FindKeys(label=label, ids=ids, prefix=prefix, partners=partners, skip=skip)
+        )
+        if not isinstance(reply, Keys):
+            raise MechanismError("the worker answered FindKeys with something else")
+        keys += reply.keys
+        skip = reply.next
+    return tuple(keys)
+
+
+async def fingerprint(
+    ask: Ask, ref: KeyRef, *, paired: bool, beside: KeyRef | None = None
+) -> str:
+    """Fingerprint of a key, from its own cryptography.
+
+    Args:
+        ask: Asks a worker that is logged in.
+        ref: The AES key.
+        paired: Of the pair with its HMAC key.
+        beside: The HMAC key is the one that belongs to this key; None: to `ref`.
+
+    Raises:
+        HsmKmsError: The token could not be asked, or does not do it.
+    """
+    block = FINGERPRINT_BLOCK
+    reply = await ask(Fingerprint(ref=ref, block=block, paired=paired, beside=beside))
+    if not isinstance(reply, Block):
+        raise MechanismError("the worker answered a Fingerprint with something else")
+    return fingerprint_of(reply.block, reply.mac)

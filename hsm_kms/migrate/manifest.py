@@ -1,0 +1,53 @@
+"""StorageVersionMigration: the API server's own way to write objects anew."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+import yaml
+
+from hsm_kms.migrate.resources import served_versions
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from hsm_kms.migrate.api import Api
+    from hsm_kms.migrate.resources import Resource
+
+GROUP: Final = "storagemigration.k8s.io"
+_WITH_VERSION: Final = "v1alpha1"
+
+
+def served_version(api: Api) -> str | None:
+    """The version of StorageVersionMigration this API server prefers, or None.
+
+    Raises:
+        HsmKmsError: The API server does not say.
+    """
+    return next(iter(served_versions(api, GROUP)), None)
+
+
+def manifests(resources: Sequence[Resource], version: str) -> str:
+    """One StorageVersionMigration for each resource, as YAML.
+
+    Args:
+        resources: What is to be migrated.
+        version: Of storagemigration.k8s.io.
+    """
+    return yaml.safe_dump_all(
+        [_manifest(resource, version) for resource in resources],
+        sort_keys=False,
+        explicit_start=True,
+    )
+
+
+def _manifest(resource: Resource, version: str) -> dict[str, Any]:
+    named = {"group": resource.group, "resource": resource.name}
+    if version == _WITH_VERSION:
+        named["version"] = resource.version
+    return {
+        "apiVersion": f"{GROUP}/{version}",
+        "kind": "StorageVersionMigration",
+        "metadata": {"generateName": f"hsm-kms-{resource}-"},
+        "spec": {"resource": named},
+    }

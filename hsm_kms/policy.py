@@ -1,0 +1,54 @@
+"""What is demanded of a KEK, and what tells a key born on the token from another.
+
+The flags are the token's word: who can forge them holds the token.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from hsm_kms.worker.values import Cipher
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from hsm_kms.keyring import KeySettings
+    from hsm_kms.worker.values import KeySeen
+
+_KEY_BYTES: Final = 32
+_GUARDED: Final = {"CKA_SENSITIVE": True, "CKA_EXTRACTABLE": False, "CKA_TOKEN": True}
+_ENCRYPTS: Final = {"CKA_ENCRYPT": True, "CKA_DECRYPT": True}
+_SIGNS: Final = {"CKA_SIGN": True, "CKA_VERIFY": True}
+_BIRTH: Final = ("CKA_LOCAL", "CKA_ALWAYS_SENSITIVE", "CKA_NEVER_EXTRACTABLE")
+
+
+def offences(seen: KeySeen, cipher: Cipher, settings: KeySettings) -> tuple[str, ...]:
+    """What the policy has against a key, as attribute and value.
+
+    Args:
+        seen: The AES key, and its partner where there is one.
+        cipher: What it would be used for.
+        settings: The configuration.
+    """
+    private = {"CKA_PRIVATE": True} if settings.private else {}
+    found = [*_against(seen, _GUARDED | _ENCRYPTS | private)]
+    if cipher is Cipher.CBC_HMAC and seen.partner is not None:
+        partner = _against(seen.partner, _GUARDED | _SIGNS | private)
+        found += [f"{offence} (HMAC key)" for offence in partner]
+    return tuple(found)
+
+
+def _against(seen: KeySeen, wanted: dict[str, bool]) -> Iterator[str]:
+    if seen.value_len != _KEY_BYTES:
+        length = "unknown" if seen.value_len is None else f"{seen.value_len} bytes"
+        yield f"CKA_VALUE_LEN is {length}, not {_KEY_BYTES} bytes"
+    for name, value in wanted.items():
+        is_ = seen.attributes.get(name)
+        if is_ is not value:
+            yield f"{name} is {'not readable' if is_ is None else is_}"
+
+
+def born_here(seen: KeySeen) -> bool:
+    """Made on the token, and sensitive and never extractable since."""
+    keys = (seen,) if seen.partner is None else (seen, seen.partner)
+    return all(key.attributes.get(name) is True for key in keys for name in _BIRTH)

@@ -1,0 +1,142 @@
+"""What the workers see of the keys, put together.
+
+1. A key that one worker has seen is held; it is dropped when three looks in a row have
+   missed it, each by a worker at least as young as the youngest that saw it. Some
+   modules show an old process only what was there when it started.
+2. A worker that still lacks what a younger one saw before is behind, and should be
+   replaced.
+3. What worked under a key is remembered for each worker by itself.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, TypeAlias
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from hsm_kms.discovery import Sighting
+    from hsm_kms.keyring import TokenKey
+    from hsm_kms.token.process import Worker
+    from hsm_kms.worker.values import Cipher, KeyRef
+
+MISSES_BELIEVED: Final = 3
+BEHIND: Final = 2
+
+_Object: TypeAlias = "tuple[KeyRef, Cipher]"
+
+
+@dataclass(slots=True)
+class _Held:
+    key: TokenKey
+    witness: float  # birth of the youngest worker that saw it
+    misses: int = 0
+
+
+class Sightings:
+    """The keys of one token."""
+
+    def __init__(self) -> None:
+        self._held: dict[_Object, _Held] = {}
+        self._seen: dict[Worker, frozenset[_Object]] = {}
+        self._lacks: dict[Worker, Counter[_Object]] = {}
+        self._proven: dict[tuple[Worker, _Object], float] = {}
+        self.first_seen: dict[str, float] = {}
+
+    @property
+    def keys(self) -> tuple[TokenKey, ...]:
+        """The keys held, in a stable order."""
+        held = (each.key for each in self._held.values())
+        return tuple(sorted(held, key=lambda key: (key.age, key.cipher)))
+
+    def note(self, worker: Worker, sighting: Sighting, now: float) -> None:
+        """A worker has looked.
+
+        Args:
+            worker: Who.
+            sighting: What it saw.
+            now: Seconds since the Unix epoch.
+        """
+        seen = {_object(key): key for key in sighting.keys}
+        self._seen[worker] = frozenset(seen)
+        before = self._lacks.get(worker, Counter())
+        self._lacks[worker] = Counter(
+            {
+                name: before[name] + 1
+                for name, held in self._held.items()
+                if name not in seen and worker.born < held.witness and not held.misses
+            }
+        )
+        for name, key in seen.items():
+            held = self._held.get(name)
+            witness = max(worker.born, held.witness if held else worker.born)
+            self._held[name] = _Held(key=key, witness=witness)
+            self.first_seen.setdefault(key.fingerprint, now)
+        for name in [name for name in self._held if name not in seen]:
+            self._miss(name, worker)
+
+    def _miss(self, name: _Object, worker: Worker) -> None:
+        held = self._held[name]
+        if worker.born < held.witness:
+            return
+        held.misses += 1
+        if held.misses >= MISSES_BELIEVED:
+            del self._held[name]
+            if all(each.fingerprint != held.key.fingerprint for each in self.keys):
+                self.first_seen.pop(held.key.fingerprint, None)
+
+    def sees(self, worker: Worker, key: TokenKey) -> bool:
+        """Whether this worker saw the key when it last looked."""
+        return _object(key) in self._seen.get(worker, frozenset())
+
+    def is_behind(self, worker: Worker) -> bool:
+        """Whether a younger worker saw what this one, looking later, did not.
+
+        Twice in a row: a key that has just gone is first missed by one, then by all.
+        """
+        lacking = self._lacks.get(worker, Counter())
+        return any(
+            lacking[name] >= BEHIND and not held.misses
+            for name, held in self._held.items()
+        )
+
+    def prove(self, worker: Worker, key: TokenKey, at: float | None) -> None:
+        """Wrap and unwrap under the key have worked on this worker, or have not.
+
+        Args:
+            worker: Who tried.
+            key: The key.
+            at: When it worked, in the loop's time; None: it failed.
+        """
+        if at is None:
+            self._proven.pop((worker, _object(key)), None)
+        else:
+            self._proven[worker, _object(key)] = at
+
+    def proven(self, worker: Worker, key: TokenKey) -> float | None:
+        """When it last worked on this worker, in the loop's time; None: it did not."""
+        return self._proven.get((worker, _object(key)))
+
+    def proven_by_all(
+        self, workers: Iterable[Worker], key: TokenKey, since: float
+    ) -> bool:
+        """Whether it has worked on each of these workers since then."""
+        proofs = [self.proven(each, key) for each in workers]
+        return all(proof is not None and proof >= since for proof in proofs)
+
+    def forget_lost(self) -> None:
+        """Forget what workers saw that are gone, the keys aside."""
+        there = {who for who in self._seen if not who.lost.is_set()}
+        self._seen = {who: seen for who, seen in self._seen.items() if who in there}
+        self._lacks = {who: some for who, some in self._lacks.items() if who in there}
+        self._proven = {
+            (who, name): at
+            for (who, name), at in self._proven.items()
+            if who in there and name in self._held
+        }
+
+
+def _object(key: TokenKey) -> _Object:
+    return key.ref, key.cipher

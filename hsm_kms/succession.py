@@ -1,0 +1,297 @@
+"""Which key is current, and which one comes next (docs/rotation.md).
+
+1. `keys.current` decides where it is set. Else the key last current on this node
+   stays, until a younger one's time has come; and that counts only where all nodes
+   see the same keys (`token.shared`).
+2. By its time alone only a key born on the token becomes current: who once holds the
+   PIN must not be able to plant a key that he knows.
+3. Nothing goes back by itself: not when a key is lost, a clock is set back or an old
+   token is restored, and never to a key_id that was current before.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Final
+
+from hsm_kms.clock import when
+from hsm_kms.errors import (
+    HsmKmsError,
+    KeyAmbiguousError,
+    KeyLostError,
+    KeyNotActiveError,
+    KeyNotFoundError,
+    KeyReusedError,
+    KeyUnsuitableError,
+)
+from hsm_kms.keyring import Keyring, KeySettings, Pending, TokenKey
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from hsm_kms.worker.values import Cipher
+
+LATE_SECONDS: Final = 600.0  # first seen so long after its time: others may not have
+LATE_WAIT_SECONDS: Final = 90.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Memory:
+    """What this node remembers of keys.
+
+    Args:
+        last: key_id last current here, or None.
+        former: key_ids that were current here before that.
+        first_seen: When each key was seen first, in seconds since the Unix epoch, by
+            fingerprint.
+        not_yet: Names of keys whose time has come and that cannot be used yet.
+    """
+
+    last: str | None = None
+    former: frozenset[str] = frozenset()
+    first_seen: Mapping[str, float] = field(
+        default_factory=lambda: MappingProxyType({})
+    )
+    not_yet: frozenset[tuple[str, Cipher]] = frozenset()
+
+
+def make_ring(
+    keys: Sequence[TokenKey],
+    settings: KeySettings,
+    memory: Memory,
+    now: float,
+    *,
+    nameless: HsmKmsError | None = None,
+) -> Keyring:
+    """Decide which key is current.
+
+    Args:
+        keys: The keys found.
+        settings: The configuration.
+        memory: What this node remembers.
+        now: Seconds since the Unix epoch.
+        nameless: What is wrong with a key that could not be identified, or None.
+    """
+    usable = [key for key in keys if key.fingerprint not in settings.retired]
+    current, fault = _choose(usable, settings, memory, now)
+    if not usable and settings.current is None and nameless is not None:
+        fault = nameless
+    pending = _pending(usable, current, settings, memory, now) if current else ()
+    return Keyring(
+        keys=tuple(keys),
+        current=current,
+        fault=fault,
+        pending=pending,
+        settings=settings,
+    )
+
+
+def _choose(
+    keys: Sequence[TokenKey], settings: KeySettings, memory: Memory, now: float
+) -> tuple[TokenKey | None, HsmKmsError | None]:
+    if settings.current is not None:
+        return _named(keys, settings.current, settings, memory)
+    if memory.last is not None:
+        return _as_before(keys, memory.last, settings, memory, now)
+    return _first(keys, settings, now)
+
+
+def _named(
+    keys: Sequence[TokenKey], wanted: str, settings: KeySettings, memory: Memory
+) -> tuple[TokenKey | None, HsmKmsError | None]:
+    key = _find(keys, wanted)
+    if key is None:
+        return None, _named_is_missing(keys, wanted, settings)
+    if key.key_id != memory.last and key.key_id in memory.former:
+        return key, KeyReusedError(
+            f"keys.current names {key.key_id}, which was current here before",
+            hint="give it a new key_id: set keys.suffix to one never used",
+        )
+    return key, _forbidden(key, settings)
+
+
+def _named_is_missing(
+    keys: Sequence[TokenKey], wanted: str, settings: KeySettings
+) -> HsmKmsError:
+    fingerprint = _fingerprint(wanted)
+    if fingerprint in settings.retired:
+        return KeyUnsuitableError(
+            f"keys.current names {wanted}, and keys.retired does, too",
+            hint="name another key in keys.current",
+        )
+    if any(key.fingerprint == fingerprint for key in keys):
+        return KeyUnsuitableError(
+            f"keys.current names {wanted}, and this token cannot wrap under it",
+            hint="see `hsm-kms keys list`, and correct keys.current",
+        )
+    return KeyLostError(
+        f"keys.current names {wanted}, and no such key is on the token",
+        hint="see `hsm-kms keys list`, and correct keys.current",
+    )
+
+
+def _as_before(
+    keys: Sequence[TokenKey],
+    last: str,
+    settings: KeySettings,
+    memory: Memory,
+    now: float,
+) -> tuple[TokenKey | None, HsmKmsError | None]:
+    base = _find(keys, last)
+    if base is None:
+        return None, _last_is_missing(keys, last, settings)
+    due = [
+        each.key
+        for each in _coming(keys, base, settings, memory, now)
+        if each.at is not None
+        and each.at <= now
+        and each.key.name not in memory.not_yet
+    ]
+    if due:
+        return max(due, key=lambda key: key.age), None
+    if base.key_id != last and base.key_id in memory.former:
+        return base, KeyReusedError(
+            f"the key_id {base.key_id} was current here before {last}",
+            hint="set keys.suffix to one never used, or back to what it was",
+        )
+    return base, _forbidden(base, settings)
+
+
+def _last_is_missing(
+    keys: Sequence[TokenKey], last: str, settings: KeySettings
+) -> HsmKmsError:
+    fingerprint = _fingerprint(last)
+    if fingerprint in settings.retired:
+        return KeyUnsuitableError(
+            f"the key last current here, {last}, is in keys.retired",
+            hint="take it out there, or name another key in keys.current",
+        )
+    if any(key.fingerprint == fingerprint for key in keys):
+        return KeyUnsuitableError(
+            f"this token cannot wrap under the key last current here, {last}",
+            hint="undo what changed on the token or in keys.mechanism, or name "
+            "another key in keys.current",
+        )
+    return KeyLostError(
+        f"the key last current here, {last}, is not on the token any more",
+        hint="restore the token, or name another key in keys.current",
+    )
+
+
+def _first(
+    keys: Sequence[TokenKey], settings: KeySettings, now: float
+) -> tuple[TokenKey | None, HsmKmsError | None]:
+    """The first key of a node that remembers none."""
+    if not keys:
+        return None, KeyNotFoundError(
+            f"no AES key {settings.which} is on the token",
+            hint="correct keys.ids"
+            if settings.ids
+            else "make one with `hsm-kms keys generate`",
+        )
+    fit = [key for key in keys if not settings.refuses(key)]
+    if not fit:
+        return _first_unfit([key for key in keys if key.encrypts] or keys, settings)
+    born = [key for key in fit if settings.shared and _by_time(key, settings)]
+    if len(fit) > 1 and not born:
+        return None, _several(fit, settings)
+    active = [key for key in born or fit if key.activation <= now]
+    if active:
+        return max(active, key=lambda key: key.age), None
+    if len(born or fit) < len(fit):
+        return None, _several(fit, settings)
+    return None, _not_active(min(fit, key=lambda key: key.age))
+
+
+def _first_unfit(
+    keys: Sequence[TokenKey], settings: KeySettings
+) -> tuple[TokenKey | None, HsmKmsError | None]:
+    if len(keys) > 1:
+        return None, _several(keys, settings)
+    return keys[0], _forbidden(keys[0], settings)
+
+
+def _pending(
+    keys: Sequence[TokenKey],
+    current: TokenKey,
+    settings: KeySettings,
+    memory: Memory,
+    now: float,
+) -> tuple[Pending, ...]:
+    if settings.current is not None:
+        settings = replace(settings, shared=False)
+    coming = _coming(keys, current, settings, memory, now)
+    return tuple(
+        sorted(coming, key=lambda each: (each.at is None, each.at or 0, each.key.age))
+    )
+
+
+def _coming(
+    keys: Sequence[TokenKey],
+    base: TokenKey,
+    settings: KeySettings,
+    memory: Memory,
+    now: float,
+) -> Iterable[Pending]:
+    """The keys that may come after `base`, and from when."""
+    former = {_fingerprint(key_id) for key_id in memory.former}
+    passed = {*former, base.fingerprint}  # also a copy of it with another CKA_ID
+    for key in keys:
+        if key.age <= base.age or key.fingerprint in passed:
+            continue
+        if _by_time(key, settings):
+            at = _time_of(key, memory, now) if settings.shared else None
+            yield Pending(key=key, at=at)
+
+
+def _by_time(key: TokenKey, settings: KeySettings) -> bool:
+    """Whether a key may become current by its activation time alone."""
+    return key.born_here and key.activation > 0 and not settings.refuses(key)
+
+
+def _time_of(key: TokenKey, memory: Memory, now: float) -> float:
+    seen = memory.first_seen.get(key.fingerprint, now)
+    late = key.activation <= seen < key.activation + LATE_SECONDS
+    return seen + LATE_WAIT_SECONDS if late else float(key.activation)
+
+
+def _find(keys: Sequence[TokenKey], key_id: str) -> TokenKey | None:
+    fingerprint = _fingerprint(key_id)
+    for key in keys:
+        if key.fingerprint == fingerprint and key.encrypts:
+            return key
+    return None
+
+
+def _fingerprint(key_id: str) -> str:
+    return key_id.partition(".")[0]
+
+
+def _several(keys: Sequence[TokenKey], settings: KeySettings) -> KeyAmbiguousError:
+    ids = ", ".join(key.key_id for key in keys)
+    return KeyAmbiguousError(
+        f"{len(keys)} keys are {settings.which}: {ids}",
+        hint="name the one to encrypt with in keys.current",
+    )
+
+
+def _not_active(key: TokenKey) -> KeyNotActiveError:
+    return KeyNotActiveError(
+        f"no key is active yet; {key.key_id} will be from {when(key.activation)}",
+        hint="see whether this node's clock is right, or wait",
+    )
+
+
+def _forbidden(key: TokenKey, settings: KeySettings) -> HsmKmsError | None:
+    if not key.encrypts:
+        return KeyUnsuitableError(
+            f"this token cannot wrap under key {key.key_id}",
+            hint="make a key with `hsm-kms keys generate`",
+        )
+    if not key.offences or not settings.enforce:
+        return None
+    return KeyUnsuitableError(
+        f"key {key.key_id} breaks the policy: {', '.join(key.offences)}",
+        hint="make a key with `hsm-kms keys generate`, or set keys.policy: warn",
+    )

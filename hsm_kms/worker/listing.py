@@ -1,0 +1,154 @@
+"""The keys on a token, described page by page."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+from pkcs11 import Attribute, KeyType, ObjectClass
+
+from hsm_kms.worker import ckr, search
+from hsm_kms.worker.failures import WorkerError
+from hsm_kms.worker.messages import Keys
+from hsm_kms.worker.values import KeyRef, KeySeen
+
+if TYPE_CHECKING:
+    from hsm_kms.worker.cryptoki import Cryptoki
+    from hsm_kms.worker.messages import FindKeys
+
+_PAGE_BYTES: Final = 64 * 1024  # the last key may go beyond
+
+_FLAGS: Final = {
+    "CKA_SENSITIVE": Attribute.SENSITIVE,
+    "CKA_EXTRACTABLE": Attribute.EXTRACTABLE,
+    "CKA_ENCRYPT": Attribute.ENCRYPT,
+    "CKA_DECRYPT": Attribute.DECRYPT,
+    "CKA_SIGN": Attribute.SIGN,
+    "CKA_VERIFY": Attribute.VERIFY,
+    "CKA_TOKEN": Attribute.TOKEN,
+    "CKA_PRIVATE": Attribute.PRIVATE,
+    "CKA_LOCAL": Attribute.LOCAL,
+    "CKA_ALWAYS_SENSITIVE": Attribute.ALWAYS_SENSITIVE,
+    "CKA_NEVER_EXTRACTABLE": Attribute.NEVER_EXTRACTABLE,
+}
+_READ: Final = (Attribute.LABEL, Attribute.ID, Attribute.VALUE_LEN, *_FLAGS.values())
+
+
+class Listing:
+    """The objects that one look found, described page by page.
+
+    An object that vanishes meanwhile is left out, and so is a key that could never
+    be found again: its label is not UTF-8, or no message could hold its names.
+
+    Args:
+        c: The module.
+        session: CK_SESSION_HANDLE, logged in where that is needed to see the keys.
+        wanted: Which keys.
+
+    Raises:
+        WorkerError: The token could not be searched.
+    """
+
+    def __init__(self, c: Cryptoki, session: int, wanted: FindKeys) -> None:
+        self._c = c
+        self._session = session
+        self._wanted = wanted
+        labelled: dict[int, bytes] = {}
+        if wanted.label is not None and not wanted.prefix:
+            labelled[Attribute.LABEL] = wanted.label.encode()
+        templates = [{**labelled, Attribute.ID: each} for each in wanted.ids]
+        kind = KeyType.GENERIC_SECRET if wanted.partners else KeyType.AES
+        self._found = [
+            handle
+            for each in templates or [labelled]
+            for handle in find(c, session, each, kind)
+        ]
+        self._has_partners = not wanted.partners and bool(
+            find(c, session, {}, KeyType.GENERIC_SECRET)
+        )
+
+    def page(self, skip: int, limit: int) -> Keys:
+        """Describe the next objects.
+
+        Args:
+            skip: How many were looked at before.
+            limit: How many to look at; fewer where the message would get too long.
+
+        Raises:
+            WorkerError: The token could not be asked.
+        """
+        keys: list[KeySeen] = []
+        room = _PAGE_BYTES
+        position = skip
+        end = min(skip + limit, len(self._found))
+        while position < end and room > 0:
+            seen = self._look(self._found[position])
+            position += 1
+            if seen is not None:
+                keys.append(seen)
+                room -= len(msgspec.msgpack.encode(seen))
+        more = position < len(self._found)
+        return Keys(keys=tuple(keys), next=position if more else None)
+
+    def _look(self, handle: int) -> KeySeen | None:
+        seen = describe(self._c, self._session, handle)
+        if seen is None or not seen.ref.label.startswith(self._wanted.label or ""):
+            return None
+        return self._with_partner(seen) if self._has_partners else seen
+
+    def _with_partner(self, seen: KeySeen) -> KeySeen:
+        """Add the HMAC key that belongs to an AES key, where there is exactly one."""
+        template = named(seen.ref.partner)
+        keys = find(self._c, self._session, template, KeyType.GENERIC_SECRET)
+        partner = describe(self._c, self._session, keys[0]) if len(keys) == 1 else None
+        if partner is None:
+            return seen
+        return msgspec.structs.replace(seen, partner=partner)
+
+
+def named(ref: KeyRef) -> dict[int, bytes]:
+    """What a search for one key by its names asks for."""
+    return {Attribute.LABEL: ref.label.encode(), Attribute.ID: ref.cka_id}
+
+
+def find(
+    c: Cryptoki, session: int, template: dict[int, bytes], kind: KeyType
+) -> list[int]:
+    """CK_OBJECT_HANDLE of every secret key of this type on the token that matches.
+
+    Raises:
+        WorkerError: The token could not be searched.
+    """
+    whole = {
+        Attribute.CLASS: search.ulong(ObjectClass.SECRET_KEY),
+        Attribute.KEY_TYPE: search.ulong(kind),
+        Attribute.TOKEN: b"\1",
+        **template,
+    }
+    return search.find(c, session, whole)
+
+
+def describe(c: Cryptoki, session: int, handle: int) -> KeySeen | None:
+    """A key and the attributes the policy looks at; None where it cannot be named.
+
+    Raises:
+        WorkerError: The token could not be asked.
+    """
+    try:
+        values = search.read(c, session, handle, _READ)
+    except WorkerError as error:
+        if error.rv == ckr.CKR_OBJECT_HANDLE_INVALID:
+            return None  # it vanished
+        raise
+    label, cka_id = values[Attribute.LABEL], values[Attribute.ID]
+    if label is None or cka_id is None:
+        return None
+    try:
+        ref = KeyRef(label.decode(), cka_id)
+    except UnicodeDecodeError:
+        return None
+    return KeySeen(
+        ref=ref,
+        value_len=search.number(values[Attribute.VALUE_LEN]),
+        attributes={name: search.flag(values[which]) for name, which in _FLAGS.items()},
+    )

@@ -1,0 +1,63 @@
+"""Keys as the workers would tell of them, for tests that need no token."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+
+from hsm_kms.discovery import Sighting
+from hsm_kms.keyring import KeySettings, TokenKey
+from hsm_kms.sightings import Sightings
+from hsm_kms.worker.values import Cipher, KeyRef, Mechanism
+
+LABEL = "kek"
+A, B, C, GONE = ("a" * 26, "b" * 26, "c" * 26, "g" * 26)
+NOW = 1_800_000_000.0  # 15 January 2027
+
+
+def key(fingerprint: str = A, at: float = 0, **changes: object) -> TokenKey:
+    """A good key.
+
+    Args:
+        fingerprint: 26 characters.
+        at: Its activation time.
+        changes: Other fields; `suffix` of its key_id, and `cka_id`, also count.
+    """
+    suffix = f".{changes.pop('suffix')}" if "suffix" in changes else ""
+    cka_id = changes.pop("cka_id", fingerprint[:1].encode())
+    given = {
+        "ref": KeyRef(LABEL, cka_id),
+        "fingerprint": fingerprint,
+        "key_id": fingerprint + suffix,
+        "cipher": Cipher.GCM,
+        "mechanism": Mechanism.GCM_CALLER,
+        "activation": int(at),
+        "offences": (),
+        "born_here": True,
+    }
+    return TokenKey(**(given | changes))
+
+
+def settings(**changes: object) -> KeySettings:
+    """The `keys` section."""
+    return KeySettings(**({"label": LABEL} | changes))
+
+
+@dataclass(frozen=True, eq=False)
+class Looker:
+    """A worker, as far as it matters who looks."""
+
+    born: float
+    lost: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+OLD, YOUNG, YOUNGEST = Looker(1.0), Looker(2.0), Looker(3.0)
+
+
+class Seen(Sightings):
+    """Sightings, told in a line each."""
+
+    def by(self, worker: Looker, *keys: TokenKey, now: float = 0.0) -> Seen:
+        """A worker has looked, and saw these keys."""
+        self.note(worker, Sighting(keys=keys, nameless=None), now)
+        return self

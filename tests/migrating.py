@@ -1,0 +1,56 @@
+"""`hsm-kms migrate` with a kubectl that plays a scenario; see tests/kubectl_stub.py."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+from tests import kubectl_stub
+
+TEXT = "c2VjcmV0LXRleHQ="  # what is in every Secret here
+
+
+class Migrating:
+    """`hsm-kms migrate` with a kubectl that plays a scenario."""
+
+    def __init__(self, directory):
+        self.directory = directory
+        self.log = directory / "requests"
+        self.kubectl = directory / "kubectl"
+        self.scenario = directory / "scenario.json"
+        script = f'exec {sys.executable} {kubectl_stub.__file__} {self.scenario} "$@"'
+        self.kubectl.write_text(f"#!/bin/sh\n{script}\n")
+        self.kubectl.chmod(0o700)
+        self.play()
+
+    def play(self, **scenario):
+        scenario = {"log": str(self.log), "text": TEXT} | scenario
+        self.scenario.write_text(json.dumps(scenario))
+
+    def command(self, *arguments):
+        return [
+            *(sys.executable, "-m", "hsm_kms.cli", "migrate"),
+            *("--kubectl", str(self.kubectl), "--rate", "10000", *arguments),
+        ]
+
+    def run(self, *arguments):
+        return subprocess.run(
+            self.command(*arguments),
+            check=False,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+
+    def start(self, *arguments):
+        return subprocess.Popen(
+            self.command(*arguments),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def requests(self, method=""):
+        lines = self.log.read_text().splitlines() if self.log.exists() else []
+        return [line for line in lines if line.startswith(method)]

@@ -1,0 +1,61 @@
+"""A clock that is wrong does not lock the node out of its token."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+
+from tests.clock.driver import YEAR
+from tests.support import PIN, wait_for
+
+
+@pytest.fixture
+def own_pin(directory):
+    """A PIN file that no server has tried, written by the clock that is right."""
+    path = directory / "own-pin"
+    path.touch(mode=0o600)
+    path.write_text(PIN + "\n")
+    return path
+
+
+def test_ahead(make_node, own_pin):
+    """An unproven PIN is tried also by a clock that is a year ahead."""
+    node = make_node(skew=YEAR, token={"pin_file": str(own_pin)})
+    node.start().wait_healthz("ok")
+
+    assert b"dek" == node.decrypt(*_sealed(node))
+
+
+def test_behind(make_node, own_pin):
+    """... or a year behind; that no key is active yet is the one thing left to say."""
+    node = make_node(skew=-YEAR, token={"pin_file": str(own_pin)})
+    node.start()
+    wait_for(lambda: node.events("token worker started"))
+    wait_for(lambda: "the clock is right" in node.admin()["healthz"])
+    node.clock.set(0)
+    node.wait_healthz("ok")
+
+    assert [] == node.events("token worker cannot start")
+    assert b"dek" == node.decrypt(*_sealed(node))
+
+
+def test_workers_die(make_node, own_pin):
+    """New workers log in after the clock went back, also with a PIN just written."""
+    node = make_node(token={"pin_file": str(own_pin)})
+    node.start().wait_healthz("ok")
+    node.clock.move(-YEAR)
+    own_pin.write_text(PIN + "\n")  # another identity: its PIN is unproven
+    before = set(node.worker_pids())
+    for pid in before:
+        os.kill(pid, signal.SIGKILL)
+    wait_for(lambda: len(set(node.worker_pids()) - before) == 2)
+    node.wait_healthz("ok")
+
+    assert b"dek" == node.decrypt(*_sealed(node))
+
+
+def _sealed(node):
+    sealed = node.encrypt(b"dek")
+    return sealed.ciphertext, sealed.key_id

@@ -1,0 +1,276 @@
+"""`keys rotate | cancel | retire | destroy` over the life of a key."""
+
+from __future__ import annotations
+
+import json
+import signal
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from hsm_kms.clock import now
+from tests.keys_rig import Keys, etcd_json, stored_value
+from tests.odd_keys import make_key
+from tests.support import code_of, wait_for
+
+LABEL = "k8s-kek"
+UNREACHABLE = ("--endpoints", "127.0.0.1:1")
+SIGNED = ("--without-scan", "--yes")
+
+
+@pytest.fixture
+def keys(make_plugin, hsm):
+    """The commands on a token that all nodes share, with one key."""
+    return Keys(make_plugin(hsm, token={"shared": True}, keys={"discover": "1s"}))
+
+
+@pytest.fixture
+def two(keys):
+    """The same with a second key, which is named as the current one."""
+    (keys.old,) = keys.states()
+    keys.new = keys.generate("--another")
+    keys.configure("keys", current=keys.new)
+    return keys
+
+
+def test_rotate_json(keys):
+    """A new key is pending until the time that its CKA_ID and the answer tell."""
+    (old,) = keys.states()
+    before = now()
+    made = keys.json("rotate", "--activate-in", "3m")
+
+    assert {"key_id", "cka_id", "activation", "activation_time", "replaces"} == set(
+        made
+    )
+    assert (old, made["activation"]) == (
+        made["replaces"],
+        int(made["cka_id"][10:26], 16),
+    )
+    assert before + 179 <= made["activation"] <= now() + 180
+    assert {old: "current", made["key_id"]: "pending"} == keys.states()
+    assert made["activation_time"] == keys.json("list")[1]["becomes_current"]
+
+
+def test_rotate_by_force(keys):
+    """A key beside a pending one, and one at once: with --force, and only then."""
+    (old,) = keys.states()
+    refused = keys.refusal("rotate", "--activate-in", "1s")
+    first = keys.rotate()
+    assert "pending already" in keys.refusal("rotate")
+    second = keys.rotate("--force", "--activate-in", "0s")
+
+    assert "--force does it all the same" in refused
+    assert {old: "decrypt-only", first: "pending", second: "current"} == keys.states()
+
+
+def test_rotate_too_far(keys):
+    """Whoever types d for m is told."""
+    assert "at most 366d" in keys.refusal("rotate", "--activate-in", "600d", code=2)
+
+
+@pytest.mark.parametrize(
+    ("section", "values", "words"),
+    [
+        ("token", {"shared": False}, "token.shared is false"),
+        ("keys", {"current": "a" * 26}, "keys.current names aaa"),
+        ("keys", {"ids": ["ff"]}, "keys.ids lists the keys"),
+    ],
+    ids=["not shared", "named", "listed"],
+)
+def test_rotate_refused(keys, section, values, words):
+    """Where an activation time would not count, no key is made."""
+    keys.configure(section, **values)
+
+    assert words in keys.refusal("rotate")
+
+
+def test_rotate_behind_the_current_key(make_plugin, empty_hsm):
+    """By a clock that is far behind the current key's time none is made."""
+    later = int(now()) + 86400
+    make_key(empty_hsm, b"hkms\x01" + later.to_bytes(8, "big") + bytes(8), PRIVATE=True)
+    plugin = make_plugin(empty_hsm, token={"shared": True})
+    keys = Keys(plugin)
+    (key_id,) = keys.states()
+    keys.configure("keys", current=key_id)
+    plugin.start().wait_healthz("ok")
+    plugin.stop()
+    keys.configure("keys", current=None)
+
+    assert "see whether this node's clock is right" in keys.refusal("rotate")
+
+
+def test_cancel(keys):
+    """A pending key goes, also while a server holds it; others do not."""
+    plugin = keys.plugin.start()
+    plugin.wait_healthz("ok")
+    (old,) = keys.states()
+    new = keys.rotate()
+    answer = keys.json("cancel", new, "--yes")
+
+    assert (new, 1) == (answer["key_id"], answer["destroyed"])
+    assert {old: "current"} == keys.states()
+    assert ("ok", old) == (plugin.healthz(), plugin.status().key_id)
+    assert "is or was current here" in keys.refusal("cancel", old, "--yes")
+    assert "no half of a pair is" in keys.refusal("cancel", new, "--yes")
+    assert "neither a key_id nor a CKA_ID" in keys.refusal("cancel", "x", code=2)
+
+
+def test_cancel_in_the_last_minute(keys):
+    """By another node's clock it may be current: only --force destroys it."""
+    new = keys.rotate("--activate-in", "30s", "--force")
+    refused = keys.refusal("cancel", new, "--yes")
+    keys.json("cancel", new, "--yes", "--force")
+
+    assert "by the clock of another node perhaps now" in refused
+    assert new not in keys.states()
+
+
+def test_cancel_past_its_time(two):
+    """A key whose time has come is not pending, even for who forces it."""
+    # A node that has never served remembers no key: here it is the old one's time.
+    two.plugin.start().wait_healthz("ok")
+    two.plugin.stop()
+
+    assert "what it wrapped would be lost" in two.refusal(
+        "cancel", two.new, "--yes", "--force"
+    )
+    assert "is not pending" in two.refusal("cancel", two.old, "--yes", "--force")
+
+
+def test_cancel_where_no_time_counts(make_plugin, hsm):
+    """On a token of one node a key that keys.current never named is cancelled."""
+    keys = Keys(make_plugin(hsm))
+    keys.plugin.start().wait_healthz("ok")
+    keys.plugin.stop()
+    (old,) = keys.states()
+    new = keys.generate("--another")
+    assert {old: "current", new: "pending"} == keys.states()
+    keys.json("cancel", new, "--yes")
+
+    assert {old: "current"} == keys.states()
+
+
+def test_retire_and_undo(two):
+    """Servers refuse what a retired key wrapped, and open it again after --undo."""
+    plugin = two.plugin
+    two.configure("keys", current=two.old)
+    plugin.start().wait_healthz("ok")
+    sealed = plugin.encrypt(b"d" * 32)
+    two.configure("keys", current=two.new)
+    plugin.process.send_signal(signal.SIGHUP)
+    wait_for(lambda: two.new == plugin.status().key_id)
+    shown = two.json("retire", two.old, *SIGNED)
+    wait_for(lambda: "FAILED_PRECONDITION" == code_of(lambda: opened(plugin, sealed)))
+
+    assert shown["label"].startswith("k8s-kek/retired/20")
+    assert (two.old, None) == (shown["key_id"], shown["keys_retired"])
+    assert {two.new: "current", two.old: "retired"} == two.states()
+    assert shown["retired_since"] == two.json("list")[1]["retired_since"]
+    assert f"{two.old} is retired since" in two.run("retire", two.old, *SIGNED).out
+    back = two.json("retire", two.old, "--undo")
+    assert (LABEL, None) == (back["label"], back["retired_since"])
+    wait_for(lambda: "OK" == code_of(lambda: opened(plugin, sealed)))
+    assert {two.old: "decrypt-only", two.new: "current"} == two.states()
+    assert "is not retired" in two.refusal("retire", two.old, "--undo")
+    assert "ok" == plugin.healthz()
+
+
+def opened(plugin, sealed):
+    return plugin.decrypt(sealed.ciphertext, sealed.key_id)
+
+
+def test_retire_looks_into_etcd(two, tmp_path, monkeypatch):
+    """Nothing is retired while anything is stored under it, or nobody has looked."""
+    plugin = two.plugin
+    two.configure("keys", current=two.old)
+    plugin.start().wait_healthz("ok")
+    under_old = stored_value(plugin)
+    plugin.stop()
+    two.configure("keys", current=two.new)
+    plugin.start().wait_healthz("ok")
+    under_new = stored_value(plugin)
+    monkeypatch.delenv("ETCDCTL_ENDPOINTS", raising=False)
+    both = etcd_json(tmp_path / "both", under_old, under_new, under_old)
+    one = etcd_json(tmp_path / "one", under_new, b"k8s:enc:kms:v2:x:\xff")
+
+    assert "--without-scan" in two.refusal("retire", two.old, "--yes", code=2)
+    assert f"2 of 3 objects in {both[1]} are stored under {two.old}" in two.refusal(
+        "retire", two.old, "--yes", *both
+    )
+    assert "127.0.0.1:1" in two.refusal("retire", two.old, "--yes", *UNREACHABLE)
+    assert "decrypt-only" == two.states()[two.old]
+    ended = two.run("retire", two.old, "--yes", *one)
+    assert (0, True) == (ended.code, "none of 2 objects" in ended.err)
+    assert "1 of them cannot be taken apart" in ended.err
+    assert "retired" == two.states()[two.old]
+
+
+def test_retire_refused(keys):
+    """Not the current key, not a pending one, not one that keys.current names."""
+    (old,) = keys.states()
+    new = keys.rotate()
+
+    assert "encrypts with" in keys.refusal("retire", old, *SIGNED)
+    assert f"{new} is pending" in keys.refusal("retire", new, *SIGNED)
+    assert f"no key {'a' * 26} is on the token" in keys.refusal(
+        "retire", "a" * 26, *SIGNED
+    )
+    keys.configure("keys", current=new)
+    keys.plugin.start().wait_healthz("ok")
+    keys.plugin.stop()
+    keys.configure("keys", current=old)  # and the state directory holds the new one
+    assert "encrypts with" in keys.refusal("retire", new, *SIGNED)
+
+
+def test_retire_what_must_not_change(make_plugin, empty_hsm):
+    """Where the token keeps the label: keys.retired, and the time in the state."""
+    fixed = {"PRIVATE": True, "MODIFIABLE": False}
+    make_key(empty_hsm, b"old", **fixed)
+    keys = Keys(make_plugin(empty_hsm, keys={"discover": "1s"}))
+    (old,) = keys.states()
+    new = keys.generate("--another")
+    keys.configure("keys", current=new)
+    ended = keys.run("retire", old, *SIGNED)
+
+    assert 0 == ended.code
+    assert f"keys:\n  retired: [{old}]\n" == ended.out
+    assert "C_SetAttributeValue returned CKR_ACTION_PROHIBITED" in ended.err
+    assert "decrypt-only" == keys.states()[old]
+    keys.configure("keys", retired=[old])
+    [shown] = [key for key in keys.json("list") if key["key_id"] == old]
+    assert ("retired", True) == (shown["state"], bool(shown["retired_since"]))
+    assert "is retired since" in keys.run("retire", old, *SIGNED).out
+    assert "must have been for 24 h" in keys.refusal(
+        "destroy", old, "--confirm", old, *UNREACHABLE
+    )
+    noted = keys.plugin.state_dir / "keys.json"
+    day = datetime.now(UTC) - timedelta(hours=25)
+    file = json.loads(noted.read_text())
+    file["retired"][0]["since"] = day.isoformat(timespec="seconds")
+    noted.write_text(json.dumps(file))
+    assert "backups may still need the key" in keys.refusal(
+        "destroy", old, "--confirm", old, *UNREACHABLE
+    )
+    noted.write_text("{")
+    assert "is not a state file" in keys.refusal(
+        "destroy", old, "--confirm", old, *UNREACHABLE
+    )
+    assert "what earlier commands left is not known" in keys.run("list").err
+    noted.unlink()
+    assert "is not known on this node" in keys.refusal(
+        "destroy", old, "--confirm", old, *UNREACHABLE
+    )
+
+
+def test_advice_after_90_days(make_plugin, empty_hsm):
+    """An old current key is listed with a hint; a young one without."""
+    young = Keys(make_plugin(empty_hsm))
+    old = int(now()) - 91 * 86400
+    make_key(empty_hsm, b"hkms\x01" + old.to_bytes(8, "big") + bytes(8), PRIVATE=True)
+    told = young.run("list")
+    young.generate("--another")
+    young.configure("keys", current=young.json("list")[1]["key_id"])
+
+    assert "the current key is 91 d old, and 90 d is the advice" in told.err
+    assert "  91 d " in told.out
+    assert "" == young.run("list").err

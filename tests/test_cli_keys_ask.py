@@ -1,0 +1,102 @@
+"""What the `keys` commands ask on a terminal, and that ^C means no."""
+
+from __future__ import annotations
+
+import os
+import pty
+import select
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from tests.keys_rig import Keys
+from tests.support import SECONDS
+
+
+@pytest.fixture
+def keys(make_plugin, hsm):
+    """The commands on a token that all nodes share, with one key."""
+    return Keys(make_plugin(hsm, token={"shared": True}))
+
+
+class Terminal:
+    """A command with a terminal of its own."""
+
+    def __init__(self, keys, *arguments):
+        self._outer, inner = pty.openpty()
+        path = str(keys.plugin.config_file)
+        self._process = subprocess.Popen(
+            [
+                *("setsid", "--ctty", sys.executable, "-m", "hsm_kms.cli", "keys"),
+                *(*arguments, "--config", path),
+            ],
+            stdin=inner,
+            stdout=inner,
+            stderr=inner,
+        )
+        os.close(inner)
+        self.text = ""
+
+    def until(self, words):
+        """Read until it has said this."""
+        while words not in self.text:
+            readable, _, _ = select.select([self._outer], [], [], SECONDS)
+            assert readable, self.text
+            self.text += os.read(self._outer, 1000).decode()
+
+    def type(self, text):
+        """Type this."""
+        os.write(self._outer, text.encode())
+
+    def end(self):
+        """The exit code."""
+        try:
+            while select.select([self._outer], [], [], SECONDS)[0]:
+                self.text += os.read(self._outer, 1000).decode()
+        except OSError:  # it closed its side
+            pass
+        code = self._process.wait(SECONDS)
+        os.close(self._outer)
+        return code
+
+
+@pytest.mark.parametrize(
+    ("typed", "code", "left"),
+    [("y\n", 0, 1), ("n\n", 1, 2), ("\n", 1, 2), ("\x03", 1, 2)],
+    ids=["yes", "no", "enter", "interrupt"],
+)
+def test_confirm(keys, typed, code, left):
+    """Yes does it; no, nothing and ^C leave everything as it was."""
+    new = keys.rotate()
+    terminal = Terminal(keys, "cancel", new)
+    terminal.until("destroy this key? [y/N]")
+    terminal.type(typed)
+
+    assert code == terminal.end()
+    assert "Traceback" not in terminal.text
+    assert ("broken off" in terminal.text) == bool(code)
+    assert left == len(keys.states())
+
+
+def test_terminated_while_asking(keys):
+    """SIGTERM at the question: nothing is done, no worker stays."""
+    new = keys.rotate()
+    terminal = Terminal(keys, "cancel", new)
+    terminal.until("destroy this key? [y/N]")
+    terminal._process.send_signal(signal.SIGTERM)
+
+    assert -signal.SIGTERM == terminal.end()
+    assert 2 == len(keys.states())
+
+
+def test_bars_and_questions_go_to_stderr(keys):
+    """What a script reads from stdout is the answer alone."""
+    new = keys.rotate()
+    (old,) = [key_id for key_id in keys.states() if key_id != new]
+    keys.configure("keys", current=new)
+    ended = keys.run("retire", old, "--without-scan", "--yes")
+
+    assert 1 == len(ended.out.splitlines())
+    assert "will refuse to open" in ended.err

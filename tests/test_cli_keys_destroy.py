@@ -1,0 +1,165 @@
+"""`keys destroy`: what it wants, and what is left where it is broken off."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+
+import pytest
+
+from tests.etcd_server import EtcdServer
+from tests.keys_rig import Keys, etcd_json, retired_long_ago, stored_value
+from tests.shim_driver import Shim
+
+UNREACHABLE = ("--endpoints", "127.0.0.1:1")
+SIGNED = ("--without-scan", "--yes")
+
+
+def made(plugin):
+    """The commands on a token with two keys; the new one is named as current."""
+    keys = Keys(plugin)
+    keys.old = next(iter(keys.states()), None) or keys.generate()
+    keys.new = keys.generate("--another")
+    keys.configure("keys", current=keys.new)
+    return keys
+
+
+@pytest.fixture
+def two(make_plugin, hsm):
+    """Two keys of a token that all nodes share."""
+    return made(make_plugin(hsm, token={"shared": True}))
+
+
+@pytest.fixture
+def shim(directory) -> Shim:
+    """A shim that does nothing yet."""
+    return Shim(directory)
+
+
+@pytest.fixture
+def pairs(make_plugin, empty_hsm, shim):
+    """Two pairs of an AES and an HMAC key, behind the shim."""
+    env = {**empty_hsm.env, **shim.env}
+    token = {"module": str(shim.module), "env": env, "shared": True}
+    section = {"mechanism": "aes-cbc-hmac-sha256"}
+    return made(make_plugin(empty_hsm, token=token, keys=section))
+
+
+def wanted(keys, endpoint):
+    """The command with everything that it wants."""
+    confirmed = ("destroy", keys.old, "--confirm", keys.old, "--backups-expired")
+    return *confirmed, "--endpoints", endpoint
+
+
+def test_destroy_refused(two, tmp_path, monkeypatch):
+    """Each thing that is wanted is said; the key stays."""
+    old, new = two.old, two.new
+    monkeypatch.delenv("ETCDCTL_ENDPOINTS", raising=False)
+    wanted = ("destroy", old, "--confirm", old)
+    stale = etcd_json(tmp_path / "etcd", b"value")
+
+    assert "say where etcd is" in two.refusal(*wanted, code=2)
+    assert "do not tell what is stored now" in two.refusal(*wanted, *stale, code=2)
+    assert "give --confirm KEY_ID" in two.refusal("destroy", old, *UNREACHABLE, code=2)
+    assert "another key_id" in two.refusal(
+        "destroy", old, "--confirm", new, *UNREACHABLE, code=2
+    )
+    assert f"{old} is not retired" in two.refusal(*wanted, *UNREACHABLE)
+    two.json("retire", old, *SIGNED)
+    said = two.refusal(*wanted, *UNREACHABLE, "--backups-expired")
+    assert f"on which day {old} was last in use is not known" in said
+    assert "older snapshots of etcd" in said
+    assert "must have been for 24 h" in said
+    retired_long_ago(two, old)
+    assert "backups may still need the key" in two.refusal(*wanted, *UNREACHABLE)
+    assert "127.0.0.1:1" in two.refusal(*wanted, *UNREACHABLE, "--backups-expired")
+    assert {new: "current", old: "retired"} == two.states()
+
+
+def test_destroy_says_when_it_was_used(two):
+    """The state directory knows which day this node wrote with it last."""
+    plugin = two.plugin
+    for key_id in (two.old, two.new):
+        two.configure("keys", current=key_id)
+        plugin.start().wait_healthz("ok")
+        plugin.stop()
+    said = two.refusal("destroy", two.old, "--confirm", two.old, *UNREACHABLE)
+
+    today = datetime.now(UTC).date().isoformat()
+    assert f"{two.old} was last in use on this node at {today}" in said
+
+
+def test_destroyed(two):
+    """With nothing stored under it the key goes, and no other."""
+    two.json("retire", two.old, *SIGNED)
+    retired_long_ago(two, two.old)
+    two.plugin.start().wait_healthz("ok")
+    objects = {b"/registry/secrets/d/new": stored_value(two.plugin)}
+    with EtcdServer(objects) as etcd:
+        ended = two.run(*wanted(two, etcd.endpoint))
+
+    assert (0, f"destroyed {two.old}\n") == (ended.code, ended.out)
+    assert "none of 1 objects in" in ended.err
+    assert {two.new: "current"} == two.states()
+    assert ("ok", two.new) == (two.plugin.healthz(), two.plugin.status().key_id)
+    assert f"no key {two.old}" in two.refusal(*wanted(two, "127.0.0.1:1"))
+
+
+def test_something_is_left(two):
+    """One object under the key, or one that could be, keeps it."""
+    two.configure("keys", current=two.old)
+    two.plugin.start().wait_healthz("ok")
+    under = {b"/registry/secrets/d/old": stored_value(two.plugin)}
+    two.plugin.stop()
+    two.configure("keys", current=two.new)
+    two.plugin.start().wait_healthz("ok")
+    two.json("retire", two.old, *SIGNED)
+    retired_long_ago(two, two.old)
+    garbled = {b"/registry/secrets/d/x": b"k8s:enc:kms:v2:x:\xff"}
+    for objects, words in (
+        ({}, "no object below"),
+        (under, f"1 of 1 objects in 127.0.0.1:PORT are stored under {two.old}"),
+        (garbled, "1 of them cannot be taken apart"),
+    ):
+        with EtcdServer(objects) as etcd:
+            said = two.refusal(*wanted(two, etcd.endpoint))
+            assert words.replace("PORT", str(etcd.port)) in said
+            assert "retired" == two.states()[two.old]
+    with EtcdServer(garbled) as etcd:
+        two.json(*wanted(two, etcd.endpoint), "--ignore-unreadable")
+    assert two.old not in two.states()
+
+
+@pytest.mark.parametrize(
+    ("when", "left", "rest"),
+    [
+        ("abort", "retired", 2),
+        ("abort after", "unfinished", 1),
+        ("skip=1 abort", "unfinished", 1),
+        ("skip=1 abort after", None, 0),
+    ],
+)
+def test_broken_off(pairs, shim, when, left, rest):
+    """The same command again ends it; what is left is explained till then."""
+    pairs.json("retire", pairs.old, *SIGNED)
+    retired_long_ago(pairs, pairs.old)
+    clear = {b"/registry/pods/d/x": b"k8s-in-clear"}
+    with EtcdServer(clear) as etcd:
+        shim.set(f"C_DestroyObject {when}")
+        said = pairs.refusal(*wanted(pairs, etcd.endpoint))
+        shim.clear()
+        listed = {key["key_id"]: key for key in pairs.json("list")}
+        again = pairs.json(*wanted(pairs, etcd.endpoint))
+
+    assert "worker" in said
+    found = listed.pop(pairs.old, None)
+    assert [pairs.new] == list(listed)
+    assert (left, rest) == (found and found["state"], again["destroyed"])
+    if left == "unfinished":
+        assert f"`hsm-kms keys destroy {pairs.old}` ends it" in found["reason"]
+    # Where the AES key was gone already nothing can be stored under it.
+    assert (1 if left == "retired" else None) == again["scanned"]
+    assert {pairs.new: "current"} == pairs.states()
+    assert {"version": 1, "begun": [], "retired": []} == json.loads(
+        (pairs.plugin.state_dir / "keys.json").read_text()
+    )

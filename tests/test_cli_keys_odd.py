@@ -1,0 +1,238 @@
+"""`keys list` and its kin on tokens that somebody has put odd things on."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+
+from hsm_kms.clock import now
+from hsm_kms.worker.messages import Destroy, Done, FindKeys, Keys, Relabel
+from hsm_kms.worker.values import KeyRef
+from tests import keys_rig
+from tests.odd_keys import LABEL, make_key
+from tests.served import create
+from tests.support import PIN, TOKEN_LABEL, softhsm_module
+
+SIGNED = ("--without-scan", "--yes")
+
+# A process of its own: the tests themselves never load a module.
+_MANY = """
+import sys, pkcs11
+module, token, pin, label, count = sys.argv[1:]
+with pkcs11.lib(module).get_token(token_label=token).open(rw=True, user_pin=pin) as s:
+    for number in range(int(count)):
+        s.generate_key(
+            pkcs11.KeyType.AES, 256, id=number.to_bytes(2, "big"), label=label,
+            store=True, template={pkcs11.Attribute.PRIVATE: True},
+        )
+"""
+
+_FIXED = """
+import sys, pkcs11
+from pkcs11 import Attribute as A, MechanismFlag as F
+module, token, pin, label, cka_id = sys.argv[1:]
+with pkcs11.lib(module).get_token(token_label=token).open(rw=True, user_pin=pin) as s:
+    s.generate_key(
+        pkcs11.KeyType.GENERIC_SECRET, 256, id=bytes.fromhex(cka_id), label=label,
+        store=True, capabilities=F.SIGN | F.VERIFY,
+        template={A.PRIVATE: True, A.SENSITIVE: True, A.EXTRACTABLE: False,
+                  A.MODIFIABLE: False},
+    )
+"""
+
+
+def our_cka_id(activation, salt=b"00000000"):
+    """CKA_ID in the form of a key made by hsm-kms."""
+    return b"hkms\x01" + int(activation).to_bytes(8, "big") + salt
+
+
+@pytest.fixture
+def keys(make_plugin, hsm):
+    """The commands on a token that all nodes share, with one key."""
+    return keys_rig.Keys(make_plugin(hsm, token={"shared": True}))
+
+
+def test_planted(keys, hsm):
+    """A key that somebody knows is called imported, and comes after none by itself."""
+    (old,) = keys.states()
+    times = (now() - 3600, now() + 3600)
+    for number, at in enumerate(times):
+        value = bytes([number + 1]) * 32
+        create(hsm, KeyRef(LABEL, our_cka_id(at)), value)
+    listed = keys.json("list")
+
+    assert [False, False] == [
+        key["generated_on_token"] for key in listed if key["key_id"] != old
+    ]
+    assert {"decrypt-only", "current"} == {key["state"] for key in listed}
+    assert {None} == {key["becomes_current"] for key in listed}
+    assert old == keys.json("rotate")["replaces"]
+
+
+def test_one_time_for_two(keys, hsm):
+    """Of two keys with one time it is said which comes later."""
+    (old,) = keys.states()
+    at = now() + 3600
+    for salt in (b"salt-one", b"salt-two"):
+        make_key(hsm, our_cka_id(at, salt), PRIVATE=True)
+    ended = keys.run("list")
+
+    assert 2 == ended.out.count("another key has the same time")
+    assert 2 == list(keys.states().values()).count("pending")
+    assert old == keys.json("rotate", "--force")["replaces"]
+
+
+def test_two_objects_one_name(keys, hsm):
+    """Two keys with one label and one CKA_ID are shown, and not guessed between."""
+    for _ in range(2):
+        make_key(hsm, b"twice", PRIVATE=True)
+    ended = keys.run("list")
+
+    assert 2 == ended.out.count(b"twice".hex())
+    assert 2 == ended.out.count("another key has the same CKA_LABEL and CKA_ID")
+
+
+def test_cannot_be_identified(keys, hsm):
+    """A key that tells nothing of itself is listed as refused, without a key_id."""
+    make_key(hsm, b"no-encrypt", usage=("DECRYPT",), PRIVATE=True)
+    [odd] = [key for key in keys.json("list") if key["key_id"] is None]
+
+    assert ("refused", b"no-encrypt".hex()) == (odd["state"], odd["cka_id"])
+    assert "CKA_ENCRYPT is False" in odd["reason"]
+    assert odd["reason"] in keys.run("list").out
+
+
+def test_odd_retired_labels(keys, hsm):
+    """Whatever begins like a retired key is listed, and not destroyed on its word."""
+    (old,) = keys.states()
+    for number, label in enumerate(("", "soon", "20990101T000000Z")):
+        make_key(hsm, b"r%d" % number, label=f"{LABEL}/retired/{label}", PRIVATE=True)
+    make_key(hsm, b"r9", label=f"{LABEL}/retired/x", usage=("DECRYPT",), PRIVATE=True)
+    listed = {key["cka_id"]: key for key in keys.json("list")}
+    told = [listed[(b"r%d" % number).hex()] for number in (0, 1, 2, 9)]
+
+    assert ["retired"] * 4 == [key["state"] for key in told]
+    assert [None, None, "2099-01-01T00:00:00Z", None] == [
+        key["retired_since"] for key in told
+    ]
+    assert (None, True) == (told[3]["key_id"], "labelled" not in told[3]["reason"])
+    for key in told[:3]:
+        refused = keys.refusal(
+            *("destroy", key["key_id"], "--confirm", key["key_id"]),
+            *("--endpoints", "127.0.0.1:1", "--backups-expired"),
+        )
+        assert "24 h" in refused or "is not known on this node" in refused
+    assert old in keys.states()
+
+
+def test_listed_by_id(make_plugin, hsm):
+    """Without a label keys are found by CKA_ID: only the configuration retires them."""
+    make_key(hsm, b"\x07", label="whatever", PRIVATE=True)
+    make_key(hsm, b"\x08", label="", PRIVATE=True)
+    section = {"label": None, "ids": ["07", "08"]}
+    keys = keys_rig.Keys(make_plugin(hsm, keys=section))
+    ids = {key["cka_id"]: key["key_id"] for key in keys.json("list")}
+    keys.configure("keys", current=ids["07"])
+    ended = keys.run("retire", ids["08"], *SIGNED)
+
+    assert f"  retired: [{ids['08']}]\n" in ended.out
+    assert "keys.label is null" in ended.err
+    assert "leave its id in keys.ids until it is destroyed" in ended.err
+
+
+def test_more_keys_than_fit_one_answer(keys, hsm):
+    """Any number of keys is listed, page by page."""
+    command = [sys.executable, "-c", _MANY, softhsm_module(), TOKEN_LABEL, PIN]
+    hsm.run(*command, f"{LABEL}/retired/20260101T000000Z", "120")
+    listed = keys.json("list")
+
+    assert 121 == len({key["key_id"] for key in listed})
+    assert 120 == [key["state"] for key in listed].count("retired")
+
+
+def test_names_too_long_for_any_message(keys, hsm):
+    """A CKA_ID that fills an answer by itself takes no other key down."""
+    (old,) = keys.states()
+    make_key(hsm, b"x" * 60_000, PRIVATE=True)
+
+    assert {old: "current"} == keys.states()
+
+
+def test_pages(keys, hsm):
+    """A page tells where the next begins; what changed is found under its new name."""
+    for number in range(5):
+        make_key(hsm, bytes([number]), label="five", PRIVATE=True)
+    ref, after = KeyRef("five", b"\x00"), KeyRef("six", b"\x00")
+    find = FindKeys(label="five", limit=2)
+    pages = [FindKeys(label="five", limit=2, skip=skip) for skip in (2, 4)]
+    first, *others, relabelled, found, destroyed, gone = keys_rig.ask_worker(
+        keys.plugin,
+        [
+            *(find, *pages, Relabel(ref=ref, label="six"), FindKeys(label="six")),
+            *(Destroy(ref=after), FindKeys(label="si", prefix=True)),
+        ],
+    )
+
+    assert [2, 4, None] == [page.next for page in (first, *others)]
+    seen = [key.ref.cka_id for page in (first, *others) for key in page.keys]
+    assert [bytes([number]) for number in range(5)] == sorted(seen)
+    assert [Done(), Done(), Keys(keys=())] == [relabelled, destroyed, gone]
+    assert [after] == [key.ref for key in found.keys]
+
+
+def test_json_of_leftovers(keys, hsm):
+    """What is no key has the same members as a key, or none of them could be read."""
+    keygen = ("--keygen", "--key-type", "GENERIC:32", "--label", f"{LABEL}-hmac")
+    hsm.pkcs11_tool(*keygen, "--id", b"loneh".hex(), "--sensitive", "--private")
+    key, half = keys.json("list")
+
+    assert set(key) == set(half)
+    assert ("unfinished", b"lone".hex(), None) == (
+        half["state"],
+        half["cka_id"],
+        half["key_id"],
+    )
+    assert json.dumps(half) not in keys.run("list").out
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("cancel", "--yes"),
+        ("retire", *SIGNED),
+        ("destroy", "--confirm", "KEY_ID", "--endpoints", "127.0.0.1:1"),
+    ],
+    ids=lambda command: command[0],
+)
+def test_state_that_cannot_be_believed(keys, command):
+    """Where it is not known what was current here, no key comes to an end."""
+    new = keys.rotate()
+    (keys.plugin.state_dir / "last-key.json").write_text("{")
+    name, *options = (new if word == "KEY_ID" else word for word in command)
+    said = keys.refusal(name, new, *options)
+
+    assert "is not a state file of version 1" in said
+    assert new in keys.states()
+
+
+def test_partner_that_must_not_change(make_plugin, empty_hsm):
+    """An HMAC key that keeps its label does not keep its AES key from retiring."""
+    section = {"mechanism": "aes-cbc-hmac-sha256"}
+    keys = keys_rig.Keys(make_plugin(empty_hsm, keys=section))
+    make_key(empty_hsm, b"old", PRIVATE=True)
+    empty_hsm.run(
+        *(sys.executable, "-c", _FIXED, softhsm_module(), TOKEN_LABEL, PIN),
+        *(f"{LABEL}-hmac", b"oldh".hex()),
+    )
+    (old,) = keys.states()
+    new = keys.generate("--another")
+    keys.configure("keys", current=new)
+    ended = keys.run("retire", old, *SIGNED)
+
+    assert (0, True) == (ended.code, "which harms nothing" in ended.err)
+    assert {old: "retired", new: "current"} == keys.states()
+    assert 0 == keys.run("retire", old, *SIGNED).code
+    assert "k8s-kek" == keys.json("retire", old, "--undo")["label"]
+    assert {old: "decrypt-only", new: "current"} == keys.states()

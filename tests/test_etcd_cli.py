@@ -1,0 +1,201 @@
+"""`hsm-kms etcd scan`: what people and scripts see."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+
+from tests.etcd_cli import IN_CLEAR, OBJECTS, EtcdCli
+from tests.etcd_samples import (
+    KEY_ID,
+    OTHER_KEY_ID,
+    etcdctl_json,
+    v1,
+    v2,
+    written,
+)
+
+HOSTILE = "\x1b]0;owned\x07\u202e"
+
+
+@pytest.fixture
+def cli(monkeypatch, capsys, tmp_path):
+    """The commands."""
+    return EtcdCli(monkeypatch, capsys, tmp_path)
+
+
+@pytest.fixture
+def dump(tmp_path):
+    """A file with the output of etcdctl."""
+    return written(tmp_path / "dump.json", OBJECTS)
+
+
+def test_scan(dump, cli):
+    """The table of what is encrypted, a line for what is not, and objects by key."""
+    out, err = cli.scan(dump)
+
+    assert "" == err
+    assert [
+        f"7 objects below /registry/ in {dump}, revision 7",
+        "",
+        f"OBJECTS  RESOURCE    PROVIDER  NAME    KEY_ID{' ' * 22}WRAPPED BY",
+        "      1  configmaps  kms v2    aws     arn:1",
+        f"      1  secrets     kms v1    hsm-v1  {KEY_ID}  local KEK",
+        f"      2  secrets     kms v2    hsm     {KEY_ID}  token",
+        "",
+        (
+            "3 objects in clear of resources of which none is encrypted: leases 1, "
+            "pods 1, widgets.example.com 1"
+        ),
+        "",
+        "OBJECTS  UNDER KEY",
+        f"      3  {KEY_ID}",
+        "      1  arn:1",
+    ] == out.splitlines()
+
+
+def test_scan_names_all_that_is_in_clear(dump, cli):
+    """--all gives every resource its line."""
+    out, _ = cli.scan(dump, "--all")
+
+    assert re.search(r"^ +1  pods +in clear$", out, re.MULTILINE)
+    assert "of which none is encrypted" not in out
+
+
+def test_scan_puts_first_what_should_not_be_in_clear(tmp_path, cli):
+    """A Secret in clear, then a value that is cut, each with one to look at."""
+    held = OBJECTS | {
+        "/registry/secrets/default/plain": IN_CLEAR,
+        "/registry/secrets/default/cut": v2()[:-50],
+    }
+    out, _ = cli.scan(written(tmp_path / "dump.json", held))
+    lines = out.splitlines()
+
+    assert re.fullmatch(r" +1  secrets +in clear", lines[3])
+    assert "         such as /registry/secrets/default/plain" == lines[4]
+    assert re.fullmatch(r" +1  secrets +kms v2 +hsm", lines[5])
+    assert (
+        "         the envelope is cut or garbled; such as /registry/secrets/default/cut"
+        == lines[6]
+    )
+    assert "hunter2" not in out
+
+
+def test_scan_as_json(dump, cli):
+    """For scripts the same, and more."""
+    out, _ = cli.scan(dump, "-o", "json", "--resource", "pods")
+    told = json.loads(out)
+
+    assert (7, 1, 0, 0) == (
+        told["objects"],
+        told["unencrypted"],
+        told["unreadable"],
+        told["others"],
+    )
+    assert {KEY_ID: 3, "arn:1": 1} == told["keys"]
+    assert {
+        "objects": 1,
+        "resource": "pods",
+        "provider": "identity",
+        "version": "",
+        "name": "",
+        "key_id": None,
+        "kind": "",
+        "problem": "",
+        "exposed": True,
+        "example": "/registry/pods/default/e",
+    } == told["rows"][0]
+    assert (str(dump), "/registry/", 7, []) == (
+        told["source"],
+        told["prefix"],
+        told["revision"],
+        told["fail_if"],
+    )
+
+
+def test_may_the_key_go(dump, cli):
+    """--fail-if key_id= says yes for one that nothing is stored under, and no else."""
+    yes, err = cli.scan(dump, "--fail-if", f"key_id={OTHER_KEY_ID}")
+    _, no = cli.scan(dump, "--fail-if", f"key_id={KEY_ID}.suffix", code=1)
+
+    assert yes.endswith(f"\n0 objects under {OTHER_KEY_ID}: no stored value needs it\n")
+    assert "" == err
+    assert (
+        f"hsm-kms: 3 objects under {KEY_ID}.suffix\n"
+        "hint: `hsm-kms migrate` stores them again under the current key\n" == no
+    )
+
+
+def test_fail_if_anything_is_in_clear(dump, tmp_path, cli):
+    """--fail-if unencrypted counts what is wanted encrypted, --resource included."""
+    yes, _ = cli.scan(dump, "--fail-if", "unencrypted")
+    _, no = cli.scan(dump, "--fail-if", "unencrypted", "--resource", "pods", code=1)
+
+    assert yes.endswith("\n0 objects in clear that should not be\n")
+    assert no.startswith("hsm-kms: 1 object in clear that should not be\n")
+
+
+def test_fail_if_for_scripts(dump, cli):
+    """With -o json the answers are in the JSON, and the exit code is the same."""
+    conditions = ["--fail-if", f"key_id={KEY_ID}", "--fail-if", "unencrypted"]
+    out, err = cli.scan(dump, "-o", "json", *conditions, code=1)
+
+    assert [
+        {"condition": f"key_id={KEY_ID}", "objects": 3, "met": True},
+        {"condition": "unencrypted", "objects": 0, "met": False},
+    ] == json.loads(out)["fail_if"]
+    assert err.startswith(f"hsm-kms: 3 objects under {KEY_ID}\n")
+
+
+@pytest.mark.parametrize(
+    "condition", ["key_id=", "key_id=abc", f"key_id={KEY_ID[:-1]}", "encrypted", ""]
+)
+def test_a_mistyped_condition_is_bad_usage(condition, dump, cli):
+    """A key_id that is none would be found nowhere, and is refused."""
+    _, err = cli.scan(dump, "--fail-if", condition, code=2)
+
+    assert "is neither unencrypted nor key_id= and a key_id" in err
+
+
+def test_a_scan_of_nothing_proves_nothing(dump, cli):
+    """Where the prefix matches nothing, that is an error, not a zero."""
+    _, err = cli.scan(
+        dump, "--prefix", "/kubernetes.io/", "--fail-if", "unencrypted", code=1
+    )
+
+    assert err.startswith(f"hsm-kms: no object below '/kubernetes.io/' in {dump}\n")
+    assert "--etcd-prefix" in err
+
+
+def test_a_broken_file_proves_nothing(tmp_path, cli):
+    """A file that breaks off is an error, whatever was counted before."""
+    path = tmp_path / "dump.json"
+    path.write_bytes(etcdctl_json(OBJECTS)[:-40])
+    out, err = cli.scan(path, "--fail-if", f"key_id={OTHER_KEY_ID}", code=1)
+
+    assert "" == out
+    assert "breaks off or is no JSON" in err
+
+
+def test_nothing_hostile_reaches_the_terminal(tmp_path, cli):
+    """Control characters in names, key_ids and keys are written out."""
+    held = {
+        f"/registry/secrets/{HOSTILE}/a": v2(b"x", HOSTILE, key_id=HOSTILE),
+        f"/registry/{HOSTILE}/n/b": v1(b"y" * 40, HOSTILE.encode()),
+        "/registry/pods/n/c": b"k8s:enc:" + HOSTILE.encode() + b":v1:",
+        f"/registry/secrets/n/{HOSTILE}": b"k8s:enc:kms:v2:\xff\x1b[2J:" + b"x",
+        f"/registry/pods/n/{HOSTILE}": IN_CLEAR,
+        f"/registry/{HOSTILE * 2}/n/b": IN_CLEAR,
+    }
+    path = written(tmp_path / "dump.json", held)
+    shown = [cli.scan(path), cli.scan(path, "--all"), cli.scan(path, "-o", "json")]
+    shown += [
+        (done.out, done.err)
+        for key in [*held, f"/registry/{HOSTILE}"]
+        for done in [cli.run("show", key, "--from-json", path)]
+    ]
+
+    for out, err in shown:
+        assert re.fullmatch(r"[\n -~]*", out + err)

@@ -1,0 +1,179 @@
+"""Getting into etcd: TLS, users and passwords, how an endpoint is written."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from hsm_kms.errors import ConfigError
+from hsm_kms.etcd.endpoint import parse_endpoint
+from hsm_kms.etcd.link import Login
+from hsm_kms.etcd.live import Access, Etcd
+from hsm_kms.etcd.source import EtcdError
+from tests.etcd_server import (
+    EtcdServer,
+    Knobs,
+    made_objects,
+    make_certificates,
+    read,
+)
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory):
+    """A CA, a server, a client."""
+    return make_certificates(tmp_path_factory.mktemp("tls") / "pki")
+
+
+def access(certificates, **changes) -> Access:
+    given = {
+        "cacert": certificates.ca,
+        "cert": certificates.client,
+        "key": certificates.client_key,
+    }
+    return Access(**(given | changes))
+
+
+def test_tls_with_a_client_certificate(certificates):
+    """With --cacert, --cert and --key a bare host:port is spoken to in TLS."""
+    with (
+        EtcdServer(made_objects(3), certificates) as server,
+        Etcd([server.endpoint], access(certificates)) as source,
+    ):
+        assert 3 == len(list(source))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "scheme", "words", "hint"),
+    [
+        ("no client", "", "it ends the connection at once", "--cert and --key"),
+        ("other CA", "", "its certificate is not to be trusted", "--cacert"),
+        ("system CAs", "https://", "its certificate is not to be trusted", "--cacert"),
+        ("other client", "", "it ends the connection at once", "--cert and --key"),
+        ("plain", "http://", "it speaks TLS", "https://"),
+    ],
+)
+def test_tls_that_fails(wrong, scheme, words, hint, certificates, tmp_path):
+    """What is wrong with TLS is told in a sentence, and which option mends it."""
+    other = make_certificates(tmp_path / "other")
+    given = {
+        "no client": access(certificates, cert=None, key=None),
+        "other CA": access(certificates, cacert=other.ca),
+        "system CAs": access(certificates, cacert=None),
+        "other client": access(certificates, cert=other.client, key=other.client_key),
+        "plain": Access(),
+    }[wrong]
+    with (
+        EtcdServer(made_objects(3), certificates) as server,
+        pytest.raises(EtcdError) as caught,
+        Etcd([f"{scheme}{server.endpoint}"], given),
+    ):
+        pass
+
+    assert words in str(caught.value)
+    assert hint in caught.value.hint
+
+
+def test_tls_where_there_is_none(certificates):
+    """A server without TLS is told from one whose certificate is wrong."""
+    with (
+        EtcdServer(made_objects(3)) as server,
+        pytest.raises(EtcdError, match="it does not speak TLS"),
+        Etcd([server.endpoint], access(certificates)),
+    ):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"cacert": "none"}, "none.pem cannot be read: No such file"),
+        ({"cacert": "client_key"}, "client_key.pem holds no certificates in PEM"),
+        ({"key": "server_key"}, "are not a certificate and its key in PEM"),
+        ({"cert": "client_key"}, "are not a certificate and its key in PEM"),
+    ],
+)
+def test_files_of_tls(changes, words, certificates):
+    """A file that cannot be read, or holds something else, is named."""
+    folder = certificates.ca.parent
+    files = {name: folder / f"{file}.pem" for name, file in changes.items()}
+
+    with pytest.raises(EtcdError) as caught:
+        Etcd(["127.0.0.1:2379"], replace(access(certificates), **files))
+
+    assert words in str(caught.value)
+
+
+def test_users_and_passwords():
+    """A user logs in, and logs in again when etcd forgets the token."""
+    knobs = Knobs(made_objects(1000), users={"root": "hunter2"})
+
+    def forget(number: int) -> None:
+        if number == 3:
+            knobs.logins += 1  # another token counts from now on
+
+    knobs.refuse = forget
+    with EtcdServer(knobs) as server:
+        assert 1000 == len(read(server, login=Login("root", "hunter2")))
+
+    assert 3 == knobs.logins
+
+
+@pytest.mark.parametrize(
+    ("login", "words"),
+    [
+        (None, "etcd wants a user"),
+        (Login("root", "wrong"), "etcd refuses the user or the password"),
+    ],
+)
+def test_users_that_are_refused(login, words):
+    """Without a user, or with a wrong password, etcd's refusal is explained."""
+    knobs = Knobs(made_objects(3), users={"root": "hunter2"})
+    with EtcdServer(knobs) as server, pytest.raises(EtcdError, match=words) as caught:
+        read(server, login=login)
+
+    assert "--user" in caught.value.hint
+    assert "wrong" not in str(caught.value)
+
+
+def test_a_user_where_etcd_has_none():
+    """A user given to an etcd without users does no harm, as with etcdctl."""
+    with EtcdServer(made_objects(3)) as server:
+        assert 3 == len(read(server, login=Login("root", "x")))
+
+
+@pytest.mark.parametrize(
+    ("text", "target", "tls"),
+    [
+        ("127.0.0.1:2379", "127.0.0.1:2379", False),
+        ("http://etcd-0.etcd:2379", "etcd-0.etcd:2379", False),
+        ("https://etcd.example.com:2379/", "etcd.example.com:2379", True),
+        ("https://[::1]:2379", "[::1]:2379", True),
+        ("unix:///run/etcd.sock", "unix:/run/etcd.sock", False),
+    ],
+)
+def test_endpoints(text, target, tls):
+    """Endpoints are written as for etcdctl."""
+    endpoint = parse_endpoint(text, secured=False)
+
+    assert (text, target, tls) == (endpoint.text, endpoint.target, endpoint.tls)
+    assert parse_endpoint("etcd:2379", secured=True).tls
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "etcd", "etcd:", "etcd:99999", "ftp://etcd:2379", "https://", "a b:1", "::1"],
+)
+def test_endpoints_that_are_none(text):
+    """Anything else is bad usage, and says what an endpoint is."""
+    with pytest.raises(ConfigError, match="is not host:port, http://"):
+        parse_endpoint(text, secured=False)
+
+
+def test_an_endpoint_with_a_password_is_not_quoted():
+    """A URL that holds a password is refused without showing it."""
+    with pytest.raises(ConfigError) as caught:
+        parse_endpoint("https://root:hunter2@etcd:2379", secured=False)
+
+    assert "hunter2" not in str(caught.value)

@@ -1,0 +1,173 @@
+"""`hsm-kms migrate`: what it is called with, how it names things."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from hsm_kms.errors import ConfigError
+from hsm_kms.migrate.api import Answer
+from hsm_kms.migrate.refusals import why_not
+from hsm_kms.migrate.resources import Resource, Wanted, parse_resource
+from tests.kubectl_stub import status
+from tests.migrating import Migrating
+
+RBAC = 'User "system:sa:a" cannot update resource "secrets" in API group ""'
+
+
+@pytest.fixture
+def migrating(directory):
+    return Migrating(directory)
+
+
+# Usage
+
+
+def test_no_kubectl(migrating):
+    """What is missing, and what to do."""
+    result = migrating.run("--kubectl", "/nowhere/kubectl")
+
+    assert [
+        "hsm-kms: there is no program '/nowhere/kubectl'",
+        "hint: install kubectl, or say where it is with --kubectl",
+    ] == result.stderr.splitlines()
+    assert 1 == result.returncode
+
+
+def test_kubectl_that_ends(migrating):
+    """It could not listen, or was killed."""
+    migrating.kubectl.write_text("#!/bin/sh\n[ $1 = config ] && exit 0\nexit 3\n")
+
+    result = migrating.run()
+
+    assert "hsm-kms: kubectl has ended with code 3" in result.stderr
+    assert 1 == result.returncode
+
+
+def test_kubeconfig_unusable(migrating):
+    """What kubectl itself says about the kubeconfig."""
+    migrating.kubectl.write_text(
+        "#!/bin/sh\necho 'error: no such context' >&2\nexit 1\n"
+    )
+
+    result = migrating.run("--context", "nope")
+
+    assert (
+        "hsm-kms: kubectl cannot use this kubeconfig: no such context" in result.stderr
+    )
+
+
+def test_options_reach_kubectl(migrating):
+    """--kubeconfig and --context are kubectl's own, before anything else."""
+    said = migrating.directory / "said"
+    inner = migrating.kubectl.read_text().splitlines()[1]
+    migrating.kubectl.write_text(f'#!/bin/sh\necho "$@" >> {said}\n{inner}\n')
+
+    migrating.run("--kubeconfig", "/k c", "--context", "prod")
+
+    assert {True} == {
+        line.startswith("--kubeconfig=/k c --context=prod ")
+        for line in said.read_text().splitlines()
+    }
+
+
+def test_nothing_to_explain(migrating):
+    """A cluster without StorageVersionMigration: what it takes to have it."""
+    result = migrating.run("--explain")
+
+    assert (
+        "hsm-kms: this API server does not serve storagemigration.k8s.io\n"
+        in result.stderr
+    )
+    assert "" == result.stdout
+    assert 1 == result.returncode
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fault"),
+    [
+        (["--rate", "0"], "0.0 is not in the range x>0"),
+        (["--resource", "Secret/x"], "'Secret/x' names no resource"),
+        (["--dry-run", "--resume", "f"], "--dry-run and --resume exclude each other"),
+    ],
+)
+def test_bad_usage(migrating, arguments, fault):
+    """Exit 2, before kubectl is started."""
+    result = migrating.run(*arguments)
+
+    assert fault in result.stderr
+    assert 2 == result.returncode
+
+
+# Parts
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "group"),
+    [
+        ("secrets", "secrets", ""),
+        ("deployments.apps", "deployments", "apps"),
+        ("widgets.example.com", "widgets", "example.com"),
+        ("*.apps", "*", "apps"),
+        ("*.", "*", ""),
+        ("*.*", "*", "*"),
+    ],
+)
+def test_resource_names(text, name, group):
+    """Named as in an EncryptionConfiguration."""
+    assert Wanted(name, group) == parse_resource(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "*", ".", "secrets.", "secrets.*", "a/b", "Secrets", "a b", "../x"]
+)
+def test_no_resource_names(text):
+    """Anything else is refused before it gets into a path."""
+    with pytest.raises(ConfigError, match="names no resource"):
+        parse_resource(text)
+
+
+def test_paths():
+    """Where the API server lists a resource."""
+    core = Resource(name="secrets", group="", version="v1", namespaced=True)
+    nodes = Resource(name="nodes", group="", version="v1", namespaced=False)
+    apps = Resource(name="deployments", group="apps", version="v1", namespaced=True)
+
+    assert "/api/v1/secrets" == core.path()
+    assert "/api/v1/namespaces/ns/secrets" == core.path("ns")
+    assert "/api/v1/nodes" == nodes.path("ns")
+    assert "/apis/apps/v1/namespaces/ns/deployments" == apps.path("ns")
+
+
+@pytest.mark.parametrize(
+    ("message", "why"),
+    [
+        (f'secrets "x" is forbidden: {RBAC} in the namespace "ns"', RBAC),
+        (
+            'admission webhook "a.b" does not support dry run',
+            'admission webhook "a.b" does not support dry run',
+        ),
+        (
+            'Internal error occurred: failed calling webhook "a.b": TEXT',
+            'failed calling webhook "a.b"',
+        ),
+        (
+            "ValidatingAdmissionPolicy 'p' with binding 'b' denied request: TEXT",
+            "ValidatingAdmissionPolicy 'p' with binding 'b' denied request",
+        ),
+        ("TEXT", "HTTP 403 Forbidden"),
+        ('admission webhook "TEXT TEXT" denied the request', "HTTP 403 Forbidden"),
+    ],
+)
+def test_refusals_quote_no_object(message, why):
+    """A webhook may say anything: only names in known places are repeated."""
+    body = json.dumps(status(403, "Forbidden", message)).encode()
+
+    assert why == why_not(Answer(code=403, body=body))
+
+
+@pytest.mark.parametrize("body", [b"", b"TEXT", b"[]", b'{"kind": "Secret"}', b"\xff"])
+def test_refusal_that_is_no_status(body):
+    """Whatever it is, it is not repeated."""
+    assert "HTTP 502" == why_not(Answer(code=502, body=body))

@@ -1,0 +1,207 @@
+"""`hsm-kms etcd verify`, on what a running server wrapped and a real token opens."""
+
+from __future__ import annotations
+
+import base64
+import os
+
+from hsm_kms.etcd.opening import NO_KEY
+from tests.support import PIN
+from tests.verifying import (
+    dump,
+    failures,
+    flipped,
+    two_seeds,
+    v1,
+    v2,
+    v2_of,
+    verify,
+    verify_json,
+)
+
+
+def test_everything_opens(plugin):
+    """Seeds and DEKs, v2 and v1, and what others wrote is named as not checked."""
+    values = two_seeds(plugin)
+    values |= {f"d{n}": v1(plugin.v1_encrypt(os.urandom(32))) for n in range(2)}
+    values |= {"e": b"\x0a\x0bclear", "f": b"k8s:enc:aescbc:v1:key1:" + bytes(32)}
+    values |= {"g": v2(os.urandom(40), "https://vault/keys/1", name="vault")}
+    plugin.stop()
+
+    result = verify(plugin, values)
+
+    assert "" == result.stderr
+    assert [
+        "not checked: 1 object by aescbc 'key1'",
+        "not checked: 1 object by kms v2 'vault'",
+        "not checked: 1 object in clear",
+        "every one of 4 wrapped keys (5 objects) opens with this token",
+    ] == sorted(result.stdout.splitlines(), key=lambda line: (line[0] == "e", line))
+    assert 0 == result.returncode
+
+
+def test_json(plugin):
+    """The same for scripts."""
+    values = two_seeds(plugin) | {"z": b"clear"}
+
+    assert (
+        0,
+        {
+            "objects_read": 4,
+            "objects": 3,
+            "wrapped_keys": 2,
+            "failed_keys": 0,
+            "failed_objects": 0,
+            "failures": [],
+            "not_checked": [{"provider": "identity", "name": "", "objects": 1}],
+            "complete": True,
+        },
+    ) == verify_json(plugin, values)
+
+
+def test_restored_token_opens_everything(plugin, make_plugin, directory):
+    """The restore drill: a copy of the token, a new node, a file of what etcd held."""
+    values = two_seeds(plugin)
+    plugin.stop()
+    elsewhere = make_plugin(plugin.hsm.copy(directory / "restored"), name="elsewhere")
+
+    result = verify(elsewhere, values)
+
+    assert "every one of 2 wrapped keys (3 objects) opens" in result.stdout
+    assert 0 == result.returncode
+
+
+def test_wrong_token(plugin, make_plugin, empty_hsm):
+    """A token without the key: which key_id, how many, an example; then exit 1."""
+    values = two_seeds(plugin)
+    key_id = plugin.status().key_id
+    plugin.stop()
+    other = make_plugin(empty_hsm, name="other")
+    assert 0 == other.cli("keys", "generate").returncode
+
+    result = verify(other, values)
+
+    assert [
+        f"{key_id}: no such key on this token",
+        "  2 wrapped keys in 3 objects, such as /registry/secrets/ns/a",
+    ] == result.stdout.splitlines()
+    assert [
+        "hsm-kms: 2 of 2 wrapped keys cannot be opened with this token: 3 of 3 objects"
+    ] == result.stderr.splitlines()[:1]
+    assert 1 == result.returncode
+
+
+def test_token_without_any_key(plugin, make_plugin, empty_hsm):
+    """An empty token opens nothing, and that is a finding and no failure."""
+    values = two_seeds(plugin)
+    key_id = plugin.status().key_id
+
+    other = make_plugin(empty_hsm, name="other")
+
+    assert [(key_id, NO_KEY, 2, 3)] == failures(other, values)
+
+
+def test_damage_is_told_apart(plugin):
+    """Not authentic, malformed, garbled, contradictory; the first stops nothing."""
+    good = plugin.encrypt(os.urandom(32))
+    record, key_id = good.ciphertext, good.key_id
+    values = {
+        "1": v2(flipped(record, -1), key_id),
+        "2": v2(record[:50], key_id),
+        "3": v2(record, key_id + ".other"),
+        "4": v2_of(good)[:60],
+        "5": v2(record, key_id, data=b"short"),
+        "6": v1(record[:51]),  # is counted with 2
+        "7": v2_of(good),
+    }
+
+    code, shown = verify_json(plugin, values)
+
+    assert 1 == code
+    assert {
+        ("1", key_id, "not authentic: of another scope, or damaged"),
+        ("2", key_id, "the wrapped key is malformed"),
+        (
+            "3",
+            key_id + ".other",
+            "the key_id beside the record is not the one in the record",
+        ),
+        ("4", "", "the envelope is cut or garbled"),
+        ("5", key_id, "the encrypted data is too short to be any"),
+    } == {
+        (
+            row["example"].removeprefix("/registry/secrets/ns/"),
+            row["key_id"],
+            row["why"],
+        )
+        for row in shown["failures"]
+    }
+    assert (7, 6) == (shown["objects"], shown["failed_objects"])
+
+
+def test_scope_of_another_cluster(plugin, make_plugin):
+    """The scope is not in a record, but only the right one opens it."""
+    values = two_seeds(plugin)
+    other = make_plugin(plugin.hsm, name="other", scope="another-cluster")
+
+    assert [
+        (plugin.status().key_id, "not authentic: of another scope, or damaged", 2, 3)
+    ] == failures(other, values)
+
+
+def test_retired_key(plugin):
+    """What the server would refuse, this refuses."""
+    values = two_seeds(plugin)
+    key_id = plugin.status().key_id
+    plugin.stop()
+    plugin.config["keys"]["retired"] = [key_id]
+    plugin.write_config()
+
+    assert [(key_id, "its key is in keys.retired", 2, 3)] == failures(plugin, values)
+
+
+def test_nothing_of_ours_proves_nothing(plugin):
+    """A drill on the wrong file must not pass."""
+    result = verify(
+        plugin, {"a": b"clear", "b": b"k8s:enc:aescbc:v1:key1:" + bytes(32)}
+    )
+
+    assert "nothing in 2 objects was wrapped by hsm-kms" in result.stderr
+    assert 1 == result.returncode
+
+
+def test_file_that_breaks_off(plugin):
+    """Not every object was read: whatever opened, it is an error."""
+    path = dump(plugin, two_seeds(plugin))
+    path.write_text(path.read_text()[:-30])
+
+    result = plugin.cli("etcd", "verify", "--from-json", str(path))
+
+    assert "breaks off" in result.stderr
+    assert "every one" not in result.stdout
+    assert 1 == result.returncode
+
+
+def test_says_nothing_of_what_is_inside(plugin):
+    """Neither a DEK nor the PIN comes out."""
+    dek = os.urandom(32)
+    values = {"a": v2_of(plugin.encrypt(dek)), "b": v1(plugin.v1_encrypt(dek))}
+
+    result = verify(plugin, values)
+
+    said = result.stdout + result.stderr
+    assert 0 == result.returncode
+    assert not any(
+        form in said for form in (dek.hex(), base64.b64encode(dek).decode(), PIN)
+    )
+
+
+def test_one_wrapped_key(plugin):
+    """The usual cluster: one seed, and however many objects."""
+    value = v2_of(plugin.encrypt(os.urandom(32)))
+
+    result = verify(plugin, {"a": value, "b": value})
+
+    assert "the one wrapped key (2 objects) opens with this token\n" == result.stdout, (
+        result.stderr
+    )

@@ -1,0 +1,212 @@
+"""How often requests and time may cause a look."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+import pytest
+
+from hsm_kms.errors import TokenAbsentError
+from hsm_kms.visits import APART_SECONDS, SEEK_SECONDS, Seeker, Visits
+
+INTERVAL = 30.0
+
+
+@pytest.fixture
+async def clock(monkeypatch):
+    """The loop's clock; it stands until the test moves it."""
+    loop = asyncio.get_running_loop()
+    now = [loop.time()]
+    monkeypatch.setattr(loop, "time", lambda: now[0])
+    return now
+
+
+async def settle():
+    """Let everything happen that can happen now."""
+    for _ in range(8):
+        await asyncio.sleep(0)
+
+
+class Look:
+    """Counts looks; one goes on until it is let end."""
+
+    def __init__(self):
+        self.count = 0
+        self.end = asyncio.Event()
+
+    async def __call__(self):
+        self.count += 1
+        await self.end.wait()
+
+
+async def test_seek(clock):
+    """Who asks first begins a look, and waits for it; the others wait with him."""
+    look = Look()
+    seeker = Seeker(look)
+    asking = [asyncio.ensure_future(seeker.seek(clock[0] + 1)) for _ in range(3)]
+    await settle()
+    assert [False] * 3 == [task.done() for task in asking]
+    look.end.set()
+
+    assert [True, False, False] == await asyncio.gather(*asking)
+    assert 1 == look.count
+
+
+async def test_seek_is_seldom(clock):
+    """However many ask, there is one look in `SEEK_SECONDS`; nobody waits for it."""
+    look = Look()
+    look.end.set()
+    seeker = Seeker(look)
+    assert await seeker.seek(clock[0] + 1)
+    clock[0] += SEEK_SECONDS - 0.1
+    assert [False] * 9 == [await seeker.seek(clock[0] + 1) for _ in range(9)]
+    clock[0] += 0.1
+
+    assert await seeker.seek(clock[0] + 1)
+    assert 2 == look.count
+
+
+async def test_seek_waits_no_longer_than_the_request():
+    """A look that takes its time goes on; the request does not wait for it."""
+    look = Look()
+    seeker = Seeker(look)
+    loop = asyncio.get_running_loop()
+    assert await seeker.seek(loop.time() + 0.05)
+    assert not await seeker.seek(loop.time() + 0.05)
+    look.end.set()
+    await settle()
+
+    assert 1 == look.count
+    seeker.close()
+
+
+async def test_seek_given_up():
+    """A client that goes away does not end the look that others wait for."""
+    look = Look()
+    seeker = Seeker(look)
+    until = asyncio.get_running_loop().time() + 5
+    first, second = (asyncio.ensure_future(seeker.seek(until)) for _ in range(2))
+    await settle()
+    first.cancel()
+    await settle()
+    look.end.set()
+
+    assert not await second
+    assert 1 == look.count
+
+
+class Workers:
+    """What visits ask of the workers."""
+
+    def __init__(self):
+        self.ready = []
+        self.recycled = []
+        self.visitors = 0
+        self.error = None
+
+    @contextlib.asynccontextmanager
+    async def visitor(self):
+        self.visitors += 1
+        if self.error is not None:
+            raise self.error
+        yield object()
+
+    def recycle(self, worker):
+        self.recycled.append(worker)
+
+
+class Member:
+    """A worker that serves."""
+
+    def __init__(self, *, behind=False, retiring=False):
+        self.behind = behind
+        self.retiring = retiring
+
+
+@pytest.fixture
+async def visited(clock, monkeypatch):
+    """Visits under way; `after` moves the clock."""
+    ticks = asyncio.Event()
+
+    async def tick(_seconds):
+        await ticks.wait()
+        ticks.clear()
+
+    workers, reads = Workers(), []
+    workers.ready = [Member(), Member()]
+
+    async def read(worker):
+        reads.append(worker)
+
+    visits = Visits(INTERVAL, read=read, is_behind=lambda worker: worker.behind)
+    real = asyncio.sleep
+    monkeypatch.setattr("hsm_kms.visits.asyncio.sleep", tick)
+    task = asyncio.ensure_future(visits.run(workers))
+
+    async def after(seconds):
+        clock[0] += seconds
+        for _ in range(8):
+            await real(0)
+        ticks.set()
+        for _ in range(8):
+            await real(0)
+        return workers.visitors
+
+    await real(0)
+    yield visits, workers, reads, after
+    task.cancel()
+
+
+async def test_visit_every_ten_intervals(visited):
+    """A fresh worker looks every ten intervals."""
+    _, _, reads, after = visited
+
+    assert 0 == await after(10 * INTERVAL - 1)
+    assert 1 == await after(1)
+    assert 1 == await after(10 * INTERVAL - 1)
+    assert 2 == await after(1)
+    assert 2 == len(reads)
+
+
+async def test_visit_soon(visited):
+    """A key_id that is not known brings a fresh worker; a flood of them no second."""
+    visits, _, _, after = visited
+    visits.soon()
+    assert 0 == await after(SEEK_SECONDS - 1)
+    assert 1 == await after(1)
+
+    for _ in range(int(APART_SECONDS) - 1):
+        visits.soon()
+        assert 1 == await after(1)
+    visits.soon()
+    assert 2 == await after(SEEK_SECONDS)
+
+
+async def test_no_visit_without_workers(visited):
+    """While nothing serves there are others who try to start a worker."""
+    _, workers, _, after = visited
+    workers.ready.clear()
+
+    assert 0 == await after(20 * INTERVAL)
+
+
+@pytest.mark.parametrize("error", [TokenAbsentError("away"), ZeroDivisionError()])
+async def test_visit_that_fails(visited, error):
+    """A fresh worker that cannot look costs nothing, and the next one comes."""
+    _, workers, reads, after = visited
+    workers.error = error
+    assert 1 == await after(10 * INTERVAL)
+    workers.error = None
+
+    assert 2 == await after(10 * INTERVAL)
+    assert 1 == len(reads)
+
+
+async def test_recycle_one_at_a_time(visited):
+    """Of two that are behind one is replaced; one that is leaving is left alone."""
+    _, workers, _, after = visited
+    workers.ready = [Member(behind=True, retiring=True), Member(behind=True), Member()]
+    await after(0.5)
+
+    assert [workers.ready[1]] == workers.recycled

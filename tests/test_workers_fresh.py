@@ -1,0 +1,68 @@
+"""Workers that are replaced by fresh ones, and one that comes for a look alone."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+
+import pytest
+
+from hsm_kms.token.counts import End
+from tests.served import Served, children
+
+
+@pytest.fixture
+def make(hsm, pin_file, directory):
+    """Make workers on a token with one KEK."""
+
+    def make(**settings):
+        return Served(hsm, pin_file, directory, **settings)
+
+    return make
+
+
+async def test_recycle(make):
+    """A worker that is to be replaced is, while all others serve; one at a time."""
+    async with make() as served:
+        await served.stocked()
+        first, second = served.workers.ready
+        served.workers.recycle(first)
+        served.workers.recycle(second)
+        await served.until(first.lost.is_set)
+        assert (End.RECYCLED, False) == (first.end, first.killed)
+        served.workers.recycle(second)
+        await served.stocked()
+        assert second in served.workers.ready
+        assert b"dek" == await served.unwrap(await served.wrap(b"dek"))
+        assert 1 == served.counts.ends[End.RECYCLED]
+
+
+async def test_recycle_lets_calls_end(make):
+    """A call under way on a worker that is replaced gets its answer."""
+    async with make(workers=1, sessions=1) as served:
+        await served.stocked()
+        (worker,) = served.workers.ready
+        os.kill(worker.pid, signal.SIGSTOP)
+        call = asyncio.ensure_future(served.wrap(b"dek"))
+        await served.until(lambda: served.pool.stats().idle == 0)
+        served.workers.recycle(worker)
+        await asyncio.sleep(0.2)
+        assert not worker.lost.is_set()
+        os.kill(worker.pid, signal.SIGCONT)
+        assert b"dek" == await served.unwrap(await call)
+
+
+async def test_visitor(make):
+    """A fresh worker is logged in, serves no request, and leaves after its look."""
+    async with make() as served:
+        await served.stocked()
+        async with served.workers.visitor() as worker:
+            await served.qualify(worker)
+            assert 3 == len(children())
+            assert (2, 8) == (
+                len(served.workers.ready),
+                served.pool.stats().sessions,
+            )
+        assert 2 == len(children())
+        assert 0 == worker._process.returncode
