@@ -37,7 +37,7 @@ run: .venv/run
 
 test: .venv/dev packages
 	@$(BIN)/pytest -n auto --ignore=tests/e2e --ignore=tests/faults --ignore=tests/rotation \
-		--ignore=tests/tokens $(PYTEST_ARGS)
+		--ignore=tests/shim --ignore=tests/tokens $(PYTEST_ARGS)
 	@echo
 	@echo 'Not run here, each with a command of its own:'
 	@echo '  make test-faults  all that a token can do to us, and rotations, under load; 4 minutes'
@@ -45,7 +45,7 @@ test: .venv/dev packages
 	@echo '  make test-e2e     a real kube-apiserver and etcd (Go 1.26, or KUBEBUILDER_ASSETS)'
 
 test-faults: .venv/dev packages
-	@$(BIN)/pytest -n auto tests/faults tests/rotation $(PYTEST_ARGS)
+	@$(BIN)/pytest -n auto tests/faults tests/rotation tests/shim $(PYTEST_ARGS)
 
 test-e2e: .venv/dev packages
 	@HSM_KMS_E2E=1 $(BIN)/pytest tests/e2e $(PYTEST_ARGS)

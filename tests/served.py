@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -26,7 +28,7 @@ from hsm_kms.worker.messages import (
     Mechanism,
     Prove,
 )
-from tests.support import PIN, TOKEN_LABEL, SoftHsm, softhsm_module
+from tests.support import PIN, TOKEN_LABEL, SoftHsm, softhsm_module, wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -166,6 +168,13 @@ def children() -> set[int]:
     tasks = Path("/proc/self/task").glob("*/children")
     pids = {int(pid) for task in tasks for pid in task.read_text().split()}
     return {pid for pid in pids if _is_worker(pid)}
+
+
+def stop(pid: int) -> None:
+    """Stop a process, with all its threads."""
+    os.kill(pid, signal.SIGSTOP)
+    threads = list(Path(f"/proc/{pid}/task").iterdir())
+    wait_for(lambda: all(" T " in (t / "stat").read_text() for t in threads))
 
 
 def _is_worker(pid: int) -> bool:

@@ -49,6 +49,7 @@ def test_stopped_worker(make_plugin, hsm):
     token = {"call_timeout": "500ms", "hang_timeout": "2s"}
     plugin = make_plugin(hsm, token=token | {"sessions_per_worker": SESSIONS}).start()
     plugin.wait_healthz("ok")
+    wait_for(lambda: len(plugin.events("token worker started")) == 2)
     stopped, other = plugin.worker_pids()
     os.kill(stopped, signal.SIGSTOP)
     codes = []

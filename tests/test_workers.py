@@ -19,7 +19,7 @@ from hsm_kms.token import backoff, watch
 from hsm_kms.token.counts import End
 from hsm_kms.token.process import Worker
 from tests.odd_keys import Spy
-from tests.served import Served, children, configure, descriptors
+from tests.served import Served, children, configure, descriptors, stop
 from tests.support import wait_for
 
 ANOTHER = {"token_label": "another"}
@@ -38,13 +38,6 @@ def make(hsm, pin_file, directory):
 
 def alive(pid):
     return Path(f"/proc/{pid}").exists()
-
-
-def stop(pid):
-    """Stop a process, with all its threads."""
-    os.kill(pid, signal.SIGSTOP)
-    threads = list(Path(f"/proc/{pid}/task").iterdir())
-    wait_for(lambda: all(" T " in (t / "stat").read_text() for t in threads))
 
 
 async def test_round_trip(make):

@@ -9,7 +9,7 @@ import signal
 import pytest
 
 from hsm_kms.token.counts import End
-from tests.served import Served, children
+from tests.served import Served, children, stop
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ async def test_recycle_lets_calls_end(make):
     async with make(workers=1, sessions=1) as served:
         await served.stocked()
         (worker,) = served.workers.ready
-        os.kill(worker.pid, signal.SIGSTOP)
+        stop(worker.pid)
         call = asyncio.ensure_future(served.wrap(b"dek"))
         await served.until(lambda: served.pool.stats().idle == 0)
         served.workers.recycle(worker)

@@ -9,7 +9,6 @@ import pytest
 
 from hsm_kms.worker import ckr
 from hsm_kms.worker.ckr import Fault
-from tests.shim_driver import Shim
 from tests.support import code_of, wait_for
 
 # No request of the server itself, a canary or a read-back, has this length.
@@ -32,12 +31,6 @@ REOPENED = {fault: int(fault == Fault.SESSION) for fault in Fault}
 # Once the real call is over, a canary on the same session still decrypts: the
 # ciphertext it is. With the operation left open, that canary fails: the session it is.
 SETTLED = {**CODES, Fault.AMBIGUOUS: "INVALID_ARGUMENT"}
-
-
-@pytest.fixture
-def shim(directory) -> Shim:
-    """A shim that does nothing yet."""
-    return Shim(directory)
 
 
 @pytest.fixture
