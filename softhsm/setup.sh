@@ -131,6 +131,7 @@ token:
   token_label: $label
   pin_file: '$dir/pin'
   env: {SOFTHSM2_CONF: '$dir/softhsm2.conf'}
+  shared: true  # this one server is all that uses the token
 http: {listen: null, admin_socket: $admin}
 log: {format: text}
 YAML

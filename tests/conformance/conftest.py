@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from typing import TYPE_CHECKING
 
 import pytest
@@ -40,12 +41,31 @@ def spied(
 
     The looks are so rare that after the start none is seen again.
     """
+    return spied_on(make_plugin(hsm), hsm, directory / "spy")
+
+
+@pytest.fixture(scope="module")
+def watched(
+    session_directory: Path, keyed_template: SoftHsm, pin_file: Path
+) -> Iterator[tuple[Plugin, Path]]:
+    """The same, shared by tests that do it no harm, and the file of its calls."""
+    hsm = keyed_template.copy(session_directory / "watched")
+    directory = hsm.directory / "p"
+    directory.mkdir(mode=0o700)
+    file = hsm.directory / "spy"
+    plugin, _ = spied_on(Plugin(directory, hsm, pin_file), hsm, file)
+    yield plugin, file
+    plugin.close()
+    shutil.rmtree(hsm.directory)
+
+
+def spied_on(plugin: Plugin, hsm: SoftHsm, file: Path) -> tuple[Plugin, Spy]:
+    """Give a server one session, seldom looks, and a module that keeps a record."""
     try:
-        spy = Spy(directory / "spy")
+        spy = Spy(file)
     except FileNotFoundError as error:
         pytest.skip(str(error))
-    rarely = {"health": {"interval": "1h"}, "keys": {"discover": "1h"}}
-    plugin = make_plugin(hsm, **rarely)
+    plugin.config |= {"health": {"interval": "1h"}, "keys": {"discover": "1h"}}
     plugin.config["token"] |= {
         "module": spy.module,
         "env": hsm.env | spy.env,

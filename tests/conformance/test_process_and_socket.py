@@ -24,6 +24,7 @@ from tests.conformance.clients import (
     workers_of,
 )
 from tests.odd_keys import alive
+from tests.served import stop
 from tests.socket_tools import leave_stale_socket, lock_of
 from tests.support import wait_for
 from tests.test_socket import modes_seen
@@ -126,7 +127,7 @@ def test_49_reachable_after_a_restart(plugin, end):
 def stopped_processes(pids):
     """Hold processes as a hanging token would."""
     for pid in pids:
-        os.kill(pid, signal.SIGSTOP)
+        stop(pid)
     try:
         yield
     finally:
