@@ -1,8 +1,8 @@
 """What the workers see of the keys, put together.
 
 1. A key that one worker has seen is held; it is dropped when three looks in a row have
-   missed it, each by a worker at least as young as the youngest that saw it. Some
-   modules show an old process only what was there when it started.
+   missed it, each by a worker that once saw it, or is at least as young as the youngest
+   that did. Some modules show an old process only what was there when it started.
 2. A worker that still lacks what a younger one saw before is behind, and should be
    replaced.
 3. What worked under a key is remembered for each worker by itself.
@@ -41,6 +41,7 @@ class Sightings:
     def __init__(self) -> None:
         self._held: dict[_Object, _Held] = {}
         self._seen: dict[Worker, frozenset[_Object]] = {}
+        self._ever: dict[Worker, set[_Object]] = {}
         self._lacks: dict[Worker, Counter[_Object]] = {}
         self._proven: dict[tuple[Worker, _Object], float] = {}
         self.first_seen: dict[str, float] = {}
@@ -61,14 +62,18 @@ class Sightings:
         """
         seen = {_object(key): key for key in sighting.keys}
         self._seen[worker] = frozenset(seen)
+        self._ever.setdefault(worker, set()).update(seen)
         before = self._lacks.get(worker, Counter())
         self._lacks[worker] = Counter(
             {
                 name: before[name] + 1
                 for name, held in self._held.items()
-                if name not in seen and worker.born < held.witness and not held.misses
+                if not (self._can_see(worker, name) or held.misses)
             }
         )
+        # Who misses a key that is there has lost sight of it, and is no witness.
+        for who, ever in self._ever.items():
+            ever.difference_update(seen.keys() - self._seen[who])
         for name, key in seen.items():
             held = self._held.get(name)
             witness = max(worker.born, held.witness if held else worker.born)
@@ -77,9 +82,13 @@ class Sightings:
         for name in [name for name in self._held if name not in seen]:
             self._miss(name, worker)
 
+    def _can_see(self, worker: Worker, name: _Object) -> bool:
+        """Whether this worker would see the object, were it there."""
+        return name in self._ever[worker] or worker.born >= self._held[name].witness
+
     def _miss(self, name: _Object, worker: Worker) -> None:
         held = self._held[name]
-        if worker.born < held.witness:
+        if not self._can_see(worker, name):
             return
         held.misses += 1
         if held.misses >= MISSES_BELIEVED:
@@ -130,6 +139,11 @@ class Sightings:
         """Forget what workers saw that are gone, the keys aside."""
         there = {who for who in self._seen if not who.lost.is_set()}
         self._seen = {who: seen for who, seen in self._seen.items() if who in there}
+        self._ever = {
+            who: {name for name in names if name in self._held}
+            for who, names in self._ever.items()
+            if who in there
+        }
         self._lacks = {who: some for who, some in self._lacks.items() if who in there}
         self._proven = {
             (who, name): at

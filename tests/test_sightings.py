@@ -68,6 +68,15 @@ def test_an_older_worker_misses_nothing(seen):
     assert (key(A),) == seen.keys
 
 
+def test_who_once_saw_it_is_a_witness(seen):
+    """A key is dropped although only a worker that has left saw it last."""
+    seen.by(OLD, key(A), key(B)).by(YOUNGEST, key(A), key(B))
+    for _ in range(3):
+        assert not seen.by(OLD, key(A)).is_behind(OLD)
+
+    assert (key(A),) == seen.keys
+
+
 def test_the_youngest_is_the_witness(seen):
     """Once a younger worker has seen a key, the misses of older ones count no more."""
     seen.by(OLD, key(A)).by(OLD).by(OLD).by(YOUNG, key(A))
