@@ -5,19 +5,15 @@ tests/shim/pkcs11_shim.c says what its control file may hold.
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
 import mmap
-import os
 import shutil
 import struct
-import subprocess
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
+from tests.compiled import shared_library
 from tests.support import softhsm_module
 
 if TYPE_CHECKING:
@@ -48,34 +44,9 @@ def build() -> Path:
     """
     if shutil.which("gcc") is None or not (INCLUDE / "p11-kit/pkcs11.h").exists():
         pytest.skip(MISSING)
-    name = f"hsm-kms-shim-{os.getuid()}"
-    cache = Path(tempfile.gettempdir()) / name
-    cache.mkdir(mode=0o700, exist_ok=True)
-    if cache.lstat().st_uid != os.getuid():
-        raise PermissionError(f"{cache} belongs to somebody else")
-    parts = sorted(SOURCE.parent.glob("*.[ch]"))
-    text = b"".join(part.read_bytes() for part in parts)
-    digest = hashlib.sha256(text).hexdigest()[:16]
-    module = cache / f"pkcs11_shim-{digest}.so"
-    with (cache / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not module.exists():
-            _compile(module)
-    return module
-
-
-def _compile(module: Path) -> None:
-    unfinished = module.with_suffix(".part")
-    subprocess.run(
-        [
-            *("gcc", "-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror"),
-            *("-shared", "-fPIC", "-I", str(INCLUDE), str(SOURCE)),
-            *("-o", str(unfinished), "-ldl", "-pthread"),
-        ],
-        check=True,
-        timeout=60,
-    )
-    unfinished.rename(module)
+    parts = sorted({*SOURCE.parent.glob("*.[ch]")} - {SOURCE})
+    flags = ("-I", str(INCLUDE), "-ldl", "-pthread")
+    return shared_library(SOURCE, *flags, parts=parts)
 
 
 class Shim:

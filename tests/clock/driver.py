@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
-import os
 import shutil
 import struct
-import subprocess
-import tempfile
 from pathlib import Path
 
 import pytest
 
 from hsm_kms import clock
+from tests.compiled import shared_library
 
 SOURCE = Path(__file__).parent / "clock.c"
 YEAR = 365 * 24 * 3600.0
@@ -57,27 +53,4 @@ def _library() -> Path:
     """Path of the compiled library, made once for all test processes."""
     if shutil.which("gcc") is None:
         pytest.skip("gcc is needed: make test installs it")
-    cache = Path(tempfile.gettempdir()) / f"hsm-kms-clock-{os.getuid()}"
-    cache.mkdir(mode=0o700, exist_ok=True)
-    if cache.lstat().st_uid != os.getuid():
-        raise PermissionError(f"{cache} belongs to somebody else")
-    digest = hashlib.sha256(SOURCE.read_bytes()).hexdigest()[:16]
-    library = cache / f"clock-{digest}.so"
-    with (cache / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not library.exists():
-            _compile(library)
-    return library
-
-
-def _compile(library: Path) -> None:
-    unfinished = library.with_suffix(".part")
-    subprocess.run(
-        [
-            *("gcc", "-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror"),
-            *("-shared", "-fPIC", str(SOURCE), "-o", str(unfinished), "-ldl", "-lm"),
-        ],
-        check=True,
-        timeout=60,
-    )
-    unfinished.rename(library)
+    return shared_library(SOURCE, "-ldl", "-lm")

@@ -1,0 +1,43 @@
+"""C libraries of the tests' own, compiled once for all test processes."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_ALWAYS = ("-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC")
+
+
+def shared_library(source: Path, *flags: str, parts: Sequence[Path] = ()) -> Path:
+    """Path of the compiled library; gcc must be there.
+
+    Args:
+        source: The C file.
+        flags: For gcc, after the file.
+        parts: Other files that it includes.
+    """
+    cache = Path(tempfile.gettempdir()) / f"hsm-kms-{source.stem}-{os.getuid()}"
+    cache.mkdir(mode=0o700, exist_ok=True)
+    if cache.lstat().st_uid != os.getuid():
+        raise PermissionError(f"{cache} belongs to somebody else")
+    text = b"".join(part.read_bytes() for part in (source, *parts))
+    library = cache / f"{hashlib.sha256(text).hexdigest()[:16]}.so"
+    with (cache / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not library.exists():
+            unfinished = library.with_suffix(".part")
+            subprocess.run(
+                ["gcc", *_ALWAYS, str(source), "-o", str(unfinished), *flags],
+                check=True,
+                timeout=60,
+            )
+            unfinished.rename(library)
+    return library
