@@ -83,8 +83,12 @@ class Sightings:
             self._miss(name, worker)
 
     def _can_see(self, worker: Worker, name: _Object) -> bool:
-        """Whether this worker would see the object, were it there."""
-        return name in self._ever[worker] or worker.born >= self._held[name].witness
+        """Whether this worker would see the object, were it there.
+
+        One that sees nothing at all may have lost its token, not the keys.
+        """
+        once = name in self._ever[worker] and bool(self._seen[worker])
+        return once or worker.born >= self._held[name].witness
 
     def _miss(self, name: _Object, worker: Worker) -> None:
         held = self._held[name]

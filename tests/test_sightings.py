@@ -77,6 +77,15 @@ def test_who_once_saw_it_is_a_witness(seen):
     assert (key(A),) == seen.keys
 
 
+def test_who_sees_nothing_is_no_witness(seen):
+    """A worker that has lost its token says nothing of the keys on it."""
+    seen.by(OLD, key(A)).by(YOUNGEST, key(A))
+    for _ in range(5):
+        seen.by(OLD)
+
+    assert (key(A),) == seen.keys
+
+
 def test_the_youngest_is_the_witness(seen):
     """Once a younger worker has seen a key, the misses of older ones count no more."""
     seen.by(OLD, key(A)).by(OLD).by(OLD).by(YOUNG, key(A))
