@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from hsm_kms.wrapping.record import Algorithm, Record
@@ -108,8 +110,12 @@ def test_zero_iv_is_refused(make_rig, shim):
     assert "UNAVAILABLE" == code_of(lambda: rig.plugin.encrypt(DEK))
 
 
-def test_corrupt_result_is_never_answered(rig):
+def test_corrupt_result_is_never_answered(make_rig):
     """A result that does not read back is an error, and the next request works."""
+    rig = make_rig(health={"interval": "1h"}, keys={"discover": "1h"})
+    rig.start()
+    rig.well()
+    time.sleep(2)  # until no canary is left that the one corrupt result could hit
     rig.shim.set("corrupt=1")
     codes = [code_of(lambda: rig.plugin.encrypt(DEK)) for _ in range(3)]
 
