@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pty
 import select
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -27,7 +29,7 @@ class Terminal:
     def __init__(self, keys, *arguments):
         self._outer, inner = pty.openpty()
         path = str(keys.plugin.config_file)
-        self._process = subprocess.Popen(
+        self.process = subprocess.Popen(
             [
                 *("setsid", "--ctty", sys.executable, "-m", "hsm_kms.cli", "keys"),
                 *(*arguments, "--config", path),
@@ -50,6 +52,18 @@ class Terminal:
         """Type this."""
         os.write(self._outer, text.encode())
 
+    def interrupt(self):
+        """Press ^C until it has ended.
+
+        Once may be too early: a signal that comes between Python's last look and
+        its read(2) waits for the next key.
+        """
+        ended = time.monotonic() + SECONDS
+        while self.process.poll() is None and time.monotonic() < ended:
+            self.type("\x03")
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(1)
+
     def end(self):
         """The exit code."""
         try:
@@ -57,18 +71,18 @@ class Terminal:
                 self.text += os.read(self._outer, 1000).decode()
         except OSError:  # it closed its side
             pass
-        code = self._process.wait(SECONDS)
+        code = self.process.wait(SECONDS)
         os.close(self._outer)
         return code
 
 
 @pytest.mark.parametrize(
     ("typed", "code", "left"),
-    [("y\n", 0, 1), ("n\n", 1, 2), ("\n", 1, 2), ("\x03", 1, 2)],
-    ids=["yes", "no", "enter", "interrupt"],
+    [("y\n", 0, 1), ("n\n", 1, 2), ("\n", 1, 2)],
+    ids=["yes", "no", "enter"],
 )
 def test_confirm(keys, typed, code, left):
-    """Yes does it; no, nothing and ^C leave everything as it was."""
+    """Yes does it; no and nothing leave everything as it was."""
     new = keys.rotate()
     terminal = Terminal(keys, "cancel", new)
     terminal.until("destroy this key? [y/N]")
@@ -80,12 +94,24 @@ def test_confirm(keys, typed, code, left):
     assert left == len(keys.states())
 
 
+def test_interrupted_while_asking(keys):
+    """^C at the question means no."""
+    terminal = Terminal(keys, "cancel", keys.rotate())
+    terminal.until("destroy this key? [y/N]")
+    terminal.interrupt()
+
+    assert 1 == terminal.end()
+    assert "Traceback" not in terminal.text
+    assert "broken off" in terminal.text
+    assert 2 == len(keys.states())
+
+
 def test_terminated_while_asking(keys):
     """SIGTERM at the question: nothing is done, no worker stays."""
     new = keys.rotate()
     terminal = Terminal(keys, "cancel", new)
     terminal.until("destroy this key? [y/N]")
-    terminal._process.send_signal(signal.SIGTERM)
+    terminal.process.send_signal(signal.SIGTERM)
 
     assert -signal.SIGTERM == terminal.end()
     assert 2 == len(keys.states())
