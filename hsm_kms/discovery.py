@@ -23,18 +23,13 @@ from hsm_kms.errors import (
     KeyUnsuitableError,
     MechanismError,
 )
-from hsm_kms.key_id import (
-    FINGERPRINT_BLOCK,
-    activation_of,
-    fingerprint_of,
-    fingerprint_of_cka_id,
-)
+from hsm_kms.key_id import activation_of, fingerprint_of_cka_id
 from hsm_kms.keyring import KeySettings, TokenKey
-from hsm_kms.listing import list_keys
+from hsm_kms.listing import fingerprint, list_keys
 from hsm_kms.policy import born_here, offences
 from hsm_kms.state import StateCorruptError, StateWriteError
 from hsm_kms.state_records import FrozenMechanism
-from hsm_kms.worker.messages import Block, Fingerprint, Probe, Probed
+from hsm_kms.worker.messages import Probe, Probed
 from hsm_kms.worker.values import Cipher, KeySeen, Mechanism
 
 if TYPE_CHECKING:
@@ -187,15 +182,7 @@ class Discovery:
     async def _fingerprint(self, ask: Ask, seen: KeySeen, cipher: Cipher) -> str:
         if self._settings.fingerprint == "cka_id":
             return fingerprint_of_cka_id(seen.ref.cka_id)
-        request = Fingerprint(
-            ref=seen.ref, block=FINGERPRINT_BLOCK, paired=cipher is Cipher.CBC_HMAC
-        )
-        reply = await ask(request)
-        if not isinstance(reply, Block):
-            raise MechanismError(
-                "the worker answered a Fingerprint with something else"
-            )
-        return fingerprint_of(reply.block, reply.mac)
+        return await fingerprint(ask, seen.ref, paired=cipher is Cipher.CBC_HMAC)
 
     # Mechanism
 

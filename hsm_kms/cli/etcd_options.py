@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from hsm_kms.config_fields import parse_duration
+from hsm_kms.cli.options import SECONDS_TYPE
 from hsm_kms.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -65,12 +65,7 @@ class EtcdChoice:
         return bool(self.endpoints or self.from_json or self.from_snapshot)
 
 
-def _seconds(_: click.Context, __: click.Parameter, value: str) -> float:
-    """A duration such as 500ms, 5s or 2m, in seconds."""
-    try:
-        seconds = parse_duration(value)
-    except ValueError as error:
-        raise click.BadParameter(f"{value!r} {error}") from None
+def _positive(_: click.Context, __: click.Parameter, seconds: float) -> float:
     if seconds <= 0:
         raise click.BadParameter("must be more than nothing")
     return seconds
@@ -108,7 +103,8 @@ _OPTIONS: Final = (
         "--dial-timeout",
         envvar="ETCDCTL_DIAL_TIMEOUT",
         metavar="TIME",
-        callback=_seconds,
+        type=SECONDS_TYPE,
+        callback=_positive,
         default="2s",
         show_default=True,
         help="To connect to one endpoint.",
@@ -117,7 +113,8 @@ _OPTIONS: Final = (
         "--command-timeout",
         envvar="ETCDCTL_COMMAND_TIMEOUT",
         metavar="TIME",
-        callback=_seconds,
+        type=SECONDS_TYPE,
+        callback=_positive,
         default="10s",
         show_default=True,
         help="For one request.",

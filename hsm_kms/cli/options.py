@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, Final
 
 import click
 
 from hsm_kms.config import DEFAULT_PATH
+from hsm_kms.config_fields import parse_duration
 
 config_option = click.option(
     "--config",
@@ -23,3 +25,21 @@ output_option = click.option(
     default="text",
     help="Text for people, or JSON.",
 )
+
+
+class _SecondsType(click.ParamType[float]):
+    name = "duration"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """Seconds."""
+        if isinstance(value, float):
+            return value
+        try:
+            return parse_duration(value)
+        except ValueError as error:
+            self.fail(f"{value!r} {error}", param, ctx)
+
+
+SECONDS_TYPE: Final = _SecondsType()

@@ -15,7 +15,7 @@ import click
 from hsm_kms import config as configuration
 from hsm_kms.cli.options import config_option, output_option
 from hsm_kms.cli.worker import LoginChoice, login_options
-from hsm_kms.config_fields import KEY_ID, parse_duration
+from hsm_kms.config_fields import KEY_ID
 from hsm_kms.errors import ConfigError, HsmKmsError
 
 if TYPE_CHECKING:
@@ -81,23 +81,7 @@ class _KeyIdType(click.ParamType[str]):
         return str(value)
 
 
-class _SecondsType(click.ParamType[float]):
-    name = "duration"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> float:
-        """Seconds."""
-        if isinstance(value, float):
-            return value
-        try:
-            return parse_duration(value)
-        except ValueError as error:
-            self.fail(f"{value!r} {error}", param, ctx)
-
-
 KEY_ID_TYPE: Final = _KeyIdType()
-SECONDS_TYPE: Final = _SecondsType()
 key_id_argument = click.argument("key_id", metavar="KEY_ID", type=KEY_ID_TYPE)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from hsm_kms.cli.keys.generate import find_made, pending_of
-from hsm_kms.cli.keys.given import SECONDS_TYPE, Given, common_options, spell, tell
+from hsm_kms.cli.keys.given import Given, common_options, spell, tell
 from hsm_kms.cli.keys.journal import Journal
 from hsm_kms.cli.keys.look import ask_of, read_survey
 from hsm_kms.cli.keys.making import (
@@ -17,6 +17,7 @@ from hsm_kms.cli.keys.making import (
     label_for_new,
     make_key,
 )
+from hsm_kms.cli.options import SECONDS_TYPE
 from hsm_kms.cli.worker import one_worker
 from hsm_kms.clock import now, when
 from hsm_kms.config_fields import format_duration
