@@ -11,7 +11,30 @@ from tests import kubectl_stub
 TEXT = "c2VjcmV0LXRleHQ="  # what is in every Secret here
 
 
-class Migrating:
+class Command:
+    """Runs `hsm-kms migrate` by the command line that `command` makes."""
+
+    timeout = 60  # seconds
+
+    def run(self, *arguments, **options):
+        return subprocess.run(
+            self.command(*arguments, **options),
+            check=False,
+            capture_output=True,
+            text=True,
+            timeout=self.timeout,
+        )
+
+    def start(self, *arguments):
+        return subprocess.Popen(
+            self.command(*arguments),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+
+class Migrating(Command):
     """`hsm-kms migrate` with a kubectl that plays a scenario."""
 
     def __init__(self, directory):
@@ -33,23 +56,6 @@ class Migrating:
             *(sys.executable, "-m", "hsm_kms.cli", "migrate"),
             *("--kubectl", str(self.kubectl), "--rate", "10000", *arguments),
         ]
-
-    def run(self, *arguments):
-        return subprocess.run(
-            self.command(*arguments),
-            check=False,
-            capture_output=True,
-            text=True,
-            timeout=60,
-        )
-
-    def start(self, *arguments):
-        return subprocess.Popen(
-            self.command(*arguments),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
 
     def requests(self, method=""):
         lines = self.log.read_text().splitlines() if self.log.exists() else []

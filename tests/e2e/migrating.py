@@ -12,6 +12,7 @@ from pathlib import Path
 
 from hsm_kms.migrate.rewrite import PAGE
 from tests.e2e.world import prefix
+from tests.migrating import Command
 
 TEXT = "what-nobody-may-see"
 OBJECTS = {"all": 3, "dry": 5, "busy": 12, "dying": 20, "long": PAGE + 50, "guarded": 3}
@@ -22,8 +23,10 @@ def names(count):
     return [f"s{number:03}" for number in range(count)]
 
 
-class Migrating:
+class Migrating(Command):
     """Namespaces of Secrets, all of them stale, and the command."""
+
+    timeout = 120  # seconds
 
     def __init__(self, world):
         self.world = world
@@ -70,23 +73,6 @@ class Migrating:
             *("--kubeconfig", str(kubeconfig or self.kubeconfig)),
             *arguments,
         ]
-
-    def run(self, *arguments, **options):
-        return subprocess.run(
-            self.command(*arguments, **options),
-            check=False,
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
-
-    def start(self, *arguments):
-        return subprocess.Popen(
-            self.command(*arguments),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
 
     def verify(self):
         """What `etcd verify` says to all that etcd holds."""

@@ -112,10 +112,9 @@ def test_a_rewrite_encrypts_what_was_there_before(encrypted):
 def test_62_a_killed_plugin_costs_no_write(encrypted):
     """Killed and back (v2: 30 s away, v1: 1 s), while writes go on: none fails."""
     world = encrypted.world
-    writer = Writer(world.api, "during")
     wait_for("readyz", encrypted.ready, timeout=NOTICED, every=0.5)
 
-    with writer.writing():
+    with Writer(world.api, "during") as writer:
         time.sleep(1.0)
         world.plugin.kill()
         back = time.monotonic() + AWAY[encrypted.version]
@@ -137,6 +136,7 @@ def test_62_a_killed_plugin_costs_no_write(encrypted):
 def test_readyz_says_what_the_plugin_says_while_the_token_is_gone(encrypted):
     """The check shows the plugin's sentence, and passes again with the token."""
     plugin = encrypted.world.plugin
+    plugin.configure(apis={"v1": {"enabled": True, "wrapping": "token"}})
     wait_for("readyz", encrypted.ready, timeout=NOTICED, every=0.5)
 
     def shown() -> str:

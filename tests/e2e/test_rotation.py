@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
-import threading
 import time
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -15,10 +14,10 @@ from tests.clock.driver import Clock
 from tests.e2e.plugin import HSM_KMS, Plugin
 from tests.e2e.processes import wait_for
 from tests.e2e.stored import parse_v2
-from tests.e2e.world import NAMESPACE, World, Writer, running_world
+from tests.e2e.world import NAMESPACE, Client, World, Writer, running_world
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from tests.e2e.cluster import ApiServer
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600, func_only=True)]
 
@@ -26,41 +25,18 @@ COMMAND_TIMEOUT = 120.0  # seconds
 NOTICED = 90.0  # a poll of the API server, and what it takes on a busy machine
 ACTIVATE_IN = 12  # seconds; less than the two minutes that are demanded
 DAY = 24 * 3600
-READ_PAUSE = 0.1  # seconds
 READYZ = "/readyz/kms-providers"
 
 
-class Reader:
+class Reader(Client):
     """Reads one Secret after the other, and keeps what did not work."""
 
-    def __init__(self, world: World, names: list[str]) -> None:
-        self.failures: list[str] = []
-        self.count = 0
-        self._world = world
-        self._names = names
-        self._done = threading.Event()
-
-    def _read(self) -> None:
-        while not self._done.wait(READ_PAUSE):
-            name = self._names[self.count % len(self._names)]
-            self.count += 1
-            try:
-                status, body = self._world.api.get(f"{NAMESPACE}/{name}")
-            except OSError as error:
-                status, body = 0, repr(error).encode()
-            if status != 200:
-                self.failures.append(f"{name}: {status} {body.decode()}")
-
-    @contextmanager
-    def reading(self) -> Iterator[None]:
-        """Read in the background."""
-        thread = threading.Thread(target=self._read)
-        thread.start()
-        try:
-            yield
-        finally:
-            self._done.set()
-            thread.join()
+    def __init__(self, api: ApiServer, names: list[str]) -> None:
+        super().__init__(
+            itertools.cycle(names),
+            lambda name: api.get(f"{NAMESPACE}/{name}"),
+            expected=200,
+        )
 
 
 class Operator:
@@ -155,8 +131,7 @@ def test_60_a_rotation_from_end_to_end(binaries, new_folder):
         old = world.plugin.status().key_id
         assert {old} == set(key_ids(world).values())
 
-        writer, reader = Writer(world.api, "during"), Reader(world, names)
-        with writer.writing(), reader.reading():
+        with Writer(world.api, "during") as writer, Reader(world.api, names) as reader:
             before = time.monotonic()
             new = rotate(world, operator)
             assert time.monotonic() - before >= ACTIVATE_IN - 1
@@ -164,7 +139,7 @@ def test_60_a_rotation_from_end_to_end(binaries, new_folder):
             operator.migrate()
         assert [] == writer.failures
         assert [] == reader.failures
-        assert reader.count
+        assert reader.names
 
         operator.migrate()
         assert {new} == set(key_ids(world).values())

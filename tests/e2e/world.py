@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import base64
+import itertools
 import json
 import os
 import threading
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from tests.e2e.cluster import ApiServer, Etcd
 from tests.e2e.plugin import Plugin, running_plugin
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from tests.e2e.binaries import Binaries
 
 NAMES = {"v2": "hsm", "v1": "hsm-v1"}  # provider names
 NAMESPACE = "/api/v1/namespaces/default/secrets"
-WRITE_PAUSE = 0.1  # seconds
+PAUSE = 0.1  # seconds between two requests of a client
 
 
 def prefix(version: str) -> bytes:
@@ -97,37 +98,58 @@ class World:
         return self.etcd.secrets()[f"default/{name}"]
 
 
-class Writer:
-    """Creates one Secret after the other, and keeps what did not work."""
+class Client:
+    """Makes one request after the other in the background, and keeps what fails.
 
-    def __init__(self, api: ApiServer, name: str) -> None:
+    Args:
+        names: The Secrets it makes them for; endless.
+        request: Makes one for this Secret; returns the answer's status and body.
+        expected: The status of an answer that is no failure.
+    """
+
+    def __init__(
+        self,
+        names: Iterator[str],
+        request: Callable[[str], tuple[int, bytes]],
+        expected: int,
+    ) -> None:
         self.failures: list[str] = []
-        self.names: list[str] = []
-        self._api = api
-        self._name = name
+        self.names: list[str] = []  # of the requests so far
+        self._next = names
+        self._request = request
+        self._expected = expected
         self._done = threading.Event()
+        self._thread = threading.Thread(target=self._run)
 
-    def _write(self) -> None:
-        while not self._done.wait(WRITE_PAUSE):
-            name = f"{self._name}-{len(self.names)}"
+    def _run(self) -> None:
+        while not self._done.wait(PAUSE):
+            name = next(self._next)
             try:
-                status, body = self._api.request("POST", NAMESPACE, secret(name, name))
+                status, body = self._request(name)
             except OSError as error:
                 status, body = 0, repr(error).encode()
             self.names.append(name)
-            if status != 201:
+            if status != self._expected:
                 self.failures.append(f"{name}: {status} {body.decode()}")
 
-    @contextmanager
-    def writing(self) -> Iterator[None]:
-        """Write in the background."""
-        thread = threading.Thread(target=self._write)
-        thread.start()
-        try:
-            yield
-        finally:
-            self._done.set()
-            thread.join()
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._thread.join()
+
+
+class Writer(Client):
+    """Creates one Secret after the other, and keeps what did not work."""
+
+    def __init__(self, api: ApiServer, name: str) -> None:
+        super().__init__(
+            (f"{name}-{number}" for number in itertools.count()),
+            lambda name: api.request("POST", NAMESPACE, secret(name, name)),
+            expected=201,
+        )
 
 
 @contextmanager
