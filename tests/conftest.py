@@ -10,12 +10,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
 
 from tests.pool_rig import Rig
 from tests.support import PIN, Plugin, SoftHsm
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+# A busy machine takes any time for an example; pytest's own timeout is enough.
+settings.register_profile("tests", deadline=None)
+settings.load_profile("tests")
 
 REQUIRED = frozenset(filter(None, os.environ.get("HSM_KMS_REQUIRE", "").split(",")))
 

@@ -6,7 +6,6 @@ The real etcd is in tests/e2e; this one can be told to misbehave.
 from __future__ import annotations
 
 import ipaddress
-import socket
 from concurrent import futures
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -157,16 +156,9 @@ def made_objects(count: int, size: int = 10) -> dict[bytes, bytes]:
 
 
 def read(server: EtcdServer, **access: object) -> list[Item]:
-    """Everything below /registry/ in a server."""
-    with Etcd([server.endpoint], Access(**access)) as source:
+    """Everything below /registry/ in a server, which may be slow."""
+    with Etcd([server.endpoint], Access(command_timeout=60.0, **access)) as source:
         return list(source)
-
-
-def nobody() -> str:
-    """An endpoint where nobody listens."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{free.getsockname()[1]}"
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,8 @@ from hsm_kms.worker import datagrams
 from hsm_kms.worker.messages import Block, Failure, FindKeys
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from hsm_kms.token.counts import End
 
 SESSION_WAIT = 1.0
@@ -61,7 +63,6 @@ class PeerWorker:
     """Some sessions that come and go together."""
 
     def __init__(self, rig: Rig, sessions: int) -> None:
-        self.rig = rig
         self.gone = False
         self.retired: list[End] = []
         self.sessions = [PeerSession(self) for _ in range(sessions)]
@@ -108,13 +109,24 @@ class Rig:
         self.workers.append(worker)
         return worker
 
-    def call(self, deadline: float | None = None) -> asyncio.Task[str]:
+    def call(
+        self,
+        deadline: float | None = None,
+        before: Callable[[], None] | None = None,
+    ) -> asyncio.Task[str]:
         """A request of its own; the task's result is what it got, as text."""
         self.asked += 1
-        return asyncio.ensure_future(self._call(f"request {self.asked}", deadline))
+        label = f"request {self.asked}"
+        return asyncio.ensure_future(self._call(label, deadline, before))
 
-    async def _call(self, label: str, deadline: float | None) -> str:
-        reply = await self.pool.call(FindKeys(label=label), deadline=deadline)
+    async def _call(
+        self,
+        label: str,
+        deadline: float | None,
+        before: Callable[[], None] | None,
+    ) -> str:
+        request = FindKeys(label=label)
+        reply = await self.pool.call(request, deadline=deadline, before=before)
         assert isinstance(reply, Block)
         assert label == reply.block.decode(), "somebody else's answer"
         return label

@@ -28,7 +28,15 @@ from hsm_kms.worker.messages import (
     Mechanism,
     Prove,
 )
-from tests.support import PIN, TOKEN_LABEL, SoftHsm, softhsm_module, wait_for
+from tests.support import (
+    PIN,
+    SECONDS,
+    TOKEN_LABEL,
+    SoftHsm,
+    children_of,
+    softhsm_module,
+    wait_for,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -87,7 +95,7 @@ class Served:
             "env": hsm.env,
             "workers": 2,
             "sessions": 4,
-            "call_timeout": 2.0,
+            "call_timeout": 10.0,
             "hang_timeout": 30.0,
             "start_timeout": 20.0,
         }
@@ -95,12 +103,11 @@ class Served:
         self._gate = gate(pin_file, directory)
         self.ref = KeyRef(LABEL, b"")
         self.faults: list[Exception] = []
-        self.changes = 0
 
     async def __aenter__(self) -> Self:
         self.counts = Counts()
         self.pool = Pool(
-            session_wait=1.0,
+            session_wait=self.settings.call_timeout,
             call_timeout=self.settings.call_timeout,
             on_fault=self.faults.append,
             counts=self.counts,
@@ -110,7 +117,7 @@ class Served:
             pool=self.pool,
             gate=self._gate,
             qualify=self.qualify,
-            on_change=self._changed,
+            on_change=lambda: None,
             counts=self.counts,
         )
         self.workers.start()
@@ -128,12 +135,9 @@ class Served:
         prove = Prove(ref=self.ref, mechanism=Mechanism.GCM_CALLER, aad=AAD)
         await worker.ask(prove, 5)
 
-    def _changed(self) -> None:
-        self.changes += 1
-
-    async def until(self, condition: Callable[[], Any], seconds: float = 10.0) -> None:
+    async def until(self, condition: Callable[[], Any]) -> None:
         """Wait until it is so."""
-        async with asyncio.timeout(seconds):
+        async with asyncio.timeout(SECONDS):
             while not condition():  # noqa: ASYNC110 - polls what has no event
                 await asyncio.sleep(0.01)
 
@@ -165,9 +169,7 @@ def children() -> set[int]:
 
     Servers of other tests may be its children too; their workers are not.
     """
-    tasks = Path("/proc/self/task").glob("*/children")
-    pids = {int(pid) for task in tasks for pid in task.read_text().split()}
-    return {pid for pid in pids if _is_worker(pid)}
+    return {pid for pid in children_of(os.getpid()) if _is_worker(pid)}
 
 
 def stop(pid: int) -> None:

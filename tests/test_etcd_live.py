@@ -10,15 +10,10 @@ import pytest
 from hsm_kms.etcd.link import Login
 from hsm_kms.etcd.live import MAX_PAGE, PAGE_BYTES, Access, Etcd
 from hsm_kms.etcd.source import EtcdError, Item, end_of
-from tests.etcd_server import (
-    EtcdServer,
-    Knobs,
-    made_objects,
-    nobody,
-    read,
-)
+from tests.etcd_server import EtcdServer, Knobs, made_objects, read
 
 MIB = 1024**2
+NOBODY = ("127.0.0.1:1", "127.0.0.1:2")  # endpoints where nobody listens
 Code = grpc.StatusCode
 
 
@@ -111,7 +106,7 @@ def test_the_next_endpoint_is_tried():
     """Endpoints where nobody is are passed over."""
     with (
         EtcdServer(made_objects(3)) as server,
-        Etcd([nobody(), f"http://{server.endpoint}"]) as source,
+        Etcd([NOBODY[0], f"http://{server.endpoint}"]) as source,
     ):
         assert 3 == len(list(source))
         assert f"http://{server.endpoint}" == source.name
@@ -152,8 +147,8 @@ def test_an_endpoint_of_another_cluster():
 
 def test_nobody_listens():
     """Every endpoint is named with its reason."""
-    one, two = nobody(), nobody()
-    with pytest.raises(EtcdError) as caught, Etcd([one, two]):
+    one, two = NOBODY
+    with pytest.raises(EtcdError) as caught, Etcd(NOBODY):
         pass
 
     assert f"{one}: connection refused; {two}: connection refused" in str(caught.value)

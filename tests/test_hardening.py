@@ -6,8 +6,10 @@ import signal
 import subprocess
 import sys
 import textwrap
-import time
 from pathlib import Path
+
+from tests.odd_keys import alive
+from tests.support import wait_for
 
 HARDENED = """
     import json, os, resource
@@ -58,14 +60,6 @@ def run(code, *args, **options):
     )
 
 
-def is_alive(pid):
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except FileNotFoundError:
-        return False
-    return stat.rpartition(")")[2].split()[0] != "Z"
-
-
 def test_hardened_process_leaves_nothing_behind(tmp_path):
     """No core file, not traceable, files for the owner alone."""
     told = json.loads(run(HARDENED, cwd=tmp_path).stdout)
@@ -103,13 +97,10 @@ def test_child_dies_with_its_parent():
     )
     with parent:
         child = int(parent.stdout.readline())
-        assert is_alive(child)
+        assert alive(child)
         parent.kill()
-    deadline = time.monotonic() + 10
-    while is_alive(child) and time.monotonic() < deadline:
-        time.sleep(0.01)
 
-    assert not is_alive(child)
+    wait_for(lambda: not alive(child))
 
 
 def test_orphan_exits_at_once():

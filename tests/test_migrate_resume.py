@@ -11,7 +11,10 @@ from hsm_kms.migrate.rewrite import PAGE
 from tests import kubectl_stub
 from tests.kubectl_stub import LISTS, status
 from tests.migrating import TEXT, Migrating
-from tests.support import wait_for
+from tests.odd_keys import alive
+from tests.support import children_of, wait_for
+
+SLOWLY = ("--rate", "0.1")  # the second one is ten seconds behind the first
 
 
 @pytest.fixture
@@ -41,9 +44,9 @@ def test_interrupted(migrating):
     """Ctrl-C or SIGTERM: how far it came, what to do, and no kubectl left behind."""
     for number in (signal.SIGINT, signal.SIGTERM):
         progress = migrating.directory / f"progress-{number}"
-        process = migrating.start("--resume", str(progress), "--rate", "2")
+        process = migrating.start("--resume", str(progress), *SLOWLY)
         wait_for(lambda: migrating.requests("PUT"))
-        kubectl = children(process.pid)
+        kubectl = children_of(process.pid)
         process.send_signal(number)
         out, err = process.communicate(timeout=20)
 
@@ -53,25 +56,21 @@ def test_interrupted(migrating):
         assert 1 == process.returncode
         assert progress.exists()
         assert TEXT not in progress.read_text()
-        assert [] == [pid for pid in kubectl if Path(f"/proc/{pid}").exists()]
+        assert [] == [pid for pid in kubectl if alive(pid)]
         migrating.log.unlink()
 
 
 def test_killed_with_kubectl(migrating):
     """Whatever ends it ends kubectl, which holds the user's credentials."""
-    process = migrating.start("--rate", "2")
+    process = migrating.start(*SLOWLY)
     wait_for(lambda: migrating.requests("PUT"))
-    kubectl = children(process.pid)
+    kubectl = children_of(process.pid)
 
     process.kill()
     process.communicate()
 
     assert len(kubectl) >= 1
-    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in kubectl))
-
-
-def children(pid):
-    return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    wait_for(lambda: not any(map(alive, kubectl)))
 
 
 def test_stops_and_says_where(migrating):
@@ -137,7 +136,7 @@ def test_progress_cannot_be_written(migrating):
 
 def test_no_core_dump_with_secrets_in_it(migrating):
     """The process holds Secrets: it leaves no core file."""
-    process = migrating.start("--rate", "2")
+    process = migrating.start(*SLOWLY)
     wait_for(lambda: migrating.requests("PUT"))
     limits = Path(f"/proc/{process.pid}/limits").read_text()
     process.terminate()

@@ -14,7 +14,14 @@ from hsm_kms.token.pin import PinGate, PinSource
 from hsm_kms.token.process import Worker
 from hsm_kms.worker.messages import Configure
 from tests.odd_keys import Spy, alive, command_lines
-from tests.support import PIN, TOKEN_LABEL, code_of, softhsm_module, wait_for
+from tests.support import (
+    PIN,
+    SECONDS,
+    TOKEN_LABEL,
+    code_of,
+    softhsm_module,
+    wait_for,
+)
 
 WAITING = "the PIN is not there or cannot be tried yet; see hsm-kms check on the node"
 REJECTED = "the token rejected the PIN; put the right one into the PIN file"
@@ -182,13 +189,14 @@ def test_retry_with_a_wrong_pin(spied, own_pin):
 
 def test_proven_pin_needs_no_lock(make_plugin, hsm):
     """A proven PIN logs in again after a worker is gone, as often as need be."""
-    plugin = make_plugin(hsm, token={"workers": 1}).start()
+    token = {"workers": 1, "session_wait": "20s", "call_timeout": "20s"}
+    plugin = make_plugin(hsm, token=token).start()
     plugin.wait_healthz("ok")
     for _ in range(2):
         (pid,) = plugin.worker_pids()
         os.kill(pid, 9)
         wait_for(lambda pid=pid: not alive(pid))
-        assert plugin.encrypt(b"d" * 32).ciphertext
+        assert plugin.encrypt(b"d" * 32, timeout=SECONDS).ciphertext
 
 
 async def test_killed_inside_login(hsm, directory, pin_file):

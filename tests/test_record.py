@@ -6,7 +6,7 @@ import base64
 import dataclasses
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from hsm_kms.errors import CiphertextError
@@ -110,7 +110,6 @@ def bound(record, scope=""):
     return record.header.aad(scope), record.iv, record.ciphertext
 
 
-@settings(deadline=None)
 @given(records)
 def test_round_trip(record):
     """What is written is read back equal."""
@@ -120,7 +119,6 @@ def test_round_trip(record):
     assert len(data) <= MAX_RECORD_BYTES
 
 
-@settings(deadline=None)
 @given(st.binary(max_size=2 * MAX_RECORD_BYTES))
 def test_any_input(data):
     """No input does anything but parse canonically or raise CiphertextError."""
@@ -131,7 +129,6 @@ def test_any_input(data):
     assert data == record.encode()
 
 
-@settings(deadline=None)
 @given(records, st.data())
 def test_any_change(record, data):
     """A record with some bytes exchanged is canonical or refused."""
@@ -230,7 +227,6 @@ def test_one_sentence(data):
     assert caught.value.__cause__ is None
 
 
-@settings(deadline=None)
 @given(records, records, scopes, scopes)
 def test_aad_is_injective(first, second, scope, other):
     """Two headers or scopes never share their associated data."""

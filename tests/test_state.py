@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from hsm_kms.state import PinIdentity, PinRecord, StateCorruptError, StateDir
 from tests.state_samples import BEFORE, KEY, PIN, REJECTED
+from tests.support import wait_for
 
 
 @pytest.fixture
@@ -112,8 +113,11 @@ def test_pin_identity(tmp_path):
     file.read_text()
     assert before == PinIdentity.from_stat(file.stat())
 
-    file.write_text("654321")
-    assert before != PinIdentity.from_stat(file.stat())
+    def changed():
+        file.write_text("654321")
+        return before != PinIdentity.from_stat(file.stat())
+
+    wait_for(changed)  # the kernel's clock for files ticks every few milliseconds
 
 
 def test_pin(state):
@@ -234,7 +238,7 @@ def test_corrupt_pin(state, data):
     assert state.read_pin(PIN).verdict == "untried"
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.binary(max_size=200)
     | st.recursive(

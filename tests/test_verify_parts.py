@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 from fcntl import ioctl
-from pathlib import Path
 from termios import FIONREAD
 
 import pytest
@@ -23,7 +22,7 @@ from hsm_kms.etcd.source import Item
 from hsm_kms.etcd.verify import MAX_FAILURES, NOT_LISTED, Verification
 from hsm_kms.worker.messages import Encrypt
 from hsm_kms.wrapping.record import Algorithm, Header, Kind, Record
-from tests.support import wait_for
+from tests.support import children_of, wait_for
 from tests.verifying import failures, flipped, pairs_of, v1, v2, v2_of
 
 KEY_ID = "a" * 26
@@ -47,7 +46,8 @@ def test_token_fails_half_way(plugin):
     process.stdin.write('{"header": {"revision": 7}, "kvs": [' + ",".join(pairs[:10]))
     process.stdin.flush()
     wait_for(lambda: unread(process.stdin) == 0)  # it is logged in, and reads
-    os.kill(worker_of(process), signal.SIGKILL)
+    (worker,) = children_of(process.pid)
+    os.kill(worker, signal.SIGKILL)
 
     out, err = process.communicate("," + ",".join(pairs[10:]) + "]}", timeout=60)
 
@@ -59,13 +59,6 @@ def test_token_fails_half_way(plugin):
 def unread(pipe):
     """Bytes in a pipe that nobody has taken out."""
     return int.from_bytes(ioctl(pipe, FIONREAD, bytes(4)), "little")
-
-
-def worker_of(process):
-    """Process id of the token worker of a command."""
-    task = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-    (pid,) = map(int, task.read_text().split())
-    return pid
 
 
 # Local KEKs

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import operator
 import os
 import secrets
 import signal
@@ -27,13 +28,18 @@ def make(hsm, pin_file, directory):
     return make
 
 
+def held():
+    """Descriptors, tasks and threads of this process."""
+    gc.collect()
+    return descriptors(), len(asyncio.all_tasks()), threading.active_count()
+
+
 async def test_no_leak_over_restarts(make, monkeypatch):
     """Ten restarts leave no descriptor, process, thread or task behind."""
     monkeypatch.setattr(backoff, "LONGEST_SECONDS", 0.01)
     async with make(workers=1, sessions=2) as served:
         await served.stocked()
-        gc.collect()
-        before = descriptors(), len(asyncio.all_tasks()), threading.active_count()
+        before = held()
         for number in range(10):
             worker = served.workers.ready[0]
             if number % 2:
@@ -43,12 +49,8 @@ async def test_no_leak_over_restarts(make, monkeypatch):
             await served.until(lambda w=worker: w not in served.workers.ready)
             await served.stocked()
         await served.until(lambda: len(children()) == 1)
-        gc.collect()
-        assert before == (
-            descriptors(),
-            len(asyncio.all_tasks()),
-            threading.active_count(),
-        )
+        # What waited for the last one that left may take a moment to end.
+        await served.until(lambda: all(map(operator.le, held(), before)))
     assert set() == children()
 
 
@@ -56,14 +58,17 @@ async def test_load_with_cancellations(make):
     """Under load, with clients going away at random, every answer is the right one."""
     async with make() as served:
         await served.stocked()
-        until = asyncio.get_running_loop().time() + 1.5
+        loop = asyncio.get_running_loop()
+        until = loop.time() + 1.5
         counts = {"right": 0, "cancelled": 0, "failed": 0}
 
         async def client():
-            while asyncio.get_running_loop().time() < until:
+            while loop.time() < until or min(counts["right"], counts["cancelled"]) < 50:
                 plaintext = secrets.token_bytes(1 + secrets.randbelow(64))
+                # 6 ms is twice what it takes; a slow machine gets a round of 60 ms.
+                most = secrets.choice((6_000, 60_000))
                 try:
-                    async with asyncio.timeout(secrets.randbelow(6000) / 1e6):
+                    async with asyncio.timeout(secrets.randbelow(most) / 1e6):
                         back = await served.unwrap(await served.wrap(plaintext))
                 except TimeoutError:
                     counts["cancelled"] += 1
@@ -76,7 +81,6 @@ async def test_load_with_cancellations(make):
         await asyncio.gather(*(client() for _ in range(12)))
         await served.until(lambda: served.pool.stats().idle == 8)
         assert 0 == counts["failed"], served.faults
-        assert min(counts["right"], counts["cancelled"]) > 50, counts
 
 
 async def test_load_with_kills(make, monkeypatch):
@@ -102,8 +106,8 @@ async def test_load_with_kills(make, monkeypatch):
             await asyncio.sleep(0.25)
             if served.workers.ready:
                 os.kill(served.workers.ready[0].pid, signal.SIGKILL)
+        await served.until(lambda: right > 50)
         stop.set()
         await asyncio.gather(*clients)
-        assert right > 50
         await served.stocked()
         assert b"dek" == await served.unwrap(await served.wrap(b"dek"))
