@@ -62,11 +62,6 @@ class Channel:
         self._loop.add_reader(pair.fileno(), self._readable)
 
     @property
-    def closed(self) -> bool:
-        """Whether the other end is gone."""
-        return self._closed
-
-    @property
     def lendable(self) -> bool:
         """Whether a new request may go out on it."""
         return not (self._closed or self.retiring)
@@ -131,6 +126,8 @@ class Channel:
         except msgspec.MsgspecError:
             self._lose("it sent a message that is none")
             return
+        finally:
+            _incoming[:length] = bytes(length)  # a DEK may be in it
         if number != self._number or self._waiting is None:
             self._lose("it answered a request that was not asked")
             return

@@ -115,6 +115,8 @@ def _receive(pair: socket.socket, incoming: memoryview) -> tuple[int, Request | 
         return datagrams.unpack_request(incoming[:length])
     except msgspec.MsgspecError:
         os._exit(2)
+    finally:
+        incoming[:length] = bytes(length)  # a DEK may be in it
 
 
 def _send(pair: socket.socket, number: int, reply: Reply) -> None:

@@ -218,6 +218,14 @@ class Cryptoki:
         """C_CloseAllSessions."""
         self.call("C_CloseAllSessions", c_ulong(slot))
 
+    def random(self, session: int, count: int) -> bytes:
+        """C_GenerateRandom of `count` bytes."""
+        out = (c_ubyte * count)()
+        self.call("C_GenerateRandom", c_ulong(session), out, c_ulong(count))
+        result = bytes(out)
+        ctypes.memset(out, 0, count)
+        return result
+
     def encrypt(
         self, session: int, key: int, parameter: Parameter, data: bytes, most: int
     ) -> bytes:

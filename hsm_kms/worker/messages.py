@@ -195,6 +195,12 @@ class Decrypt(_Message, frozen=True, kw_only=True):
     ciphertext: bytes
 
 
+class GenerateRandom(_Message, frozen=True, kw_only=True):
+    """C_GenerateRandom of this many bytes."""
+
+    count: int
+
+
 class Leave(_Message, frozen=True, kw_only=True):
     """C_CloseAllSessions and exit."""
 
@@ -258,6 +264,12 @@ class Decrypted(_Secret, frozen=True, kw_only=True):
     plaintext: bytes
 
 
+class Random(_Secret, frozen=True, kw_only=True):
+    """Answer to `GenerateRandom`."""
+
+    data: bytes
+
+
 class Failure(_Message, frozen=True, kw_only=True):
     """It did not work.
 
@@ -288,8 +300,18 @@ Request = (
     | Prove
     | Encrypt
     | Decrypt
+    | GenerateRandom
     | Leave
 )
 Reply = (
-    Started | Tokens | Done | Keys | Block | Probed | Encrypted | Decrypted | Failure
+    Started
+    | Tokens
+    | Done
+    | Keys
+    | Block
+    | Probed
+    | Encrypted
+    | Decrypted
+    | Random
+    | Failure
 )

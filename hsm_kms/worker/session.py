@@ -33,6 +33,7 @@ from hsm_kms.worker.messages import (
     FindKeys,
     Fingerprint,
     GenerateKey,
+    GenerateRandom,
     Keys,
     Leave,
     ListTokens,
@@ -41,6 +42,7 @@ from hsm_kms.worker.messages import (
     Probe,
     Probed,
     Prove,
+    Random,
     Relabel,
     Reply,
     Request,
@@ -56,7 +58,15 @@ if TYPE_CHECKING:
 CANARY_BYTES = 32
 KnownGood = dict[tuple[KeyRef, Cipher], Decrypt]
 # Not C_Login, which may cost a PIN try, nor what changes keys and may have worked.
-_REPEATABLE = (Encrypt, Decrypt, Prove, Probe, FindKeys, Fingerprint)
+_REPEATABLE = (
+    Encrypt,
+    Decrypt,
+    Prove,
+    Probe,
+    FindKeys,
+    Fingerprint,
+    GenerateRandom,
+)
 
 
 class TokenSession:
@@ -118,6 +128,8 @@ class TokenSession:
                 return Encrypted(iv=iv, ciphertext=ciphertext)
             case Decrypt():
                 return Decrypted(plaintext=self._decrypt(request))
+            case GenerateRandom(count=count):
+                return Random(data=self._cryptoki.random(self._handle, count))
             case Prove():
                 self._prove(request)
                 return Done()
