@@ -138,6 +138,14 @@ class KeyNotActiveError(TokenError):
     """Every key on the token is to become active later."""
 
 
+class NonceBudgetError(HsmKmsError):
+    """This node has wrapped under the key as often as is safe."""
+
+
+class LocalRefusedError(HsmKmsError):
+    """The record was made by a local KEK, and none such is to be read."""
+
+
 class PoolTimeoutError(HsmKmsError):
     """No session became free in time."""
 

@@ -46,6 +46,10 @@ HEALTH: Final[dict[type[errors.HsmKmsError], str]] = {
         "the key last current here is not on the token; "
         "restore it, or name another in keys.current"
     ),
+    errors.NonceBudgetError: (
+        "the current key has wrapped as often as is safe; "
+        "make another with hsm-kms keys rotate"
+    ),
     errors.MechanismError: f"the token refuses a mechanism that is needed; {_SEE}",
     errors.PoolTimeoutError: "every token session is busy",
     errors.PoolClosedError: "the server is shutting down",

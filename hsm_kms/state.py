@@ -30,6 +30,7 @@ from hsm_kms.state_records import (
     KeyWorkFile,
     LastKey,
     LastKeyFile,
+    NoncesFile,
     PinFile,
     PinIdentity,
     PinRecord,
@@ -44,6 +45,7 @@ PIN_FILE: Final = "pin.json"
 PIN_LOCK: Final = "pin.lock"
 MECHANISM_FILE: Final = "mechanism.json"
 KEYS_FILE: Final = "keys.json"
+NONCES_FILE: Final = "nonces.json"
 
 _T = TypeVar("_T")
 
@@ -148,6 +150,23 @@ class StateDir:
             StateWriteError: It could not be written; what was there still is.
         """
         self._save(KEYS_FILE, file)
+
+    def nonces(self) -> NoncesFile:
+        """How often this node has wrapped; nothing if it never did.
+
+        Raises:
+            StateCorruptError: The file is there and cannot be believed.
+        """
+        nothing = NoncesFile(version=1, counts={}, others=0)
+        return self._load(NONCES_FILE, NoncesFile) or nothing
+
+    def save_nonces(self, file: NoncesFile) -> None:
+        """Remember it, also over a power cut.
+
+        Raises:
+            StateWriteError: It could not be written; what was there still is.
+        """
+        self._save(NONCES_FILE, file)
 
     def read_pin(self, identity: PinIdentity) -> PinRecord:
         """What is known about a PIN; "untried" if nothing is."""

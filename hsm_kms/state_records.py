@@ -15,11 +15,15 @@ MAX_PIN_RECORDS: Final = 16
 MAX_FORMER_KEYS: Final = 1000  # one a month for 80 years
 MAX_RETIRED_KEYS: Final = 256
 MAX_KEY_WORK: Final = 8
+MAX_NONCE_KEYS: Final = 1000
+MAX_NONCES: Final = 2**32
 _KeyId = Annotated[str, Meta(pattern=r"^[a-z2-7]{26}(\.[a-z0-9]{1,16})?\Z")]
+_Fingerprint = Annotated[str, Meta(pattern=r"^[a-z2-7]{26}\Z")]
 _Hex = Annotated[str, Meta(pattern=r"^([0-9a-f]{2}){0,4096}\Z")]
 _Text = Annotated[str, Meta(max_length=4096)]
 _Count = Annotated[int, Meta(ge=0)]
 _Tries = Annotated[int, Meta(ge=0, le=1000)]
+_Nonces = Annotated[int, Meta(ge=0, le=MAX_NONCES)]
 
 
 class LastKey(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -174,3 +178,17 @@ class KeyWorkFile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     version: Literal[1] = 1
     begun: Annotated[tuple[KeyWork, ...], Meta(max_length=MAX_KEY_WORK)] = ()
     retired: Annotated[tuple[RetiredKey, ...], Meta(max_length=MAX_RETIRED_KEYS)] = ()
+
+
+class NoncesFile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """nonces.json.
+
+    Args:
+        counts: How often this node has wrapped with an IV of its own, by the KEK's
+            fingerprint; what is reserved ahead counts as done.
+        others: What counts for a KEK that is not among them.
+    """
+
+    version: Literal[1]
+    counts: Annotated[dict[_Fingerprint, _Nonces], Meta(max_length=MAX_NONCE_KEYS)]
+    others: _Nonces

@@ -7,6 +7,7 @@ import asyncio
 import pytest
 
 from hsm_kms.errors import (
+    NonceBudgetError,
     PoolClosedError,
     PoolTimeoutError,
     TokenAbsentError,
@@ -199,3 +200,48 @@ async def test_closed(rig):
 
     assert "request 1" == await task
     assert PoolStats(sessions=0, idle=0, waiting=0) == rig.pool.stats()
+
+
+async def test_before_each_try(rig):
+    """What must come before a call comes once for each try, with its session lent."""
+    lent = []
+    for _ in range(2):
+        rig.add(1)
+    task = rig.call(before=lambda: lent.append(rig.pool.stats().idle))
+    assert [] == lent
+    await rig.settle()
+    assert [1] == lent
+    rig.busy()[0].worker.die()
+    await rig.settle()
+    rig.busy()[0].answer()
+
+    assert "request 1" == await task
+    assert [1, 0] == lent
+
+
+async def test_nothing_before_a_session_is_lent(rig):
+    """A request that waits for a session in vain has tried nothing."""
+    await one_busy(rig)
+    waiting = rig.call(before=pytest.fail)
+    await rig.settle()
+    await later(rig, SESSION_WAIT)
+
+    with pytest.raises(PoolTimeoutError):
+        await waiting
+
+
+async def test_refused_before_a_try(rig):
+    """A call that must not be made leaves its session idle and blames nobody."""
+
+    def refuse():
+        raise NonceBudgetError("spent")
+
+    rig.add(1)
+    for _ in range(3):
+        with pytest.raises(NonceBudgetError, match="spent"):
+            await rig.call(before=refuse)
+
+    assert [] == rig.busy()
+    assert PoolStats(sessions=1, idle=1, waiting=0) == rig.pool.stats()
+    assert [] == rig.faults
+    assert not rig.pool._counts.calls

@@ -14,7 +14,7 @@ from hsm_kms.errors import (
 )
 from hsm_kms.token.breaker import TRIP_AFTER
 from hsm_kms.worker.messages import Failure
-from tests.pool_rig import later, one_busy
+from tests.pool_rig import CALL_TIMEOUT, SESSION_WAIT, later, one_busy
 
 
 @pytest.mark.parametrize(
@@ -122,4 +122,67 @@ async def test_short_deadlines_do_not_trip_the_breaker(rig):
             await task
 
     assert not rig.pool.breaker.is_open
+    assert [] == rig.faults
+
+
+async def test_clients_that_gave_up_trip_the_breaker(rig):
+    """A token that answers nobody is at fault, though each client goes before it."""
+    rig.add(TRIP_AFTER)
+    for _ in range(TRIP_AFTER):
+        task = rig.call()
+        await rig.settle()
+        await later(rig, CALL_TIMEOUT / 2)
+        task.cancel()
+        await rig.settle()
+        assert task.cancelled()
+
+    assert [TokenTimeoutError] * TRIP_AFTER == [type(fault) for fault in rig.faults]
+    assert TRIP_AFTER == rig.pool._counts.errors["timeout"]
+    with pytest.raises(TokenTimeoutError, match="did not answer in time"):
+        await rig.call()
+
+
+async def test_impatient_clients_do_not_trip_the_breaker(rig):
+    """A client that goes soon says nothing of the token."""
+    worker = rig.add(1)
+    for seconds in (0, CALL_TIMEOUT * 0.49):
+        for _ in range(2 * TRIP_AFTER):
+            task = rig.call()
+            await rig.settle()
+            await later(rig, seconds)
+            task.cancel()
+            await rig.settle()
+            worker.sessions[0].answer()
+            await rig.settle()
+
+    assert [] == rig.faults
+    assert not rig.pool.breaker.is_open
+    assert 0 == rig.pool._counts.errors["timeout"]
+
+
+@pytest.mark.parametrize("steps", range(1, 5))
+async def test_gone_as_the_answer_comes(rig, steps):
+    """A token that has answered is not at fault, though nobody hears it."""
+    worker, task = await one_busy(rig)
+    await later(rig, CALL_TIMEOUT * 0.9)
+    worker.sessions[0].answer()
+    for _ in range(steps):
+        await asyncio.sleep(0)
+    task.cancel()
+    await rig.settle()
+
+    assert task.done()
+    assert [] == rig.faults
+
+
+async def test_who_waits_for_a_session_blames_nobody(rig):
+    """A client that goes before it has a session says nothing of the token."""
+    await one_busy(rig)
+    waiting = rig.call()
+    await rig.settle()
+    await later(rig, SESSION_WAIT * 0.9)
+    waiting.cancel()
+    await rig.settle()
+
+    assert waiting.cancelled()
     assert [] == rig.faults

@@ -15,7 +15,7 @@ from hypothesis.stateful import (
     rule,
 )
 
-from hsm_kms.errors import HsmKmsError, TokenAbsentError
+from hsm_kms.errors import HsmKmsError, NonceBudgetError, TokenAbsentError
 from hsm_kms.token.counts import End
 from hsm_kms.worker.messages import Failure
 from tests.pool_rig import CALL_TIMEOUT, Loop, Rig
@@ -58,8 +58,17 @@ class PoolMachine(RuleBasedStateMachine):
         at = None if deadline is None else self.loop.now + deadline
         self.run(self.settled(lambda: self.new_request(at)))
 
-    def new_request(self, deadline=None):
-        self.requests[self.rig.call(deadline)] = self.loop.now
+    def new_request(self, deadline=None, before=None):
+        self.requests[self.rig.call(deadline, before)] = self.loop.now
+
+    @rule()
+    def ask_in_vain(self):
+        """A request comes that is refused as soon as it has a session."""
+
+        def refuse():
+            raise NonceBudgetError("spent")
+
+        self.run(self.settled(lambda: self.new_request(before=refuse)))
 
     @precondition(lambda self: self.rig.busy())
     @rule(number=which, cause=st.none() | st.sampled_from(CAUSES))

@@ -62,6 +62,14 @@ REFUSALS: Final[Mapping[type[BaseException], Refusal]] = MappingProxyType(
             StatusCode.FAILED_PRECONDITION,
             "the current key breaks the key policy: see hsm-kms check",
         ),
+        errors.NonceBudgetError: Refusal(
+            StatusCode.FAILED_PRECONDITION,
+            "the current key has wrapped too often: rotate it",
+        ),
+        errors.LocalRefusedError: Refusal(
+            StatusCode.FAILED_PRECONDITION,
+            "records by a local KEK are refused by the configuration",
+        ),
         errors.PinRejectedError: Refusal(
             StatusCode.FAILED_PRECONDITION,
             "the token refused the PIN: see hsm-kms status",

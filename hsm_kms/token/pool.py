@@ -135,12 +135,19 @@ class Pool:
             if not waiter.done():
                 waiter.set_exception(error)
 
-    async def call(self, request: Request, *, deadline: float | None) -> Reply:
+    async def call(
+        self,
+        request: Request,
+        *,
+        deadline: float | None,
+        before: Callable[[], None] | None = None,
+    ) -> Reply:
         """Run one request on some session.
 
         Args:
             request: What the session shall do.
             deadline: In the loop's time, or None.
+            before: Called just before each try; what it raises ends the call.
 
         Raises:
             PoolTimeoutError: No session became free in time.
@@ -148,28 +155,35 @@ class Pool:
             TokenError: The token is down, or said no.
             CiphertextError: The token found the ciphertext not authentic.
         """
-        latest = self._loop.time() + self._call_timeout
+        now = self._loop.time()
+        latest = now + self._call_timeout
         if deadline is not None:
+            if deadline <= now:  # an idle session would be asked all the same
+                raise TokenTimeoutError("no time is left for the token")
             latest = min(latest, deadline)
         try:
-            return await self._attempt(request, latest)
+            return await self._attempt(request, latest, before)
         except (SessionLostError, WorkerLostError) as error:
             self._on_fault(error)
             if self._loop.time() >= latest:
                 raise TokenTimeoutError("no time is left for another try") from None
         try:
-            return await self._attempt(request, latest)
+            return await self._attempt(request, latest, before)
         except (SessionLostError, WorkerLostError) as error:
             self._on_fault(error)
             raise WorkerLostError(
                 "the token was lost twice under one request"
             ) from None
 
-    async def _attempt(self, request: Request, latest: float) -> Reply:
+    async def _attempt(
+        self, request: Request, latest: float, before: Callable[[], None] | None
+    ) -> Reply:
         self.breaker.check()
         channel = await self._lend(latest)
-        self._counts.calls[type(request).__name__.lower()] += 1
         try:
+            if before is not None:
+                before()
+            self._counts.calls[type(request).__name__.lower()] += 1
             future = channel.exchange(request)
         except BaseException:
             self._take_back(channel)
@@ -180,13 +194,16 @@ class Pool:
                 reply = await asyncio.shield(future)
         except TimeoutError:
             raise self._timed_out(channel) from None
+        except asyncio.CancelledError:
+            self._timed_out(channel)
+            raise
         if isinstance(reply, Failure):
             self._report_and_raise(channel, request, reply)
         self.breaker.succeeded()
         return reply
 
     def _timed_out(self, channel: Channel) -> TokenTimeoutError:
-        """A client's own short deadline says nothing about the token."""
+        """A client that had no patience says nothing about the token."""
         error = TokenTimeoutError("the token did not answer in time")
         since = channel.busy_since
         patient = self._call_timeout * _PATIENT
