@@ -15,7 +15,15 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from hsm_kms.config_fields import format_duration, parse_duration, parse_socket
-from hsm_kms.config_types import Config, Http, Listen, Section, sections
+from hsm_kms.config_types import (
+    ApiV1,
+    ApiV2,
+    Config,
+    Http,
+    Listen,
+    Section,
+    sections,
+)
 from hsm_kms.config_uri import expand, said_by
 from hsm_kms.config_yaml import load_yaml, read_yaml
 from hsm_kms.errors import ConfigError
@@ -35,6 +43,8 @@ MAX_FILE_BYTES = 64 * 1024
 VERSION = 1
 
 _SELECTORS = ("uri", "token_label", "token_serial", "slot")
+_APIS: Mapping[str, ApiV2 | ApiV1] = {"v2": ApiV2(), "v1": ApiV1()}
+_LOCAL = ((True, "fallback"), (True, "software"))
 _CHOICE = "uri, token_label, token_serial and slot"
 _SECTIONS = sections()
 _KNOWN = {name for section in _SECTIONS.values() for name in section.model_fields}
@@ -172,8 +182,9 @@ def _joint_faults(document: Document, whole: Expansion) -> Iterator[str]:
     if isinstance(keys, dict) and keys.get("label", "") is None and not keys.get("ids"):
         place = ("keys", "label")
         yield _at(document, place, "must not be null, unless ids lists the keys")
-    if _all_apis_off(document.data.get("apis")):
+    if all(_api(document.data, name)[0] is False for name in _APIS):
         yield _at(document, ("apis",), "must have v2 or v1 enabled")
+    yield from _local_fault(document)
     if _same_socket(document.data):
         place = ("http", "admin_socket")
         yield _at(
@@ -206,16 +217,25 @@ def _same_socket(data: Mapping[str, Any]) -> bool:
     return os.path.normpath(admin) in own
 
 
-def _all_apis_off(apis: object) -> bool:
-    if not isinstance(apis, dict):
-        return False
+def _local_fault(document: Document) -> Iterator[str]:
+    local = document.data.get("local_keys")
+    if not isinstance(local, dict) or local.get("accept_local") is not False:
+        return
+    apis = [name for name in _APIS if _api(document.data, name) in _LOCAL]
+    if apis:
+        place, named = ("local_keys", "accept_local"), " and ".join(apis)
+        yield _at(document, place, f"must be true: {named} may wrap in software")
 
-    def off(name: str, *, default: bool) -> bool:
-        api = apis.get(name, {})
-        enabled = api.get("enabled", default) if isinstance(api, dict) else True
-        return enabled is False
 
-    return off("v2", default=True) and off("v1", default=False)
+def _api(data: Mapping[str, Any], name: str) -> tuple[object, object]:
+    """Whether an API is enabled, and its wrapping, as far as the file can tell."""
+    apis = data.get("apis", {})
+    api = apis.get(name, {}) if isinstance(apis, dict) else None
+    if not isinstance(api, dict):
+        return None, None  # told by the section itself
+    default = _APIS[name]
+    enabled = api.get("enabled", default.enabled)
+    return enabled, api.get("wrapping", default.wrapping)
 
 
 def _value_faults(

@@ -48,10 +48,17 @@ def format_duration(seconds: float) -> str:
     return f"{millis}ms"
 
 
-def _positive(seconds: float) -> float:
-    if not 0 < seconds <= _UNITS["d"]:
-        raise ValueError("must be more than 0s and at most 1d")
-    return seconds
+def _within(most: str, *, zero: bool = False) -> AfterValidator:
+    """A duration of at most `most`; 0s only where `zero` says so."""
+    limit = parse_duration(most)
+    least = "" if zero else "more than 0s and "
+
+    def check(seconds: float) -> float:
+        if seconds > limit or (seconds == 0 and not zero):
+            raise ValueError(f"must be {least}at most {most}")
+        return seconds
+
+    return AfterValidator(check)
 
 
 def _absolute(value: object) -> Path:
@@ -193,8 +200,14 @@ def _cka_ids(value: object) -> tuple[str, ...]:
     return tuple(ids)
 
 
-Duration = Annotated[float, BeforeValidator(parse_duration), AfterValidator(_positive)]
-DurationOrZero = Annotated[float, BeforeValidator(parse_duration)]
+Duration = Annotated[float, BeforeValidator(parse_duration), _within("1d")]
+DurationOrZero = Annotated[
+    float, BeforeValidator(parse_duration), _within("1d", zero=True)
+]
+Days = Annotated[float, BeforeValidator(parse_duration), _within("30d")]
+DaysOrZero = Annotated[
+    float, BeforeValidator(parse_duration), _within("30d", zero=True)
+]
 AbsolutePath = Annotated[Path, BeforeValidator(_absolute)]
 SocketPath = Annotated[Path, BeforeValidator(parse_socket)]
 KeyIds = Annotated[tuple[str, ...], BeforeValidator(_key_ids)]

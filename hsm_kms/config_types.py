@@ -11,6 +11,8 @@ from hsm_kms.config_fields import (
     AbsolutePath,
     Aliases,
     CkaIds,
+    Days,
+    DaysOrZero,
     Duration,
     DurationOrZero,
     Environment,
@@ -22,6 +24,10 @@ from hsm_kms.config_fields import (
     parse_tcp,
     sized,
 )
+
+# What wraps the DEKs of an API: the token; a local KEK where the token cannot be had;
+# a local KEK.
+Wrapping = Literal["token", "fallback", "software"]
 
 _LOGIN = re.compile(r"user|none|crypto-user|so|0x[0-9a-fA-F]{1,8}")
 
@@ -52,7 +58,7 @@ class ApiV2(Section):
     """The v2 service (KMSv2)."""
 
     enabled: bool = True
-    wrapping: Literal["token"] = "token"
+    wrapping: Wrapping = "token"
     version: Literal["v2", "v2beta1"] = "v2"
 
 
@@ -60,7 +66,7 @@ class ApiV1(Section):
     """The v1beta1 service (KMSv1)."""
 
     enabled: bool = False
-    wrapping: Literal["token"] = "token"
+    wrapping: Wrapping = "software"  # v1 asks for one Encrypt per write
 
 
 class Apis(Section):
@@ -123,10 +129,22 @@ class Keys(Section):
     discover: Duration = 30.0
 
 
+class LocalKeys(Section):
+    """How long a local KEK serves, and what is taken of what local KEKs wrapped."""
+
+    max_age: Days = 7 * 86400.0
+    max_uses: Annotated[int, Field(ge=1, le=2**31 - 1)] = 2**20
+    max_offline: DaysOrZero = 86400.0
+    accept_local: bool = True
+    verify_wraps: bool = True
+
+
 class Health(Section):
-    """How often the token is tried."""
+    """How often the token is tried, and what Status says while it is away."""
 
     interval: Duration = 30.0
+    grace: DurationOrZero = 60.0
+    stop_writes_after: Days | None = None
 
 
 class Http(Section):
@@ -158,6 +176,7 @@ class Config(Section):
     apis: Apis = Apis()
     token: Token
     keys: Keys = Keys()
+    local_keys: LocalKeys = LocalKeys()
     health: Health = Health()
     http: Http = Http()
     log: Log = Log()

@@ -1,30 +1,44 @@
 """Everything that stands behind the services, for one configuration.
 
-A reload makes a new engine and drops the old one; the services do not notice.
+A reload that touches token, keys or scope makes a new engine and drops the old one;
+any other changes the settings of this one. The services do not notice.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from functools import partial
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+import structlog
 
 from hsm_kms import wiring
 from hsm_kms.discovery import Discovery
+from hsm_kms.errors import HsmKmsError, NonceBudgetError, UnknownKeyIdError
 from hsm_kms.keyholder import KeyHolder
 from hsm_kms.monitor import Monitor
+from hsm_kms.token.counts import Counts
 from hsm_kms.token.pin import PinGate
 from hsm_kms.token.pool import Pool
 from hsm_kms.token.workers import Workers
-from hsm_kms.wrapping.wrapper import TokenWrapper
+from hsm_kms.worker.values import Mechanism
+from hsm_kms.wrapping.by_token import CIPHERS, ByToken, canary
+from hsm_kms.wrapping.local_keks import LocalKeks
+from hsm_kms.wrapping.opened import OpenedKeks
+from hsm_kms.wrapping.wrapper import Opening, Wrapper
 
 if TYPE_CHECKING:
-    from hsm_kms.config_types import Config
+    from hsm_kms.config_types import ApiV1, ApiV2, Config
     from hsm_kms.health import Health
-    from hsm_kms.keyring import Keyring
+    from hsm_kms.keyring import Keyring, Pending, TokenKey
+    from hsm_kms.nonce_budget import NonceBudget
     from hsm_kms.state import StateDir
-    from hsm_kms.token.counts import Counts
+    from hsm_kms.worker.messages import Prove
+    from hsm_kms.wrapping.local import LocalKek
+    from hsm_kms.wrapping.settings import Wrapping
+
+_log = structlog.get_logger(__name__)
 
 
 class Keys:
@@ -39,6 +53,12 @@ class Keys:
         self._monitor = monitor
         self._announced = announced
 
+    @property
+    def ring(self) -> Keyring | None:
+        """The keyring as last read; None before that."""
+        holder = self._monitor.holder
+        return holder.announced_ring if self._announced else holder.ring
+
     async def ring_soon(self, until: float) -> Keyring:
         """See `Health.ring_soon`."""
         return await self._monitor.health.ring_soon(until, announced=self._announced)
@@ -49,25 +69,44 @@ class Keys:
         return await self.ring_soon(until)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lasting:
+    """What outlives an engine.
+
+    Args:
+        state: The state directory.
+        budget: What each KEK has wrapped on this node.
+        counts: Running totals.
+        opened: Local KEKs that the token has opened.
+    """
+
+    state: StateDir
+    budget: NonceBudget
+    counts: Counts = field(default_factory=Counts)
+    opened: OpenedKeks = field(default_factory=OpenedKeks)
+
+
 class Engine:
-    """Pool, workers, monitor and wrappers.
+    """Pool, workers, monitor, local KEKs and wrappers.
 
     Args:
         config: The configuration.
-        state: The state directory.
-        counts: Running totals, kept over reloads.
+        lasting: What outlives this engine.
 
     Attributes:
         config: The configuration.
         pool: The sessions.
         workers: The worker processes.
         gate: The PIN.
-        v2: What seals and opens for v2; it reads back what it wrapped.
+        local: The local KEKs that it wraps with.
+        opened: The local KEKs that it can open records with.
+        v2: What seals and opens for v2.
         v1: The same for v1.
     """
 
-    def __init__(self, config: Config, state: StateDir, counts: Counts) -> None:
-        self.config = config
+    def __init__(self, config: Config, lasting: Lasting) -> None:
+        state, counts = lasting.state, lasting.counts
+        self._budget = lasting.budget
         settings = wiring.key_settings(config)
         self._monitor = Monitor(
             Discovery(
@@ -78,7 +117,7 @@ class Engine:
                 freeze=True,
             ),
             KeyHolder(settings, state),
-            scope=config.scope,
+            canary=self._canary,
             interval=min(config.health.interval, config.keys.discover),
             call_timeout=config.token.call_timeout,
             start_timeout=config.token.start_timeout,
@@ -98,15 +137,24 @@ class Engine:
             on_change=self._monitor.worker_changed,
             counts=counts,
         )
-        wrapper = partial(
-            TokenWrapper,
-            self.pool,
-            scope=config.scope,
-            patience=config.token.session_wait,
+        token = ByToken(self.pool, lasting.budget, scope=config.scope)
+        self.opened = lasting.opened
+        self.local = LocalKeks(
+            token,
+            self.opened,
+            wiring.local_settings(config),
+            offline=lambda: self.health.offline_for,
+            on_born=self._monitor.look_soon,
+            births=counts.births,
         )
-        self.v2 = wrapper(keys=Keys(self._monitor, announced=True), verify=True)
-        self.v1 = wrapper(keys=Keys(self._monitor, announced=False), verify=False)
-        self._watching: asyncio.Task[None] | None = None
+        self._opening = Opening(token, self.opened)
+        self._announced_keys = Keys(self._monitor, announced=True)
+        self._current_keys = Keys(self._monitor, announced=False)
+        self._coming: dict[str, TokenKey] = {}  # by key_id, see `_ready`
+        self._held: object = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self.config = config
+        self._use(config)
 
     @property
     def keys(self) -> KeyHolder:
@@ -118,22 +166,150 @@ class Engine:
         """What was learnt about the token."""
         return self._monitor.health
 
+    @property
+    def well(self) -> bool:
+        """Whether it serves as its configuration says."""
+        return self.health.look().state == "ok" and self.local.settled
+
+    def adjust(self, config: Config) -> None:
+        """Go on with a configuration that is `wiring.adjustable`."""
+        for name in ("v2", "v1"):
+            before = getattr(self.config.apis, name).wrapping
+            now = getattr(config.apis, name).wrapping
+            if now != before:
+                _log.info("wrapping", api=name, wrapping=now, before=before)
+        self._use(config)
+        self.keys_changed()
+        self.health.evaluate()
+
+    def _use(self, config: Config) -> None:
+        self.config = config
+        self.local.settings = wiring.local_settings(config)
+        self.health.settings = wiring.health_settings(config)
+        self.health.software = self._encrypts_without_token
+        self.health.spent = self._spent
+        self.v2 = self._wrapper(config.apis.v2, self._announced_keys)
+        self.v1 = self._wrapper(config.apis.v1, self._current_keys)
+
+    def _wrapper(self, api: ApiV2 | ApiV1, keys: Keys) -> Wrapper:
+        settings = wiring.wrap_settings(self.config, api)
+        unreached = self.health.call_failed
+        return Wrapper(self._opening, self.local, keys, settings, unreached)
+
     def start(self) -> None:
-        """Start workers and monitor in the background."""
-        self._monitor.attach(self.workers, self._well)
+        """Start workers, monitor and births in the background."""
+        self._monitor.attach(self.workers, self._well, ready=self._ready)
         self.workers.start()
-        self._watching = asyncio.create_task(self._monitor.run())
+        self._tasks = [
+            asyncio.create_task(self._monitor.run()),
+            asyncio.create_task(self.local.run()),
+        ]
+
+    def _canary(self, key: TokenKey, mechanism: Mechanism) -> Prove:
+        """The request for a canary; counted, and never refused."""
+        if mechanism is Mechanism.GCM_CALLER:
+            self._budget.spend(key.fingerprint, refuse=False)
+        return canary(key, mechanism, self.config.scope)
 
     def _well(self) -> None:
         """A canary has passed."""
         self.pool.breaker.close()
         self.workers.canary_passed()
+        self.keys_changed()
+
+    # Local KEKs
+
+    @property
+    def _uses_local(self) -> bool:
+        apis = self.config.apis
+        return any(
+            api.enabled and api.wrapping != "token" for api in (apis.v2, apis.v1)
+        )
+
+    def keys_changed(self) -> None:
+        """Have local KEKs under the keys in use, and drop those of keys not held."""
+        self._coming = {
+            key_id: key
+            for key_id, key in self._coming.items()
+            if any(each.key.name == key.name for each in self._pending)
+        }
+        self.local.want(self._keys_in_use() if self._uses_local else ())
+        ring = self.keys.ring
+        if ring is None:
+            return
+        held = frozenset(ring.keys), ring.settings.retired
+        if held != self._held:
+            self._held = held
+            self.opened.keep(lambda kek: _opens(ring, kek))
+
+    @property
+    def _rings(self) -> list[Keyring]:
+        rings = (self.keys.ring, self.keys.announced_ring)
+        return [ring for ring in rings if ring is not None and ring.fault is None]
+
+    @property
+    def _pending(self) -> list[Pending]:
+        return [each for ring in self._rings for each in ring.pending]
+
+    def _keys_in_use(self) -> list[TokenKey]:
+        keys = [ring.current for ring in self._rings if ring.current is not None]
+        return [*keys, *self._coming.values()]
+
+    def _ready(self, key: TokenKey) -> bool:
+        """Whether nothing is missing to make this key current."""
+        if not self._uses_local or self.local.has(key):
+            return True
+        self._coming[key.key_id] = key  # maybe beside another whose time has come
+        self.local.want(self._keys_in_use())
+        return False
+
+    def _encrypts_without_token(self) -> bool:
+        """Whether Encrypt would be answered now, were the token away."""
+        key = self._key_to_encrypt
+        if self._wrapping == "token" or key is None:
+            return False
+        return self.local.sealer(key) is not None
+
+    @property
+    def _wrapping(self) -> Wrapping:
+        """What Status speaks of: v2's, where it is enabled."""
+        apis = self.config.apis
+        return apis.v2.wrapping if apis.v2.enabled else apis.v1.wrapping
+
+    @property
+    def _key_to_encrypt(self) -> TokenKey | None:
+        v2 = self.config.apis.v2.enabled
+        ring = self.keys.announced_ring if v2 else self.keys.ring
+        return ring.current if ring is not None else None
+
+    def _spent(self) -> HsmKmsError | None:
+        """Why the token wraps no more under the current key, None where it does."""
+        key = self._key_to_encrypt
+        if key is None or not self._budget.is_spent(key.fingerprint):
+            return None
+        if self._wrapping == "software" and self.local.sealer(key) is not None:
+            return None
+        return NonceBudgetError(
+            "this node has wrapped under the current key as often as is safe",
+            hint="rotate it: hsm-kms keys rotate",
+        )
 
     async def close(self) -> None:
         """Fail what waits, let calls under way end with their workers, stop all."""
-        if self._watching is not None:
-            self._watching.cancel()
+        for task in self._tasks:
+            task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
-                await self._watching
+                await task
+        self.local.want(())
         self.pool.close()
         await self.workers.close()
+
+
+def _opens(ring: Keyring, kek: LocalKek) -> bool:
+    """Whether the key that wraps this local KEK is held, and not retired."""
+    header = kek.nested.header
+    try:
+        ring.for_decrypt(header.key_id, CIPHERS[header.algorithm])
+    except UnknownKeyIdError:
+        return False
+    return True

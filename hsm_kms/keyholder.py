@@ -205,7 +205,8 @@ class KeyHolder:
         if key_id not in self._overdue:
             self._overdue.add(key_id)
             _log.warning(
-                "a pending key cannot be used yet: a worker cannot wrap under it",
+                "a pending key cannot be used yet: a worker cannot wrap under it, "
+                "or it has no local KEK",
                 key_id=key_id,
             )
 

@@ -6,29 +6,41 @@ server's own metrics have them; nothing that came in a request is ever a label.
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from itertools import accumulate
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from prometheus_client import (
     CollectorRegistry,
-    Counter,
     GCCollector,
-    Histogram,
     PlatformCollector,
     ProcessCollector,
     generate_latest,
 )
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
+from prometheus_client.utils import floatToGoString
 
 from hsm_kms import __version__
 from hsm_kms.keyring import KeyState
+from hsm_kms.nonce_budget import STOP_AT, WARN_AT
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    Requests: TypeAlias = Mapping[tuple[str, str, str], "_Tally"]
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 _SECONDS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.25, 1.0, 2.5)
-_STATES: Final = ("starting", "ok", "failed")
+_BOUNDS: Final = (*map(floatToGoString, _SECONDS), "+Inf")
+_LIMITS: Final = {"warning": WARN_AT, "stop": STOP_AT}
+_STATES: Final = ("starting", "ok", "degraded", "failed")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +48,7 @@ class Snapshot:
     """What is read when somebody asks.
 
     Args:
-        health: "starting", "ok" or "failed".
+        health: "starting", "ok", "degraded" or "failed".
         key_id_hash: Of the announced key_id, or "".
         keys: Keys held, by state.
         workers: Workers that serve.
@@ -48,6 +60,11 @@ class Snapshot:
         errors: Failures of the token, by CKR name.
         breaker_open: Whether requests fail without asking the token.
         pin: Verdict on the PIN: "none", "untried", "proven", "rejected", "corrupt".
+        local_uses: DEKs that the local KEK now current has wrapped; 0 without one.
+        local_open: Local KEKs in memory.
+        local_births: Local KEKs made, by result: "ok" or "failed".
+        kek_wraps: Wraps by a KEK with an IV of ours that count on this node, by hash
+            of its key_id.
     """
 
     health: str
@@ -62,6 +79,20 @@ class Snapshot:
     errors: Mapping[str, int] = field(default_factory=dict)
     breaker_open: bool
     pin: str
+    local_uses: int = 0
+    local_open: int = 0
+    local_births: Mapping[str, int] = field(default_factory=dict)
+    kek_wraps: Mapping[str, int] = field(default_factory=dict)
+
+
+class _Tally:
+    """Requests of one method, code and path."""
+
+    __slots__ = ("buckets", "seconds")
+
+    def __init__(self) -> None:
+        self.buckets = [0] * len(_BOUNDS)
+        self.seconds = 0.0
 
 
 class Metrics:
@@ -75,41 +106,38 @@ class Metrics:
         self._registry = CollectorRegistry()
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
             collector(registry=self._registry)
-        self._requests = Counter(
-            "hsm_kms_requests_total",
-            "KMS requests answered.",
-            ("method", "code"),
-            registry=self._registry,
-        )
-        self._seconds = Histogram(
-            "hsm_kms_request_duration_seconds",
-            "Time from a request's arrival to its answer.",
-            ("method",),
-            buckets=_SECONDS,
-            registry=self._registry,
-        )
-        self._registry.register(_Snapshots(read))
+        self._requests: defaultdict[tuple[str, str, str], _Tally] = defaultdict(_Tally)
+        self._registry.register(_Collector(self._requests, read))
 
-    def request(self, method: str, code: str, seconds: float) -> None:
-        """Count a request.
+    def request(self, method: str, code: str, seconds: float, path: str) -> None:
+        """Count a request; prometheus_client's own counters would take 3 us for it.
 
         Args:
             method: API and method, such as "v2.Encrypt".
             code: Name of the gRPC status code.
             seconds: How long it took.
+            path: Where the cryptography was done, see `wrapping.wrapper.Path`; "" where
+                there was none.
         """
-        self._requests.labels(method, code).inc()
-        self._seconds.labels(method).observe(seconds)
+        tally = self._requests[method, code, path]
+        tally.buckets[bisect_left(_SECONDS, seconds)] += 1
+        tally.seconds += seconds
 
     def render(self) -> bytes:
         """The text format."""
         return generate_latest(self._registry)
 
 
-class _Snapshots:
-    """Turns a snapshot into metrics at each scrape."""
+class _Collector:
+    """Turns what was counted, and a snapshot, into metrics at each scrape.
 
-    def __init__(self, read: Callable[[], Snapshot]) -> None:
+    Args:
+        requests: By method, code and path.
+        read: As for `Metrics`.
+    """
+
+    def __init__(self, requests: Requests, read: Callable[[], Snapshot]) -> None:
+        self._requests = requests
         self._read = read
 
     def describe(self) -> Iterable[Metric]:
@@ -118,45 +146,111 @@ class _Snapshots:
 
     def collect(self) -> Iterable[Metric]:
         """One metric family after the other."""
-        now = self._read()
-        yield _gauge("hsm_kms_info", "The version served.", version=__version__)
-        state = GaugeMetricFamily(
-            "hsm_kms_health", "1 for the present state of health.", labels=["state"]
+        yield from _of_requests(self._requests)
+        yield from _of_snapshot(self._read())
+
+
+def _of_requests(requests: Requests) -> Iterable[Metric]:
+    answers: Counter[tuple[str, ...]] = Counter()
+    wraps: Counter[tuple[str, ...]] = Counter()
+    times: defaultdict[str, list[_Tally]] = defaultdict(list)
+    for (method, code, path), tally in requests.items():
+        count = sum(tally.buckets)
+        answers[method, code] += count
+        if path and code == "OK":
+            wraps[method, path] += count
+        times[method].append(tally)
+    yield _counter(
+        "hsm_kms_requests", "KMS requests answered.", ("method", "code"), answers
+    )
+    yield _counter(
+        "hsm_kms_wraps", "DEKs wrapped and unwrapped.", ("method", "path"), wraps
+    )
+    seconds = HistogramMetricFamily(
+        "hsm_kms_request_duration_seconds",
+        "Time from a request's arrival to its answer.",
+        labels=["method"],
+    )
+    for method, tallies in sorted(times.items()):
+        each = map(sum, zip(*(tally.buckets for tally in tallies), strict=True))
+        seconds.add_metric(
+            [method],
+            [(b, float(n)) for b, n in zip(_BOUNDS, accumulate(each), strict=True)],
+            sum(tally.seconds for tally in tallies),
         )
-        for name in _STATES:
-            state.add_metric([name], float(name == now.health))
-        yield state
-        if now.key_id_hash:
-            yield _gauge(
-                "hsm_kms_current_key",
-                "The announced key, as the API server's metrics name it.",
-                key_id_hash=now.key_id_hash,
-            )
-        held = GaugeMetricFamily("hsm_kms_keys", "Keys held.", labels=["state"])
-        for name in KeyState:
-            held.add_metric([name], float(now.keys.get(name, 0)))
-        yield held
-        yield _number("hsm_kms_workers", "Token workers that serve.", now.workers)
-        yield _number("hsm_kms_sessions", "Token sessions held.", now.sessions)
-        yield _number("hsm_kms_sessions_idle", "Token sessions not in use.", now.idle)
-        yield _number(
-            "hsm_kms_session_waiters", "Requests waiting for a session.", now.waiting
+    yield seconds
+
+
+def _of_snapshot(now: Snapshot) -> Iterable[Metric]:
+    yield _gauge("hsm_kms_info", "The version served.", version=__version__)
+    state = GaugeMetricFamily(
+        "hsm_kms_health", "1 for the present state of health.", labels=["state"]
+    )
+    for name in _STATES:
+        state.add_metric([name], float(name == now.health))
+    yield state
+    if now.key_id_hash:
+        yield _gauge(
+            "hsm_kms_current_key",
+            "The announced key, as the API server's metrics name it.",
+            key_id_hash=now.key_id_hash,
         )
-        yield _number(
-            "hsm_kms_breaker_open",
-            "1 while requests fail without asking the token.",
-            now.breaker_open,
-        )
-        yield _gauge("hsm_kms_pin", "The verdict on the PIN.", verdict=now.pin)
-        yield _counts(
-            "hsm_kms_worker_ends", "Token workers that ended.", "reason", now.restarts
-        )
-        yield _counts(
-            "hsm_kms_token_calls", "Requests sent to the token.", "operation", now.calls
-        )
-        yield _counts(
-            "hsm_kms_token_errors", "Failures of the token.", "ckr", now.errors
-        )
+    held = GaugeMetricFamily("hsm_kms_keys", "Keys held.", labels=["state"])
+    for name in KeyState:
+        held.add_metric([name], float(now.keys.get(name, 0)))
+    yield held
+    yield _number("hsm_kms_workers", "Token workers that serve.", now.workers)
+    yield _number("hsm_kms_sessions", "Token sessions held.", now.sessions)
+    yield _number("hsm_kms_sessions_idle", "Token sessions not in use.", now.idle)
+    yield _number(
+        "hsm_kms_session_waiters", "Requests waiting for a session.", now.waiting
+    )
+    yield _number(
+        "hsm_kms_breaker_open",
+        "1 while requests fail without asking the token.",
+        now.breaker_open,
+    )
+    yield _gauge("hsm_kms_pin", "The verdict on the PIN.", verdict=now.pin)
+    yield _counts(
+        "hsm_kms_worker_ends", "Token workers that ended.", "reason", now.restarts
+    )
+    yield _counts(
+        "hsm_kms_token_calls", "Requests sent to the token.", "operation", now.calls
+    )
+    yield _counts("hsm_kms_token_errors", "Failures of the token.", "ckr", now.errors)
+    yield from _of_local_keks(now)
+    yield from _of_budget(now)
+
+
+def _of_local_keks(now: Snapshot) -> Iterable[Metric]:
+    yield _number(
+        "hsm_kms_local_kek_uses",
+        "DEKs wrapped by the current local KEK.",
+        now.local_uses,
+    )
+    yield _number("hsm_kms_local_keks_open", "Local KEKs in memory.", now.local_open)
+    yield _counts(
+        "hsm_kms_local_kek_births", "Local KEKs made.", "result", now.local_births
+    )
+
+
+def _of_budget(now: Snapshot) -> Iterable[Metric]:
+    used = GaugeMetricFamily(
+        "hsm_kms_kek_wraps",
+        "Wraps by a KEK, with an IV of ours, that count on this node.",
+        labels=["key_id_hash"],
+    )
+    for key_id_hash, count in sorted(now.kek_wraps.items()):
+        used.add_metric([key_id_hash], float(count))
+    yield used
+    limits = GaugeMetricFamily(
+        "hsm_kms_kek_wraps_limit",
+        "Of hsm_kms_kek_wraps, what warns and what stops Encrypt.",
+        labels=["level"],
+    )
+    for level, limit in _LIMITS.items():
+        limits.add_metric([level], float(limit))
+    yield limits
 
 
 def _number(name: str, text: str, value: float) -> Metric:
@@ -170,7 +264,13 @@ def _gauge(name: str, text: str, **labels: str) -> Metric:
 
 
 def _counts(name: str, text: str, label: str, values: Mapping[str, int]) -> Metric:
-    family = CounterMetricFamily(name, text, labels=[label])
-    for value, count in sorted(values.items()):
-        family.add_metric([value], float(count))
+    return _counter(name, text, (label,), {(each,): n for each, n in values.items()})
+
+
+def _counter(
+    name: str, text: str, labels: Sequence[str], values: Mapping[tuple[str, ...], int]
+) -> Metric:
+    family = CounterMetricFamily(name, text, labels=labels)
+    for each, count in sorted(values.items()):
+        family.add_metric(each, float(count))
     return family

@@ -22,10 +22,10 @@ from hsm_kms.errors import (
     WorkerLostError,
 )
 from hsm_kms.health import Health, WorkersSeen
+from hsm_kms.proofs import Proofs
 from hsm_kms.sightings import Sightings
 from hsm_kms.token.counts import End
 from hsm_kms.visits import Seeker, Visits
-from hsm_kms.wrapping.wrapper import canary
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from hsm_kms.keyring import TokenKey
     from hsm_kms.token.process import Worker
     from hsm_kms.token.workers import Workers
+    from hsm_kms.worker.messages import Prove
+    from hsm_kms.worker.values import Mechanism
 
 RETRY_SECONDS: Final = 2.0
 FRESH_SECONDS: Final = 10.0  # younger workers are believed when they miss a key
@@ -50,7 +52,7 @@ class Monitor:
     Args:
         discovery: Reads the keys.
         holder: Holds them.
-        scope: Cluster name, as in the records.
+        canary: The request that wraps and unwraps a canary under a key.
         interval: Seconds between looks while all is well.
         call_timeout: Longest wait for one answer of the token, in seconds.
         start_timeout: The same while a worker starts.
@@ -65,7 +67,7 @@ class Monitor:
         discovery: Discovery,
         holder: KeyHolder,
         *,
-        scope: str,
+        canary: Callable[[TokenKey, Mechanism], Prove],
         interval: float,
         call_timeout: float,
         start_timeout: float,
@@ -73,15 +75,16 @@ class Monitor:
         self._discovery = discovery
         self.holder = holder
         self.health = Health(holder, self._seen)
-        self._scope = scope
         self._interval = interval
         self._call_timeout = call_timeout
         self._start_timeout = start_timeout
         self._workers: Workers | None = None
         self._on_well: Callable[[], None] | None = None
+        self._ready: Callable[[TokenKey], bool] = lambda _: True
         self._wake = asyncio.Event()
         self._looking = asyncio.Lock()
         self._sightings = Sightings()
+        self._proofs = Proofs(holder, self._sightings, canary)
         self._due: dict[tuple[str, str], float] = {}
         self._seeker = Seeker(self._look_once)
         self._visits = Visits(
@@ -90,15 +93,26 @@ class Monitor:
             is_behind=self._sightings.is_behind,
         )
 
-    def attach(self, workers: Workers, on_well: Callable[[], None]) -> None:
+    def attach(
+        self,
+        workers: Workers,
+        on_well: Callable[[], None],
+        ready: Callable[[TokenKey], bool] = lambda _: True,
+    ) -> None:
         """Tell the monitor whose workers it watches, before they start.
 
         Args:
             workers: The workers.
             on_well: Called whenever a canary has passed.
+            ready: Whether, beside the token, all is there to make a key current.
         """
         self._workers = workers
         self._on_well = on_well
+        self._ready = ready
+
+    def look_soon(self) -> None:
+        """Something has changed that a look should find."""
+        self._wake.set()
 
     def fault_seen(self, error: HsmKmsError) -> None:
         """A request met an error that speaks about the token: look at once."""
@@ -118,13 +132,13 @@ class Monitor:
         """
         sighting = await self._read(worker, fresh=True)
         for key in sighting.keys:
-            await self._prove(worker, key, self._start_timeout)
+            await self._proofs.prove(worker, key, self._start_timeout)
         if self._misses_current(worker):
             raise WorkerLostError("a fresh worker does not see the current key")
         ring = self.holder.preview(self._sightings, sighting.nameless, lambda _: False)
         current = ring.current if ring.fault is None else None
         if current is not None and self._sightings.proven(worker, current) is None:
-            await self._prove(worker, current, self._start_timeout, needed=True)
+            await self._proofs.prove(worker, current, self._start_timeout, needed=True)
         self._adopt(worker, sighting)
 
     async def run(self) -> None:
@@ -132,6 +146,7 @@ class Monitor:
         visits = asyncio.create_task(self._visit())
         try:
             while True:
+                self.health.evaluate()  # time alone may change it
                 await self._pause()
                 for worker in self._serving():
                     await self._look(worker)
@@ -190,8 +205,8 @@ class Monitor:
             try:
                 sighting = await self._read(worker, fresh=False)
                 for key in sighting.keys:
-                    if self._needs_proof(worker, key):
-                        await self._prove(worker, key, self._call_timeout)
+                    if self._proofs.is_due(worker, key):
+                        await self._proofs.prove(worker, key, self._call_timeout)
                 self._doubt(worker)
                 self._adopt(worker, sighting)
             except TokenTimeoutError as error:
@@ -213,40 +228,6 @@ class Monitor:
     async def _read_visiting(self, worker: Worker) -> None:
         await self._read(worker, fresh=False)
         self._wake.set()  # what do the others see now?
-
-    def _needs_proof(self, worker: Worker, key: TokenKey) -> bool:
-        """The current key and those to come, each time; any other once a worker."""
-        ring = self.holder.ring
-        if ring is None or self._sightings.proven(worker, key) is None:
-            return True
-        in_use = [ring.current, *(each.key for each in ring.pending)]
-        return any(each is not None and each.name == key.name for each in in_use)
-
-    async def _prove(
-        self, worker: Worker, key: TokenKey, seconds: float, *, needed: bool = False
-    ) -> None:
-        if key.mechanism is None:
-            return
-        began = asyncio.get_running_loop().time()
-        try:
-            await worker.ask(canary(key, key.mechanism, self._scope), seconds)
-        except HsmKmsError as error:
-            self._sightings.prove(worker, key, None)
-            # A key that cannot encrypt may still decrypt.
-            if needed or self._is_current(key) or isinstance(error, WorkerLostError):
-                raise
-            _log.info("canary under another key", key_id=key.key_id, error=str(error))
-        else:
-            self._sightings.prove(worker, key, began)
-
-    def _is_current(self, key: TokenKey) -> bool:
-        ring = self.holder.ring
-        if ring is None:
-            last = self.holder.last_key_id
-            return last is not None and last.partition(".")[0] == key.fingerprint
-        if ring.current is None or ring.fault is not None:
-            return False
-        return ring.current.name == key.name
 
     def _misses_current(self, worker: Worker) -> bool:
         """Whether a key that is held, and current, is not seen by this worker."""
@@ -297,4 +278,4 @@ class Monitor:
             since = asyncio.get_running_loop().time()
             self._wake.set()  # for a look at once
         self._due[key.name] = since
-        return self._sightings.proven_by_all(workers, key, since)
+        return self._sightings.proven_by_all(workers, key, since) and self._ready(key)

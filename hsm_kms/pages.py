@@ -14,15 +14,15 @@ from hsm_kms.log import key_id_hash
 from hsm_kms.metrics import CONTENT_TYPE, Metrics, Snapshot
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
-    from hsm_kms.engine import Engine
+    from hsm_kms.engine import Engine, Lasting
     from hsm_kms.keyring import Keyring
-    from hsm_kms.token.counts import Counts
 
 
-def snapshot(engine: Engine, counts: Counts) -> Snapshot:
+def snapshot(engine: Engine, lasting: Lasting) -> Snapshot:
     """What the metrics show now."""
+    counts = lasting.counts
     health = engine.health.look()
     stats = engine.pool.stats()
     return Snapshot(
@@ -38,6 +38,10 @@ def snapshot(engine: Engine, counts: Counts) -> Snapshot:
         errors=counts.errors,
         breaker_open=engine.pool.breaker.is_open,
         pin=engine.gate.verdict(),
+        local_uses=engine.local.uses,
+        local_open=len(engine.opened),
+        local_births=counts.births,
+        kek_wraps=_wraps(engine.keys.ring, lasting.budget.used),
     )
 
 
@@ -45,6 +49,15 @@ def _by_state(ring: Keyring | None) -> Counter[str]:
     return (
         Counter(ring.state(key) for key in ring.keys) if ring is not None else Counter()
     )
+
+
+def _wraps(ring: Keyring | None, used: Mapping[str, int]) -> dict[str, int]:
+    keys = ring.keys if ring is not None else ()
+    return {
+        key_id_hash(key.key_id): used[key.fingerprint]
+        for key in keys
+        if key.fingerprint in used
+    }
 
 
 def public_pages(engine: Callable[[], Engine], metrics: Metrics) -> Pages:
@@ -60,9 +73,7 @@ def public_pages(engine: Callable[[], Engine], metrics: Metrics) -> Pages:
 
     def readyz() -> Page:
         health = engine().health.look()
-        status = (
-            HTTPStatus.OK if health.state == "ok" else HTTPStatus.SERVICE_UNAVAILABLE
-        )
+        status = HTTPStatus.OK if health.ready else HTTPStatus.SERVICE_UNAVAILABLE
         return Page(status=status, body=health.sentence.encode() + b"\n")
 
     def metrics_page() -> Page:
@@ -71,16 +82,16 @@ def public_pages(engine: Callable[[], Engine], metrics: Metrics) -> Pages:
     return {"/livez": livez, "/readyz": readyz, "/metrics": metrics_page}
 
 
-def admin_pages(engine: Callable[[], Engine], counts: Counts) -> Pages:
+def admin_pages(engine: Callable[[], Engine], lasting: Lasting) -> Pages:
     """/status, for `hsm-kms status` and for people on the node.
 
     Args:
         engine: The engine in force.
-        counts: Running totals.
+        lasting: What outlives it.
     """
 
     def status() -> Page:
-        body = json.dumps(status_of(engine(), counts), indent=2).encode() + b"\n"
+        body = json.dumps(status_of(engine(), lasting), indent=2).encode() + b"\n"
         return Page(body=body, content_type="application/json")
 
     return {"/status": status}
@@ -108,14 +119,15 @@ def keys_of(ring: Keyring | None) -> list[dict[str, Any]]:
     ]
 
 
-def status_of(engine: Engine, counts: Counts) -> dict[str, Any]:
+def status_of(engine: Engine, lasting: Lasting) -> dict[str, Any]:
     """Everything an operator wants to see at once; no secrets, but names."""
     health = engine.health.look()
-    now = snapshot(engine, counts)
+    now = snapshot(engine, lasting)
     return {
         "version": __version__,
         "state": health.state,
         "healthz": health.sentence,
+        "answers": health.answers,
         "detail": engine.health.detail,
         "key_id": health.key_id,
         "key_id_hash": now.key_id_hash,
@@ -127,6 +139,11 @@ def status_of(engine: Engine, counts: Counts) -> dict[str, Any]:
             "waiting": now.waiting,
         },
         "token": {"calls": dict(now.calls), "errors": dict(now.errors)},
+        "local_keks": {
+            "uses": now.local_uses,
+            "open": now.local_open,
+            "births": dict(now.local_births),
+        },
         "breaker": "open" if now.breaker_open else "closed",
         "pin": now.pin,
     }

@@ -97,7 +97,7 @@ async def wait_until_well(engine: Engine, seconds: float) -> HsmKmsError | None:
     """
     try:
         async with asyncio.timeout(seconds):
-            while engine.health.look().state != "ok":
+            while not engine.well:
                 if engine.workers.last_error is not None:
                     return engine.workers.last_error
                 if engine.keys.ring is not None and engine.keys.ring.fault is not None:

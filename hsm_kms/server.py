@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Final
 
 import structlog
 
-from hsm_kms import __version__, log, reload
+from hsm_kms import __version__, log, reload, wiring
 from hsm_kms.api.server import build_server
-from hsm_kms.engine import Engine
+from hsm_kms.engine import Engine, Lasting
 from hsm_kms.http import HttpServer
 from hsm_kms.metrics import Metrics
+from hsm_kms.nonce_budget import NonceBudget
 from hsm_kms.pages import admin_pages, public_pages, snapshot
 from hsm_kms.socket import UnixSocket
 from hsm_kms.state import StateDir
-from hsm_kms.token.counts import Counts
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from hsm_kms.config_types import Config
     from hsm_kms.health import HealthState
-    from hsm_kms.wrapping.wrapper import Sealed, TokenWrapper
+    from hsm_kms.wrapping.wrapper import Sealed, Unsealed, Wrapper
 
 DRAIN_SECONDS: Final = 1.5  # for calls under way, of the 3 s that a stop may take
 
@@ -74,13 +74,13 @@ class Server:
 
     def __init__(self, config: Config, path: Path) -> None:
         self._file = reload.ConfigFile(path)
-        self._state = StateDir(config.state_dir).open()
-        if self._state.problem:
-            _log.warning("state directory", problem=self._state.problem)
-        self._counts = Counts()
-        self._engine = self._announced = Engine(config, self._state, self._counts)
+        state = StateDir(config.state_dir).open()
+        if state.problem:
+            _log.warning("state directory", problem=state.problem)
+        self._lasting = Lasting(state=state, budget=NonceBudget(state))
+        self._engine = self._announced = Engine(config, self._lasting)
         self._announcing = asyncio.Event()
-        self._metrics = Metrics(lambda: snapshot(self._engine, self._counts))
+        self._metrics = Metrics(lambda: snapshot(self._engine, self._lasting))
         self._http = HttpServer()
         self._grpc = build_server(
             config.apis,
@@ -125,6 +125,7 @@ class Server:
             with contextlib.suppress(asyncio.CancelledError):
                 await reloading
             await self._engine.close()
+            await self._lasting.budget.close()
             await asyncio.to_thread(self._http.close)
         _log.info("stopped")
 
@@ -136,7 +137,7 @@ class Server:
             got = self._http.listen_tcp(host, port, pages)
             _log.info("probes and metrics", host=host, port=got)
         if http.admin_socket is not None:
-            pages = admin_pages(lambda: self._engine, self._counts)
+            pages = admin_pages(lambda: self._engine, self._lasting)
             self._http.listen_unix(http.admin_socket, pages)
 
     async def _reload(self, again: asyncio.Event) -> None:
@@ -149,13 +150,25 @@ class Server:
                 try:
                     new = self._file.read(self._engine.config)
                     if new is not None:
-                        await self._take_over(new)
+                        await self._apply(new)
                 except Exception as error:  # noqa: BLE001 - a bug must not end reloads
                     _log.error("bug in a reload", exc_info=error)
 
+    async def _apply(self, config: Config) -> None:
+        """Go on with another configuration."""
+        if wiring.adjustable(self._engine.config, config):
+            self._engine.adjust(config)
+            self._now_in_force(config)
+        else:
+            await self._take_over(config)
+
+    def _now_in_force(self, config: Config) -> None:
+        log.configure(config.log.level, config.log.format)
+        _log.info("configuration taken over")
+
     async def _take_over(self, config: Config) -> None:
         """Put a new engine in place of the old one, if that makes nothing worse."""
-        old, new = self._engine, Engine(config, self._state, self._counts)
+        old, new = self._engine, Engine(config, self._lasting)
         old.keys.fixed = True  # the new one begins with what is remembered now
         if not await self._is_better(old, new):
             await new.close()
@@ -163,8 +176,7 @@ class Server:
             return
         self._announcing.clear()
         self._engine = new
-        log.configure(config.log.level, config.log.format)
-        _log.info("configuration taken over")
+        self._now_in_force(config)
         try:
             await self._let_go(old, new)
         finally:
@@ -180,7 +192,7 @@ class Server:
         except asyncio.CancelledError:
             await new.close()
             raise
-        if trouble is None or old.health.look().state != "ok":
+        if trouble is None or old.health.look().state not in {"ok", "degraded"}:
             return True
         _log.error(
             "the configuration is not taken over: the token would be lost",
@@ -208,17 +220,17 @@ class _Current:
     """
 
     def __init__(
-        self, *, seal: Callable[[], TokenWrapper], unseal: Callable[[], TokenWrapper]
+        self, *, seal: Callable[[], Wrapper], unseal: Callable[[], Wrapper]
     ) -> None:
         self._seal = seal
         self._unseal = unseal
 
     async def wrap(self, plaintext: bytes, *, deadline: float | None) -> Sealed:
-        """See `TokenWrapper.wrap`."""
+        """See `Wrapper.wrap`."""
         return await self._seal().wrap(plaintext, deadline=deadline)
 
     async def unwrap(
         self, ciphertext: bytes, *, key_id: str | None, deadline: float | None
-    ) -> bytes:
-        """See `TokenWrapper.unwrap`."""
+    ) -> Unsealed:
+        """See `Wrapper.unwrap`."""
         return await self._unseal().unwrap(ciphertext, key_id=key_id, deadline=deadline)

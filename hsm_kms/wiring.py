@@ -5,14 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from hsm_kms import pkcs11_uri
+from hsm_kms.health import HealthSettings
 from hsm_kms.keyring import KeySettings
 from hsm_kms.pkcs11_uri import Pkcs11Uri
 from hsm_kms.token.pin import PinSource
 from hsm_kms.token.workers import WorkerSettings
 from hsm_kms.worker.messages import Configure
+from hsm_kms.wrapping.settings import LocalSettings, WrapSettings
 
 if TYPE_CHECKING:
-    from hsm_kms.config_types import Config
+    from hsm_kms.config_types import ApiV1, ApiV2, Config
 
 # CK_USER_TYPE; crypto-user is the Luna and CloudHSM extension.
 _USER_TYPES: Final = {"so": 0, "user": 1, "crypto-user": 0x8000_0001}
@@ -94,4 +96,44 @@ def key_settings(config: Config) -> KeySettings:
         private=config.token.login != "none",
         mechanism=keys.mechanism,
         gcm_iv=keys.gcm_iv,
+    )
+
+
+def local_settings(config: Config) -> LocalSettings:
+    """When local KEKs are replaced."""
+    local = config.local_keys
+    return LocalSettings(
+        max_age=local.max_age, max_uses=local.max_uses, max_offline=local.max_offline
+    )
+
+
+def health_settings(config: Config) -> HealthSettings:
+    """What Status says in an outage."""
+    health = config.health
+    return HealthSettings(
+        grace=health.grace, stop_writes_after=health.stop_writes_after
+    )
+
+
+def wrap_settings(config: Config, api: ApiV2 | ApiV1) -> WrapSettings:
+    """How one of the APIs wraps; v1 asks too often for a read-back each time."""
+    local = config.local_keys
+    return WrapSettings(
+        wrapping=api.wrapping,
+        verify=local.verify_wraps and api is config.apis.v2,
+        accept_local=local.accept_local,
+        patience=config.token.session_wait,
+    )
+
+
+def adjustable(old: Config, new: Config) -> bool:
+    """Whether an engine for `old` can go on with `new`: it has the same token."""
+    health = new.health.model_copy(update={"interval": old.health.interval})
+    return new.health == health and old == new.model_copy(
+        update={
+            "apis": old.apis,
+            "local_keys": old.local_keys,
+            "health": old.health,
+            "log": old.log,
+        }
     )

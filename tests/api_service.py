@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import grpc.aio
 
+from hsm_kms.api.call import nobody
 from hsm_kms.api.rpc import (
     kms_v1beta1_pb2,
     kms_v1beta1_pb2_grpc,
@@ -27,6 +28,8 @@ from hsm_kms.socket import UnixSocket
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
+    from hsm_kms.api.call import Observe
+
 KEY_ID = "the-key-of-this-test"
 
 
@@ -36,6 +39,15 @@ class Sealed:
 
     ciphertext: bytes
     key_id: str
+    path: str
+
+
+@dataclass(frozen=True)
+class Unsealed:
+    """What a wrapper's `unwrap` returns."""
+
+    plaintext: bytes
+    path: str
 
 
 @dataclass(frozen=True)
@@ -45,6 +57,7 @@ class State:
     state: str = "ok"
     sentence: str = "ok"
     key_id: str = KEY_ID
+    answers: bool = True
 
 
 @dataclass
@@ -53,18 +66,19 @@ class Reverser:
 
     error: BaseException | None = None
     stall: asyncio.Event | None = None
+    path: str = "token"
     cancelled: int = 0
     asked: list[tuple[bytes, str | None, float | None]] = field(default_factory=list)
 
     async def wrap(self, plaintext: bytes, *, deadline: float | None) -> Sealed:
         """Seal, in a manner of speaking."""
-        return Sealed(await self._turn(plaintext, None, deadline), KEY_ID)
+        return Sealed(await self._turn(plaintext, None, deadline), KEY_ID, self.path)
 
     async def unwrap(
         self, ciphertext: bytes, *, key_id: str | None, deadline: float | None
-    ) -> bytes:
+    ) -> Unsealed:
         """Open again."""
-        return await self._turn(ciphertext, key_id, deadline)
+        return Unsealed(await self._turn(ciphertext, key_id, deadline), self.path)
 
     async def _turn(self, data: bytes, key_id, deadline) -> bytes:
         self.asked.append((data, key_id, deadline))
@@ -139,7 +153,11 @@ PATHS = {
 
 @contextlib.asynccontextmanager
 async def serve(
-    *, v2: bool = True, v1: bool = True, version: str = "v2"
+    *,
+    v2: bool = True,
+    v1: bool = True,
+    version: str = "v2",
+    observe: Observe = nobody,
 ) -> AsyncIterator[Service]:
     """Serve the APIs that are switched on."""
     apis = Apis(v2=ApiV2(enabled=v2, version=version), v1=ApiV1(enabled=v1))
@@ -147,7 +165,9 @@ async def serve(
     with tempfile.TemporaryDirectory(prefix="kms-") as directory:
         unix = UnixSocket(Path(directory) / "kms.sock")
         await unix.acquire()
-        server = build_server(apis, v2=wrapper, v1=wrapper, health=health)
+        server = build_server(
+            apis, v2=wrapper, v1=wrapper, health=health, observe=observe
+        )
         unix.bind(server)
         await server.start()
         async with client(Path(directory) / "kms.sock") as channel:

@@ -19,6 +19,7 @@ from hsm_kms.monitor import Monitor
 from hsm_kms.state import StateDir
 from hsm_kms.worker.messages import Block
 from hsm_kms.worker.values import Cipher, KeyRef, Mechanism
+from hsm_kms.wrapping.by_token import canary
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -132,6 +133,7 @@ class Engine:
 
     Attributes:
         last: key_id last current, as the test saw it.
+        lacking: Fingerprints of keys under which there is no local KEK yet.
     """
 
     def __init__(self, settings: KeySettings, directory: Path, clock, token) -> None:
@@ -140,7 +142,7 @@ class Engine:
         self.monitor = Monitor(
             _Sight(settings),
             self.holder,
-            scope="",
+            canary=lambda key, how: canary(key, how, ""),
             interval=30,
             call_timeout=2,
             start_timeout=60,
@@ -148,7 +150,10 @@ class Engine:
         self.last = self.holder.last_key_id
         self.peers = Peers()
         self.token = token
-        self.monitor.attach(self.peers, lambda: None)
+        self.lacking: set[str] = set()
+        self.monitor.attach(
+            self.peers, lambda: None, lambda key: key.fingerprint not in self.lacking
+        )
 
     @property
     def health(self):

@@ -59,6 +59,15 @@ def wait_for(condition: Callable[[], Any], seconds: float = SECONDS) -> Any:
         time.sleep(0.02)
 
 
+def children_of(pid: int) -> list[int]:
+    """Processes that the main thread of a process started; none once it is gone."""
+    try:
+        text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    except OSError:
+        return []
+    return [int(child) for child in text.split()]
+
+
 class SoftHsm:
     """A SoftHSM2 store in a directory of its own."""
 
@@ -141,7 +150,10 @@ class Plugin:
             "version": 1,
             "state_dir": str(self.state_dir),
             "listen": {"socket": str(self.socket)},
-            "apis": {"v2": {"enabled": True}, "v1": {"enabled": True}},
+            "apis": {
+                "v2": {"enabled": True},
+                "v1": {"enabled": True, "wrapping": "token"},
+            },
             "token": {
                 "module": softhsm_module(),
                 "token_label": TOKEN_LABEL,
@@ -226,11 +238,7 @@ class Plugin:
 
     def worker_pids(self) -> list[int]:
         """Process ids of the token workers."""
-        if self.process is None:
-            return []
-        task = Path(f"/proc/{self.process.pid}/task")
-        children = [file.read_text().split() for file in task.glob("*/children")]
-        return [int(pid) for pids in children for pid in pids]
+        return children_of(self.process.pid) if self.process else []
 
     def log(self) -> str:
         """Everything the server wrote so far."""

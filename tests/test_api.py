@@ -81,6 +81,15 @@ async def test_status_when_failed():
     )
 
 
+async def test_status_in_a_short_outage():
+    """The state may be another than healthz: ok while nobody feels the outage."""
+    async with serve() as service:
+        service.health.state = State("degraded")
+        answer = await service.call("v2.Status")
+
+    assert ("ok", KEY_ID) == (answer.healthz, answer.key_id)
+
+
 async def test_status_announces():
     """A Status makes v2 encrypt under its key_id, but not for one who only looks."""
     looks = ((OBSERVER, "1"),)
@@ -94,12 +103,25 @@ async def test_status_announces():
     assert {KEY_ID} == {answer.key_id for answer in answers}
 
 
-async def test_status_before_the_token_was_reached():
-    """Without a key_id to give, Status refuses, and not with the cause."""
+@pytest.mark.parametrize(
+    "state",
+    [
+        State("starting", "C_Login failed", key_id="", answers=False),
+        State("failed", "C_Login failed", answers=False),
+        State("degraded", "ok", answers=False),
+    ],
+    ids=["starting", "failed", "degraded"],
+)
+async def test_status_that_does_not_answer(state):
+    """Status refuses, not with the cause, and announces nothing.
+
+    There is no key_id to give, or writes shall stop.
+    """
     async with serve() as service:
-        service.health.state = State("starting", "C_Login failed", key_id="")
+        service.health.state = state
         answer = await refused(service.call("v2.Status"))
 
+    assert 0 == service.health.announced
     assert (
         grpc.StatusCode.UNAVAILABLE,
         "the token is not ready: see hsm-kms check",
@@ -120,11 +142,11 @@ async def test_deadline(method):
     """The wrapper is told when the client stops waiting, in the loop's clock."""
     async with serve() as service:
         now = asyncio.get_running_loop().time()
-        await service.call(method, timeout=5)
+        await service.call(method, timeout=60)
         await service.call(method, timeout=None)
     deadlines = [deadline for *_, deadline in service.wrapper.asked]
 
-    assert pytest.approx(now + 5, abs=1) == deadlines[0]
+    assert pytest.approx(now + 60, abs=10) == deadlines[0]
     assert deadlines[1] is None
 
 
@@ -146,7 +168,7 @@ async def test_deadline_passes():
     """A call whose time is up is cancelled all the way down (conformance 42)."""
     async with serve() as service:
         service.wrapper.stall = asyncio.Event()
-        code, _ = await refused(service.call("v2.Decrypt", timeout=0.1))
+        code, _ = await refused(service.call("v2.Decrypt", timeout=1))
         await until(lambda: service.wrapper.cancelled)
 
     assert grpc.StatusCode.DEADLINE_EXCEEDED is code
@@ -159,7 +181,7 @@ async def test_many_at_once():
         calls = [service.call("v2.Decrypt") for _ in range(500)]
         gathered = asyncio.gather(*calls)
         await until(lambda: len(calls) == len(service.wrapper.asked))
-        status = await service.call("v2.Status", timeout=1)
+        status = await service.call("v2.Status")
         service.wrapper.stall.set()
         answers = await gathered
 

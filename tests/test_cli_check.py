@@ -102,9 +102,14 @@ def test_check(make_plugin, hsm):
         "mechanism .*: wrapped and unwrapped once",
     ]
 
+    lines = result.stdout.splitlines()
     assert (0, "") == (result.returncode, result.stderr)
-    for expected, line in zip(wanted, result.stdout.splitlines(), strict=True):
+    for expected, line in zip(wanted, lines[: len(wanted)], strict=True):
         assert re.fullmatch(f"✓ {expected}", line)
+    assert (
+        "What each wrapping gives up against `token` (docs/threat-model.md):"
+        == (lines[len(wanted)])
+    )
 
 
 def test_check_beside_a_server(plugin):
@@ -127,9 +132,75 @@ def test_offline(make_plugin, hsm, directory):
     online = plugin.cli("check")
 
     assert (0, 0) == (offline.returncode, calls)
-    assert ["✓"] * 4 == [line[0] for line in offline.stdout.splitlines()]
+    assert [*"✓✓✓✓W"] == [
+        line[0] for line in offline.stdout.splitlines() if line[0] != " "
+    ]
     assert 1 == online.returncode
     assert 0 < spy.count(r"C_\w+")
+
+
+# what is configured · lines of the table, in part
+TRADEOFFS = {
+    "the token alone": (
+        {},
+        [
+            [
+                "v2",
+                "token",
+                "the DEKs under way",
+                "nothing",
+                "every DEK",
+                "2 token calls",
+            ],
+            [
+                "v1",
+                "token",
+                "the DEKs under way",
+                "nothing",
+                "every DEK",
+                "1 token call",
+            ],
+        ],
+    ),
+    "defaults": (
+        {"apis": {"v1": {"enabled": True}}},
+        [
+            ["v2", "token", "the DEKs under way"],
+            ["v1", "software", "every DEK that", "Encrypt for 1d", "every local KEK"],
+        ],
+    ),
+    "v2 alone, without read-back": (
+        {
+            "apis": {"v2": {"wrapping": "fallback"}, "v1": {"enabled": False}},
+            "local_keys": {"max_offline": "90m", "verify_wraps": False},
+        },
+        [["v2", "fallback", "every DEK wrapped", "Encrypt for 90m", "1 token call"]],
+    ),
+    "no outage": (
+        {"apis": {"v2": {"wrapping": "software"}}, "local_keys": {"max_offline": "0s"}},
+        [
+            ["v2", "software", "Decrypt by local KEKs", "token calls per local"],
+            ["v1", "token", "the DEKs under way"],
+        ],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TRADEOFFS)
+def test_tradeoff(make_plugin, hsm, name):
+    """`check` ends with a row for each API that is enabled, as it is configured."""
+    sections, wanted = TRADEOFFS[name]
+    shown = make_plugin(hsm, **sections).cli("check", "--offline").stdout
+    table = shown.partition("What each wrapping gives up")[2].splitlines()[1:]
+    rows = [line for line in table if re.match("  v[12]", line)]
+    mixed = {"token"} < {row[1] for row in wanted}
+
+    assert re.match("  API  WRAPPING  READING", table[0])
+    for expected, row in zip(wanted, rows, strict=True):
+        found = r".*  ".join(map(re.escape, expected))
+        assert re.match(f"  {found}", row), row
+    assert mixed is table[-1].startswith("What the local KEKs of the one API forge")
+    assert max(map(len, table)) <= 120
 
 
 def test_offline_finds_faults(make_plugin, hsm, directory):

@@ -56,6 +56,7 @@ def test_smallest_file_gets_the_defaults():
     assert Path("/run/hsm-kms/kms.sock") == config.listen.socket
     assert 0o600 == config.listen.mode_bits
     assert (True, False) == (config.apis.v2.enabled, config.apis.v1.enabled)
+    assert ("token", "software") == (config.apis.v2.wrapping, config.apis.v1.wrapping)
     assert 2.0 == config.token.call_timeout
     assert "k8s-kek" == config.keys.label
     assert ((), {}, 30.0) == (
@@ -178,6 +179,58 @@ def test_retired_and_also_known_as():
     assert ("a" * 26, "b" * 26 + ".two") == config.keys.retired
     assert {"c" * 26 + ".old": "0a01", "d" * 26: "ff"} == config.keys.also_known_as
     assert config == parse(yaml.safe_dump(effective(config)))
+
+
+@pytest.mark.parametrize("api", ["v2", "v1"])
+@pytest.mark.parametrize("wrapping", ["token", "fallback", "software"])
+def test_wrapping(api, wrapping):
+    """Each API has a wrapping of its own; what the other one does is no matter."""
+    apis = parse(with_({f"apis.{api}.wrapping": wrapping})).apis
+
+    assert wrapping == getattr(apis, api).wrapping
+
+
+def test_local_keys_and_health():
+    """Ages and outages are counted in days; there may be no grace and no outage."""
+    config = parse(
+        with_(
+            {
+                "local_keys.max_age": "30d",
+                "local_keys.max_uses": 2**31 - 1,
+                "local_keys.max_offline": "0s",
+                "health.grace": "0s",
+                "health.stop_writes_after": "36h",
+            }
+        )
+    )
+
+    local, health = config.local_keys, config.health
+    assert (2592000.0, 2**31 - 1, 0.0) == (
+        local.max_age,
+        local.max_uses,
+        local.max_offline,
+    )
+    assert (0.0, 129600.0) == (health.grace, health.stop_writes_after)
+    assert config == parse(yaml.safe_dump(effective(config)))
+
+
+@pytest.mark.parametrize("v2", ["token", "fallback", "software", None])
+@pytest.mark.parametrize("v1", ["token", "fallback", "software", None])
+@pytest.mark.parametrize("on", [(True, False), (False, True), (True, True)])
+def test_accept_local(v2, v1, on):
+    """What an API wraps in software it must be allowed to read; defaults count."""
+    changes = {f"apis.{name}.wrapping": w for name, w in [("v2", v2), ("v1", v1)] if w}
+    changes |= {"apis.v2.enabled": on[0], "apis.v1.enabled": on[1]}
+    text = with_(changes | {"local_keys.accept_local": False})
+    wrappings = [("v2", on[0], v2 or "token"), ("v1", on[1], v1 or "software")]
+    faulty = [name for name, enabled, w in wrappings if enabled and w != "token"]
+
+    if not faulty:
+        assert not parse(text).local_keys.accept_local
+    else:
+        named = " and ".join(faulty)
+        [told] = faults_of(text)
+        assert f"accept_local: must be true: {named} may wrap in software" in told
 
 
 @pytest.mark.parametrize(

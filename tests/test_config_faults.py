@@ -63,8 +63,46 @@ BAD = {
         ["log.level: must be debug, info, warning or error (line 7)"],
     ),
     "wrapping of a later version": (
-        with_({"apis.v1.wrapping": "software"}),
-        ["apis.v1.wrapping: must be token (line 8)"],
+        with_({"apis.v1.wrapping": "plain"}),
+        ["apis.v1.wrapping: must be token, fallback or software (line 8)"],
+    ),
+    "local keys that may not be read": (
+        with_(
+            {
+                "apis": {"v2": {"wrapping": "fallback"}, "v1": {"enabled": True}},
+                "local_keys.accept_local": False,
+            }
+        ),
+        [
+            (
+                "local_keys.accept_local: must be true: "
+                "v2 and v1 may wrap in software (line 12)"
+            ),
+        ],
+    ),
+    "uses beyond the hard limit": (
+        with_({"local_keys.max_uses": 2**31}),
+        ["local_keys.max_uses: must be at most 2147483647 (line 7)"],
+    ),
+    "no use at all": (
+        with_({"local_keys.max_uses": 0}),
+        ["local_keys.max_uses: must be at least 1 (line 7)"],
+    ),
+    "local KEK without age": (
+        with_({"local_keys.max_age": "0s"}),
+        ["local_keys.max_age: must be more than 0s and at most 30d (line 7)"],
+    ),
+    "endless outage": (
+        with_({"local_keys.max_offline": "31d"}),
+        ["local_keys.max_offline: must be at most 30d (line 7)"],
+    ),
+    "long grace": (
+        with_({"health.grace": "25h"}),
+        ["health.grace: must be at most 1d (line 7)"],
+    ),
+    "stop at once": (
+        with_({"health.stop_writes_after": "0s"}),
+        ["health.stop_writes_after: must be more than 0s and at most 30d (line 7)"],
     ),
     "empty section": (with_({"health": None}), ["health: must be a mapping (line 6)"]),
     "misspelt key": (
@@ -161,6 +199,8 @@ def test_all_faults_at_once():
                 "token.slot": 1,
                 "token.workers": 0,
                 "log.format": "xml",
+                "apis.v1": {"enabled": True},
+                "local_keys": {"accept_local": False, "max_uses": "many"},
                 "nonsense": 1,
             }
         )
@@ -169,8 +209,8 @@ def test_all_faults_at_once():
 
     paths = sorted(fault.split(":")[0] for fault in told)
     assert [
-        *["apis", "listen.mode", "log", "log.level", "state_dir", "token"],
-        *["token.workers", "top level"],
+        *["listen.mode", "local_keys.accept_local", "local_keys.max_uses", "log"],
+        *["log.level", "state_dir", "token", "token.workers", "top level"],
     ] == paths
 
 

@@ -14,7 +14,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, Final, Self, TypeAlias, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeAlias, TypeVar, cast
 
 import grpc
 import structlog
@@ -26,7 +26,6 @@ from hsm_kms.log import describe, key_id_hash
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
-    from types import TracebackType
 
     from grpc.aio import ServicerContext
 
@@ -37,33 +36,41 @@ _NAME: Final = "hsm_kms.api"
 _log = structlog.get_logger(_NAME)
 _levels = logging.getLogger(_NAME)
 
-# Method, gRPC status code, seconds.
-Observe: TypeAlias = Callable[[str, str, float], None]
+# Method, gRPC status code, seconds, path: see `Call.path`.
+Observe: TypeAlias = Callable[[str, str, float, str], None]
 
 Request = TypeVar("Request", bound=Message)
 Response = TypeVar("Response", bound=Message)
 
 
-def nobody(_method: str, _code: str, _seconds: float) -> None:
+def nobody(_method: str, _code: str, _seconds: float, _path: str) -> None:
     """Observe nothing."""
 
 
 class Call:
-    """One request, as the context manager around all that is done for it.
-
-    An error raised inside ends the request, and no text of it reaches the client.
+    """One request: what its body may ask of it, and what is said of it at its end.
 
     Args:
         method: API and method for the log, such as "v2.Encrypt".
         context: What grpc hands to the handler.
-        observe: Told of each request's method, code and seconds.
+        observe: Told of each request's method, code, seconds and path.
 
     Attributes:
         uid: For the log: the client's name for the request, as it came.
         key_id: For the log: set it as soon as it is known.
+        path: Where the cryptography was done, see `wrapping.wrapper.Path`; "" while
+            none was.
     """
 
-    __slots__ = ("_context", "_method", "_observe", "_started", "key_id", "uid")
+    __slots__ = (
+        "_context",
+        "_method",
+        "_observe",
+        "_started",
+        "key_id",
+        "path",
+        "uid",
+    )
 
     def __init__(
         self, method: str, context: ServicerContext[Any, Any], observe: Observe
@@ -71,9 +78,8 @@ class Call:
         self._method = method
         self._context = context
         self._observe = observe
+        self.uid = self.key_id = self.path = ""
         self._started = perf_counter()
-        self.uid = ""
-        self.key_id = ""
 
     @property
     def deadline(self) -> float | None:
@@ -89,38 +95,28 @@ class Call:
         """Whether the client says that it will not encrypt."""
         return (OBSERVER, "1") in (self._context.invocation_metadata() or ())
 
-    async def __aenter__(self) -> Self:
-        """Begin; the clock runs since the call was made."""
-        return self
+    async def refuse(self, error: Exception) -> NoReturn:
+        """End the request with code and sentence for an error.
 
-    async def __aexit__(
-        self,
-        _kind: type[BaseException] | None,
-        error: BaseException | None,
-        _trace: TracebackType | None,
-    ) -> None:
-        """Log the event, and refuse the request when there was an error."""
-        if error is None:
-            self._event(logging.DEBUG, "OK")
-        elif isinstance(error, asyncio.CancelledError):
-            self._event(logging.DEBUG, "CANCELLED")
-        elif isinstance(error, Exception):
-            await self._refuse(error)
-
-    async def _refuse(self, error: Exception) -> None:
+        Raises:
+            AbortError: Always; it is grpc's, which answers the client upon it.
+        """
         code, sentence = codes.refusal(error)
         if isinstance(error, HsmKmsError):
             why = {"error": type(error).__name__, "reason": error.sentence}
-            self._event(logging.WARNING, code.name, **why)
+            self.event(logging.WARNING, code.name, **why)
         else:
-            self._event(logging.ERROR, code.name, trace=describe(error))
+            self.event(logging.ERROR, code.name, trace=describe(error))
         await self._context.abort(code, sentence)
 
-    def _event(self, level: int, code: str, **more: object) -> None:
+    def event(self, level: int, code: str, **more: object) -> None:
+        """Tell the observer and the log how the request ended."""
         seconds = perf_counter() - self._started
-        self._observe(self._method, code, seconds)
+        self._observe(self._method, code, seconds, self.path)
         if not _levels.isEnabledFor(level):
             return
+        if self.path:
+            more["path"] = self.path
         _log.log(
             level,
             "request",
@@ -150,13 +146,20 @@ def handler(
     """
 
     async def handle(data: bytes, context: ServicerContext[bytes, bytes]) -> bytes:
-        async with Call(method, context, observe) as call:
+        call = Call(method, context, observe)
+        try:
             try:
                 request = parse(data)
             except DecodeError as e:
                 raise RequestError("the message cannot be parsed") from e
-            response = await body(request, call)
-            return response.SerializeToString()
+            answer = (await body(request, call)).SerializeToString()
+        except asyncio.CancelledError:
+            call.event(logging.DEBUG, "CANCELLED")
+            raise
+        except Exception as error:  # noqa: BLE001 - a bug is an answer too: INTERNAL
+            await call.refuse(error)
+        call.event(logging.DEBUG, "OK")
+        return answer
 
     return grpc.unary_unary_rpc_method_handler(handle)
 

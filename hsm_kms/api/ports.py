@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from hsm_kms.health import HealthState
-    from hsm_kms.wrapping.wrapper import Sealed
+    from hsm_kms.wrapping.wrapper import Sealed, Unsealed
 
 
 class Wrapper(Protocol):
@@ -27,7 +27,7 @@ class Wrapper(Protocol):
 
     async def unwrap(
         self, ciphertext: bytes, *, key_id: str | None, deadline: float | None
-    ) -> bytes:
+    ) -> Unsealed:
         """Open a record.
 
         Args:

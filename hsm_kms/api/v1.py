@@ -35,7 +35,7 @@ class KmsV1:
 
     Args:
         wrapper: Seals and opens.
-        observe: Told of each request's method, code and seconds.
+        observe: As for `Call`.
     """
 
     def __init__(self, wrapper: Wrapper, observe: Observe = nobody) -> None:
@@ -69,7 +69,7 @@ class KmsV1:
         plain = request.plain
         require(given=len(plain), most=MAX_PLAINTEXT_BYTES, what="plain")
         sealed = await self._wrapper.wrap(plain, deadline=call.deadline)
-        call.key_id = sealed.key_id
+        call.key_id, call.path = sealed.key_id, sealed.path
         return EncryptResponse(cipher=sealed.ciphertext)
 
     async def decrypt(self, request: DecryptRequest, call: Call) -> DecryptResponse:
@@ -77,8 +77,9 @@ class KmsV1:
         require_version(request.version)
         cipher = request.cipher
         require(given=len(cipher), most=MAX_RECORD_BYTES, what="cipher")
-        plain = await self._wrapper.unwrap(cipher, key_id=None, deadline=call.deadline)
-        return DecryptResponse(plain=plain)
+        opened = await self._wrapper.unwrap(cipher, key_id=None, deadline=call.deadline)
+        call.path = opened.path
+        return DecryptResponse(plain=opened.plaintext)
 
 
 def require_version(version: str) -> None:

@@ -39,7 +39,7 @@ class KmsV2:
         wrapper: Seals and opens.
         health: Says how we are.
         version: What Status says, "v2" or "v2beta1".
-        observe: Told of each request's method, code and seconds.
+        observe: As for `Call`.
     """
 
     def __init__(
@@ -72,16 +72,17 @@ class KmsV2:
         """Announce health and key_id.
 
         Raises:
-            TokenError: The token was never reached, so there is no key_id to give.
+            TokenError: The token was never reached, so there is no key_id to give; or
+                it has been away for too long, and writes shall stop.
         """
-        state = self._health.look() if call.only_looks else self._health.announce()
-        if state.state == "starting":
+        state = self._health.look()
+        if not state.answers:
             raise TokenError(state.sentence)
+        if not call.only_looks:
+            state = self._health.announce()
         call.key_id = state.key_id
         return StatusResponse(
-            version=self._version,
-            healthz="ok" if state.state == "ok" else state.sentence,
-            key_id=state.key_id,
+            version=self._version, healthz=state.sentence, key_id=state.key_id
         )
 
     async def encrypt(self, request: EncryptRequest, call: Call) -> EncryptResponse:
@@ -90,7 +91,7 @@ class KmsV2:
         plaintext = request.plaintext
         require(given=len(plaintext), most=MAX_PLAINTEXT_BYTES, what="plaintext")
         sealed = await self._wrapper.wrap(plaintext, deadline=call.deadline)
-        call.key_id = sealed.key_id
+        call.key_id, call.path = sealed.key_id, sealed.path
         return EncryptResponse(ciphertext=sealed.ciphertext, key_id=sealed.key_id)
 
     async def decrypt(self, request: DecryptRequest, call: Call) -> DecryptResponse:
@@ -102,10 +103,11 @@ class KmsV2:
         require(given=len(ciphertext), most=MAX_RECORD_BYTES, what="ciphertext")
         if request.annotations:
             bound(request.annotations)
-        plaintext = await self._wrapper.unwrap(
+        opened = await self._wrapper.unwrap(
             ciphertext, key_id=key_id, deadline=call.deadline
         )
-        return DecryptResponse(plaintext=plaintext)
+        call.path = opened.path
+        return DecryptResponse(plaintext=opened.plaintext)
 
 
 def bound(annotations: Mapping[str, bytes]) -> None:

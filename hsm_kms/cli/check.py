@@ -13,11 +13,12 @@ from hsm_kms import config as configuration
 from hsm_kms import wiring
 from hsm_kms.cli.options import config_option
 from hsm_kms.cli.ring import read_ring
+from hsm_kms.cli.tradeoff import tradeoff
 from hsm_kms.cli.worker import one_worker
 from hsm_kms.errors import HsmKmsError, PinSettlingError, TokenAbsentError
 from hsm_kms.state import StateDir
 from hsm_kms.token.pin import PinGate
-from hsm_kms.wrapping.wrapper import canary
+from hsm_kms.wrapping.by_token import canary
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -63,7 +64,7 @@ def check(path: Path, *, offline: bool) -> None:
     """Check configuration, module, token, login, key, policy and mechanism.
 
     Logs in under the same rules as the server, and wraps and unwraps once. Exits
-    with 1 if anything does not hold.
+    with 1 if anything does not hold. Ends with what the configured wrapping gives up.
     """
     config = configuration.load(path)
     report = Report()
@@ -73,6 +74,8 @@ def check(path: Path, *, offline: bool) -> None:
     _check_pin(report, config)
     if not offline and not report.failed:
         asyncio.run(_check_token(report, config))
+    for line in tradeoff(config):
+        click.echo(line)
     sys.exit(1 if report.failed else 0)
 
 

@@ -15,6 +15,7 @@ from hsm_kms.cli.options import config_option, output_option
 from hsm_kms.errors import HsmKmsError
 
 SECONDS = 3.0  # the API server's own default timeout
+V1_VERSION = "v1beta1"
 
 
 @click.command()
@@ -29,14 +30,15 @@ def status(path: Path, socket: Path | None, output: str) -> None:
     """Ask a running server for its Status, over the KMS socket.
 
     Detail comes from the admin socket, where the configuration names one and it
-    answers. Exits with 0 when healthz is ok.
+    answers; all of it where only KMS v1 is served, which has no Status. Exits with 0
+    when healthz is ok.
     """
     admin = None
     if socket is None:
         config = configuration.load(path)
         socket, admin = config.listen.socket, config.http.admin_socket
-    answer = _ask(socket)
     server = read_status(admin) if admin else None
+    answer = _ask(socket, server)
     if output == "json":
         click.echo(json.dumps(answer | ({"server": server} if server else {})))
     else:
@@ -63,10 +65,12 @@ def _in_short(server: dict[str, Any] | None) -> dict[str, str]:
                 if key["current_from"]
                 else "once keys.current names it"
             )
-    return ({"detail": server["detail"]} if server["state"] != "ok" else {}) | shown
+    if server["state"] != "ok":
+        shown = {"state": server["state"], "detail": server["detail"]} | shown
+    return shown
 
 
-def _ask(socket: Path) -> dict[str, str]:
+def _ask(socket: Path, server: dict[str, Any] | None) -> dict[str, str]:
     if not socket.exists():
         raise HsmKmsError(
             f"there is no socket {socket}", hint="start `hsm-kms serve`, or see its log"
@@ -85,9 +89,15 @@ def _ask(socket: Path) -> dict[str, str]:
                 kms_v2_pb2.StatusRequest(), timeout=SECONDS, metadata=[(OBSERVER, "1")]
             )
     except grpc.RpcError as error:
+        if server is not None and error.code() is grpc.StatusCode.UNIMPLEMENTED:
+            told = {name: server[name] for name in ("healthz", "key_id")}
+            return told | {"version": V1_VERSION}
+        hint = "see the server's log, and run `hsm-kms check`"
+        if server is not None and server["key_id"] and not server.get("answers", True):
+            hint = f"as health.stop_writes_after has it, since {server['detail']}"
         raise HsmKmsError(
             f"no Status from {socket}: {error.code().name}: {error.details()}",
-            hint="see the server's log, and run `hsm-kms check`",
+            hint=hint,
         ) from None
     return {
         "healthz": reply.healthz,

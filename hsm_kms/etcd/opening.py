@@ -15,9 +15,9 @@ from hsm_kms.errors import (
     UnknownKeyIdError,
 )
 from hsm_kms.worker.messages import Decrypt, Decrypted
-from hsm_kms.wrapping.local import open_dek
+from hsm_kms.wrapping.by_token import CIPHERS, canary
+from hsm_kms.wrapping.local import LocalKek
 from hsm_kms.wrapping.record import Kind, Record
-from hsm_kms.wrapping.wrapper import ALGORITHMS, canary
 
 if TYPE_CHECKING:
     from hsm_kms.keyring import Keyring, TokenKey
@@ -31,7 +31,6 @@ RETIRED: Final = "its key is in keys.retired"
 NOT_AUTHENTIC: Final = "not authentic: of another scope, or damaged"
 REFUSED: Final = "the token does not decrypt with this key"
 
-_CIPHERS: Final = {algorithm: cipher for cipher, algorithm in ALGORITHMS.items()}
 _NESTED: Final = frozenset({Kind.LOCAL_KEK_BY_TOKEN})
 
 
@@ -53,7 +52,7 @@ class TokenOpener:
         self._ring = ring
         self._scope = scope
         self._proven: set[str] = set()
-        self._local_keks: OrderedDict[bytes, bytes] = OrderedDict()
+        self._local_keks: OrderedDict[bytes, LocalKek] = OrderedDict()
 
     async def why_not(self, record: Record) -> str:
         """Why a record cannot be opened, "" where it can.
@@ -67,7 +66,7 @@ class TokenOpener:
         try:
             if record.header.kind is Kind.DEK_BY_LOCAL_KEK:
                 local_kek = await self._local_kek(record.header.nested)
-                open_dek(record, local_kek, self._scope)
+                local_kek.open(record.encode())
             else:
                 await self._by_token(record)
         except CiphertextError:
@@ -76,11 +75,11 @@ class TokenOpener:
             return str(error)
         return ""
 
-    async def _local_kek(self, nested: bytes) -> bytes:
+    async def _local_kek(self, nested: bytes) -> LocalKek:
         known = self._local_keks.pop(nested, None)
         if known is None:
             record = Record.decode(nested, kinds=_NESTED)
-            known = await self._by_token(record)
+            known = LocalKek(record, await self._by_token(record), self._scope)
         self._local_keks[nested] = known
         if len(self._local_keks) > MAX_LOCAL_KEKS:
             self._local_keks.popitem(last=False)
@@ -107,7 +106,7 @@ class TokenOpener:
         return reply.plaintext
 
     def _key_of(self, record: Record) -> TokenKey:
-        cipher = _CIPHERS[record.header.algorithm]
+        cipher = CIPHERS[record.header.algorithm]
         try:
             return self._ring.for_decrypt(record.header.key_id, cipher)
         except KeyRetiredError:

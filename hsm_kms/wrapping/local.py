@@ -1,41 +1,184 @@
-"""A DEK wrapped in software, by a local KEK: AES-256-GCM (docs/spec.md, kind 2)."""
+"""Local KEKs: AES-256-GCM in this process (docs/spec.md, kinds 2 and 3).
+
+1. A local KEK opens and seals only records that carry it, wrapped by the token.
+2. Nonces are hedged: a random source that repeats itself does not repeat a nonce
+   unless the plaintext is the same too.
+3. Key bytes are kept in one buffer each, which is wiped when nobody holds it any more.
+   docs/threat-model.md says what copies Python and OpenSSL make.
+"""
 
 from __future__ import annotations
 
+import hmac
+import os
+from typing import Final
+
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from hsm_kms.errors import CiphertextError
 from hsm_kms.wrapping.record import (
     CIPHERTEXT_SENTENCE,
+    GCM_TAG_BYTES,
+    LOCAL_IV_BYTES,
     LOCAL_KEK_BYTES,
+    MAX_PLAINTEXT_BYTES,
+    Algorithm,
+    Header,
     Kind,
     Record,
 )
 
+RANDOM_BYTES: Final = 32  # of each of the two random sources
+MAX_USES: Final = 2**31  # NIST SP 800-38D section 8.3 allows 2^32 random IVs
 
-def open_dek(record: Record, local_kek: bytes, scope: str) -> bytes:
-    """Open a DEK with the local KEK that its record carries.
+_KEY_INFO: Final = b"hsm-kms/local-kek/1"
+_IV_LENGTH: Final = bytes([LOCAL_IV_BYTES])
+_TAIL_BYTES: Final = range(
+    1 + LOCAL_IV_BYTES + 1 + GCM_TAG_BYTES,
+    1 + LOCAL_IV_BYTES + MAX_PLAINTEXT_BYTES + GCM_TAG_BYTES + 1,
+)
+
+
+def make_material(token_random: bytes) -> bytearray:
+    """The bytes of a new local KEK: HKDF-SHA-256 (RFC 5869) of two random sources.
+
+    Whoever knows what one of them gave still knows nothing of the key.
 
     Args:
-        record: Of kind 2.
-        local_kek: What the nested record holds, 32 bytes, authenticated by the token.
-        scope: The configured cluster name, 0 to 64 bytes of UTF-8.
+        token_random: 32 bytes from C_GenerateRandom.
 
     Returns:
-        The DEK, 1 to 1,024 bytes.
+        32 bytes; the caller wipes them.
 
     Raises:
-        CiphertextError: Not authentic under this local KEK and scope, or the nested
-            record holds something else than a local KEK.
-        ValueError: Another kind of record.
+        ValueError: The token gave another number of bytes.
     """
-    if record.header.kind is not Kind.DEK_BY_LOCAL_KEK:
-        raise ValueError("only a DEK by a local KEK is opened in software")
-    if len(local_kek) != LOCAL_KEK_BYTES:
-        raise CiphertextError(CIPHERTEXT_SENTENCE)
-    aad = record.header.aad(scope)
-    try:
-        return AESGCM(local_kek).decrypt(record.iv, record.ciphertext, aad)
-    except InvalidTag:
-        raise CiphertextError(CIPHERTEXT_SENTENCE) from None
+    if len(token_random) != RANDOM_BYTES:
+        raise ValueError("the token gave another number of random bytes")
+    both = bytearray(2 * RANDOM_BYTES)  # wiped; concatenation would leave copies
+    both[:RANDOM_BYTES] = os.urandom(RANDOM_BYTES)
+    both[RANDOM_BYTES:] = token_random
+    material = bytearray(LOCAL_KEK_BYTES)
+    HKDF(SHA256(), LOCAL_KEK_BYTES, salt=None, info=_KEY_INFO).derive_into(
+        both, material
+    )
+    wipe(both)
+    return material
+
+
+def wipe(buffer: bytearray) -> None:
+    """Overwrite with zeros."""
+    buffer[:] = bytes(len(buffer))
+
+
+class LocalKek:
+    """A local KEK in memory.
+
+    Args:
+        nested: The record of kind 3 that it came from, which the token authenticated.
+        material: Its 32 bytes; copied.
+        scope: The configured cluster name, 0 to 64 bytes of UTF-8.
+
+    Attributes:
+        nested: The record it came from.
+        scope: The cluster name.
+        key_id: Of the KEK on the token that wraps it.
+        header: What each record that it seals begins with, byte by byte.
+
+    Raises:
+        CiphertextError: The record holds something else than a local KEK.
+    """
+
+    __slots__ = ("_aad", "_material", "header", "key_id", "nested", "scope")
+
+    def __init__(self, nested: Record, material: bytes | bytearray, scope: str) -> None:
+        self._material = bytearray(material)
+        if len(material) != LOCAL_KEK_BYTES:
+            raise CiphertextError(CIPHERTEXT_SENTENCE)
+        header = Header(
+            kind=Kind.DEK_BY_LOCAL_KEK,
+            algorithm=Algorithm.AES_256_GCM,
+            key_id=nested.header.key_id,
+            nested=nested.encode(),
+        )
+        self.nested = nested
+        self.scope = scope
+        self.key_id = header.key_id
+        self.header = header.encode()
+        self._aad = header.aad(scope)
+
+    def __del__(self) -> None:
+        """Wipe the key: nobody holds it any more."""
+        wipe(self._material)
+
+    def seal(self, iv: bytes, plaintext: bytes) -> bytes:
+        """A record; the caller answers for the IV."""
+        sealed = AESGCM(self._material).encrypt(iv, plaintext, self._aad)
+        return self.header + _IV_LENGTH + iv + sealed
+
+    def open(self, data: bytes) -> bytes:
+        """Open a record that begins with `header`.
+
+        Args:
+            data: The whole record.
+
+        Returns:
+            The DEK, 1 to 1,024 bytes.
+
+        Raises:
+            CiphertextError: Malformed, or not authentic under this local KEK and scope.
+            ValueError: It begins with another header.
+        """
+        if not data.startswith(self.header):
+            raise ValueError("the record carries another local KEK")
+        at = len(self.header)
+        if len(data) - at not in _TAIL_BYTES or data[at] != LOCAL_IV_BYTES:
+            raise CiphertextError(CIPHERTEXT_SENTENCE)
+        begin = at + 1 + LOCAL_IV_BYTES
+        try:
+            return AESGCM(self._material).decrypt(
+                data[at + 1 : begin], data[begin:], self._aad
+            )
+        except InvalidTag:
+            raise CiphertextError(CIPHERTEXT_SENTENCE) from None
+
+
+class Sealer:
+    """A local KEK of this process's own making, which wraps DEKs.
+
+    Args:
+        kek: The local KEK, born in this process: nobody else makes nonces for it.
+        born: When, in the loop's time.
+
+    Attributes:
+        kek: The local KEK.
+        born: When it was made.
+        uses: How many nonces were made.
+    """
+
+    __slots__ = ("_nonce_key", "born", "kek", "uses")
+
+    def __init__(self, kek: LocalKek, born: float) -> None:
+        self.kek = kek
+        self.born = born
+        self.uses = 0
+        self._nonce_key = os.urandom(RANDOM_BYTES)
+
+    def seal(self, plaintext: bytes) -> bytes:
+        """A record with this DEK.
+
+        Args:
+            plaintext: 1 to 1,024 bytes.
+
+        Raises:
+            OverflowError: It has been used `MAX_USES` times.
+        """
+        if self.uses >= MAX_USES:
+            raise OverflowError("the local KEK has been used too often")
+        self.uses += 1
+        fresh = os.urandom(RANDOM_BYTES)
+        nonce = hmac.digest(self._nonce_key, fresh + plaintext, "sha256")
+        return self.kek.seal(nonce[:LOCAL_IV_BYTES], plaintext)

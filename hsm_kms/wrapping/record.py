@@ -221,6 +221,17 @@ def _padded(size: int) -> int:
     return (size // BLOCK_BYTES + 1) * BLOCK_BYTES
 
 
+def header_of_local(data: bytes) -> bytes:
+    """What stands where a record of kind 2 has its header; b"" for any other kind.
+
+    Nothing is checked: it is to be compared with headers that are known.
+    """
+    if len(data) < _FIXED_BYTES or data[1] != Kind.DEK_BY_LOCAL_KEK:
+        return b""
+    at = _FIXED_BYTES + data[3]
+    return data[: at + 2 + int.from_bytes(data[at : at + 2], "big")]
+
+
 class _Reader:
     """Takes bytes from the front, and never more than there are."""
 

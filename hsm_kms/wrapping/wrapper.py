@@ -1,59 +1,92 @@
-"""DEK in, record out, and back: each one wrapped by the token.
+"""DEK in, record out, and back: by the token, or by a local KEK.
 
-1. What `wrap` returns was made under the current key and carries its key_id.
-2. What `unwrap` returns was authenticated by the token, under the key that the
-   record names, with the record's own header as AAD.
-3. A record names its key; keys are looked up among those held, never on the token.
+1. What `wrap` returns was made under the current key and carries its key_id, whoever
+   wrapped it.
+2. What `unwrap` returns was authenticated, by the token or by a local KEK that the
+   token has authenticated.
+3. A record names its key; keys are looked up among those held, never on the token, and
+   before anything else: a key that is retired opens nothing, from memory neither.
+4. A local KEK stands in for a token that cannot be asked, never for a key that is gone:
+   what is wrapped under it could not be opened any more.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hmac
 from dataclasses import dataclass, field
+from enum import StrEnum
+from functools import partial
 from typing import TYPE_CHECKING, Final, Protocol
 
 from hsm_kms.errors import (
     CiphertextError,
+    HsmKmsError,
     KeyRetiredError,
+    LocalRefusedError,
     MechanismError,
+    PinSettlingError,
+    PinUnavailableError,
+    PoolClosedError,
+    PoolTimeoutError,
     RequestError,
+    SessionLostError,
+    TokenAbsentError,
     TokenError,
+    TokenTimeoutError,
     UnknownKeyIdError,
+    WorkerLostError,
 )
-from hsm_kms.worker.messages import Decrypt, Decrypted, Encrypt, Encrypted, Prove
-from hsm_kms.worker.values import Cipher
-from hsm_kms.wrapping.record import (
-    MAX_PLAINTEXT_BYTES,
-    Algorithm,
-    Header,
-    Kind,
-    Record,
-)
+from hsm_kms.wrapping.by_token import CIPHERS, ByToken
+from hsm_kms.wrapping.flights import Flights
+from hsm_kms.wrapping.local import LocalKek
+from hsm_kms.wrapping.record import MAX_PLAINTEXT_BYTES, Kind, Record
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from hsm_kms.keyring import Keyring, TokenKey
-    from hsm_kms.worker.messages import Reply, Request
-    from hsm_kms.worker.values import Mechanism
+    from hsm_kms.wrapping.local_keks import LocalKeks
+    from hsm_kms.wrapping.opened import OpenedKeks
+    from hsm_kms.wrapping.record import Header
+    from hsm_kms.wrapping.settings import WrapSettings
+
+UNREACHED: Final = frozenset(
+    {
+        MechanismError,
+        PinSettlingError,
+        PinUnavailableError,
+        PoolClosedError,
+        PoolTimeoutError,
+        SessionLostError,
+        TokenAbsentError,
+        TokenError,
+        TokenTimeoutError,
+        WorkerLostError,
+    }
+)
+"""What a local KEK helps against: the token is away, or busy. Of the errors that become
+UNAVAILABLE or RESOURCE_EXHAUSTED, those about keys that are not there are left out."""
+
+ANSWER_SECONDS: Final = 0.1  # kept of a client's time for the answer by a local KEK
+
+_NESTED: Final = frozenset({Kind.LOCAL_KEK_BY_TOKEN})
 
 
-ALGORITHMS: Final = {
-    Cipher.GCM: Algorithm.AES_256_GCM,
-    Cipher.CBC_HMAC: Algorithm.AES_256_CBC_HMAC_SHA256,
-}
-_CIPHERS: Final = {algorithm: cipher for cipher, algorithm in ALGORITHMS.items()}
+class Path(StrEnum):
+    """Who wrapped or unwrapped."""
 
-
-class Sessions(Protocol):
-    """Runs one request on some session; `token.pool.Pool` does."""
-
-    async def call(self, request: Request, *, deadline: float | None) -> Reply:
-        """See `token.pool.Pool.call`."""
-        ...
+    TOKEN = "token"  # noqa: S105 - of PKCS#11
+    LOCAL = "local"  # a local KEK in memory
+    LOCAL_COLD = "local-cold"  # a local KEK that the token opened for it
 
 
 class Keyholder(Protocol):
     """Knows the keyring; `engine.Keys` does."""
+
+    @property
+    def ring(self) -> Keyring | None:
+        """The keyring as last read; None before that."""
+        ...
 
     async def ring_soon(self, until: float) -> Keyring:
         """The keyring; right after the start, wait for the first one."""
@@ -64,58 +97,76 @@ class Keyholder(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Sealed:
     """What Encrypt answers.
 
     Args:
         ciphertext: A record, see docs/spec.md.
         key_id: The KEK it was made under.
+        path: Who wrapped.
     """
 
     ciphertext: bytes = field(repr=False)
     key_id: str
+    path: Path
 
 
-def canary(key: TokenKey, mechanism: Mechanism, scope: str) -> Prove:
-    """The request that wraps and unwraps a canary under a key.
+@dataclass(frozen=True, slots=True)
+class Unsealed:
+    """What Decrypt answers.
 
     Args:
-        key: The key.
-        mechanism: How.
-        scope: Cluster name, as in the records.
+        plaintext: The DEK.
+        path: Who unwrapped.
     """
-    header = Header(
-        kind=Kind.CANARY, algorithm=ALGORITHMS[key.cipher], key_id=key.key_id
-    )
-    return Prove(ref=key.ref, mechanism=mechanism, aad=header.aad(scope))
+
+    plaintext: bytes = field(repr=False)
+    path: Path
 
 
-class TokenWrapper:
-    """Wraps every DEK with the token.
+class Opening:
+    """What is being opened and has been; one for both APIs.
 
     Args:
-        sessions: Where requests run.
+        token: Opens what no local KEK in memory opens.
+        keks: The local KEKs in memory.
+    """
+
+    def __init__(self, token: ByToken, keks: OpenedKeks) -> None:
+        self.token = token
+        self.keks = keks
+        self.deks: Flights[bytes] = Flights()
+        self.locals: Flights[LocalKek] = Flights()
+
+
+class Wrapper:
+    """Wraps and unwraps for one of the APIs.
+
+    Args:
+        opening: What both APIs share.
+        local: The local KEKs to wrap with.
         keys: Where the keyring is.
-        scope: Cluster name, bound into every record; may be empty.
-        verify: Unwrap and compare each result before it is returned.
-        patience: Longest wait for a keyring, in seconds.
+        settings: How.
+        on_unreached: Called when a client's call failed because the token was not
+            reached.
     """
 
     def __init__(
         self,
-        sessions: Sessions,
+        opening: Opening,
+        local: LocalKeks,
         keys: Keyholder,
-        *,
-        scope: str,
-        verify: bool,
-        patience: float,
+        settings: WrapSettings,
+        on_unreached: Callable[[], None],
     ) -> None:
-        self._sessions = sessions
+        self._opening = opening
+        self._token = opening.token
+        self._local = local
         self._keys = keys
-        self._scope = scope
-        self._verify = verify
-        self._patience = patience
+        self._settings = settings
+        self._on_unreached = on_unreached
+        self._loop = asyncio.get_running_loop()
 
     async def wrap(self, plaintext: bytes, *, deadline: float | None) -> Sealed:
         """Wrap a DEK under the current key.
@@ -130,27 +181,48 @@ class TokenWrapper:
         """
         if not 1 <= len(plaintext) <= MAX_PLAINTEXT_BYTES:
             raise RequestError("plaintext must have 1 to 1,024 bytes")
-        key = (await self._keys.ring_soon(self._until(deadline))).for_encrypt()
-        if key.mechanism is None:
-            raise MechanismError("the token cannot wrap under the current key")
-        header = Header(
-            kind=Kind.DEK_BY_TOKEN, algorithm=ALGORITHMS[key.cipher], key_id=key.key_id
-        )
-        aad = header.aad(self._scope)
-        reply = await self._sessions.call(
-            Encrypt(ref=key.ref, mechanism=key.mechanism, aad=aad, plaintext=plaintext),
+        ring = self._keys.ring or await self._keys.ring_soon(self._until(deadline))
+        key = ring.for_encrypt()
+        if self._settings.wrapping == "software":
+            # Where there is no local KEK yet, or none may be used, the token wraps.
+            sealed = self._by_local(key, plaintext)
+            if sealed is not None:
+                return sealed
+        try:
+            return await self._by_token(key, plaintext, deadline)
+        except HsmKmsError as error:
+            if type(error) not in UNREACHED:
+                raise
+            if self._settings.wrapping == "fallback":
+                sealed = self._by_local(key, plaintext)
+                if sealed is not None:
+                    return sealed
+            self._on_unreached()
+            raise
+
+    def _by_local(self, key: TokenKey, plaintext: bytes) -> Sealed | None:
+        sealer = self._local.sealer(key)
+        if sealer is None:
+            return None
+        return Sealed(sealer.seal(plaintext), key.key_id, Path.LOCAL)
+
+    async def _by_token(
+        self, key: TokenKey, plaintext: bytes, deadline: float | None
+    ) -> Sealed:
+        if deadline is not None and self._settings.wrapping == "fallback":
+            deadline -= ANSWER_SECONDS
+        record = await self._token.seal(
+            key,
+            Kind.DEK_BY_TOKEN,
+            plaintext,
             deadline=deadline,
+            verify=self._settings.verify,
         )
-        if not isinstance(reply, Encrypted):
-            raise TokenError("the worker answered an Encrypt with something else")
-        record = Record(header=header, iv=reply.iv, ciphertext=reply.ciphertext)
-        if self._verify:
-            await self._read_back(key, record, plaintext, deadline)
-        return Sealed(ciphertext=record.encode(), key_id=key.key_id)
+        return Sealed(record.encode(), key.key_id, Path.TOKEN)
 
     async def unwrap(
         self, ciphertext: bytes, *, key_id: str | None, deadline: float | None
-    ) -> bytes:
+    ) -> Unsealed:
         """Open a record.
 
         Args:
@@ -160,55 +232,74 @@ class TokenWrapper:
 
         Raises:
             CiphertextError: Malformed, another kind, or not authentic.
+            LocalRefusedError: By a local KEK, and the configuration takes none.
             UnknownKeyIdError: Made under a key that is not held here.
             HsmKmsError: The token failed.
         """
+        try:
+            kek = self._opening.keks.find(ciphertext, self._token.scope)
+            if kek is not None:
+                return await self._from_memory(kek, ciphertext, key_id, deadline)
+            return await self._cold(ciphertext, key_id, deadline)
+        except HsmKmsError as error:
+            if type(error) in UNREACHED:
+                self._on_unreached()
+            raise
+
+    async def _from_memory(
+        self,
+        kek: LocalKek,
+        ciphertext: bytes,
+        key_id: str | None,
+        deadline: float | None,
+    ) -> Unsealed:
+        self._check(Kind.DEK_BY_LOCAL_KEK, kek.key_id, key_id)
+        await self._key_of(kek.nested.header, deadline)
+        return Unsealed(kek.open(ciphertext), Path.LOCAL)
+
+    async def _cold(
+        self, ciphertext: bytes, key_id: str | None, deadline: float | None
+    ) -> Unsealed:
         record = Record.decode(ciphertext)
         header = record.header
-        if header.kind is not Kind.DEK_BY_TOKEN:
-            raise CiphertextError("the record holds no DEK wrapped by the token")
-        if key_id is not None and key_id != header.key_id:
-            raise CiphertextError("the record was made under another key_id")
-        key = await self._key_of(header, self._until(deadline))
-        return await self._open(key, record, deadline)
+        self._check(header.kind, header.key_id, key_id)
+        opening, token = self._opening, self._token
+        if header.kind is Kind.DEK_BY_TOKEN:
+            key = await self._key_of(header, deadline)
+            call = partial(token.open, key, record, deadline=None)
+            plaintext = await opening.deks.join(ciphertext, call, deadline=deadline)
+            return Unsealed(plaintext, Path.TOKEN)
+        nested = Record.decode(header.nested, kinds=_NESTED)
+        key = await self._key_of(nested.header, deadline)
+        kek = await opening.locals.join(
+            header.nested, partial(self._open_local, key, nested), deadline=deadline
+        )
+        return Unsealed(kek.open(ciphertext), Path.LOCAL_COLD)
 
-    async def _key_of(self, header: Header, until: float) -> TokenKey:
-        cipher = _CIPHERS[header.algorithm]
-        ring = await self._keys.ring_soon(until)
+    async def _open_local(self, key: TokenKey, nested: Record) -> LocalKek:
+        material = await self._token.open(key, nested, deadline=None)
+        kek = LocalKek(nested, material, self._token.scope)
+        self._opening.keks.add(kek)
+        return kek
+
+    def _check(self, kind: Kind, its_key_id: str, key_id: str | None) -> None:
+        if key_id is not None and key_id != its_key_id:
+            raise CiphertextError("the record was made under another key_id")
+        if kind is Kind.DEK_BY_LOCAL_KEK and not self._settings.accept_local:
+            raise LocalRefusedError("local_keys.accept_local is false")
+
+    async def _key_of(self, header: Header, deadline: float | None) -> TokenKey:
+        cipher = CIPHERS[header.algorithm]
+        ring = self._keys.ring or await self._keys.ring_soon(self._until(deadline))
         try:
             return ring.for_decrypt(header.key_id, cipher)
         except KeyRetiredError:
             raise
         except UnknownKeyIdError:
             # Another node may have begun to use it a moment ago.
-            ring = await self._keys.ring_after_look(until)
+            ring = await self._keys.ring_after_look(self._until(deadline))
             return ring.for_decrypt(header.key_id, cipher)
 
     def _until(self, deadline: float | None) -> float:
-        until = asyncio.get_running_loop().time() + self._patience
+        until = self._loop.time() + self._settings.patience
         return until if deadline is None else min(until, deadline)
-
-    async def _open(
-        self, key: TokenKey, record: Record, deadline: float | None
-    ) -> bytes:
-        request = Decrypt(
-            ref=key.ref,
-            cipher=key.cipher,
-            aad=record.header.aad(self._scope),
-            iv=record.iv,
-            ciphertext=record.ciphertext,
-        )
-        reply = await self._sessions.call(request, deadline=deadline)
-        if not isinstance(reply, Decrypted):
-            raise TokenError("the worker answered a Decrypt with something else")
-        return reply.plaintext
-
-    async def _read_back(
-        self, key: TokenKey, record: Record, plaintext: bytes, deadline: float | None
-    ) -> None:
-        try:
-            again = await self._open(key, record, deadline)
-        except CiphertextError:
-            again = b""
-        if not hmac.compare_digest(again, plaintext):
-            raise TokenError("the token cannot read back what it has just wrapped")

@@ -1,0 +1,186 @@
+"""Local KEKs that this process wraps with: born, replaced and given up here.
+
+1. A local KEK wraps nothing before the token has unwrapped it to the same bytes.
+2. Births happen in the background. No request waits for one: the local KEK in use goes
+   on until the next one is there, up to its hard limit.
+3. Each serves one key_id; the KEK that is to become current gets its own beforehand.
+4. Without the token, none goes on for longer than `max_offline`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Final
+
+import structlog
+
+from hsm_kms.errors import HsmKmsError
+from hsm_kms.wrapping.local import (
+    MAX_USES,
+    RANDOM_BYTES,
+    LocalKek,
+    Sealer,
+    make_material,
+    wipe,
+)
+from hsm_kms.wrapping.record import Kind
+
+if TYPE_CHECKING:
+    from collections import Counter
+    from collections.abc import Callable, Iterable
+
+    from hsm_kms.keyring import TokenKey
+    from hsm_kms.wrapping.by_token import ByToken
+    from hsm_kms.wrapping.opened import OpenedKeks
+    from hsm_kms.wrapping.settings import LocalSettings
+
+RETRY_SECONDS: Final = 5.0
+_TICK_SECONDS: Final = 60.0
+
+_log = structlog.get_logger(__name__)
+
+
+class LocalKeks:
+    """The local KEKs of one engine.
+
+    Args:
+        token: Wraps and unwraps them.
+        opened: Where those that can be opened are kept.
+        settings: When they are replaced; may be exchanged while it runs.
+        offline: Seconds since the token was last well, None: it never was.
+        on_born: Called whenever there is a new one.
+        births: Counts births by "ok" and "failed".
+    """
+
+    def __init__(
+        self,
+        token: ByToken,
+        opened: OpenedKeks,
+        settings: LocalSettings,
+        *,
+        offline: Callable[[], float | None],
+        on_born: Callable[[], None],
+        births: Counter[str],
+    ) -> None:
+        self._token = token
+        self._opened = opened
+        self.settings = settings
+        self._offline = offline
+        self._on_born = on_born
+        self._births = births
+        self._wanted: dict[str, TokenKey] = {}
+        self._sealers: dict[str, Sealer] = {}
+        self._errors: dict[str, str] = {}
+        self._wake = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+
+    def want(self, keys: Iterable[TokenKey]) -> None:
+        """Have a local KEK under each of these keys, and under no other."""
+        self._wanted = {key.key_id: key for key in keys}
+        for gone in self._sealers.keys() - self._wanted.keys():
+            del self._sealers[gone]
+        if any(self._is_stale(key_id) for key_id in self._wanted):
+            self._wake.set()
+
+    def sealer(self, key: TokenKey) -> Sealer | None:
+        """What wraps DEKs under this key now, None where nothing may."""
+        sealer = self._sealers.get(key.key_id)
+        if sealer is None:
+            return None
+        if sealer.uses >= self.settings.max_uses:
+            self._wake.set()
+            if sealer.uses >= MAX_USES:
+                return None
+        offline = self._offline()
+        if offline is None or offline > self.settings.max_offline:
+            return None
+        return sealer
+
+    def has(self, key: TokenKey) -> bool:
+        """Whether there is a local KEK under this key."""
+        return key.key_id in self._sealers
+
+    @property
+    def uses(self) -> int:
+        """How often the local KEKs that wrap now have wrapped, the busiest of them."""
+        return max((sealer.uses for sealer in self._sealers.values()), default=0)
+
+    @property
+    def settled(self) -> bool:
+        """Whether each that is wanted is there, or its birth has failed."""
+        return all(
+            key_id in self._sealers or key_id in self._errors for key_id in self._wanted
+        )
+
+    async def run(self) -> None:
+        """Make and replace them, until cancelled."""
+        while True:
+            self._wake.clear()
+            failed = False
+            for key in list(self._wanted.values()):
+                if self._is_stale(key.key_id):
+                    failed |= not await self._replace(key)
+            if failed:
+                await asyncio.sleep(RETRY_SECONDS)
+                continue
+            try:
+                async with asyncio.timeout(_TICK_SECONDS):
+                    await self._wake.wait()
+            except TimeoutError:
+                continue
+
+    def _is_stale(self, key_id: str) -> bool:
+        sealer = self._sealers.get(key_id)
+        if sealer is None or sealer.uses >= self.settings.max_uses:
+            return True
+        age = self._loop.time() - sealer.born
+        return sealer.uses > 0 and age >= self.settings.max_age
+
+    async def _replace(self, key: TokenKey) -> bool:
+        try:
+            sealer = await self._birth(key)
+        except HsmKmsError as error:
+            self._births["failed"] += 1
+            self._tell(key, error)
+            return False
+        except Exception as error:  # noqa: BLE001 - a bug must not end the births
+            _log.error("bug in the making of a local KEK", exc_info=error)
+            return False
+        self._births["ok"] += 1
+        self._errors.pop(key.key_id, None)
+        if key.key_id in self._wanted:
+            _log.info("local KEK", key_id=key.key_id, replaces=self.has(key))
+            self._sealers[key.key_id] = sealer
+            self._on_born()
+        return True
+
+    async def _birth(self, key: TokenKey) -> Sealer:
+        """Make one, have it wrapped, and open it as any reader would.
+
+        Raises:
+            HsmKmsError: The token failed, or did not give it back as it was.
+        """
+        material = make_material(await self._token.random(RANDOM_BYTES))
+        try:
+            nested = await self._token.seal(
+                key,
+                Kind.LOCAL_KEK_BY_TOKEN,
+                bytes(material),
+                deadline=None,
+                verify=True,
+            )
+            kek = LocalKek(nested, material, self._token.scope)
+        finally:
+            wipe(material)
+        self._opened.add(kek)
+        return Sealer(kek, self._loop.time())
+
+    def _tell(self, key: TokenKey, error: HsmKmsError) -> None:
+        if self._errors.get(key.key_id) != error.sentence:
+            self._errors[key.key_id] = error.sentence
+            _log.warning(
+                "no local KEK could be made",
+                key_id=key.key_id,
+                error=error.sentence,
+                one_in_use=self.has(key),
+            )
