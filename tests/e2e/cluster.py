@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import http.client
 import json
 import secrets
@@ -16,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from tests.e2e.processes import Child, free_ports, wait_for
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
     from tests.e2e.binaries import Binaries
@@ -111,17 +112,25 @@ class ApiServer:
         """Of the administrator."""
         return self._folder / "kubeconfig"
 
-    def start(self, encryption: Path | None, *more_flags: str) -> None:
-        """Start with this EncryptionConfiguration, or none."""
+    def start(
+        self, encryption: Path | None, *more_flags: str, ready: bool = True
+    ) -> None:
+        """Start with this EncryptionConfiguration, or none.
+
+        Args:
+            encryption: The file.
+            more_flags: For kube-apiserver.
+            ready: Wait until it says that it is ready, not only until it answers.
+        """
         self._encryption = encryption
         self._more_flags = more_flags
-        self._child = _started(self._try_start)
+        self._child = _started(lambda: self._try_start(ready=ready))
         self._write_kubeconfig()
 
-    def restart(self, encryption: Path | None = None) -> None:
+    def restart(self, encryption: Path | None = None, *, ready: bool = True) -> None:
         """Stop it and start it again, by default with what it had."""
         self.stop()
-        self.start(encryption or self._encryption, *self._more_flags)
+        self.start(encryption or self._encryption, *self._more_flags, ready=ready)
 
     def stop(self) -> None:
         """Stop it, if it runs."""
@@ -129,19 +138,21 @@ class ApiServer:
             self._child.stop()
             self._child = None
 
-    def _try_start(self) -> Child:
+    def _try_start(self, *, ready: bool) -> Child:
         (self._port,) = free_ports(1)
         child = Child(
             [self._binaries.kube_apiserver, *self._flags()],
             log=self._folder / "kube-apiserver.log",
         )
 
-        def ready() -> bool:
-            child.check()
-            namespace = "/api/v1/namespaces/default"
-            return all(self.get(path)[0] == 200 for path in ("/readyz", namespace))
+        ready_paths = ("/readyz", "/api/v1/namespaces/default")
+        paths = ready_paths if ready else ("/version",)
 
-        return _awaited("kube-apiserver", child, ready)
+        def answers() -> bool:
+            child.check()
+            return all(self.get(path)[0] == 200 for path in paths)
+
+        return _awaited("kube-apiserver", child, answers)
 
     def _flags(self) -> list[str]:
         key = self._folder / "sa.key"
@@ -167,6 +178,13 @@ class ApiServer:
 
     def request(self, method: str, path: str, body: Any = None) -> tuple[int, bytes]:
         """Send one request as the administrator, with no retry."""
+        (answer,) = self.requests(method, path, [body])
+        return answer
+
+    def requests(
+        self, method: str, path: str, bodies: Iterable[Any]
+    ) -> Iterator[tuple[int, bytes]]:
+        """Send one after the other over one connection."""
         certificate = self._folder / "certs" / "apiserver.crt"
         connection = http.client.HTTPSConnection(
             "127.0.0.1",
@@ -174,17 +192,16 @@ class ApiServer:
             timeout=REQUEST_TIMEOUT,
             context=ssl.create_default_context(cafile=str(certificate)),
         )
-        headers = {"Authorization": f"Bearer {self._token}"}
-        if body is not None:
-            headers["Content-Type"] = "application/json"
-        try:
-            connection.request(
-                method, path, None if body is None else json.dumps(body), headers
-            )
-            response = connection.getresponse()
-            return response.status, response.read()
-        finally:
-            connection.close()
+        authorization = {"Authorization": f"Bearer {self._token}"}
+        with contextlib.closing(connection):
+            for body in bodies:
+                headers, sent = authorization, None
+                if body is not None:
+                    headers = headers | {"Content-Type": "application/json"}
+                    sent = json.dumps(body)
+                connection.request(method, path, sent, headers)
+                response = connection.getresponse()
+                yield response.status, response.read()
 
     def get(self, path: str) -> tuple[int, bytes]:
         """Send one GET."""

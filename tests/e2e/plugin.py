@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
 import shutil
+import signal
 import subprocess
 import sys
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import grpc
 
@@ -19,7 +21,9 @@ from hsm_kms.api.rpc import kms_v1beta1_pb2 as v1
 from hsm_kms.api.rpc import kms_v1beta1_pb2_grpc as v1_grpc
 from hsm_kms.api.rpc import kms_v2_pb2 as v2
 from hsm_kms.api.rpc import kms_v2_pb2_grpc as v2_grpc
+from hsm_kms.cli.admin import read_status
 from tests.e2e.processes import Child, wait_for
+from tests.support import children_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -98,6 +102,7 @@ class Plugin:
         self.socket = folder / "kms.sock"
         self.token = token or Token(folder / "token")
         self._folder = folder
+        self._admin_socket = folder / "admin.sock"
         self.config_file = folder / "config.yaml"
         self._config = self._configuration()
         self.configure()
@@ -110,12 +115,13 @@ class Plugin:
                 timeout=READY_TIMEOUT,
             )
 
-    def configure(self, **sections: object) -> None:
-        """Write the configuration, with these sections in it, for a running server."""
-        self._config |= sections
+    def configure(self, **sections: dict[str, Any]) -> None:
+        """Write the configuration for a running server, with these keys in sections."""
+        for name, section in sections.items():
+            self._config[name] = self._config.get(name, {}) | section
         self.config_file.write_text(json.dumps(self._config))
 
-    def _configuration(self) -> dict[str, object]:
+    def _configuration(self) -> dict[str, Any]:
         state_dir = self._folder / "state"
         state_dir.mkdir(mode=0o700)
         return {
@@ -131,10 +137,11 @@ class Plugin:
                 "shared": True,
             },
             "health": {"interval": "1s"},
+            "http": {"listen": None, "admin_socket": str(self._admin_socket)},
         }
 
-    def start(self) -> None:
-        """Start it and wait until it says ok."""
+    def start(self, *, ok: bool = True) -> None:
+        """Start it and wait until it says ok, or says anything at all."""
         self._child = child = Child(
             [*HSM_KMS, "serve", "--config", self.config_file],
             log=self._folder / "hsm-kms.log",
@@ -142,7 +149,8 @@ class Plugin:
 
         def healthy() -> bool:
             child.check()
-            return self.healthz() == "ok"
+            said = self.server().get("healthz")
+            return said == "ok" if ok else said is not None
 
         wait_for("ok from the plugin", healthy, timeout=READY_TIMEOUT)
 
@@ -155,6 +163,25 @@ class Plugin:
         """Stop it, if it runs."""
         if self._child and self._child.running:
             self._child.stop()
+
+    def restart(self, *, ok: bool = True) -> None:
+        """Stop it and start it again."""
+        self.stop()
+        self.start(ok=ok)
+
+    @contextmanager
+    def outage(self) -> Iterator[None]:
+        """Take the token away, also from the workers that hold it open."""
+        with self.token.away():
+            assert self._child
+            for pid in children_of(self._child.pid):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            yield
+
+    def server(self) -> dict[str, Any]:
+        """Read /status of its admin socket; empty where nobody answers."""
+        return read_status(self._admin_socket) or {}
 
     @contextmanager
     def _channel(self) -> Iterator[grpc.Channel]:
@@ -169,6 +196,20 @@ class Plugin:
             return stub.Status(
                 v2.StatusRequest(), timeout=RPC_TIMEOUT, metadata=[(OBSERVER, "1")]
             )
+
+    def encrypt(self, plaintext: bytes) -> v2.EncryptResponse:
+        """Encrypt over the KMS socket."""
+        request = v2.EncryptRequest(plaintext=plaintext, uid="e2e")
+        with self._channel() as channel:
+            stub = v2_grpc.KeyManagementServiceStub(channel)
+            return stub.Encrypt(request, timeout=RPC_TIMEOUT)
+
+    def encrypt_v1(self, plaintext: bytes) -> bytes:
+        """Encrypt through KMS v1."""
+        request = v1.EncryptRequest(version="v1beta1", plain=plaintext)
+        with self._channel() as channel:
+            stub = v1_grpc.KeyManagementServiceStub(channel)
+            return stub.Encrypt(request, timeout=RPC_TIMEOUT).cipher
 
     def decrypt(self, ciphertext: bytes, key_id: str) -> bytes:
         """Decrypt over the KMS socket."""
@@ -192,13 +233,10 @@ class Plugin:
         if version == "v2":
             text = self.healthz()
             return "" if text == "ok" else text
-        request = v1.EncryptRequest(version="v1beta1", plain=b"ping")
-        with self._channel() as channel:
-            stub = v1_grpc.KeyManagementServiceStub(channel)
-            try:
-                stub.Encrypt(request, timeout=RPC_TIMEOUT)
-            except grpc.RpcError as error:
-                return error.details() or error.code().name
+        try:
+            self.encrypt_v1(b"ping")
+        except grpc.RpcError as error:
+            return error.details() or error.code().name
         return ""
 
 

