@@ -83,6 +83,23 @@ class NodeMachine(NodeRules):
             self.run(engine.visit())
         self.judge()
 
+    @rule(number=which)
+    def local_kek_comes(self, number):
+        """A local KEK under a key is there at last, or is not there yet."""
+        key = self.made[number % len(self.made)]
+        for engine in self.engines():
+            engine.lacking ^= {key.fingerprint}
+
+    def judge(self):
+        """By its time alone no key becomes current before its local KEK is there."""
+        for engine in self.engines():
+            last, before = engine.holder.last_key_id, engine.last
+            if before is None or engine.settings.current is not None:
+                continue
+            old, new = (self.key_of(each) for each in (before, last))
+            assert old is new or new.fingerprint not in engine.lacking
+        super().judge()
+
     # Requests
 
     @rule()

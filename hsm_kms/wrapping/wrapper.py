@@ -6,7 +6,7 @@
    token has authenticated.
 3. A record names its key; keys are looked up among those held, never on the token, and
    before anything else: a key that is retired opens nothing, from memory neither.
-4. A local KEK stands in for a token that cannot be asked, never for a key that is gone:
+4. A local KEK stands in for a token, never for a key that the keyring knows to be gone:
    what is wrapped under it could not be opened any more.
 """
 
@@ -21,6 +21,9 @@ from typing import TYPE_CHECKING, Final, Protocol
 from hsm_kms.errors import (
     CiphertextError,
     HsmKmsError,
+    KeyAmbiguousError,
+    KeyNotActiveError,
+    KeyNotFoundError,
     KeyRetiredError,
     LocalRefusedError,
     MechanismError,
@@ -52,6 +55,9 @@ if TYPE_CHECKING:
 
 UNREACHED: Final = frozenset(
     {
+        KeyAmbiguousError,
+        KeyNotActiveError,
+        KeyNotFoundError,
         MechanismError,
         PinSettlingError,
         PinUnavailableError,
@@ -64,8 +70,8 @@ UNREACHED: Final = frozenset(
         WorkerLostError,
     }
 )
-"""What a local KEK helps against: the token is away, or busy. Of the errors that become
-UNAVAILABLE or RESOURCE_EXHAUSTED, those about keys that are not there are left out."""
+"""What a local KEK helps against, where the keyring has a current key: all that would
+be UNAVAILABLE or RESOURCE_EXHAUSTED."""
 
 ANSWER_SECONDS: Final = 0.1  # kept of a client's time for the answer by a local KEK
 

@@ -1,0 +1,284 @@
+"""A node in this process, on a real token behind the shim: a server but its sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import TYPE_CHECKING, Any, Final
+from uuid import uuid4
+
+import pytest
+
+from hsm_kms import config as configuration
+from hsm_kms import reload
+from hsm_kms.clock import now
+from hsm_kms.engine import Engine, Lasting
+from hsm_kms.key_id import make_cka_id
+from hsm_kms.nonce_budget import NonceBudget
+from hsm_kms.server import Server
+from hsm_kms.state import StateDir
+from hsm_kms.token.process import Worker
+from hsm_kms.worker.messages import GenerateKey, Keys
+from hsm_kms.worker.values import KeyRef
+from hsm_kms.wrapping.opened import MAX_OPENED, OpenedKeks
+from hsm_kms.wrapping.record import Kind, Record
+from tests.odd_keys import make_key
+from tests.served import LABEL, configure, gate
+from tests.support import SECONDS
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+    from pathlib import Path
+
+    from hsm_kms.config_types import Config
+    from hsm_kms.health import HealthState
+    from hsm_kms.wrapping.wrapper import Sealed, Unsealed
+    from tests.shim_driver import Shim
+    from tests.support import Plugin, SoftHsm
+
+DOWN: Final = "* rv=0x30"  # CKR_DEVICE_ERROR, whatever is asked
+DEK: Final = b"d" * 32
+SELDOM: Final = {"health": {"interval": "1h"}, "keys": {"discover": "1h"}}
+"""Looks only where something has happened."""
+NESTED: Final = frozenset({Kind.LOCAL_KEK_BY_TOKEN})
+
+_QUICK: Final = {
+    "hsm_kms.monitor.RETRY_SECONDS": 0.1,
+    "hsm_kms.monitor._AT_MOST_EVERY": 0.02,
+    "hsm_kms.server.DRAIN_SECONDS": 0.05,
+    "hsm_kms.token.backoff.LONGEST_SECONDS": 0.2,
+    "hsm_kms.wrapping.local_keks.RETRY_SECONDS": 0.1,
+}
+
+
+class Node(Server):
+    """Engines and reloads as in the server, and what Status announces.
+
+    Args:
+        plugin: The configuration, whose process is not started.
+        most: How many opened local KEKs it keeps.
+        limits: Of the nonce budget.
+    """
+
+    def __init__(
+        self, plugin: Plugin, *, most: int = MAX_OPENED, **limits: int
+    ) -> None:
+        self.plugin = plugin
+        self._file = reload.ConfigFile(plugin.config_file)
+        config = configuration.load(plugin.config_file)
+        state = StateDir(config.state_dir).open()
+        self.lasting = self._lasting = Lasting(
+            state=state,
+            budget=NonceBudget(state, **limits),
+            opened=OpenedKeks(most),
+        )
+        self._engine = self._announced = Engine(config, self._lasting)
+        self._announcing = asyncio.Event()
+
+    @property
+    def engine(self) -> Engine:
+        """The engine in force."""
+        return self._engine
+
+    def _now_in_force(self, config: Config) -> None:
+        """The log is the test's own."""
+
+    def calls(self, operation: str) -> int:
+        """Requests that were sent to the token; no canary is among them."""
+        return self.lasting.counts.calls[operation]
+
+    def births(self, result: str = "ok") -> int:
+        """Local KEKs that were made, or could not be."""
+        return self.lasting.counts.births[result]
+
+    async def until(
+        self, condition: Callable[[], Any], seconds: float = SECONDS
+    ) -> None:
+        """Wait until it is so."""
+        async with asyncio.timeout(seconds):
+            while not condition():  # noqa: ASYNC110 - polls what has no event
+                await asyncio.sleep(0.005)
+
+    async def well(self) -> Node:
+        """Wait until the token is well, and every local KEK that is wanted is there."""
+        await self.until(lambda: self.engine.well)
+        return self
+
+    async def state(self, state: str) -> HealthState:
+        """Wait until Status would give this state."""
+        await self.until(lambda: self.look().state == state)
+        return self.look()
+
+    async def reload(self, **sections: Any) -> None:
+        """Change sections of the configuration, and read it as the server does."""
+        for name, section in sections.items():
+            self.plugin._merge(name, section)
+        self.plugin.write_config()
+        new = self._file.read(self._engine.config)
+        assert new is not None, "there is nothing to reload"
+        await self._apply(new)
+
+    async def wrapping(self, v2: str, v1: str | None = None) -> None:
+        """Change who wraps."""
+        apis = {"v2": v2, "v1": v1 or v2}
+        await self.reload(
+            apis={
+                name: {"enabled": True, "wrapping": how} for name, how in apis.items()
+            }
+        )
+
+    async def wrap(
+        self, plaintext: bytes = DEK, *, api: str = "v2", seconds: float | None = None
+    ) -> Sealed:
+        """Encrypt, as a client with so much patience."""
+        engine = self._announced if api == "v2" else self._engine
+        wrapper = engine.v2 if api == "v2" else engine.v1
+        return await wrapper.wrap(plaintext, deadline=deadline(seconds))
+
+    async def unwrap(
+        self, sealed: Sealed, *, api: str = "v2", seconds: float | None = None
+    ) -> Unsealed:
+        """Decrypt, as a client with so much patience."""
+        wrapper = self._engine.v2 if api == "v2" else self._engine.v1
+        key_id = sealed.key_id if api == "v2" else None
+        return await wrapper.unwrap(
+            sealed.ciphertext, key_id=key_id, deadline=deadline(seconds)
+        )
+
+    async def quiet(self, shim: Shim) -> None:
+        """Wait until nothing more is asked of the token; its looks must be rare."""
+        before, calls = -1, 0
+        while calls != before:
+            await asyncio.sleep(0.3)
+            before, calls = calls, shim.calls("C_Encrypt")
+
+    async def close(self) -> None:
+        """Leave nothing running."""
+        await self._engine.close()
+        await self._lasting.budget.close()
+
+
+def deadline(seconds: float | None) -> float | None:
+    """In the loop's time."""
+    if seconds is None:
+        return None
+    return asyncio.get_running_loop().time() + seconds
+
+
+@contextlib.asynccontextmanager
+async def running(plugin: Plugin, **limits: int) -> AsyncIterator[Node]:
+    """A node that has just started; limits as for `Node`."""
+    node = Node(plugin, **limits)
+    node.engine.start()
+    try:
+        yield node
+    finally:
+        await node.close()
+
+
+@contextlib.contextmanager
+def quick() -> Iterator[None]:
+    """What a node does at leisure, it does quickly."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, seconds in _QUICK.items():
+            patch.setattr(name, seconds)
+        yield
+
+
+@contextlib.asynccontextmanager
+async def nodes(
+    make_plugin: Callable[..., Plugin], hsm: SoftHsm, shim: Shim
+) -> AsyncIterator[Callable[..., Awaitable[Node]]]:
+    """Makes quick nodes on one token, well; all are stopped at the end."""
+    async with contextlib.AsyncExitStack() as stack:
+        stack.enter_context(quick())
+
+        async def make(
+            wrapping: str = "software",
+            limits: Mapping[str, int] | None = None,
+            **sections: Any,
+        ) -> Node:
+            plugin = on_shim(make_plugin, hsm, shim, wrapping, **sections)
+            node = await stack.enter_async_context(running(plugin, **(limits or {})))
+            return await node.well()
+
+        yield make
+
+
+def on_shim(
+    make_plugin: Callable[..., Plugin],
+    hsm: SoftHsm,
+    shim: Shim,
+    wrapping: str = "software",
+    **sections: Any,
+) -> Plugin:
+    """A configuration with one small worker behind the shim, and patience with it."""
+    token = {
+        "module": str(shim.module),
+        "env": {**hsm.env, **shim.env},
+        "shared": True,
+        "workers": 1,
+        "sessions_per_worker": 2,
+        "session_wait": "10s",
+        "call_timeout": "10s",
+        "start_timeout": "20s",
+    }
+    given: dict[str, Any] = {
+        "apis": {
+            "v2": {"enabled": True, "wrapping": wrapping},
+            "v1": {"enabled": True, "wrapping": wrapping},
+        },
+        "health": {"interval": "200ms"},
+        "keys": {"discover": "200ms"},
+    }
+    token |= sections.pop("token", {})
+    return make_plugin(hsm, token=token, **(given | sections))
+
+
+def kind(sealed: Sealed) -> Kind:
+    """Which kind of record it is."""
+    return Record.decode(sealed.ciphertext).header.kind
+
+
+def nested(sealed: Sealed) -> bytes:
+    """The local KEK that a record carries."""
+    return Record.decode(sealed.ciphertext).header.nested
+
+
+class Maker:
+    """Makes keys on a token from a process of its own, as `keys generate` does.
+
+    Args:
+        hsm: The token.
+        pin_file: Its PIN.
+        directory: For a state directory.
+    """
+
+    def __init__(self, hsm: SoftHsm, pin_file: Path, directory: Path) -> None:
+        self._hsm = hsm
+        self._gate = gate(pin_file, directory)
+
+    async def make(self, activation: float) -> None:
+        """A KEK that becomes current at this time, in seconds since the Unix epoch."""
+        worker = await Worker.spawn(0, self._hsm.env)
+        try:
+            await worker.configure(configure(read_write=True))
+            await self._gate.login(worker)
+            ref = KeyRef(LABEL, make_cka_id(int(activation)))
+            made = await worker.ask(GenerateKey(ref=ref), SECONDS)
+            assert isinstance(made, Keys)
+            assert made.keys
+        finally:
+            await worker.leave()
+
+
+def aged(template: SoftHsm, directory: Path) -> SoftHsm:
+    """A token whose only key is a day old: younger ones may be made in the past.
+
+    Args:
+        template: A token without a key.
+        directory: Where to make it.
+    """
+    hsm = template.copy(directory / f"aged-{uuid4().hex}")
+    make_key(hsm, make_cka_id(int(now()) - 86_400))
+    return hsm
