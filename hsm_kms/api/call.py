@@ -99,7 +99,8 @@ class Call:
         """End the request with code and sentence for an error.
 
         Raises:
-            AbortError: Always; it is grpc's, which answers the client upon it.
+            AbortError: It is grpc's, which answers the client upon it.
+            CancelledError: The client's time is over: grpc has answered by itself.
         """
         code, sentence = codes.refusal(error)
         if isinstance(error, HsmKmsError):
@@ -107,6 +108,9 @@ class Call:
             self.event(logging.WARNING, code.name, **why)
         else:
             self.event(logging.ERROR, code.name, trace=describe(error))
+        remaining = cast("float | None", self._context.time_remaining())
+        if remaining is not None and remaining <= 0:
+            raise asyncio.CancelledError
         await self._context.abort(code, sentence)
 
     def event(self, level: int, code: str, **more: object) -> None:
