@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import math
 import os
+import signal
 import sys
 import time
 from collections import Counter
@@ -22,6 +23,7 @@ from hsm_kms.api.rpc import (
     kms_v2_pb2_grpc,
 )
 from hsm_kms.wrapping.record import Algorithm, Header, Kind, Record
+from tests.served import stop
 from tests.support import wait_for
 
 if TYPE_CHECKING:
@@ -121,6 +123,12 @@ def shaped(kind: Kind, key_id: str, nested: bytes = b"") -> bytes:
     return Record(header=header, iv=os.urandom(12), ciphertext=os.urandom(48)).encode()
 
 
+def shaped_local(key_id: str) -> bytes:
+    """The same of a DEK by a local KEK."""
+    kek = shaped(Kind.LOCAL_KEK_BY_TOKEN, key_id)
+    return shaped(Kind.DEK_BY_LOCAL_KEK, key_id, kek)
+
+
 async def said(call: Awaitable[object]) -> Said:
     """Make a call and return its code and sentence, ("OK", "") when it went well."""
     try:
@@ -206,6 +214,19 @@ def _workers_now(plugin: Plugin) -> set[int]:
     """Return the workers that serve, without those that only have a look."""
     started = {event["pid"] for event in plugin.events("token worker started")}
     return started - {event["pid"] for event in plugin.events("token worker ended")}
+
+
+@contextlib.contextmanager
+def stopped(pids: Iterable[int]) -> Iterator[None]:
+    """Hold processes, as a token that hangs would hold workers."""
+    for pid in pids:
+        stop(pid)
+    try:
+        yield
+    finally:
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
 
 
 def take_token(plugin: Plugin) -> None:

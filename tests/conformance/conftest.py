@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.conformance.clients import workers_of
+from tests.conformance.inside import start_well
+from tests.conformance.wrappings import apis
 from tests.odd_keys import Spy
 from tests.support import Plugin
 
@@ -17,20 +19,44 @@ if TYPE_CHECKING:
 
     from tests.support import SoftHsm
 
+USUAL = "token"  # where the wrapping makes no difference
+
 
 @pytest.fixture(scope="session")
-def served(
+def serving(
     session_directory: Path, keyed_template: SoftHsm, pin_file: Path
-) -> Iterator[Plugin]:
-    """A healthy server for tests that do it no harm."""
-    hsm = keyed_template.copy(session_directory / "served")
-    directory = hsm.directory / "p"
-    directory.mkdir(mode=0o700)
-    plugin = Plugin(directory, hsm, pin_file, log={"level": "info"})
-    plugin.start().wait_healthz("ok")
-    workers_of(plugin)
-    yield plugin
-    plugin.close()
+) -> Iterator[Callable[[str], Plugin]]:
+    """Servers by their wrapping, started when first asked for; they share the KEK."""
+    made: dict[str, Plugin] = {}
+
+    def start(wrapping: str) -> Plugin:
+        hsm = keyed_template.copy(session_directory / f"served-{wrapping}")
+        directory = hsm.directory / "p"
+        directory.mkdir(mode=0o700)
+        made[wrapping] = plugin = Plugin(
+            directory, hsm, pin_file, apis=apis(wrapping), log={"level": "info"}
+        )
+        workers_of(start_well(plugin))
+        return plugin
+
+    yield lambda wrapping: made.get(wrapping) or start(wrapping)
+    for plugin in made.values():
+        plugin.close()
+
+
+@pytest.fixture
+def served(request: pytest.FixtureRequest, serving: Callable[[str], Plugin]) -> Plugin:
+    """A healthy server for tests that do it no harm; see `each_wrapping`."""
+    return serving(getattr(request, "param", USUAL))
+
+
+@pytest.fixture
+def mixed(make_plugin: Callable[..., Plugin], hsm: SoftHsm) -> Plugin:
+    """A healthy server of this test's own: a local KEK wraps for v2, for v1 the token.
+
+    Where no more than that is needed a test has both at the cost of one.
+    """
+    return start_well(make_plugin(hsm, apis=apis("software", v1="token")))
 
 
 @pytest.fixture

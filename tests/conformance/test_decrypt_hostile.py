@@ -1,4 +1,4 @@
-"""Conformance, "Decrypt", item 39: what an attacker may have written into etcd."""
+"""Conformance, "Decrypt", items 38 and 39: what anyone may have written into etcd."""
 
 from __future__ import annotations
 
@@ -23,9 +23,11 @@ from tests.conformance.clients import (
     connected,
     said,
     shaped,
+    shaped_local,
     unharmed,
 )
 from tests.conformance.wire import field
+from tests.conformance.wrappings import both_kinds, in_software
 
 CODES = {"INVALID_ARGUMENT", "FAILED_PRECONDITION"}
 MIB = 1 << 20
@@ -41,6 +43,30 @@ async def each_said(plugin, requests: list[bytes]) -> list[Said]:
     with unharmed(plugin):
         async with connected(plugin) as (client,):
             return [await said(client.raw_decrypt(request)) for request in requests]
+
+
+@pytest.mark.parametrize(
+    "annotations",
+    [
+        {},
+        {"some.name": b""},
+        {"some.name": b"\0\xff" * 8000},
+        {"": b"no name"},
+        {"NOT a legal/name\n": b"x"},
+        {f"n{number}.example": b"v" for number in range(1000)},
+    ],
+    ids="none one large nameless illegal many".split(),  # noqa: SIM905
+)
+async def test_38_annotations_of_others(served, annotations):
+    """We own no annotation: any that fit are carried past, and none is missed."""
+    async with connected(served) as (client,):
+        sealed = await client.encrypt()
+        opened = await client.decrypt(
+            sealed.ciphertext, sealed.key_id, annotations=annotations
+        )
+
+    assert {} == dict(sealed.annotations)
+    assert DEK == opened
 
 
 async def test_39_four_mebibytes_of_ciphertext(served):
@@ -84,6 +110,7 @@ async def test_39_annotations(served, annotations, fits):
     assert (("OK", "") if fits else BAD_REQUEST) == told
 
 
+@both_kinds
 @pytest.mark.parametrize(
     "key_id",
     [
@@ -111,16 +138,16 @@ async def test_39_odd_key_ids(served, key_id):
     assert {BAD_REQUEST, NOT_AUTHENTIC} >= set(told)
 
 
+@both_kinds
 async def test_39_other_kinds(served):
     """A DEK by a local KEK that is nobody's, a local KEK, a canary: all refused."""
     held = served.status().key_id
     records = []
     for key_id in (held, STRANGER):
-        kek = shaped(Kind.LOCAL_KEK_BY_TOKEN, key_id)
         records += [
-            (key_id, kek),
+            (key_id, shaped(Kind.LOCAL_KEK_BY_TOKEN, key_id)),
             (key_id, shaped(Kind.CANARY, key_id)),
-            (key_id, shaped(Kind.DEK_BY_LOCAL_KEK, key_id, kek)),
+            (key_id, shaped_local(key_id)),
         ]
     told = await each_said(
         served, [field(1, record) + field(3, name.encode()) for name, record in records]
@@ -130,6 +157,7 @@ async def test_39_other_kinds(served):
     assert {NOT_AUTHENTIC, NOT_HELD} >= set(told)
 
 
+@both_kinds
 async def test_39_good_record_as_another_kind(served):
     """A good record is not accepted under another kind, version or algorithm."""
     sealed = served.encrypt(DEK)
@@ -157,6 +185,7 @@ parts = st.one_of(
         lambda kind: field(1, shaped(kind, STRANGER)),
         st.sampled_from([Kind.DEK_BY_TOKEN, Kind.LOCAL_KEK_BY_TOKEN, Kind.CANARY]),
     ),
+    st.builds(lambda: field(1, shaped_local(STRANGER))),
     st.builds(lambda data: field(3, data), key_ids),
     st.builds(annotation, st.binary(max_size=20), st.binary(max_size=100)),
     st.builds(field, st.integers(1, 1 << 28), st.binary(max_size=20)),
@@ -164,9 +193,9 @@ parts = st.one_of(
 )
 
 
+@in_software
 @settings(
     max_examples=20,
-    deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(st.lists(st.lists(parts, max_size=6), min_size=20, max_size=40))
@@ -178,11 +207,13 @@ def test_39_fuzzed_requests(served, messages):
         assert told.sentence in SENTENCES
 
 
+@both_kinds
 async def test_39_hostile_beside_honest(served):
     """Honest clients get their own bytes while others send rubbish."""
     deks = [os.urandom(32) for _ in range(16)]
     held = served.status().key_id
-    rubbish = [shaped(Kind.DEK_BY_TOKEN, held) for _ in range(500)]
+    rubbish = [shaped(Kind.DEK_BY_TOKEN, held) for _ in range(250)]
+    rubbish += [shaped_local(held) for _ in range(250)]
     with unharmed(served):
         async with connected(served, 2) as (honest, hostile):
             sealed = [await honest.encrypt(dek) for dek in deks]

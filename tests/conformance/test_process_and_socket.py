@@ -15,16 +15,19 @@ from pathlib import Path
 
 import pytest
 
+from hsm_kms.wrapping.record import Kind
 from tests.conformance.clients import (
     DEK,
     connected,
     said,
+    shaped,
+    shaped_local,
     show,
+    stopped,
     sync_said,
     workers_of,
 )
 from tests.odd_keys import alive
-from tests.served import stop
 from tests.socket_tools import leave_stale_socket, lock_of
 from tests.support import wait_for
 from tests.test_socket import modes_seen
@@ -123,25 +126,12 @@ def test_49_reachable_after_a_restart(plugin, end):
     assert time.monotonic() - stopped < 10
 
 
-@contextlib.contextmanager
-def stopped_processes(pids):
-    """Hold processes as a hanging token would."""
-    for pid in pids:
-        stop(pid)
-    try:
-        yield
-    finally:
-        for pid in pids:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGCONT)
-
-
 async def test_49_calls_in_flight_finish(plugin):
     """SIGTERM ends no call under way: each is answered, then the server goes."""
     workers = workers_of(plugin)
     async with connected(plugin) as (client,):
         key_id = (await client.status()).key_id
-        with stopped_processes(workers):
+        with stopped(workers):
             calls = [
                 asyncio.create_task(client.encrypt(bytes([n]) * 32)) for n in range(8)
             ]
@@ -164,9 +154,13 @@ async def test_49_stop_while_the_token_hangs(plugin):
     """Calls that cannot end do not keep the server longer than its bound."""
     workers = workers_of(plugin)
     async with connected(plugin) as (client,):
-        await client.status()
-        with stopped_processes(workers):
-            calls = asyncio.gather(*(said(client.encrypt()) for _ in range(8)))
+        held = (await client.status()).key_id
+        cold = shaped(Kind.DEK_BY_TOKEN, held), shaped_local(held)
+        with stopped(workers):
+            calls = asyncio.gather(
+                *(said(client.encrypt()) for _ in range(4)),
+                *(said(client.decrypt(each, held)) for each in cold * 4),
+            )
             await asyncio.sleep(0.2)
             began = time.monotonic()
             plugin.process.send_signal(signal.SIGTERM)
@@ -207,7 +201,7 @@ def test_49_no_worker_dies_inside_a_login(make_plugin, hsm, end):
         plugin.process.send_signal(end)
         time.sleep(0.4)
         assert alive(worker)
-    wait_for(lambda: not alive(worker), STOP_SECONDS)
+    wait_for(lambda: not alive(worker))
     plugin.wait()
 
     assert file.stat().st_size > 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import os
 
 from hsm_kms.log import key_id_hash
@@ -12,22 +11,16 @@ from tests.conformance.clients import (
     SENTENCES,
     all_said,
     connected,
+    shaped_local,
     take_token,
     workers_of,
 )
+from tests.conformance.inside import health, spellings
+from tests.conformance.replica import Replica
+from tests.conformance.tokens import import_kek
+from tests.conformance.wrappings import each_wrapping
 from tests.odd_keys import command_lines
 from tests.support import PIN, code_of, wait_for
-
-
-def spellings(secret: bytes) -> dict[str, str]:
-    """Return a secret as it might stand in a text."""
-    return {
-        "raw": secret.decode("latin-1"),
-        "hex": secret.hex(),
-        "base64": base64.b64encode(secret).decode().rstrip("="),
-        "url": base64.urlsafe_b64encode(secret).decode().rstrip("="),
-        "repr": repr(secret)[2:-1],
-    }
 
 
 def traffic(plugin, dek: bytes) -> str:
@@ -42,17 +35,18 @@ def traffic(plugin, dek: bytes) -> str:
     return sealed.key_id
 
 
-def test_52_no_secret_in_log_or_process(plugin):
+def test_52_no_secret_in_log_or_process(mixed):
     """Neither PIN nor DEK is in the debug log, the arguments or the environment."""
     dek = os.urandom(32)
-    pids = {plugin.process.pid, *workers_of(plugin)}
-    traffic(plugin, dek)
+    pids = {mixed.process.pid, *workers_of(mixed)}
+    traffic(mixed, dek)
     seen = [command_lines(pid) for pid in pids]
-    take_token(plugin)
-    wait_for(lambda: plugin.healthz() != "ok")
-    code_of(lambda: plugin.encrypt(dek))
-    plugin.stop()
-    seen.append(plugin.log())
+    take_token(mixed)
+    wait_for(lambda: health(mixed) != "ok")
+    code_of(lambda: mixed.encrypt(dek))
+    code_of(lambda: mixed.v1_encrypt(dek))
+    mixed.stop()
+    seen.append(mixed.log())
 
     assert all(seen)
     for secret in (PIN.encode(), dek, dek[:16], dek[16:]):
@@ -60,28 +54,46 @@ def test_52_no_secret_in_log_or_process(plugin):
             assert [] == [at for at, text in enumerate(seen) if spelt in text], name
 
 
-def test_52_every_request_in_the_log(plugin):
-    """At debug each request leaves uid, method, hash of the key_id, code, duration."""
-    key_id = traffic(plugin, DEK)
+def test_52_no_local_kek_in_the_log(make_plugin, token_template, directory):
+    """A local KEK that the token opened, or refused to, is not in the debug log."""
+    kek, replica = bytes(range(32)), Replica(bytes(range(32)))
+    plugin = make_plugin(import_kek(token_template.copy(directory / "imported"), kek))
+    plugin.start().wait_healthz("ok")
+    local = replica.local()
+    plugin.v1_decrypt(replica.by_local(local, DEK))
+    code_of(lambda: plugin.v1_decrypt(local.header + bytes(61)))
+    code_of(lambda: plugin.v1_decrypt(replica.by_token(replica.material)[:-1]))
     plugin.stop()
-    events = {event["uid"]: event for event in plugin.events("request")}
+    log = plugin.log()
+
+    assert 3 == log.count("v1.Decrypt")
+    for name, spelt in spellings(replica.material).items():
+        assert spelt not in log, name
+
+
+def test_52_every_request_in_the_log(mixed):
+    """At debug each request leaves uid, method, hash of the key_id, code, duration."""
+    key_id = traffic(mixed, DEK)
+    mixed.stop()
+    events = {event["uid"]: event for event in mixed.events("request")}
 
     for uid, method in (
         ("uid-of-encrypt", "v2.Encrypt"),
         ("uid-of-decrypt", "v2.Decrypt"),
     ):
         event = events[uid]
-        assert (method, "OK", key_id_hash(key_id)) == (
+        assert (method, "OK", key_id_hash(key_id), "local") == (
             event["method"],
             event["code"],
             event["key_id_hash"],
+            event["path"],
         )
         assert 0 < event["duration_seconds"] < 3
 
 
-async def test_53_fixed_sentences(plugin):
+async def test_53_fixed_sentences(mixed):
     """Well or not, no client ever learns more than a sentence of the table."""
-    async with connected(plugin) as (client,):
+    async with connected(mixed) as (client,):
         sealed = await client.encrypt()
 
         async def ask():
@@ -92,6 +104,7 @@ async def test_53_fixed_sentences(plugin):
                     client.encrypt(),
                     client.decrypt(sealed.ciphertext, sealed.key_id),
                     client.decrypt(sealed.ciphertext, "\0"),
+                    client.decrypt(shaped_local(sealed.key_id), sealed.key_id),
                     client.decrypt(b"\xff" * 91, sealed.key_id),
                     client.raw_decrypt(b"\xff\xff\xff"),
                     client.v1_decrypt(b"x"),
@@ -99,15 +112,18 @@ async def test_53_fixed_sentences(plugin):
             )
 
         told = await ask()
-        take_token(plugin)
-        for _ in range(20):
+        take_token(mixed)
+        rounds = 0
+        while rounds < 20 or "UNAVAILABLE" not in {each.code for each in told}:
             told += await ask()
+            rounds += 1
             await asyncio.sleep(0.05)
 
     assert {"OK", "INVALID_ARGUMENT", "UNAVAILABLE"} <= {each.code for each in told}
     assert {each.sentence for each in told} <= {"", *SENTENCES}
 
 
+@each_wrapping
 async def test_54_two_hundred_at_once(served):
     """Two hundred calls of each kind at once: none is refused."""
     async with connected(served, 2) as (one, other):

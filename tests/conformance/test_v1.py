@@ -10,6 +10,7 @@ import pytest
 from hsm_kms.api.rpc import kms_v1beta1_pb2
 from hsm_kms.wrapping.record import Record
 from tests.conformance.clients import BAD_REQUEST, NOT_HELD, sync_said
+from tests.conformance.wrappings import WRAPPINGS, each_wrapping
 from tests.support import wait_for
 
 # As semver.org has it, without build metadata.
@@ -39,6 +40,7 @@ def test_43_version_while_the_token_is_away(make_plugin, hsm):
     assert "v1beta1" == version(plugin, "v1beta1").version
 
 
+@each_wrapping
 @pytest.mark.parametrize("size", [1, 32, 1024])
 def test_44_round_trip(served, size):
     """DEKs come back, from ciphers of a legal length."""
@@ -49,22 +51,25 @@ def test_44_round_trip(served, size):
     assert plain == served.v1_decrypt(cipher)
 
 
+@each_wrapping
 def test_44_health_check(served):
     """The word that the API server's health check sends comes back."""
     assert b"ping" == served.v1_decrypt(served.v1_encrypt(b"ping"))
 
 
-def test_45_the_cipher_names_its_key(make_plugin, empty_hsm, served):
+def test_45_the_cipher_names_its_key(make_plugin, empty_hsm, serving):
     """The cipher carries the key_id; elsewhere it is refused by that name."""
-    cipher = served.v1_encrypt(b"ping")
     make_plugin(empty_hsm, name="g").cli("keys", "generate")
     other = make_plugin(empty_hsm).start()
     other.wait_healthz("ok")
+    for served in map(serving, WRAPPINGS):
+        cipher = served.v1_encrypt(b"ping")
 
-    assert served.status().key_id == Record.decode(cipher).header.key_id
-    assert NOT_HELD == sync_said(lambda: other.v1_decrypt(cipher))
+        assert served.status().key_id == Record.decode(cipher).header.key_id
+        assert NOT_HELD == sync_said(lambda c=cipher: other.v1_decrypt(c))
 
 
+@each_wrapping
 def test_45_v1_and_v2_share_the_record(served):
     """A record is one and the same thing to both APIs, so one may follow the other."""
     key_id = served.status().key_id

@@ -26,6 +26,7 @@ IN_A_ROW = 4  # right answers of each stream, for the server to count as well
 
 # Codes a client may meet while the token is in trouble; anything else is a bug.
 EXCUSED = frozenset({"UNAVAILABLE", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED"})
+OLD = "Decrypt of old"
 _SEALED_BYTES = 16 + 16  # the tag, and what is before it
 _KEPT = 8  # ciphertexts that a stream reads again and again
 
@@ -38,6 +39,7 @@ class Answer(NamedTuple):
     began: float
     ended: float
     code: str
+    sentence: str
 
 
 class Kept(NamedTuple):
@@ -79,6 +81,8 @@ class Load(_Client):
     Args:
         plugin: The server.
         streams: How many requests are under way at once.
+        old: What one more stream reads again and again, if anything; its requests are
+            of the method `OLD`.
 
     Attributes:
         answers: Everything that was answered, in order of the answers.
@@ -86,12 +90,15 @@ class Load(_Client):
         sent: Requests begun.
     """
 
-    def __init__(self, plugin: Plugin, streams: int = STREAMS) -> None:
+    def __init__(
+        self, plugin: Plugin, streams: int = STREAMS, old: Sequence[Kept] = ()
+    ) -> None:
         self.answers: list[Answer] = []
         self.wrong: list[str] = []
         self.sent = 0
+        self._old = list(old)
         self._target = f"unix:{plugin.socket}"
-        super().__init__(streams)
+        super().__init__(streams + bool(old))
 
     async def _run(self) -> None:
         options = (
@@ -107,23 +114,26 @@ class Load(_Client):
     async def _stream(
         self, number: int, stub: kms_v2_pb2_grpc.KeyManagementServiceStub
     ) -> None:
-        kept: list[Kept] = []
+        old = self._old if number == self._streams - 1 else []
+        kept = list(old)
         turn = 0
         while not self._stop.is_set():
             turn += 1
             began = time.monotonic()
             self.sent += 1
-            method = "Decrypt" if kept and turn % 2 else "Encrypt"
+            opens = bool(old or (kept and turn % 2))
+            method = OLD if old else "Decrypt" if opens else "Encrypt"
             try:
-                await (self._open(stub, kept) if turn % 2 else self._seal(stub, kept))
-                code = "OK"
+                await (self._open(stub, kept) if opens else self._seal(stub, kept))
+                code, sentence = "OK", ""
             except grpc.aio.AioRpcError as error:
-                code = error.code().name
+                code, sentence = error.code().name, error.details() or ""
             except Exception as error:  # noqa: BLE001 - told by the test
-                code = repr(error)
+                code, sentence = repr(error), ""
                 self.wrong.append(code)
             ended = time.monotonic()
-            self.answers.append(Answer(number, method, began, ended, code))
+            answer = Answer(number, method, began, ended, code, sentence)
+            self.answers.append(answer)
             await asyncio.sleep(PAUSE_SECONDS)
 
     async def _seal(
@@ -140,9 +150,6 @@ class Load(_Client):
     async def _open(
         self, stub: kms_v2_pb2_grpc.KeyManagementServiceStub, kept: list[Kept]
     ) -> None:
-        if not kept:
-            await self._seal(stub, kept)
-            return
         one = secrets.choice(kept)
         request = kms_v2_pb2.DecryptRequest(
             ciphertext=one.ciphertext, key_id=one.key_id, uid="load"
@@ -174,9 +181,13 @@ class Load(_Client):
         )
         return all(row == ["OK"] * IN_A_ROW for row in rows)
 
-    def failures(self) -> Sequence[Answer]:
-        """Answers that are not OK."""
-        return [one for one in self.answers if one.code != "OK"]
+    def failures(self, *methods: str) -> Sequence[Answer]:
+        """Answers that are not OK; of these methods, if any are given."""
+        return [
+            one
+            for one in self.answers
+            if one.code != "OK" and (not methods or one.method in methods)
+        ]
 
     def wait_failing(self) -> None:
         """Wait until a request has failed."""

@@ -147,10 +147,10 @@ def test_nobody_notices(rig, fault, ended):
     assert ended == rig.admin()["workers"]["ended"]
 
 
-def under_load(rig, fault, seconds):
+def under_load(rig, fault, seconds, old=()):
     """Let something happen; back once all streams and Status are well again."""
     server = rig.plugin.process.pid
-    with Load(rig.plugin) as load:
+    with Load(rig.plugin, old=old) as load:
         load.wait_well()
         began = time.monotonic()
         fault(rig)
