@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from hsm_kms.state import StateDir
     from hsm_kms.worker.messages import Prove
     from hsm_kms.wrapping.local import LocalKek
-    from hsm_kms.wrapping.settings import Wrapping
 
 _log = structlog.get_logger(__name__)
 
@@ -263,31 +262,37 @@ class Engine:
         self.local.want(self._keys_in_use())
         return False
 
+    @property
+    def in_software(self) -> bool:
+        """Whether Encrypt of some API would be answered now, were the token away."""
+        return any(self._goes_on(api, key) for api, key in self._encrypting)
+
     def _encrypts_without_token(self) -> bool:
-        """Whether Encrypt would be answered now, were the token away."""
-        key = self._key_to_encrypt
-        if self._wrapping == "token" or key is None:
+        """The same of the API that Status speaks of."""
+        return self._goes_on(*self._encrypting[0])
+
+    def _goes_on(self, api: ApiV2 | ApiV1, key: TokenKey | None) -> bool:
+        if api.wrapping == "token" or key is None:
             return False
         return self.local.sealer(key) is not None
 
     @property
-    def _wrapping(self) -> Wrapping:
-        """What Status speaks of: v2's, where it is enabled."""
-        apis = self.config.apis
-        return apis.v2.wrapping if apis.v2.enabled else apis.v1.wrapping
-
-    @property
-    def _key_to_encrypt(self) -> TokenKey | None:
-        v2 = self.config.apis.v2.enabled
-        ring = self.keys.announced_ring if v2 else self.keys.ring
-        return ring.current if ring is not None else None
+    def _encrypting(self) -> list[tuple[ApiV2 | ApiV1, TokenKey | None]]:
+        """The enabled APIs, v2 first, and the key that each encrypts under."""
+        apis, keys = self.config.apis, self.keys
+        both = ((apis.v2, keys.announced_ring), (apis.v1, keys.ring))
+        return [
+            (api, ring.current if ring is not None else None)
+            for api, ring in both
+            if api.enabled
+        ]
 
     def _spent(self) -> HsmKmsError | None:
         """Why the token wraps no more under the current key, None where it does."""
-        key = self._key_to_encrypt
+        api, key = self._encrypting[0]
         if key is None or not self._budget.is_spent(key.fingerprint):
             return None
-        if self._wrapping == "software" and self.local.sealer(key) is not None:
+        if api.wrapping == "software" and self._goes_on(api, key):
             return None
         return NonceBudgetError(
             "this node has wrapped under the current key as often as is safe",

@@ -192,7 +192,8 @@ class Server:
         except asyncio.CancelledError:
             await new.close()
             raise
-        if trouble is None or old.health.look().state not in {"ok", "degraded"}:
+        serves = old.health.look().state == "ok" or old.in_software
+        if trouble is None or not serves:
             return True
         _log.error(
             "the configuration is not taken over: the token would be lost",

@@ -266,7 +266,7 @@ def test_nothing_in_a_repr():
     sealer = Sealer(kek, 0)
     opened = OpenedKeks()
     opened.add(kek)
-    secrets = [SECRET, DEK, sealer._nonce_key]
+    secrets = [SECRET, DEK]
     parts = [
         kek,
         sealer,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import pytest
@@ -30,6 +30,7 @@ from tests.wrapping_rig import (
 
 if TYPE_CHECKING:
     from hsm_kms.wrapping.wrapper import Sealed
+    from tests.wrapping_rig import Node
 
 NO_RNG = 0x121
 NO_BIRTH = f"C_GenerateRandom rv={NO_RNG:#x}"  # nothing else asks for it
@@ -76,19 +77,19 @@ def maker(hsm, pin_file, directory):
 
 @dataclass
 class Load:
-    """Encrypts without a pause; each must be answered at once.
+    """Encrypts without a pause; each must be answered at once, by a local KEK.
 
-    Args:
-        sealed: What was wrapped, the number of wraps by local KEK.
+    Attributes:
+        uses: How often each local KEK wrapped.
+        records: The last record by each.
+        key_ids: Each key_id that came, in this order.
     """
 
-    node: object
+    node: Node
     api: str = "v2"
-
-    def __post_init__(self):
-        self.uses: dict[bytes, int] = {}
-        self.records: dict[bytes, Sealed] = {}
-        self.key_ids: list[str] = []
+    uses: dict[bytes, int] = field(default_factory=dict)
+    records: dict[bytes, Sealed] = field(default_factory=dict)
+    key_ids: list[str] = field(default_factory=list)
 
     def once(self):
         """One Encrypt, which waits for nothing."""
@@ -453,18 +454,23 @@ async def test_suffix(make_node):
     assert [(DEK, Path.LOCAL)] * 2 == [(one.plaintext, one.path) for one in opened]
 
 
-async def test_reload_in_an_outage(make_node, shim, logs):
+@pytest.mark.parametrize(
+    ("v2", "state"), [("software", "degraded"), ("token", "failed")]
+)
+async def test_reload_in_an_outage(make_node, shim, logs, v2, state):
     """A configuration that needs the token changes nothing while it is away."""
     node = await make_node(token={"start_timeout": "2s"})
+    if v2 != "software":
+        await node.wrapping(v2, "software")
     old = node.announce().key_id
-    load = Load(node)
+    load = Load(node, "v1")
     before = load.once()
     shim.set(DOWN)
-    await node.state("degraded")
+    await node.state(state)
     await node.reload(keys={"suffix": "two"})
 
     assert old == node.announce().key_id == load.once().key_id
-    assert "degraded" == node.look().state
+    assert state == node.look().state
     assert DEK == (await node.unwrap(before)).plaintext
     assert [one for one in logs if "is not taken over" in one["event"]]
 

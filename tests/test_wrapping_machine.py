@@ -60,7 +60,7 @@ FLAWS = [
     "* jitter=20",
     "C_Decrypt count={} sleep=500",
     "C_Encrypt count={} sleep=500",
-    "corrupt={}",
+    *["corrupt={}"] * 3,
     "lost",
 ]
 

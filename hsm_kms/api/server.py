@@ -44,7 +44,7 @@ def build_server(
         v2: What seals and opens for v2.
         v1: What seals and opens for v1.
         health: What Status is made of.
-        observe: Told of each request's method, code and seconds.
+        observe: Told of each request's method, code, seconds and path.
     """
     server = grpc.aio.server(
         options=[

@@ -9,13 +9,13 @@
 
 from __future__ import annotations
 
-import hmac
 import os
 from typing import Final
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.hmac import HMAC
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from hsm_kms.errors import CiphertextError
@@ -87,12 +87,13 @@ class LocalKek:
         scope: The cluster name.
         key_id: Of the KEK on the token that wraps it.
         header: What each record that it seals begins with, byte by byte.
+        aad: What they are all bound to.
 
     Raises:
         CiphertextError: The record holds something else than a local KEK.
     """
 
-    __slots__ = ("_aad", "_material", "header", "key_id", "nested", "scope")
+    __slots__ = ("_material", "aad", "header", "key_id", "nested", "scope")
 
     def __init__(self, nested: Record, material: bytes | bytearray, scope: str) -> None:
         self._material = bytearray(material)
@@ -108,16 +109,16 @@ class LocalKek:
         self.scope = scope
         self.key_id = header.key_id
         self.header = header.encode()
-        self._aad = header.aad(scope)
+        self.aad = header.aad(scope)
 
     def __del__(self) -> None:
         """Wipe the key: nobody holds it any more."""
         wipe(self._material)
 
-    def seal(self, iv: bytes, plaintext: bytes) -> bytes:
-        """A record; the caller answers for the IV."""
-        sealed = AESGCM(self._material).encrypt(iv, plaintext, self._aad)
-        return self.header + _IV_LENGTH + iv + sealed
+    @property
+    def cipher(self) -> AESGCM:
+        """AES-256-GCM under it; whoever keeps it keeps a copy of the key."""
+        return AESGCM(self._material)
 
     def open(self, data: bytes) -> bytes:
         """Open a record that begins with `header`.
@@ -139,9 +140,7 @@ class LocalKek:
             raise CiphertextError(CIPHERTEXT_SENTENCE)
         begin = at + 1 + LOCAL_IV_BYTES
         try:
-            return AESGCM(self._material).decrypt(
-                data[at + 1 : begin], data[begin:], self._aad
-            )
+            return self.cipher.decrypt(data[at + 1 : begin], data[begin:], self.aad)
         except InvalidTag:
             raise CiphertextError(CIPHERTEXT_SENTENCE) from None
 
@@ -159,13 +158,15 @@ class Sealer:
         uses: How many nonces were made.
     """
 
-    __slots__ = ("_nonce_key", "born", "kek", "uses")
+    __slots__ = ("_cipher", "_nonces", "born", "kek", "uses")
 
     def __init__(self, kek: LocalKek, born: float) -> None:
         self.kek = kek
         self.born = born
         self.uses = 0
-        self._nonce_key = os.urandom(RANDOM_BYTES)
+        # Both are made once: it is the hot path of all writes.
+        self._cipher = kek.cipher
+        self._nonces = HMAC(os.urandom(RANDOM_BYTES), SHA256())
 
     def seal(self, plaintext: bytes) -> bytes:
         """A record with this DEK.
@@ -179,6 +180,8 @@ class Sealer:
         if self.uses >= MAX_USES:
             raise OverflowError("the local KEK has been used too often")
         self.uses += 1
-        fresh = os.urandom(RANDOM_BYTES)
-        nonce = hmac.digest(self._nonce_key, fresh + plaintext, "sha256")
-        return self.kek.seal(nonce[:LOCAL_IV_BYTES], plaintext)
+        hedged = self._nonces.copy()
+        hedged.update(os.urandom(RANDOM_BYTES) + plaintext)
+        iv = hedged.finalize()[:LOCAL_IV_BYTES]
+        sealed = self._cipher.encrypt(iv, plaintext, self.kek.aad)
+        return self.kek.header + _IV_LENGTH + iv + sealed

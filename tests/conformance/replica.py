@@ -9,7 +9,7 @@ import os
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from hsm_kms.wrapping.local import LocalKek
+from hsm_kms.wrapping.local import LocalKek, Sealer
 from hsm_kms.wrapping.record import Algorithm, Header, Kind, Record
 
 IV_BYTES = 12
@@ -52,7 +52,7 @@ class Replica:
 
     def by_local(self, kek: LocalKek, dek: bytes) -> bytes:
         """A DEK that this local KEK wrapped."""
-        return kek.seal(os.urandom(IV_BYTES), dek)
+        return Sealer(kek, 0).seal(dek)
 
     def _wrapped(self, kind: Kind, plaintext: bytes) -> Record:
         header = Header(kind=kind, algorithm=Algorithm.AES_256_GCM, key_id=self.key_id)
