@@ -17,7 +17,7 @@ help:
 	@echo 'make test-faults  recovery from every fault of a token, and rotations, under load'
 	@echo 'make test-e2e     a real kube-apiserver and etcd (Go, or KUBEBUILDER_ASSETS)'
 	@echo 'make test-tokens  Kryoptic, NSS, opencryptoki and p11-kit beside SoftHSM2'
-	@echo 'make bench        figures of the direct path and of many keys (h2load, from nghttp2-client)'
+	@echo 'make bench        figures of both ways to wrap, and of many keys (Go; h2load, from nghttp2-client)'
 	@echo 'make lint         ruff, import-linter, shellcheck where it is installed'
 	@echo 'make types        mypy'
 	@echo 'make proto        generate hsm_kms/api/rpc and hsm_kms/etcd/rpc anew from proto/'
@@ -57,6 +57,7 @@ test-tokens: .venv/dev packages
 
 bench: .venv/dev packages
 	@$(BIN)/python -m bench.direct
+	@$(BIN)/python -m bench.software
 	@$(BIN)/python -m bench.ring
 
 lint: .venv/dev

@@ -1,6 +1,6 @@
-"""The yardstick: a grpc.aio server that answers v1 Encrypt with constant bytes.
+"""The yardstick: a grpc.aio server that answers v1 with constant bytes.
 
-python bench/empty.py SOCKET RESPONSE_BYTES
+python -m bench.empty SOCKET BYTES_OF_ENCRYPT BYTES_OF_DECRYPT
 """
 
 from __future__ import annotations
@@ -15,23 +15,34 @@ from hsm_kms.api.rpc import kms_v1beta1_pb2
 
 async def main() -> None:
     """Serve until killed."""
-    socket, size = sys.argv[1], int(sys.argv[2])
-    response = kms_v1beta1_pb2.EncryptResponse(cipher=b"x" * size)
+    socket, sizes = sys.argv[1], [int(size) for size in sys.argv[2:]]
+    sealed = kms_v1beta1_pb2.EncryptResponse(cipher=b"x" * sizes[0])
+    opened = kms_v1beta1_pb2.DecryptResponse(plain=b"x" * sizes[1])
 
     async def encrypt(_request: object, _context: object) -> object:
-        return response
+        return sealed
 
-    method = grpc.unary_unary_rpc_method_handler(
-        encrypt,
-        request_deserializer=kms_v1beta1_pb2.EncryptRequest.FromString,
-        response_serializer=kms_v1beta1_pb2.EncryptResponse.SerializeToString,
-    )
+    async def decrypt(_request: object, _context: object) -> object:
+        return opened
+
+    methods = {
+        "Encrypt": grpc.unary_unary_rpc_method_handler(
+            encrypt,
+            request_deserializer=kms_v1beta1_pb2.EncryptRequest.FromString,
+            response_serializer=kms_v1beta1_pb2.EncryptResponse.SerializeToString,
+        ),
+        "Decrypt": grpc.unary_unary_rpc_method_handler(
+            decrypt,
+            request_deserializer=kms_v1beta1_pb2.DecryptRequest.FromString,
+            response_serializer=kms_v1beta1_pb2.DecryptResponse.SerializeToString,
+        ),
+    }
     name = "v1beta1.KeyManagementService"
     server = grpc.aio.server()
     server.add_generic_rpc_handlers(
-        [grpc.method_handlers_generic_handler(name, {"Encrypt": method})]
+        [grpc.method_handlers_generic_handler(name, methods)]
     )
-    server.add_registered_method_handlers(name, {"Encrypt": method})
+    server.add_registered_method_handlers(name, methods)
     server.add_insecure_port(f"unix:{socket}")
     await server.start()
     await server.wait_for_termination()

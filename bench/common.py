@@ -1,0 +1,110 @@
+"""What the benches measure: a server on SoftHSM2 behind the shim, the empty handler."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import sys
+import urllib.request
+from typing import TYPE_CHECKING, Any
+
+from tests.shim_driver import Shim
+from tests.support import PIN, Plugin, SoftHsm, wait_for
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+SESSIONS = 16
+WORKERS = 4
+ENDINGS = ("OK", "CANCELLED")  # h2load breaks off what runs at the end of its time
+HOT = ("C_EncryptInit", "C_Encrypt", "C_DecryptInit", "C_Decrypt")
+DEK_BYTES = 32
+
+
+def prepare(directory: Path, **sections: Any) -> tuple[Plugin, Shim]:
+    """A token with a key, the shim before it, and a running server.
+
+    Args:
+        directory: Where all of it lives.
+        sections: Sections of the configuration, over those that every bench has.
+    """
+    hsm = SoftHsm(directory / "hsm")
+    hsm.init_token()
+    pin = directory / "pin"
+    pin.touch(mode=0o600)
+    pin.write_text(PIN)
+    (directory / "shim").mkdir()
+    shim = Shim(directory / "shim")
+    plugin = Plugin(directory, hsm, pin)
+    token = plugin.config["token"]
+    token |= {
+        "module": str(shim.module),
+        "workers": WORKERS,
+        "sessions_per_worker": SESSIONS // WORKERS,
+    }
+    token["env"] |= shim.env
+    plugin.config["keys"] = {"discover": "1h"}  # as canaries: none while we measure
+    plugin.config["health"] = {"interval": "1h"}
+    plugin.config["log"] = {"level": "info"}
+    plugin.config |= sections
+    plugin.write_config()
+    result = plugin.cli("keys", "generate")
+    if result.returncode:
+        raise SystemExit(result.stderr)
+    start(plugin)
+    return plugin, shim
+
+
+def start(plugin: Plugin) -> None:
+    """Start the server, and wait until all of it is there."""
+    plugin.start().wait_healthz("ok")
+    wait_for(lambda: metrics(plugin)["hsm_kms_workers"] == WORKERS)
+
+
+def metrics(plugin: Plugin) -> dict[str, float]:
+    """The server's own figures, by name and labels."""
+    port = plugin.events("probes and metrics")[-1]["port"]
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as page:
+        lines = page.read().decode().splitlines()
+    pairs = (line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
+    return {name: float(value) for name, value in pairs}
+
+
+def not_ok(plugin: Plugin) -> float:
+    """Answers so far that were not OK, by the server's own count."""
+    fine = tuple(f'hsm_kms_requests_total{{code="{code}"' for code in ENDINGS)
+    return sum(
+        count
+        for name, count in metrics(plugin).items()
+        if name.startswith("hsm_kms_requests_total") and not name.startswith(fine)
+    )
+
+
+def slow(shim: Shim, milliseconds: float) -> None:
+    """Add a latency to each C call of the hot path."""
+    if milliseconds:
+        # The shim takes whole microseconds as a fraction of a millisecond.
+        shim.set(*(f"{name} sleep={milliseconds:g}" for name in HOT))
+    else:
+        shim.clear()
+
+
+@contextlib.contextmanager
+def empty_handler(directory: Path, size: int) -> Iterator[Path]:
+    """The socket of a server that does nothing, with responses as large as ours.
+
+    Args:
+        directory: Where the socket is made.
+        size: Of a record, in bytes.
+    """
+    socket = directory / "empty.sock"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "bench.empty", str(socket), str(size), str(DEK_BYTES)]
+    )
+    try:
+        wait_for(socket.exists)
+        yield socket
+    finally:
+        process.kill()
+        process.wait()

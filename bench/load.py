@@ -1,0 +1,120 @@
+"""What makes the requests: h2load where all may be the same, bench/client elsewhere.
+
+h2load costs least, but sees no gRPC status and sends one request again and again.
+The client is Go, with the API server's own gRPC library; it is built once and kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import NamedTuple
+
+from hsm_kms.api.rpc import kms_v1beta1_pb2
+
+CLIENT = Path(__file__).parent / "client"
+BUILD_TIMEOUT = 10 * 60.0  # seconds
+
+
+class Report(NamedTuple):
+    """What the client says.
+
+    Args:
+        requests: So many were made.
+        seconds: All of them together took so long.
+        codes: How many ended with each gRPC status code; "WRONG" is another DEK than
+            the one that was wrapped.
+        p50_ms: Median of their times, in milliseconds.
+        p99_ms: 99th percentile.
+        max_ms: The longest.
+    """
+
+    requests: int
+    seconds: float
+    codes: dict[str, int]
+    p50_ms: float
+    p99_ms: float
+    max_ms: float
+
+    @property
+    def rate(self) -> float:
+        """Requests a second."""
+        return self.requests / self.seconds
+
+    @property
+    def void(self) -> str:
+        """What to say behind a figure: nothing, if every answer was OK."""
+        return "" if set(self.codes) == {"OK"} else f" (void: {self.codes})"
+
+
+def require_tools() -> None:
+    """Say what is missing, if anything is."""
+    if shutil.which("h2load") is None:
+        raise SystemExit("h2load is missing: apt-get install nghttp2-client")
+
+
+def frame(directory: Path) -> Path:
+    """A gRPC message with one v1 EncryptRequest."""
+    request = kms_v1beta1_pb2.EncryptRequest(version="v1beta1", plain=os.urandom(32))
+    body = request.SerializeToString()
+    path = directory / "frame"
+    path.write_bytes(b"\0" + len(body).to_bytes(4, "big") + body)
+    return path
+
+
+def h2load(socket: Path, data: Path, *, streams: int, seconds: float) -> float:
+    """v1 Encrypts a second over one connection."""
+    result = subprocess.run(
+        [
+            *("h2load", "--duration", str(int(seconds)), "--warm-up-time", "1"),
+            *("--clients", "1", "--max-concurrent-streams", str(streams)),
+            *("--base-uri", f"unix:{socket}", "--data", str(data)),
+            *("--header", "content-type: application/grpc", "--header", "te: trailers"),
+            "http://localhost/v1beta1.KeyManagementService/Encrypt",
+        ],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    found = re.search(r"finished in [\d.]+m?s, ([\d.]+) req/s", result.stdout)
+    if found is None:
+        raise SystemExit(f"h2load said:\n{result.stdout}")
+    return float(found[1])
+
+
+def encrypt(socket: Path, records: Path, *, count: int, streams: int) -> Report:
+    """Make records of as many DEKs, and keep both in a file."""
+    return _run(socket, records, f"-encrypt={count}", f"-streams={streams}")
+
+
+def decrypt(
+    socket: Path, records: Path, *, streams: int, seconds: float | None = None
+) -> Report:
+    """Open every record of a file once; or, for so many seconds, again and again."""
+    duration = [] if seconds is None else [f"-for={seconds:g}s"]
+    return _run(socket, records, f"-streams={streams}", *duration)
+
+
+def _run(socket: Path, records: Path, *arguments: str) -> Report:
+    command = [_client(), f"-socket={socket}", f"-records={records}", *arguments]
+    result = subprocess.run(command, check=True, stdout=subprocess.PIPE)
+    return Report(**json.loads(result.stdout))
+
+
+def _client() -> Path:
+    digest = hashlib.sha256()
+    for file in sorted(CLIENT.iterdir()):
+        digest.update(file.read_bytes())
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    path = cache / "hsm-kms" / "bench" / digest.hexdigest()[:16] / "client"
+    if not path.exists():
+        if shutil.which("go") is None:
+            raise SystemExit("no Go here to build bench/client")
+        command = ["go", "build", "-trimpath", "-buildvcs=false", "-o", str(path), "."]
+        subprocess.run(command, cwd=CLIENT, check=True, timeout=BUILD_TIMEOUT)
+    return path
