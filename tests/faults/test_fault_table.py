@@ -16,6 +16,7 @@ PLAINTEXT = b"f" * 77
 LENGTHS = {"C_Encrypt": 77, "C_Decrypt": 77 + 16}
 ODD = (0x999, 0x8000_0001, 0xFFFF_FFFF, 0x8000_0000_0000_0001)
 NEXT_SECONDS = 1.0
+RECORDS = 1000
 
 CODES = {
     Fault.REQUEST: "INVALID_ARGUMENT",
@@ -52,19 +53,24 @@ def server(make_plugin, hsm, shim):
 
 
 class Client:
-    """Encrypts or decrypts, whichever meets the function at fault."""
+    """Encrypts or decrypts, whichever meets the function at fault.
+
+    Each record once: that one is not authentic is remembered for a moment.
+    """
 
     def __init__(self, server, function):
         self._server = server
         self._encrypts = "Encrypt" in function
-        self._sealed = server.encrypt(PLAINTEXT)
+        self._sealed = iter([] if self._encrypts else self._records())
+
+    def _records(self):
+        return [self._server.v1_encrypt(PLAINTEXT) for _ in range(RECORDS)]
 
     def _call(self):
         if self._encrypts:
             self._server.encrypt(PLAINTEXT)
         else:
-            sealed = self._sealed
-            assert PLAINTEXT == self._server.decrypt(sealed.ciphertext, sealed.key_id)
+            assert PLAINTEXT == self._server.v1_decrypt(next(self._sealed))
 
     def code(self):
         """Name of the status code of one call."""
