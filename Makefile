@@ -13,8 +13,8 @@ LOCK := $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header 
 
 help:
 	@echo 'make run          serve with a SoftHSM2 token made in .dev'
-	@echo 'make test         what a newcomer needs, in under 3 minutes'
-	@echo 'make test-faults  recovery from every fault of a token, and rotations, under load'
+	@echo 'make test         what a newcomer needs, in about 5 minutes'
+	@echo 'make test-faults  recovery from every fault of a token, rotations, local KEKs, under load'
 	@echo 'make test-e2e     a real kube-apiserver and etcd (Go, or KUBEBUILDER_ASSETS)'
 	@echo 'make test-tokens  Kryoptic, NSS, opencryptoki and p11-kit beside SoftHSM2'
 	@echo 'make bench        figures of both ways to wrap, and of many keys (Go; h2load, from nghttp2-client)'
@@ -37,15 +37,16 @@ run: .venv/run
 
 test: .venv/dev packages
 	@$(BIN)/pytest -n auto --ignore=tests/e2e --ignore=tests/faults --ignore=tests/rotation \
-		--ignore=tests/shim --ignore=tests/tokens $(PYTEST_ARGS)
+		--ignore=tests/shim --ignore=tests/tokens --ignore=tests/wrapping $(PYTEST_ARGS)
 	@echo
 	@echo 'Not run here, each with a command of its own:'
-	@echo '  make test-faults  all that a token can do to us, and rotations, under load; 4 minutes'
+	@echo '  make test-faults  all that a token can do to us, rotations, local KEKs, under load; 6 minutes'
 	@echo '  make test-tokens  tokens besides SoftHSM2: Kryoptic (cargo), NSS, opencryptoki, p11-kit'
 	@echo '  make test-e2e     a real kube-apiserver and etcd (Go 1.26, or KUBEBUILDER_ASSETS)'
 
 test-faults: .venv/dev packages
-	@$(BIN)/pytest -n auto tests/faults tests/rotation tests/shim $(PYTEST_ARGS)
+	@$(BIN)/pytest -n auto tests/faults tests/rotation tests/shim tests/wrapping \
+		$(PYTEST_ARGS)
 
 test-e2e: .venv/dev packages
 	@HSM_KMS_E2E=1 $(BIN)/pytest tests/e2e $(PYTEST_ARGS)
