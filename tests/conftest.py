@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import shutil
 import tempfile
@@ -126,7 +127,7 @@ def plugin(make_plugin: Callable[..., Plugin], hsm: SoftHsm) -> Plugin:
 async def rig(monkeypatch):
     """A pool without sessions; the loop's clock stands until the test moves it."""
     loop = asyncio.get_running_loop()
-    now = [loop.time()]
+    now = [float(math.ceil(loop.time()))]  # whole seconds add up exactly
     monkeypatch.setattr(loop, "time", lambda: now[0])
     made = Rig()
     made.now = now

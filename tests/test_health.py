@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import http.client
+import math
 from dataclasses import replace
 
 import pytest
@@ -103,7 +104,7 @@ def in_software(error):
 async def clock(monkeypatch):
     """The loop's clock, which stands until the test moves it."""
     loop = asyncio.get_running_loop()
-    now_ = [loop.time()]
+    now_ = [float(math.ceil(loop.time()))]  # whole seconds add up exactly
     monkeypatch.setattr(loop, "time", lambda: now_[0])
     return now_
 
@@ -134,10 +135,10 @@ async def test_well(node):
 async def test_token_away(node):
     """One failed canary is doubted for 25 s; then healthz says why."""
     node.away()
-    node.later(DOWN_SECONDS - 0.1)
+    node.later(DOWN_SECONDS - 0.125)
     assert ("ok", "ok") == node.seen
 
-    node.later(0.1)
+    node.later(0.125)
     assert ("failed", sentence(SLOW)) == node.seen
     assert node.health.look().key_id == node.holder.key_id
 
@@ -158,9 +159,9 @@ async def test_degraded(node):
     assert node.health.look().ready
     assert "slot 3 did not answer; look at the HSM" in node.health.detail
 
-    node.later(GRACE - DOWN_SECONDS - 0.1)
+    node.later(GRACE - DOWN_SECONDS - 0.125)
     assert ("degraded", "ok") == node.seen
-    node.later(0.1)
+    node.later(0.125)
     assert ("degraded", in_software(SLOW)) == node.seen
     assert not node.health.look().ready
 
