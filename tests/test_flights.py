@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import math
 
 import pytest
 
@@ -99,7 +100,7 @@ def outcome(task):
 async def desk(monkeypatch):
     """A desk that nobody has come to yet."""
     loop = asyncio.get_running_loop()
-    now = [loop.time()]
+    now = [float(math.ceil(loop.time()))]  # whole seconds add up exactly
     monkeypatch.setattr(loop, "time", lambda: now[0])
     return Desk(now)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 
 import pytest
 
@@ -17,7 +18,7 @@ INTERVAL = 30.0
 async def clock(monkeypatch):
     """The loop's clock; it stands until the test moves it."""
     loop = asyncio.get_running_loop()
-    now = [loop.time()]
+    now = [float(math.ceil(loop.time()))]  # whole seconds add up exactly
     monkeypatch.setattr(loop, "time", lambda: now[0])
     return now
 
