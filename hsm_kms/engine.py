@@ -29,7 +29,7 @@ from hsm_kms.wrapping.opened import OpenedKeks
 from hsm_kms.wrapping.wrapper import Opening, Wrapper
 
 if TYPE_CHECKING:
-    from hsm_kms.config_types import ApiV1, ApiV2, Config
+    from hsm_kms.config.schema import ApiV1, ApiV2, Config
     from hsm_kms.health import Health
     from hsm_kms.keyring import Keyring, Pending, TokenKey
     from hsm_kms.nonce_budget import NonceBudget

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Final
 
 import structlog
 
-from hsm_kms import config as configuration
+from hsm_kms.config import load as configuration
 from hsm_kms.errors import ConfigError, HsmKmsError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from hsm_kms.config_types import Config
+    from hsm_kms.config.schema import Config
     from hsm_kms.engine import Engine
 
 WATCH_SECONDS: Final = 2.0

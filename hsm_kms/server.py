@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from hsm_kms.config_types import Config
+    from hsm_kms.config.schema import Config
     from hsm_kms.health import HealthState
     from hsm_kms.wrapping.wrapper import Sealed, Unsealed, Wrapper
 

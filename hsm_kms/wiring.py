@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from hsm_kms import pkcs11_uri
+from hsm_kms.config import pkcs11_uri
+from hsm_kms.config.pkcs11_uri import Pkcs11Uri
 from hsm_kms.health import HealthSettings
 from hsm_kms.keyring import KeySettings
-from hsm_kms.pkcs11_uri import Pkcs11Uri
 from hsm_kms.token.pin import PinSource
 from hsm_kms.token.workers import WorkerSettings
 from hsm_kms.worker.messages import Configure
 from hsm_kms.wrapping.settings import LocalSettings, WrapSettings
 
 if TYPE_CHECKING:
-    from hsm_kms.config_types import ApiV1, ApiV2, Config
+    from hsm_kms.config.schema import ApiV1, ApiV2, Config
 
 # CK_USER_TYPE; crypto-user is the Luna and CloudHSM extension.
 _USER_TYPES: Final = {"so": 0, "user": 1, "crypto-user": 0x8000_0001}

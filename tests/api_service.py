@@ -22,7 +22,7 @@ from hsm_kms.api.rpc import (
     kms_v2_pb2_grpc,
 )
 from hsm_kms.api.server import build_server
-from hsm_kms.config_types import Apis, ApiV1, ApiV2
+from hsm_kms.config.schema import Apis, ApiV1, ApiV2
 from hsm_kms.socket import UnixSocket
 
 if TYPE_CHECKING:

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hsm_kms.config import load, parse
-from hsm_kms.config_yaml import load_yaml
+from hsm_kms.config.load import load, parse
+from hsm_kms.config.strict_yaml import load_yaml
 from hsm_kms.errors import ConfigError
 from tests.test_config import CANARY, faults_of, leaves, with_
 

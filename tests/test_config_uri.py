@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from hsm_kms.config import effective, parse
+from hsm_kms.config.load import effective, parse
 from hsm_kms.wiring import configure_message, key_settings
 from tests.test_config import CANARY, faults_of, with_
 

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from hsm_kms import __version__
-from hsm_kms.config import load
+from hsm_kms.config.load import load
 
 ROOT = Path(__file__).parents[1]
 MANIFESTS = ROOT / "manifests"

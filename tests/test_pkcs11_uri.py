@@ -7,7 +7,7 @@ import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from hsm_kms.pkcs11_uri import MAX_URI_CHARACTERS, Pkcs11Uri, parse
+from hsm_kms.config.pkcs11_uri import MAX_URI_CHARACTERS, Pkcs11Uri, parse
 
 CANARY = "Xq7hunterZ2"
 

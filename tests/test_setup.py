@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from hsm_kms.config import load
+from hsm_kms.config.load import load
 
 ROOT = Path(__file__).parents[1]
 SETUP = ROOT / "softhsm" / "setup.sh"

@@ -9,9 +9,9 @@ from uuid import uuid4
 
 import pytest
 
-from hsm_kms import config as configuration
 from hsm_kms import reload
 from hsm_kms.clock import now
+from hsm_kms.config import load as configuration
 from hsm_kms.engine import Engine, Lasting
 from hsm_kms.key_id import make_cka_id
 from hsm_kms.nonce_budget import NonceBudget
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
     from pathlib import Path
 
-    from hsm_kms.config_types import Config
+    from hsm_kms.config.schema import Config
     from hsm_kms.health import HealthState
     from hsm_kms.wrapping.wrapper import Sealed, Unsealed
     from tests.shim_driver import Shim

@@ -15,7 +15,7 @@ from hsm_kms.api.v2 import KmsV2
 
 if TYPE_CHECKING:
     from hsm_kms.api.ports import HealthSource, Wrapper
-    from hsm_kms.config_types import Apis
+    from hsm_kms.config.schema import Apis
 
 # Above the 4 MiB of an ordinary client, so that a field of that size gets our
 # own refusal and not one of the transport.

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from hsm_kms import config as configuration
 from hsm_kms import wiring
 from hsm_kms.cli.options import config_option
 from hsm_kms.cli.ring import read_ring
 from hsm_kms.cli.tradeoff import tradeoff
 from hsm_kms.cli.worker import one_worker
+from hsm_kms.config import load as configuration
 from hsm_kms.errors import HsmKmsError, PinSettlingError, TokenAbsentError
 from hsm_kms.state import StateDir
 from hsm_kms.token.pin import PinGate
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from hsm_kms.config_types import Config
+    from hsm_kms.config.schema import Config
     from hsm_kms.keyring import TokenKey
     from hsm_kms.token.process import Worker
 

@@ -8,7 +8,7 @@ import click
 import yaml
 
 from hsm_kms.cli.options import config_option
-from hsm_kms.config import effective, load
+from hsm_kms.config.load import effective, load
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -7,8 +7,8 @@ from typing import Any, Final
 
 import click
 
-from hsm_kms.config import DEFAULT_PATH
-from hsm_kms.config_fields import parse_duration
+from hsm_kms.config.fields import parse_duration
+from hsm_kms.config.load import DEFAULT_PATH
 
 config_option = click.option(
     "--config",

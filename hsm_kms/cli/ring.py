@@ -11,7 +11,7 @@ from hsm_kms.state import StateCorruptError, StateDir
 from hsm_kms.succession import Memory, make_ring
 
 if TYPE_CHECKING:
-    from hsm_kms.config_types import Config
+    from hsm_kms.config.schema import Config
     from hsm_kms.keyring import Keyring
     from hsm_kms.token.process import Worker
 

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from hsm_kms import config as configuration
 from hsm_kms import hardening, log
 from hsm_kms.cli.options import config_option
+from hsm_kms.config import load as configuration
 
 if TYPE_CHECKING:
     from pathlib import Path

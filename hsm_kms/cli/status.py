@@ -9,9 +9,9 @@ from typing import Any
 
 import click
 
-from hsm_kms import config as configuration
 from hsm_kms.cli.admin import read_status
 from hsm_kms.cli.options import config_option, output_option
+from hsm_kms.config import load as configuration
 from hsm_kms.errors import HsmKmsError
 
 SECONDS = 3.0  # the API server's own default timeout

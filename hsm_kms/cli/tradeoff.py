@@ -6,12 +6,12 @@ import textwrap
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Final
 
-from hsm_kms.config_fields import format_duration
+from hsm_kms.config.fields import format_duration
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from hsm_kms.config_types import ApiV1, ApiV2, Config, Wrapping
+    from hsm_kms.config.schema import ApiV1, ApiV2, Config, Wrapping
 
 _COLUMNS: Final = (
     ("API", 3),

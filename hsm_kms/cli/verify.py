@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hsm_kms import config as configuration
 from hsm_kms import hardening
 from hsm_kms.cli.etcd_options import etcd_options, open_source, progress_bar
 from hsm_kms.cli.options import config_option, output_option
 from hsm_kms.cli.ring import read_ring
 from hsm_kms.cli.worker import LoginChoice, login_options, one_worker
+from hsm_kms.config import load as configuration
 from hsm_kms.errors import HsmKmsError
 from hsm_kms.etcd.text import printable, text_of
 from hsm_kms.etcd.values import Provider
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from hsm_kms.cli.etcd_options import EtcdChoice
-    from hsm_kms.config_types import Config
+    from hsm_kms.config.schema import Config
     from hsm_kms.etcd.verify import Failure, Verdict
 
 

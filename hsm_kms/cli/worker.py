@@ -24,7 +24,7 @@ from hsm_kms.token.process import Worker
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
 
-    from hsm_kms.config_types import Config
+    from hsm_kms.config.schema import Config
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

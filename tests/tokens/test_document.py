@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from hsm_kms import config
+from hsm_kms.config import load as configuration
 from tests.tokens.conftest import BRANDS
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "compatibility.md"
@@ -22,7 +22,7 @@ def test_configuration(directory, number):
     file = directory / "config.yaml"
     file.write_text(BLOCKS[number])
 
-    assert config.load(file).token.module.is_absolute()
+    assert configuration.load(file).token.module.is_absolute()
 
 
 def test_tokens_that_were_run():

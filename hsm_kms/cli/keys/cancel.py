@@ -27,7 +27,7 @@ from hsm_kms.cli.keys.journal import Journal
 from hsm_kms.cli.keys.look import ask_of, read_survey
 from hsm_kms.cli.worker import one_worker
 from hsm_kms.clock import now, when
-from hsm_kms.config_fields import KEY_ID
+from hsm_kms.config.fields import KEY_ID
 from hsm_kms.errors import HsmKmsError
 from hsm_kms.keyring import KeyState
 

@@ -30,7 +30,7 @@ from hsm_kms.state import StateDir
 
 if TYPE_CHECKING:
     from hsm_kms.cli.keys.survey import Found, Survey
-    from hsm_kms.config_types import Config
+    from hsm_kms.config.schema import Config
     from hsm_kms.token.process import Worker
 
 RETIRED_SECONDS: Final = 86400.0

@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from hsm_kms import config as configuration
 from hsm_kms.cli.options import config_option, output_option
 from hsm_kms.cli.worker import LoginChoice, login_options
-from hsm_kms.config_fields import KEY_ID
+from hsm_kms.config import load as configuration
+from hsm_kms.config.fields import KEY_ID
 from hsm_kms.errors import ConfigError, HsmKmsError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from hsm_kms.config_types import Config
+    from hsm_kms.config.schema import Config
 
 _UNITS: Final = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
 _ROUNDED: Final = 2  # "119 s", and from there on "2 min"

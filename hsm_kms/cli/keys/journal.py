@@ -27,7 +27,7 @@ from hsm_kms.state_records import (
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
 
-    from hsm_kms.config_types import Config
+    from hsm_kms.config.schema import Config
     from hsm_kms.worker.values import KeyRef
 
 _LOCK: Final = "keys.lock"

@@ -23,7 +23,7 @@ from hsm_kms.worker.values import Cipher, KeyRef
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
-    from hsm_kms.config_types import Config
+    from hsm_kms.config.schema import Config
     from hsm_kms.keyring import KeySettings
     from hsm_kms.listing import Ask
     from hsm_kms.token.process import Worker

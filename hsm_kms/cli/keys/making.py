@@ -15,7 +15,7 @@ from hsm_kms.worker.values import Cipher, KeyRef, Mechanism
 if TYPE_CHECKING:
     from hsm_kms.cli.keys.journal import Journal
     from hsm_kms.cli.keys.survey import Survey
-    from hsm_kms.config_types import Config
+    from hsm_kms.config.schema import Config
     from hsm_kms.keyring import KeySettings
     from hsm_kms.listing import Ask
 

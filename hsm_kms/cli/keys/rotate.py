@@ -20,13 +20,13 @@ from hsm_kms.cli.keys.making import (
 from hsm_kms.cli.options import SECONDS_TYPE
 from hsm_kms.cli.worker import one_worker
 from hsm_kms.clock import now, when
-from hsm_kms.config_fields import format_duration
+from hsm_kms.config.fields import format_duration
 from hsm_kms.errors import ConfigError, HsmKmsError
 from hsm_kms.keyring import KeyState, TokenKey
 
 if TYPE_CHECKING:
     from hsm_kms.cli.keys.survey import Found, Survey
-    from hsm_kms.config_types import Config
+    from hsm_kms.config.schema import Config
     from hsm_kms.worker.values import KeyRef
 
 LEAST_SECONDS: Final = 120.0

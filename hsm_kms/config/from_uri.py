@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-from hsm_kms import pkcs11_uri
+from hsm_kms.config import pkcs11_uri
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from hsm_kms.pkcs11_uri import Pkcs11Uri
+    from hsm_kms.config.pkcs11_uri import Pkcs11Uri
 
 URI: Final = ("token", "uri")
 _Place = tuple[str, str]

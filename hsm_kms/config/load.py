@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from hsm_kms.config_fields import format_duration, parse_duration, parse_socket
-from hsm_kms.config_types import (
+from hsm_kms.config.fields import format_duration, parse_duration, parse_socket
+from hsm_kms.config.from_uri import expand, said_by
+from hsm_kms.config.schema import (
     ApiV1,
     ApiV2,
     Config,
@@ -24,8 +25,7 @@ from hsm_kms.config_types import (
     Section,
     sections,
 )
-from hsm_kms.config_uri import expand, said_by
-from hsm_kms.config_yaml import load_yaml, read_yaml
+from hsm_kms.config.strict_yaml import load_yaml, read_yaml
 from hsm_kms.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 
     from pydantic_core import ErrorDetails
 
-    from hsm_kms.config_uri import Expansion
-    from hsm_kms.config_yaml import Document
+    from hsm_kms.config.from_uri import Expansion
+    from hsm_kms.config.strict_yaml import Document
 
 __all__ = ["Config", "effective", "load", "load_yaml", "parse"]
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from hsm_kms.config_fields import (
+from hsm_kms.config.fields import (
     KEY_ID,
     AbsolutePath,
     Aliases,
