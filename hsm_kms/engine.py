@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from hsm_kms.health import Health
     from hsm_kms.keyring import Keyring, Pending, TokenKey
     from hsm_kms.nonce_budget import NonceBudget
-    from hsm_kms.state import StateDir
+    from hsm_kms.state_dir.directory import StateDir
     from hsm_kms.worker.messages import Prove
     from hsm_kms.wrapping.local import LocalKek
 

@@ -18,14 +18,14 @@ import structlog
 
 from hsm_kms.clock import now, when
 from hsm_kms.errors import HsmKmsError, KeyLostError, KeyNotFoundError
-from hsm_kms.state import StateCorruptError, StateWriteError
-from hsm_kms.state_records import FormerKey, LastKey
+from hsm_kms.state_dir.directory import StateCorruptError, StateWriteError
+from hsm_kms.state_dir.records import FormerKey, LastKey
 from hsm_kms.succession import Memory, make_ring
 
 if TYPE_CHECKING:
     from hsm_kms.keyring import Keyring, KeySettings, TokenKey
     from hsm_kms.sightings import Sightings
-    from hsm_kms.state import StateDir
+    from hsm_kms.state_dir.directory import StateDir
 
 # Whether wrap and unwrap under a key have just worked on every worker.
 Usable: TypeAlias = "Callable[[TokenKey], bool]"

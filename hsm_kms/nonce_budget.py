@@ -21,13 +21,13 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 import structlog
 
 from hsm_kms.errors import NonceBudgetError
-from hsm_kms.state import StateCorruptError, StateWriteError
-from hsm_kms.state_records import MAX_NONCE_KEYS, MAX_NONCES, NoncesFile
+from hsm_kms.state_dir.directory import StateCorruptError, StateWriteError
+from hsm_kms.state_dir.records import MAX_NONCE_KEYS, MAX_NONCES, NoncesFile
 
 if TYPE_CHECKING:
     from collections.abc import Set as AbstractSet
 
-    from hsm_kms.state import StateDir
+    from hsm_kms.state_dir.directory import StateDir
 
 BLOCK: Final = 2**14
 WARN_AT: Final = 2**28

@@ -17,7 +17,7 @@ from hsm_kms.metrics import Metrics
 from hsm_kms.nonce_budget import NonceBudget
 from hsm_kms.pages import admin_pages, public_pages, snapshot
 from hsm_kms.socket import UnixSocket
-from hsm_kms.state import StateDir
+from hsm_kms.state_dir.directory import StateDir
 
 if TYPE_CHECKING:
     from collections.abc import Callable

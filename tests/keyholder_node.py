@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from hsm_kms.keyholder import KeyHolder
-from hsm_kms.state import StateDir
+from hsm_kms.state_dir.directory import StateDir
 from tests.key_samples import NOW, OLD, A, B, C, Seen, key, settings
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from hsm_kms.key_id import fingerprint_of
 from hsm_kms.keyholder import KeyHolder
 from hsm_kms.keyring import TokenKey
 from hsm_kms.monitor import Monitor
-from hsm_kms.state import StateDir
+from hsm_kms.state_dir.directory import StateDir
 from hsm_kms.worker.messages import Block
 from hsm_kms.worker.values import Cipher, KeyRef, Mechanism
 from hsm_kms.wrapping.by_token import canary

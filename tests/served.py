@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from hsm_kms.state import StateDir
+from hsm_kms.state_dir.directory import StateDir
 from hsm_kms.token.counts import Counts
 from hsm_kms.token.pin import PinGate, PinSource
 from hsm_kms.token.pool import Pool

@@ -24,7 +24,7 @@ from hsm_kms.health import DOWN_SECONDS, Health, HealthSettings, WorkersSeen
 from hsm_kms.keyholder import KeyHolder
 from hsm_kms.keyring import KeySettings
 from hsm_kms.sightings import Sightings
-from hsm_kms.state import StateDir
+from hsm_kms.state_dir.directory import StateDir
 from tests.node_rig import LABEL, Engine, Peer, make_key
 from tests.support import wait_for
 

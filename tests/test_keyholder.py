@@ -9,7 +9,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from hsm_kms.errors import KeyLostError, KeyNotFoundError, KeyReusedError
-from hsm_kms.state import StateDir
+from hsm_kms.state_dir.directory import StateDir
 from tests.key_samples import LABEL, NOW, OLD, A, B, C, Seen, key
 from tests.keyholder_node import FIRST, NEXT, SERIAL, THIRD, Node
 

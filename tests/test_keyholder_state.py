@@ -9,8 +9,8 @@ import pytest
 from structlog.testing import capture_logs
 
 from hsm_kms.errors import KeyLostError
-from hsm_kms.state import StateDir
-from hsm_kms.state_records import MAX_FORMER_KEYS
+from hsm_kms.state_dir.directory import StateDir
+from hsm_kms.state_dir.records import MAX_FORMER_KEYS
 from tests.key_samples import A, B
 from tests.keyholder_node import FIRST, NEXT, Node
 from tests.state_samples import BEFORE, KEY

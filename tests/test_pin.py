@@ -9,7 +9,7 @@ import signal
 import pytest
 
 from hsm_kms.errors import PinRejectedError, WorkerLostError
-from hsm_kms.state import StateDir
+from hsm_kms.state_dir.directory import StateDir
 from hsm_kms.token.pin import PinGate, PinSource
 from hsm_kms.token.process import Worker
 from hsm_kms.worker.messages import Configure

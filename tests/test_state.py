@@ -13,7 +13,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hsm_kms.state import PinIdentity, PinRecord, StateCorruptError, StateDir
+from hsm_kms.state_dir.directory import (
+    PinIdentity,
+    PinRecord,
+    StateCorruptError,
+    StateDir,
+)
 from tests.state_samples import BEFORE, KEY, PIN, REJECTED
 from tests.support import wait_for
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from hsm_kms.state import StateDir, StateWriteError
+from hsm_kms.state_dir.directory import StateDir, StateWriteError
 from tests.state_samples import KEY, PIN, REJECTED
 
 ROOT = Path(__file__).parent.parent
@@ -129,7 +129,7 @@ import json, resource, subprocess, sys
 from pathlib import Path
 import msgspec
 from tests.state_samples import KEY, PIN, REJECTED
-from hsm_kms.state import StateDir, StateWriteError
+from hsm_kms.state_dir.directory import StateDir, StateWriteError
 
 def attempt(write):
     try:

@@ -16,7 +16,7 @@ from hsm_kms.engine import Engine, Lasting
 from hsm_kms.key_id import make_cka_id
 from hsm_kms.nonce_budget import NonceBudget
 from hsm_kms.server import Server
-from hsm_kms.state import StateDir
+from hsm_kms.state_dir.directory import StateDir
 from hsm_kms.token.process import Worker
 from hsm_kms.worker.messages import GenerateKey, Keys
 from hsm_kms.worker.values import KeyRef

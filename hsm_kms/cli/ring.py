@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from hsm_kms import wiring
 from hsm_kms.clock import now
 from hsm_kms.discovery import Discovery
-from hsm_kms.state import StateCorruptError, StateDir
+from hsm_kms.state_dir.directory import StateCorruptError, StateDir
 from hsm_kms.succession import Memory, make_ring
 
 if TYPE_CHECKING:

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from hsm_kms import state_files
 from hsm_kms.clock import now
 from hsm_kms.errors import ConfigError, HsmKmsError
 from hsm_kms.migrate.counts import Counts, Outcome  # noqa: TC001 - msgspec reads it
+from hsm_kms.state_dir import files
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -84,7 +84,7 @@ def load(path: Path, scope: Scope) -> Journal:
         HsmKmsError: It cannot be read.
     """
     try:
-        found = msgspec.json.decode(state_files.read(path), type=Journal)
+        found = msgspec.json.decode(files.read(path), type=Journal)
     except FileNotFoundError:
         return begin(scope)
     except OSError as error:
@@ -106,6 +106,6 @@ def save(path: Path, journal: Journal) -> None:
         HsmKmsError: It cannot be written; what was there still is.
     """
     try:
-        state_files.replace(path, msgspec.json.encode(journal))
+        files.replace(path, msgspec.json.encode(journal))
     except OSError as error:
         raise HsmKmsError(f"{path} cannot be written: {error.strerror}") from None

@@ -30,8 +30,8 @@ from hsm_kms.errors import (
     TokenError,
     WorkerLostError,
 )
-from hsm_kms.state import StateCorruptError, StateWriteError
-from hsm_kms.state_records import PinIdentity, PinRecord
+from hsm_kms.state_dir.directory import StateCorruptError, StateWriteError
+from hsm_kms.state_dir.records import PinIdentity, PinRecord
 from hsm_kms.token.counts import End
 from hsm_kms.token.faults import error_from
 from hsm_kms.worker import ckr
@@ -40,7 +40,7 @@ from hsm_kms.worker.messages import Failure, Login
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from hsm_kms.state import StateDir
+    from hsm_kms.state_dir.directory import StateDir
     from hsm_kms.token.process import Worker
 
 STABLE_SECONDS: Final = 2.0

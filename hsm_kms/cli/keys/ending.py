@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from hsm_kms.cli.keys.journal import Journal
     from hsm_kms.cli.keys.survey import Found, Survey
     from hsm_kms.listing import Ask
-    from hsm_kms.state_records import KeyWork
+    from hsm_kms.state_dir.records import KeyWork
     from hsm_kms.worker.values import KeyRef
 
 

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from msgspec.structs import replace
 
-from hsm_kms import state_files
 from hsm_kms.clock import now, when
 from hsm_kms.errors import HsmKmsError
-from hsm_kms.state import StateDir
-from hsm_kms.state_records import (
+from hsm_kms.state_dir import files
+from hsm_kms.state_dir.directory import StateDir
+from hsm_kms.state_dir.records import (
     MAX_KEY_WORK,
     MAX_RETIRED_KEYS,
     KeyWork,
@@ -51,7 +51,7 @@ class Journal:
             HsmKmsError: One is at it.
         """
         try:
-            lock, held = state_files.lock(self._state.path / _LOCK, nonblocking=True)
+            lock, held = files.lock(self._state.path / _LOCK, nonblocking=True)
         except OSError:
             yield  # no state directory, so nothing to fall out over
             return

@@ -18,7 +18,7 @@ from hsm_kms.errors import HsmKmsError
 from hsm_kms.key_id import activation_of
 from hsm_kms.keyring import KeyState
 from hsm_kms.policy import born_here, offences
-from hsm_kms.state import StateDir
+from hsm_kms.state_dir.directory import StateDir
 from hsm_kms.worker.values import Cipher
 
 if TYPE_CHECKING:

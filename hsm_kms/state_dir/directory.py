@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Final, Self, TypeVar
 import msgspec
 from msgspec import Struct
 
-from hsm_kms import state_files
 from hsm_kms.errors import HsmKmsError
-from hsm_kms.state_records import (
+from hsm_kms.state_dir import files
+from hsm_kms.state_dir.records import (
     MAX_FORMER_KEYS,
     MAX_PIN_RECORDS,
     FormerKey,
@@ -83,8 +83,8 @@ class StateDir:
         with suppress(StateWriteError), self._writing():
             with suppress(FileExistsError):
                 self.path.mkdir(mode=0o700)
-            state_files.check_directory(self.path)
-            state_files.probe(self.path)
+            files.check_directory(self.path)
+            files.probe(self.path)
         return self
 
     def last_key(self) -> LastKey | None:
@@ -221,7 +221,7 @@ class StateDir:
             StateWriteError: The lock cannot be used at all.
         """
         try:
-            lock, held = state_files.lock(self.path / PIN_LOCK, nonblocking=nonblocking)
+            lock, held = files.lock(self.path / PIN_LOCK, nonblocking=nonblocking)
         except OSError as error:
             raise self._unusable(error) from error
         try:
@@ -241,7 +241,7 @@ class StateDir:
 
     def _load(self, name: str, kind: type[_T]) -> _T | None:
         try:
-            data = state_files.read(self.path / name)
+            data = files.read(self.path / name)
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
@@ -264,8 +264,8 @@ class StateDir:
         # Never store what would be found corrupt: a ValidationError is a bug.
         msgspec.json.decode(data, type=type(file))
         with self._writing():
-            state_files.check_directory(self.path)
-            state_files.replace(self.path / name, data + b"\n")
+            files.check_directory(self.path)
+            files.replace(self.path / name, data + b"\n")
 
     @contextmanager
     def _writing(self) -> Iterator[None]:

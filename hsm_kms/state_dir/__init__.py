@@ -1,0 +1,1 @@
+"""Keep in the state directory what must outlive the process."""
