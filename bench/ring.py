@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 from hsm_kms.clock import now
-from hsm_kms.key_id import make_cka_id
+from hsm_kms.keys.key_id import make_cka_id
 from tests.odd_keys import make_keys
 from tests.shim_driver import Shim
 from tests.support import PIN, Plugin, SoftHsm, wait_for

@@ -27,8 +27,8 @@ from hsm_kms.errors import HsmKmsError, WorkerLostError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from hsm_kms.keyholder import KeyHolder
-    from hsm_kms.keyring import Keyring
+    from hsm_kms.keys.keyring import Keyring
+    from hsm_kms.keys.node_keyring import KeyHolder
 
 DOWN_SECONDS: Final = 25.0
 _IN_SOFTWARE: Final = "; meanwhile Encrypt works in software"

@@ -28,7 +28,7 @@ from prometheus_client.core import (
 from prometheus_client.utils import floatToGoString
 
 from hsm_kms import __version__
-from hsm_kms.keyring import KeyState
+from hsm_kms.keys.keyring import KeyState
 from hsm_kms.nonce_budget import STOP_AT, WARN_AT
 
 if TYPE_CHECKING:

@@ -22,17 +22,17 @@ from hsm_kms.errors import (
     WorkerLostError,
 )
 from hsm_kms.health import Health, WorkersSeen
+from hsm_kms.keys.inventory import Sightings
 from hsm_kms.proofs import Proofs
-from hsm_kms.sightings import Sightings
 from hsm_kms.token.counts import End
 from hsm_kms.visits import Seeker, Visits
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from hsm_kms.discovery import Discovery, Sighting
-    from hsm_kms.keyholder import KeyHolder
-    from hsm_kms.keyring import TokenKey
+    from hsm_kms.keys.discovery import Discovery, Sighting
+    from hsm_kms.keys.keyring import TokenKey
+    from hsm_kms.keys.node_keyring import KeyHolder
     from hsm_kms.token.process import Worker
     from hsm_kms.token.workers import Workers
     from hsm_kms.worker.messages import Prove

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from hsm_kms.engine import Engine, Lasting
-    from hsm_kms.keyring import Keyring
+    from hsm_kms.keys.keyring import Keyring
 
 
 def snapshot(engine: Engine, lasting: Lasting) -> Snapshot:

@@ -12,9 +12,9 @@ from hsm_kms.errors import HsmKmsError, WorkerLostError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from hsm_kms.keyholder import KeyHolder
-    from hsm_kms.keyring import TokenKey
-    from hsm_kms.sightings import Sightings
+    from hsm_kms.keys.inventory import Sightings
+    from hsm_kms.keys.keyring import TokenKey
+    from hsm_kms.keys.node_keyring import KeyHolder
     from hsm_kms.token.process import Worker
     from hsm_kms.worker.messages import Prove
     from hsm_kms.worker.values import Mechanism

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass, field
 
-from hsm_kms.discovery import Sighting
-from hsm_kms.keyring import KeySettings, TokenKey
-from hsm_kms.sightings import Sightings
+from hsm_kms.keys.discovery import Sighting
+from hsm_kms.keys.inventory import Sightings
+from hsm_kms.keys.keyring import KeySettings, TokenKey
 from hsm_kms.worker.values import Cipher, KeyRef, Mechanism
 
 LABEL = "kek"

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from hsm_kms.keyholder import KeyHolder
+from hsm_kms.keys.node_keyring import KeyHolder
 from hsm_kms.state_dir.directory import StateDir
 from tests.key_samples import NOW, OLD, A, B, C, Seen, key, settings
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from hsm_kms.keyring import TokenKey
+    from hsm_kms.keys.keyring import TokenKey
 
 SERIAL = "0123456789abcdef"
 FIRST, NEXT, THIRD = key(A, 1), key(B, NOW + 10), key(C, NOW + 20)

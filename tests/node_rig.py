@@ -10,11 +10,11 @@ import asyncio
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from hsm_kms.discovery import Sighting
 from hsm_kms.errors import HsmKmsError, MechanismError, WorkerLostError
-from hsm_kms.key_id import fingerprint_of
-from hsm_kms.keyholder import KeyHolder
-from hsm_kms.keyring import TokenKey
+from hsm_kms.keys.discovery import Sighting
+from hsm_kms.keys.key_id import fingerprint_of
+from hsm_kms.keys.keyring import TokenKey
+from hsm_kms.keys.node_keyring import KeyHolder
 from hsm_kms.monitor import Monitor
 from hsm_kms.state_dir.directory import StateDir
 from hsm_kms.worker.messages import Block
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from hsm_kms.health import HealthState
-    from hsm_kms.keyring import KeySettings
+    from hsm_kms.keys.keyring import KeySettings
 
 LABEL = "k8s-kek"
 WORKERS = 2

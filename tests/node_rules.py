@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 from structlog.testing import capture_logs
 
 from hsm_kms.clock import now
-from hsm_kms.keyring import KeySettings
+from hsm_kms.keys.keyring import KeySettings
 from tests.node_rig import LABEL, Engine, make_key
 from tests.pool_rig import Loop
 

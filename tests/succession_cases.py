@@ -14,7 +14,7 @@ from hsm_kms.errors import (
     KeyReusedError,
     KeyUnsuitableError,
 )
-from hsm_kms.succession import Memory, make_ring
+from hsm_kms.keys.rotation import Memory, make_ring
 from hsm_kms.worker.values import Cipher
 from tests.key_samples import GONE, NOW, A, B, C, key, settings
 

@@ -12,7 +12,6 @@ from structlog.testing import capture_logs
 
 from hsm_kms import sentences
 from hsm_kms.clock import now
-from hsm_kms.discovery import Sighting
 from hsm_kms.errors import (
     KeyLostError,
     NonceBudgetError,
@@ -21,9 +20,10 @@ from hsm_kms.errors import (
     WorkerLostError,
 )
 from hsm_kms.health import DOWN_SECONDS, Health, HealthSettings, WorkersSeen
-from hsm_kms.keyholder import KeyHolder
-from hsm_kms.keyring import KeySettings
-from hsm_kms.sightings import Sightings
+from hsm_kms.keys.discovery import Sighting
+from hsm_kms.keys.inventory import Sightings
+from hsm_kms.keys.keyring import KeySettings
+from hsm_kms.keys.node_keyring import KeyHolder
 from hsm_kms.state_dir.directory import StateDir
 from tests.node_rig import LABEL, Engine, Peer, make_key
 from tests.support import wait_for

@@ -12,7 +12,7 @@ from hsm_kms.errors import (
     KeyRetiredError,
     UnknownKeyIdError,
 )
-from hsm_kms.keyring import Keyring, KeyState, Pending
+from hsm_kms.keys.keyring import Keyring, KeyState, Pending
 from hsm_kms.worker.values import Cipher
 from tests.key_samples import GONE, A, B, C, key, settings
 

@@ -6,7 +6,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from hsm_kms.clock import now
-from hsm_kms.keyring import KeySettings
+from hsm_kms.keys.keyring import KeySettings
 from tests.node_rig import LABEL, Engine, make_key
 
 

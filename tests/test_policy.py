@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from hsm_kms.policy import born_here, offences
+from hsm_kms.keys.policy import born_here, offences
 from hsm_kms.worker.values import Cipher, KeyRef, KeySeen
 from tests.key_samples import settings
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hsm_kms.errors import KeyLostError, KeyUnsuitableError
-from hsm_kms.succession import Memory, make_ring
+from hsm_kms.keys.rotation import Memory, make_ring
 from tests.key_samples import GONE, NOW, A, B, C, key, settings
 from tests.succession_cases import FIRST, NAMED, NEVER, Case
 from tests.succession_cases_later import AS_BEFORE

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import invariant, precondition, rule
 
 from hsm_kms.errors import HsmKmsError
-from hsm_kms.keyring import KeySettings
+from hsm_kms.keys.keyring import KeySettings
 from hsm_kms.state_dir.directory import StateDir
 from tests.node_rig import LABEL
 from tests.node_rules import NodeRules, which

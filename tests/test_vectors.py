@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from hsm_kms.errors import CiphertextError
-from hsm_kms.key_id import (
+from hsm_kms.keys.key_id import (
     FINGERPRINT_BLOCK,
     activation_of,
     fingerprint_of,

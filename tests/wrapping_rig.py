@@ -13,7 +13,7 @@ from hsm_kms import reload
 from hsm_kms.clock import now
 from hsm_kms.config import load as configuration
 from hsm_kms.engine import Engine, Lasting
-from hsm_kms.key_id import make_cka_id
+from hsm_kms.keys.key_id import make_cka_id
 from hsm_kms.nonce_budget import NonceBudget
 from hsm_kms.server import Server
 from hsm_kms.state_dir.directory import StateDir

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from hsm_kms.config.schema import Config
-    from hsm_kms.keyring import TokenKey
+    from hsm_kms.keys.keyring import TokenKey
     from hsm_kms.token.process import Worker
 
 _MARKS: Final = {"ok": "✓", "warn": "!", "fail": "✗"}

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING
 
 from hsm_kms import wiring
 from hsm_kms.clock import now
-from hsm_kms.discovery import Discovery
+from hsm_kms.keys.discovery import Discovery
+from hsm_kms.keys.rotation import Memory, make_ring
 from hsm_kms.state_dir.directory import StateCorruptError, StateDir
-from hsm_kms.succession import Memory, make_ring
 
 if TYPE_CHECKING:
     from hsm_kms.config.schema import Config
-    from hsm_kms.keyring import Keyring
+    from hsm_kms.keys.keyring import Keyring
     from hsm_kms.token.process import Worker
 
 

@@ -20,8 +20,8 @@ from hsm_kms.wrapping.local import LocalKek
 from hsm_kms.wrapping.record import Kind, Record
 
 if TYPE_CHECKING:
-    from hsm_kms.keyring import Keyring, TokenKey
-    from hsm_kms.listing import Ask
+    from hsm_kms.keys.keyring import Keyring, TokenKey
+    from hsm_kms.keys.listing import Ask
 
 MAX_LOCAL_KEKS: Final = 1024
 """Local KEKs held open at one time."""

@@ -27,7 +27,7 @@ from hsm_kms.wrapping.record import Algorithm, Header, Kind, Record
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from hsm_kms.keyring import TokenKey
+    from hsm_kms.keys.keyring import TokenKey
     from hsm_kms.worker.messages import Reply, Request
 
 ALGORITHMS: Final = {

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections import Counter
     from collections.abc import Callable, Iterable
 
-    from hsm_kms.keyring import TokenKey
+    from hsm_kms.keys.keyring import TokenKey
     from hsm_kms.wrapping.by_token import ByToken
     from hsm_kms.wrapping.opened import OpenedKeks
     from hsm_kms.wrapping.settings import LocalSettings

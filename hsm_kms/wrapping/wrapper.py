@@ -47,7 +47,7 @@ from hsm_kms.wrapping.record import MAX_PLAINTEXT_BYTES, Kind, Record
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from hsm_kms.keyring import Keyring, TokenKey
+    from hsm_kms.keys.keyring import Keyring, TokenKey
     from hsm_kms.wrapping.local_keks import LocalKeks
     from hsm_kms.wrapping.opened import OpenedKeks
     from hsm_kms.wrapping.record import Header

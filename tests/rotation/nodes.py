@@ -8,7 +8,7 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
 
-from hsm_kms.key_id import make_cka_id
+from hsm_kms.keys.key_id import make_cka_id
 from tests.clock.driver import Clock
 from tests.faults.observed import Rig
 from tests.odd_keys import make_key

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from hsm_kms.succession import LATE_WAIT_SECONDS
+from hsm_kms.keys.rotation import LATE_WAIT_SECONDS
 from tests.clock.driver import YEAR
 from tests.rotation.cluster import Cluster
 from tests.rotation.nodes import AHEAD, announce_key, forward, make_kek

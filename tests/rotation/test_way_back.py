@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from hsm_kms.key_id import fingerprint_of_cka_id
+from hsm_kms.keys.key_id import fingerprint_of_cka_id
 from tests.rotation.cluster import Cluster
 from tests.rotation.nodes import (
     AHEAD,

@@ -11,8 +11,8 @@ import pytest
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from hsm_kms.key_id import FINGERPRINT_BLOCK, fingerprint_of, make_cka_id
-from hsm_kms.succession import LATE_WAIT_SECONDS
+from hsm_kms.keys.key_id import FINGERPRINT_BLOCK, fingerprint_of, make_cka_id
+from hsm_kms.keys.rotation import LATE_WAIT_SECONDS
 from hsm_kms.wrapping.record import Algorithm, Header, Kind, Record
 from tests.conformance.tokens import import_kek
 from tests.faults.load import Load

@@ -29,11 +29,11 @@ from hsm_kms.cli.worker import one_worker
 from hsm_kms.clock import now, when
 from hsm_kms.config.fields import KEY_ID
 from hsm_kms.errors import HsmKmsError
-from hsm_kms.keyring import KeyState
+from hsm_kms.keys.keyring import KeyState
 
 if TYPE_CHECKING:
     from hsm_kms.cli.keys.survey import Found, Survey
-    from hsm_kms.listing import Ask
+    from hsm_kms.keys.listing import Ask
     from hsm_kms.worker.values import KeyRef
 
 LEAST_SECONDS: Final = 60.0

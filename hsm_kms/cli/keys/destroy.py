@@ -25,7 +25,7 @@ from hsm_kms.cli.keys.unused import require_unused
 from hsm_kms.cli.worker import one_worker
 from hsm_kms.clock import now, when
 from hsm_kms.errors import ConfigError, HsmKmsError
-from hsm_kms.keyring import KeyState
+from hsm_kms.keys.keyring import KeyState
 from hsm_kms.state_dir.directory import StateDir
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from hsm_kms.worker.messages import Destroy
 if TYPE_CHECKING:
     from hsm_kms.cli.keys.journal import Journal
     from hsm_kms.cli.keys.survey import Found, Survey
-    from hsm_kms.listing import Ask
+    from hsm_kms.keys.listing import Ask
     from hsm_kms.state_dir.records import KeyWork
     from hsm_kms.worker.values import KeyRef
 

@@ -20,14 +20,14 @@ from hsm_kms.cli.keys.making import (
 from hsm_kms.cli.worker import one_worker
 from hsm_kms.clock import now, when
 from hsm_kms.errors import HsmKmsError, MechanismError
-from hsm_kms.keyring import KeyState
-from hsm_kms.policy import born_here
+from hsm_kms.keys.keyring import KeyState
+from hsm_kms.keys.policy import born_here
 from hsm_kms.worker.messages import GenerateKey
 
 if TYPE_CHECKING:
     from hsm_kms.cli.keys.survey import Found, Survey
-    from hsm_kms.keyring import Pending
-    from hsm_kms.listing import Ask
+    from hsm_kms.keys.keyring import Pending
+    from hsm_kms.keys.listing import Ask
     from hsm_kms.worker.values import KeyRef
 
 

@@ -15,9 +15,9 @@ from hsm_kms.cli.keys.table import Line, table
 from hsm_kms.cli.worker import one_worker
 from hsm_kms.clock import now, when
 from hsm_kms.errors import HsmKmsError
-from hsm_kms.key_id import activation_of
-from hsm_kms.keyring import KeyState
-from hsm_kms.policy import born_here, offences
+from hsm_kms.keys.key_id import activation_of
+from hsm_kms.keys.keyring import KeyState
+from hsm_kms.keys.policy import born_here, offences
 from hsm_kms.state_dir.directory import StateDir
 from hsm_kms.worker.values import Cipher
 

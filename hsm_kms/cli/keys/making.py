@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 from hsm_kms import wiring
 from hsm_kms.cli.keys.given import tell
-from hsm_kms.discovery import wanted_mechanisms
 from hsm_kms.errors import HsmKmsError, MechanismError
-from hsm_kms.key_id import make_cka_id
+from hsm_kms.keys.discovery import wanted_mechanisms
+from hsm_kms.keys.key_id import make_cka_id
 from hsm_kms.worker.messages import Destroy, GenerateKey, Probe
 from hsm_kms.worker.values import Cipher, KeyRef, Mechanism
 
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from hsm_kms.cli.keys.journal import Journal
     from hsm_kms.cli.keys.survey import Survey
     from hsm_kms.config.schema import Config
-    from hsm_kms.keyring import KeySettings
-    from hsm_kms.listing import Ask
+    from hsm_kms.keys.keyring import KeySettings
+    from hsm_kms.keys.listing import Ask
 
 
 def label_for_new(config: Config) -> str:

@@ -22,7 +22,7 @@ from hsm_kms.cli.worker import one_worker
 from hsm_kms.clock import now, when
 from hsm_kms.config.fields import format_duration
 from hsm_kms.errors import ConfigError, HsmKmsError
-from hsm_kms.keyring import KeyState, TokenKey
+from hsm_kms.keys.keyring import KeyState, TokenKey
 
 if TYPE_CHECKING:
     from hsm_kms.cli.keys.survey import Found, Survey

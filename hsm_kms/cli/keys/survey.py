@@ -7,12 +7,12 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
 from hsm_kms.errors import HsmKmsError, KeyAmbiguousError, KeyNotFoundError
-from hsm_kms.keyring import Keyring, KeyState
+from hsm_kms.keys.keyring import Keyring, KeyState
 from hsm_kms.worker.values import Cipher, KeyRef
 
 if TYPE_CHECKING:
-    from hsm_kms.keyring import TokenKey
-    from hsm_kms.succession import Memory
+    from hsm_kms.keys.keyring import TokenKey
+    from hsm_kms.keys.rotation import Memory
     from hsm_kms.worker.values import KeySeen
 
 RETIRED: Final = "/retired/"

@@ -9,13 +9,13 @@ from hsm_kms.cli.keys.journal import Journal
 from hsm_kms.cli.keys.look import ask_of, read_survey
 from hsm_kms.cli.worker import one_worker
 from hsm_kms.errors import HsmKmsError
-from hsm_kms.keyring import KeyState
+from hsm_kms.keys.keyring import KeyState
 from hsm_kms.worker.messages import Relabel
 from hsm_kms.worker.values import KeyRef
 
 if TYPE_CHECKING:
     from hsm_kms.cli.keys.survey import Found, Survey
-    from hsm_kms.listing import Ask
+    from hsm_kms.keys.listing import Ask
 
 
 async def undo(given: Given, key_id: str) -> tuple[Any, ...]:

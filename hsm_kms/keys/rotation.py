@@ -25,7 +25,7 @@ from hsm_kms.errors import (
     KeyReusedError,
     KeyUnsuitableError,
 )
-from hsm_kms.keyring import Keyring, KeySettings, Pending, TokenKey
+from hsm_kms.keys.keyring import Keyring, KeySettings, Pending, TokenKey
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, TypeAlias
 
 from hsm_kms.errors import MechanismError
-from hsm_kms.key_id import FINGERPRINT_BLOCK, fingerprint_of
+from hsm_kms.keys.key_id import FINGERPRINT_BLOCK, fingerprint_of
 from hsm_kms.worker.messages import (
     Block,
     FindKeys,

@@ -18,13 +18,13 @@ import structlog
 
 from hsm_kms.clock import now, when
 from hsm_kms.errors import HsmKmsError, KeyLostError, KeyNotFoundError
+from hsm_kms.keys.rotation import Memory, make_ring
 from hsm_kms.state_dir.directory import StateCorruptError, StateWriteError
 from hsm_kms.state_dir.records import FormerKey, LastKey
-from hsm_kms.succession import Memory, make_ring
 
 if TYPE_CHECKING:
-    from hsm_kms.keyring import Keyring, KeySettings, TokenKey
-    from hsm_kms.sightings import Sightings
+    from hsm_kms.keys.inventory import Sightings
+    from hsm_kms.keys.keyring import Keyring, KeySettings, TokenKey
     from hsm_kms.state_dir.directory import StateDir
 
 # Whether wrap and unwrap under a key have just worked on every worker.

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from hsm_kms.discovery import Sighting
-    from hsm_kms.keyring import TokenKey
+    from hsm_kms.keys.discovery import Sighting
+    from hsm_kms.keys.keyring import TokenKey
     from hsm_kms.token.process import Worker
     from hsm_kms.worker.values import Cipher, KeyRef
 

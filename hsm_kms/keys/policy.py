@@ -12,7 +12,7 @@ from hsm_kms.worker.values import Cipher
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from hsm_kms.keyring import KeySettings
+    from hsm_kms.keys.keyring import KeySettings
     from hsm_kms.worker.values import KeySeen
 
 _KEY_BYTES: Final = 32

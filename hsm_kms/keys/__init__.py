@@ -1,0 +1,1 @@
+"""Hold the keys of the token, and decide which one is current."""
