@@ -15,9 +15,9 @@ import structlog
 
 from hsm_kms import wiring
 from hsm_kms.errors import HsmKmsError, NonceBudgetError, UnknownKeyIdError
+from hsm_kms.health.monitor import Monitor
 from hsm_kms.keys.discovery import Discovery
 from hsm_kms.keys.node_keyring import KeyHolder
-from hsm_kms.monitor import Monitor
 from hsm_kms.token.counts import Counts
 from hsm_kms.token.pin import PinGate
 from hsm_kms.token.pool import Pool
@@ -30,7 +30,7 @@ from hsm_kms.wrapping.wrapper import Opening, Wrapper
 
 if TYPE_CHECKING:
     from hsm_kms.config.schema import ApiV1, ApiV2, Config
-    from hsm_kms.health import Health
+    from hsm_kms.health.state import Health
     from hsm_kms.keys.keyring import Keyring, Pending, TokenKey
     from hsm_kms.nonce_budget import NonceBudget
     from hsm_kms.state_dir.directory import StateDir

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from hsm_kms.config.schema import Config
-    from hsm_kms.health import HealthState
+    from hsm_kms.health.state import HealthState
     from hsm_kms.wrapping.wrapper import Sealed, Unsealed, Wrapper
 
 DRAIN_SECONDS: Final = 1.5  # for calls under way, of the 3 s that a stop may take

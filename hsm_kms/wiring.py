@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from hsm_kms.config import pkcs11_uri
 from hsm_kms.config.pkcs11_uri import Pkcs11Uri
-from hsm_kms.health import HealthSettings
+from hsm_kms.health.state import HealthSettings
 from hsm_kms.keys.keyring import KeySettings
 from hsm_kms.token.pin import PinSource
 from hsm_kms.token.workers import WorkerSettings

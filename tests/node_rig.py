@@ -11,11 +11,11 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from hsm_kms.errors import HsmKmsError, MechanismError, WorkerLostError
+from hsm_kms.health.monitor import Monitor
 from hsm_kms.keys.discovery import Sighting
 from hsm_kms.keys.key_id import fingerprint_of
 from hsm_kms.keys.keyring import TokenKey
 from hsm_kms.keys.node_keyring import KeyHolder
-from hsm_kms.monitor import Monitor
 from hsm_kms.state_dir.directory import StateDir
 from hsm_kms.worker.messages import Block
 from hsm_kms.worker.values import Cipher, KeyRef, Mechanism
@@ -24,7 +24,7 @@ from hsm_kms.wrapping.by_token import canary
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from hsm_kms.health import HealthState
+    from hsm_kms.health.state import HealthState
     from hsm_kms.keys.keyring import KeySettings
 
 LABEL = "k8s-kek"

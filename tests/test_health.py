@@ -10,7 +10,6 @@ from dataclasses import replace
 import pytest
 from structlog.testing import capture_logs
 
-from hsm_kms import sentences
 from hsm_kms.clock import now
 from hsm_kms.errors import (
     KeyLostError,
@@ -19,7 +18,8 @@ from hsm_kms.errors import (
     TokenTimeoutError,
     WorkerLostError,
 )
-from hsm_kms.health import DOWN_SECONDS, Health, HealthSettings, WorkersSeen
+from hsm_kms.health import healthz
+from hsm_kms.health.state import DOWN_SECONDS, Health, HealthSettings, WorkersSeen
 from hsm_kms.keys.discovery import Sighting
 from hsm_kms.keys.inventory import Sightings
 from hsm_kms.keys.keyring import KeySettings
@@ -92,12 +92,12 @@ class Node:
 
 def sentence(error):
     """What healthz says of an error."""
-    return sentences.health(error)
+    return healthz.health(error)
 
 
 def in_software(error):
     """What it says where Encrypt goes on."""
-    return f"{sentences.health(error)}; meanwhile Encrypt works in software"
+    return f"{healthz.health(error)}; meanwhile Encrypt works in software"
 
 
 @pytest.fixture

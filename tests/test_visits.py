@@ -9,7 +9,7 @@ import math
 import pytest
 
 from hsm_kms.errors import TokenAbsentError
-from hsm_kms.visits import APART_SECONDS, SEEK_SECONDS, Seeker, Visits
+from hsm_kms.health.fresh_worker import APART_SECONDS, SEEK_SECONDS, Seeker, Visits
 
 INTERVAL = 30.0
 
@@ -142,7 +142,7 @@ async def visited(clock, monkeypatch):
 
     visits = Visits(INTERVAL, read=read, is_behind=lambda worker: worker.behind)
     real = asyncio.sleep
-    monkeypatch.setattr("hsm_kms.visits.asyncio.sleep", tick)
+    monkeypatch.setattr("hsm_kms.health.fresh_worker.asyncio.sleep", tick)
     task = asyncio.ensure_future(visits.run(workers))
 
     async def after(seconds):

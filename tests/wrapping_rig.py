@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from hsm_kms.config.schema import Config
-    from hsm_kms.health import HealthState
+    from hsm_kms.health.state import HealthState
     from hsm_kms.wrapping.wrapper import Sealed, Unsealed
     from tests.shim_driver import Shim
     from tests.support import Plugin, SoftHsm
@@ -43,8 +43,8 @@ SELDOM: Final = {"health": {"interval": "1h"}, "keys": {"discover": "1h"}}
 NESTED: Final = frozenset({Kind.LOCAL_KEK_BY_TOKEN})
 
 _QUICK: Final = {
-    "hsm_kms.monitor.RETRY_SECONDS": 0.1,
-    "hsm_kms.monitor._AT_MOST_EVERY": 0.02,
+    "hsm_kms.health.monitor.RETRY_SECONDS": 0.1,
+    "hsm_kms.health.monitor._AT_MOST_EVERY": 0.02,
     "hsm_kms.server.DRAIN_SECONDS": 0.05,
     "hsm_kms.token.backoff.LONGEST_SECONDS": 0.2,
     "hsm_kms.wrapping.local_keks.RETRY_SECONDS": 0.1,

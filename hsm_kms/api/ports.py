@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from hsm_kms.health import HealthState
+    from hsm_kms.health.state import HealthState
     from hsm_kms.wrapping.wrapper import Sealed, Unsealed
 
 

@@ -9,8 +9,8 @@ import signal
 import time
 from collections import Counter
 
+from hsm_kms.health.fresh_worker import SEEK_SECONDS
 from hsm_kms.keys.key_id import fingerprint_of
-from hsm_kms.visits import SEEK_SECONDS
 from hsm_kms.wrapping.record import Kind
 from tests.conformance.clients import STRANGER, connected, said, shaped
 from tests.faults.load import Load

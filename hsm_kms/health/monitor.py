@@ -21,11 +21,11 @@ from hsm_kms.errors import (
     TokenTimeoutError,
     WorkerLostError,
 )
-from hsm_kms.health import Health, WorkersSeen
+from hsm_kms.health.canaries import Proofs
+from hsm_kms.health.fresh_worker import Seeker, Visits
+from hsm_kms.health.state import Health, WorkersSeen
 from hsm_kms.keys.inventory import Sightings
-from hsm_kms.proofs import Proofs
 from hsm_kms.token.counts import End
-from hsm_kms.visits import Seeker, Visits
 
 if TYPE_CHECKING:
     from collections.abc import Callable

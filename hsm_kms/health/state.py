@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Final, Literal
 
 import structlog
 
-from hsm_kms import sentences
 from hsm_kms.errors import HsmKmsError, WorkerLostError
+from hsm_kms.health import healthz
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -254,7 +254,7 @@ class Health:
         )
         return HealthState(
             state="degraded",
-            sentence="ok" if spared else sentences.health(error) + _IN_SOFTWARE,
+            sentence="ok" if spared else healthz.health(error) + _IN_SOFTWARE,
             key_id=self._holder.key_id,
         )
 
@@ -272,7 +272,7 @@ class Health:
         key_id = self._holder.key_id
         return HealthState(
             state="failed" if key_id else "starting",
-            sentence=sentences.health(error),
+            sentence=healthz.health(error),
             key_id=key_id,
             answers=bool(key_id),
         )

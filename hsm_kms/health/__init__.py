@@ -1,0 +1,1 @@
+"""Inspect the token in the background, and keep the state that Status reports."""
