@@ -12,10 +12,10 @@ import structlog
 from hsm_kms import __version__, log, reload, wiring
 from hsm_kms.api.server import build_server
 from hsm_kms.engine import Engine, Lasting
-from hsm_kms.http import HttpServer
-from hsm_kms.metrics import Metrics
+from hsm_kms.http.metrics import Metrics
+from hsm_kms.http.pages import admin_pages, public_pages, snapshot
+from hsm_kms.http.server import HttpServer
 from hsm_kms.nonce_budget import NonceBudget
-from hsm_kms.pages import admin_pages, public_pages, snapshot
 from hsm_kms.socket import UnixSocket
 from hsm_kms.state_dir.directory import StateDir
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from hsm_kms.config.load import parse
-from hsm_kms.http import HttpServer
+from hsm_kms.http.server import HttpServer
 from tests.test_config import faults_of, with_
 
 

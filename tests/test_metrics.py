@@ -11,8 +11,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from hsm_kms import errors
+from hsm_kms.http.metrics import Metrics, Snapshot
 from hsm_kms.log import key_id_hash
-from hsm_kms.metrics import Metrics, Snapshot
 from tests.api_service import KEY_ID, refused, serve, until
 
 IDLE = Snapshot(

@@ -6,7 +6,7 @@ import http.client
 import json
 from typing import TYPE_CHECKING, Any, Final
 
-from hsm_kms.unix_http import UnixConnection
+from hsm_kms.http.client import UnixConnection
 
 if TYPE_CHECKING:
     from pathlib import Path

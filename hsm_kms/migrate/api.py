@@ -18,7 +18,7 @@ import msgspec
 
 from hsm_kms.errors import HsmKmsError
 from hsm_kms.etcd.text import printable
-from hsm_kms.unix_http import UnixConnection
+from hsm_kms.http.client import UnixConnection
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from hsm_kms.unix_http import UnixConnection
+from hsm_kms.http.client import UnixConnection
 from tests.support import SECONDS, wait_for
 
 if TYPE_CHECKING:

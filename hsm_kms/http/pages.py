@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from hsm_kms import __version__
 from hsm_kms.clock import when
-from hsm_kms.http import Page, Pages
+from hsm_kms.http.metrics import CONTENT_TYPE, Metrics, Snapshot
+from hsm_kms.http.server import Page, Pages
 from hsm_kms.log import key_id_hash
-from hsm_kms.metrics import CONTENT_TYPE, Metrics, Snapshot
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -1,0 +1,1 @@
+"""Serve probes, metrics and the admin socket over HTTP."""
