@@ -24,18 +24,18 @@ from hsm_kms.token.pool import Pool
 from hsm_kms.token.workers import Workers
 from hsm_kms.worker.values import Mechanism
 from hsm_kms.wrapping.by_token import CIPHERS, ByToken, canary
-from hsm_kms.wrapping.local_keks import LocalKeks
-from hsm_kms.wrapping.opened import OpenedKeks
+from hsm_kms.wrapping.kek_cache import OpenedKeks
+from hsm_kms.wrapping.local_lifecycle import LocalKeks
 from hsm_kms.wrapping.wrapper import Opening, Wrapper
 
 if TYPE_CHECKING:
     from hsm_kms.config.schema import ApiV1, ApiV2, Config
     from hsm_kms.health.state import Health
     from hsm_kms.keys.keyring import Keyring, Pending, TokenKey
-    from hsm_kms.nonce_budget import NonceBudget
     from hsm_kms.state_dir.directory import StateDir
     from hsm_kms.worker.messages import Prove
-    from hsm_kms.wrapping.local import LocalKek
+    from hsm_kms.wrapping.by_local_kek import LocalKek
+    from hsm_kms.wrapping.nonce_budget import NonceBudget
 
 _log = structlog.get_logger(__name__)
 

@@ -15,9 +15,9 @@ from hsm_kms.engine import Engine, Lasting
 from hsm_kms.http.metrics import Metrics
 from hsm_kms.http.pages import admin_pages, public_pages, snapshot
 from hsm_kms.http.server import HttpServer
-from hsm_kms.nonce_budget import NonceBudget
 from hsm_kms.socket import UnixSocket
 from hsm_kms.state_dir.directory import StateDir
+from hsm_kms.wrapping.nonce_budget import NonceBudget
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
-from hsm_kms.nonce_budget import NonceBudget
 from hsm_kms.state_dir.directory import StateDir
+from hsm_kms.wrapping.nonce_budget import NonceBudget
 from tests.key_samples import A
 from tests.support import SECONDS
 

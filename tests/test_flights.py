@@ -14,8 +14,8 @@ from hsm_kms.errors import (
     TokenTimeoutError,
     WorkerLostError,
 )
-from hsm_kms.wrapping.flights import MAX_REMEMBERED, REMEMBER_SECONDS, Flights
 from hsm_kms.wrapping.record import CIPHERTEXT_SENTENCE
+from hsm_kms.wrapping.single_flight import MAX_REMEMBERED, REMEMBER_SECONDS, Flights
 
 A, B = b"one record", b"another"
 

@@ -8,8 +8,8 @@ import os
 import pytest
 
 from hsm_kms.errors import CiphertextError
-from hsm_kms.wrapping.local import MAX_USES, LocalKek, Sealer, make_material
-from hsm_kms.wrapping.opened import MAX_OPENED, OpenedKeks
+from hsm_kms.wrapping.by_local_kek import MAX_USES, LocalKek, Sealer, make_material
+from hsm_kms.wrapping.kek_cache import MAX_OPENED, OpenedKeks
 from hsm_kms.wrapping.record import (
     CIPHERTEXT_SENTENCE,
     GCM_TAG_BYTES,

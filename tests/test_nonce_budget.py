@@ -13,11 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
-from hsm_kms import nonce_budget
 from hsm_kms.errors import NonceBudgetError
-from hsm_kms.nonce_budget import BLOCK, STOP_AT, WARN_AT, NonceBudget
 from hsm_kms.state_dir.directory import StateDir
 from hsm_kms.state_dir.records import MAX_NONCE_KEYS, MAX_NONCES, NoncesFile
+from hsm_kms.wrapping import nonce_budget
+from hsm_kms.wrapping.nonce_budget import BLOCK, STOP_AT, WARN_AT, NonceBudget
 from tests.key_samples import A, B, C
 from tests.nonce_rig import (
     NO_MORE,

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from hsm_kms.nonce_budget import BLOCK
 from hsm_kms.state_dir.directory import StateDir
 from hsm_kms.state_dir.records import NoncesFile
+from hsm_kms.wrapping.nonce_budget import BLOCK
 from tests.key_samples import A, B, C
 from tests.nonce_rig import (
     IN_MEMORY,
@@ -43,7 +43,7 @@ CHILD = """
 import asyncio, json, os, resource, signal, subprocess, sys
 from pathlib import Path
 from structlog.testing import capture_logs
-from hsm_kms.nonce_budget import NonceBudget
+from hsm_kms.wrapping.nonce_budget import NonceBudget
 from hsm_kms.state_dir.directory import StateDir
 
 KEY = "a" * 26

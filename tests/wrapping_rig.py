@@ -14,13 +14,13 @@ from hsm_kms.clock import now
 from hsm_kms.config import load as configuration
 from hsm_kms.engine import Engine, Lasting
 from hsm_kms.keys.key_id import make_cka_id
-from hsm_kms.nonce_budget import NonceBudget
 from hsm_kms.server import Server
 from hsm_kms.state_dir.directory import StateDir
 from hsm_kms.token.process import Worker
 from hsm_kms.worker.messages import GenerateKey, Keys
 from hsm_kms.worker.values import KeyRef
-from hsm_kms.wrapping.opened import MAX_OPENED, OpenedKeks
+from hsm_kms.wrapping.kek_cache import MAX_OPENED, OpenedKeks
+from hsm_kms.wrapping.nonce_budget import NonceBudget
 from hsm_kms.wrapping.record import Kind, Record
 from tests.odd_keys import make_key
 from tests.served import LABEL, configure, gate
@@ -47,7 +47,7 @@ _QUICK: Final = {
     "hsm_kms.health.monitor._AT_MOST_EVERY": 0.02,
     "hsm_kms.server.DRAIN_SECONDS": 0.05,
     "hsm_kms.token.backoff.LONGEST_SECONDS": 0.2,
-    "hsm_kms.wrapping.local_keks.RETRY_SECONDS": 0.1,
+    "hsm_kms.wrapping.local_lifecycle.RETRY_SECONDS": 0.1,
 }
 
 

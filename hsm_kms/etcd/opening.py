@@ -15,8 +15,8 @@ from hsm_kms.errors import (
     UnknownKeyIdError,
 )
 from hsm_kms.worker.messages import Decrypt, Decrypted
+from hsm_kms.wrapping.by_local_kek import LocalKek
 from hsm_kms.wrapping.by_token import CIPHERS, canary
-from hsm_kms.wrapping.local import LocalKek
 from hsm_kms.wrapping.record import Kind, Record
 
 if TYPE_CHECKING:

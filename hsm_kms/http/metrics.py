@@ -29,7 +29,7 @@ from prometheus_client.utils import floatToGoString
 
 from hsm_kms import __version__
 from hsm_kms.keys.keyring import KeyState
-from hsm_kms.nonce_budget import STOP_AT, WARN_AT
+from hsm_kms.wrapping.nonce_budget import STOP_AT, WARN_AT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence

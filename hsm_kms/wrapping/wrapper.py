@@ -39,17 +39,17 @@ from hsm_kms.errors import (
     UnknownKeyIdError,
     WorkerLostError,
 )
+from hsm_kms.wrapping.by_local_kek import LocalKek
 from hsm_kms.wrapping.by_token import CIPHERS, ByToken
-from hsm_kms.wrapping.flights import Flights
-from hsm_kms.wrapping.local import LocalKek
 from hsm_kms.wrapping.record import MAX_PLAINTEXT_BYTES, Kind, Record
+from hsm_kms.wrapping.single_flight import Flights
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from hsm_kms.keys.keyring import Keyring, TokenKey
-    from hsm_kms.wrapping.local_keks import LocalKeks
-    from hsm_kms.wrapping.opened import OpenedKeks
+    from hsm_kms.wrapping.kek_cache import OpenedKeks
+    from hsm_kms.wrapping.local_lifecycle import LocalKeks
     from hsm_kms.wrapping.record import Header
     from hsm_kms.wrapping.settings import WrapSettings
 

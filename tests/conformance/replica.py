@@ -9,7 +9,7 @@ import os
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from hsm_kms.wrapping.local import LocalKek, Sealer
+from hsm_kms.wrapping.by_local_kek import LocalKek, Sealer
 from hsm_kms.wrapping.record import Algorithm, Header, Kind, Record
 
 IV_BYTES = 12

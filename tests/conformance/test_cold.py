@@ -14,8 +14,8 @@ import pytest
 
 from hsm_kms.api.codes import INTERNAL
 from hsm_kms.errors import TokenTimeoutError
-from hsm_kms.wrapping.flights import Flights
 from hsm_kms.wrapping.record import Kind
+from hsm_kms.wrapping.single_flight import Flights
 from tests.conformance.clients import (
     DEK,
     NOT_AUTHENTIC,

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from hsm_kms.wrapping.local import Sealer
+from hsm_kms.wrapping.by_local_kek import Sealer
 from hsm_kms.wrapping.record import Kind, Record
 from tests.conformance.clients import DEK, connected, quantile, show, timed
 from tests.conformance.inside import start_well

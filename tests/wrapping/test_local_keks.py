@@ -11,7 +11,7 @@ from structlog.testing import capture_logs
 
 from hsm_kms.clock import now
 from hsm_kms.errors import KeyRetiredError
-from hsm_kms.wrapping.local import MAX_USES
+from hsm_kms.wrapping.by_local_kek import MAX_USES
 from hsm_kms.wrapping.record import Kind, Record
 from hsm_kms.wrapping.wrapper import UNREACHED, Path
 from tests.shim_driver import Shim

@@ -10,7 +10,7 @@ from hsm_kms.wrapping.record import header_of_local
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from hsm_kms.wrapping.local import LocalKek
+    from hsm_kms.wrapping.by_local_kek import LocalKek
 
 MAX_OPENED: Final = 16_384  # about 1 KB each
 

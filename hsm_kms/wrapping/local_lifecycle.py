@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 import structlog
 
 from hsm_kms.errors import HsmKmsError
-from hsm_kms.wrapping.local import (
+from hsm_kms.wrapping.by_local_kek import (
     MAX_USES,
     RANDOM_BYTES,
     LocalKek,
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from hsm_kms.keys.keyring import TokenKey
     from hsm_kms.wrapping.by_token import ByToken
-    from hsm_kms.wrapping.opened import OpenedKeks
+    from hsm_kms.wrapping.kek_cache import OpenedKeks
     from hsm_kms.wrapping.settings import LocalSettings
 
 RETRY_SECONDS: Final = 5.0
