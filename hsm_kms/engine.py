@@ -19,7 +19,7 @@ from hsm_kms.health.monitor import Monitor
 from hsm_kms.keys.discovery import Discovery
 from hsm_kms.keys.node_keyring import KeyHolder
 from hsm_kms.token.counts import Counts
-from hsm_kms.token.pin import PinGate
+from hsm_kms.token.login import PinGate
 from hsm_kms.token.pool import Pool
 from hsm_kms.token.workers import Workers
 from hsm_kms.worker.values import Mechanism

@@ -8,7 +8,7 @@ from hsm_kms.config import pkcs11_uri
 from hsm_kms.config.pkcs11_uri import Pkcs11Uri
 from hsm_kms.health.state import HealthSettings
 from hsm_kms.keys.keyring import KeySettings
-from hsm_kms.token.pin import PinSource
+from hsm_kms.token.login import PinSource
 from hsm_kms.token.workers import WorkerSettings
 from hsm_kms.worker.messages import Configure
 from hsm_kms.wrapping.settings import LocalSettings, WrapSettings

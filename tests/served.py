@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from hsm_kms.state_dir.directory import StateDir
 from hsm_kms.token.counts import Counts
-from hsm_kms.token.pin import PinGate, PinSource
+from hsm_kms.token.login import PinGate, PinSource
 from hsm_kms.token.pool import Pool
 from hsm_kms.token.process import Worker
 from hsm_kms.token.workers import Workers, WorkerSettings

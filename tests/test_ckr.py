@@ -8,7 +8,7 @@ import pkcs11.exceptions
 import pytest
 
 from hsm_kms.errors import HsmKmsError, TokenError
-from hsm_kms.token.faults import TABLE, error_from
+from hsm_kms.token.errors import TABLE, error_from
 from hsm_kms.worker import ckr
 from hsm_kms.worker.ckr import Fault
 from hsm_kms.worker.failures import Cause, from_pkcs11, from_rv

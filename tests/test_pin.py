@@ -10,7 +10,7 @@ import pytest
 
 from hsm_kms.errors import PinRejectedError, WorkerLostError
 from hsm_kms.state_dir.directory import StateDir
-from hsm_kms.token.pin import PinGate, PinSource
+from hsm_kms.token.login import PinGate, PinSource
 from hsm_kms.token.process import Worker
 from hsm_kms.worker.messages import Configure
 from tests.odd_keys import Spy, alive, command_lines

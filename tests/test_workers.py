@@ -14,7 +14,7 @@ from hsm_kms.errors import (
     TokenAbsentError,
     TokenTimeoutError,
 )
-from hsm_kms.token import backoff, watch
+from hsm_kms.token import backoff, watchdog
 from hsm_kms.token.counts import End
 from hsm_kms.token.process import Worker
 from tests.odd_keys import Spy, alive
@@ -79,7 +79,7 @@ async def test_hung_worker(make):
 
 async def test_spare_goes_again(make, monkeypatch):
     """A spare worker leaves some time after the last stuck call."""
-    monkeypatch.setattr(watch, "SPARE_SECONDS", 0.5)
+    monkeypatch.setattr(watchdog, "SPARE_SECONDS", 0.5)
     async with make(workers=1, call_timeout=1.0) as served:
         await served.stocked()
         (first,) = served.workers.ready

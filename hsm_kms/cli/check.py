@@ -17,7 +17,7 @@ from hsm_kms.cli.worker import one_worker
 from hsm_kms.config import load as configuration
 from hsm_kms.errors import HsmKmsError, PinSettlingError, TokenAbsentError
 from hsm_kms.state_dir.directory import StateDir
-from hsm_kms.token.pin import PinGate
+from hsm_kms.token.login import PinGate
 from hsm_kms.wrapping.by_token import canary
 
 if TYPE_CHECKING:

@@ -28,7 +28,7 @@ from hsm_kms.errors import (
 )
 from hsm_kms.token.breaker import Breaker
 from hsm_kms.token.counts import Counts, End
-from hsm_kms.token.faults import error_from
+from hsm_kms.token.errors import error_from
 from hsm_kms.worker import ckr
 from hsm_kms.worker.messages import Decrypt, Encrypt, Failure
 

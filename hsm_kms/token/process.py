@@ -20,7 +20,7 @@ from hsm_kms.errors import (
 )
 from hsm_kms.token.channel import Channel
 from hsm_kms.token.counts import End
-from hsm_kms.token.faults import error_from
+from hsm_kms.token.errors import error_from
 from hsm_kms.token.stderr import Stderr
 from hsm_kms.worker.messages import (
     Configure,

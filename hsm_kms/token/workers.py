@@ -25,15 +25,15 @@ from hsm_kms.errors import (
 )
 from hsm_kms.token.backoff import Backoff
 from hsm_kms.token.counts import Counts, End
-from hsm_kms.token.kills import KillBudget
 from hsm_kms.token.process import Worker
-from hsm_kms.token.watch import Watch
+from hsm_kms.token.restarts import KillBudget
+from hsm_kms.token.watchdog import Watch
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
     from hsm_kms.token.channel import Channel
-    from hsm_kms.token.pin import PinGate
+    from hsm_kms.token.login import PinGate
     from hsm_kms.token.pool import Pool
     from hsm_kms.worker.messages import Configure
 

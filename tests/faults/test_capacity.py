@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from hsm_kms.token import watch
+from hsm_kms.token import watchdog
 from hsm_kms.token.counts import End
 from tests.faults.load import Load
 from tests.served import Served, configure
@@ -99,7 +99,7 @@ def test_failed_starts_are_no_kills(make_rig, shim):
 @pytest.fixture
 def make(hsm, pin_file, directory, shim, monkeypatch):
     """Make workers on the shim that look for one more session all the time."""
-    monkeypatch.setattr(watch, "GROW_SECONDS", 0.3)
+    monkeypatch.setattr(watchdog, "GROW_SECONDS", 0.3)
 
     def make(count):
         return Served(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from hsm_kms.token.watch import SPARE_SECONDS
+from hsm_kms.token.watchdog import SPARE_SECONDS
 from tests.faults.load import EXCUSED, Load
 from tests.support import code_of, wait_for
 

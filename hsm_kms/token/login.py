@@ -33,7 +33,7 @@ from hsm_kms.errors import (
 from hsm_kms.state_dir.directory import StateCorruptError, StateWriteError
 from hsm_kms.state_dir.records import PinIdentity, PinRecord
 from hsm_kms.token.counts import End
-from hsm_kms.token.faults import error_from
+from hsm_kms.token.errors import error_from
 from hsm_kms.worker import ckr
 from hsm_kms.worker.messages import Failure, Login
 
