@@ -11,7 +11,7 @@ from hsm_kms.errors import HsmKmsError, TokenError
 from hsm_kms.token.errors import TABLE, error_from
 from hsm_kms.worker import ckr
 from hsm_kms.worker.ckr import Fault
-from hsm_kms.worker.failures import Cause, from_pkcs11, from_rv
+from hsm_kms.worker.errors import Cause, from_pkcs11, from_rv
 
 # Raised by python-pkcs11 itself, without a return value behind them.
 PYTHON_SIDE = {

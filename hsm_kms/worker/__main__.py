@@ -19,7 +19,7 @@ import msgspec
 
 from hsm_kms import hardening
 from hsm_kms.worker import datagrams
-from hsm_kms.worker.failures import Cause, WorkerError
+from hsm_kms.worker.errors import Cause, WorkerError
 from hsm_kms.worker.messages import (
     Configure,
     Done,

@@ -10,7 +10,7 @@ from ctypes import POINTER, byref, c_ubyte, c_ulong, c_void_p
 from typing import Any, Final
 
 from hsm_kms.worker import ckr
-from hsm_kms.worker.failures import Cause, WorkerError, from_rv
+from hsm_kms.worker.errors import Cause, WorkerError, from_rv
 from hsm_kms.worker.structs import (
     FUNCTIONS,
     FunctionList,

@@ -8,7 +8,7 @@ import msgspec
 from pkcs11 import Attribute, KeyType, ObjectClass
 
 from hsm_kms.worker import ckr, search
-from hsm_kms.worker.failures import WorkerError
+from hsm_kms.worker.errors import WorkerError
 from hsm_kms.worker.messages import Keys
 from hsm_kms.worker.values import KeyRef, KeySeen
 

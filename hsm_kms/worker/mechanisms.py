@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from hsm_kms.worker import cryptoki
-from hsm_kms.worker.failures import Cause, WorkerError
+from hsm_kms.worker.errors import Cause, WorkerError
 from hsm_kms.worker.values import Cipher, Mechanism
 
 if TYPE_CHECKING:

@@ -16,9 +16,9 @@ from pkcs11._pkcs11 import lib
 from pkcs11.exceptions import PKCS11Error
 
 from hsm_kms.hardening import finish_without_parent
-from hsm_kms.worker import selection
+from hsm_kms.worker import token_selection
 from hsm_kms.worker.cryptoki import Cryptoki, FunctionListPointer, load
-from hsm_kms.worker.failures import Cause, WorkerError, from_pkcs11
+from hsm_kms.worker.errors import Cause, WorkerError, from_pkcs11
 from hsm_kms.worker.values import TokenSeen
 
 if TYPE_CHECKING:
@@ -54,9 +54,9 @@ class Module:
         self._settings = settings
         self._token: Token | None = None
         self._library = self.cryptoki.library()
-        selection.check_library(self._library, settings)
-        if selection.has_selector(settings):
-            self._token = selection.choose(self._present(), settings)
+        token_selection.check_library(self._library, settings)
+        if token_selection.has_selector(settings):
+            self._token = token_selection.choose(self._present(), settings)
 
     @property
     def library(self) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final, NoReturn
 from pkcs11 import Attribute, KeyType, MechanismFlag, ObjectClass
 from pkcs11.exceptions import PKCS11Error
 
-from hsm_kms.worker.failures import Cause, WorkerError, from_pkcs11
+from hsm_kms.worker.errors import Cause, WorkerError, from_pkcs11
 from hsm_kms.worker.listing import describe, find, named
 from hsm_kms.worker.values import KeyRef
 

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, assert_never
 from pkcs11 import KeyType
 from pkcs11.exceptions import PKCS11Error
 
-from hsm_kms.worker import mechanisms, objects, probe
+from hsm_kms.worker import mechanism_probe, mechanisms, objects
 from hsm_kms.worker.ckr import Fault
-from hsm_kms.worker.failures import Cause, WorkerError, from_pkcs11
+from hsm_kms.worker.errors import Cause, WorkerError, from_pkcs11
 from hsm_kms.worker.listing import Listing
 from hsm_kms.worker.mechanisms import Keyed
 from hsm_kms.worker.messages import (
@@ -135,7 +135,7 @@ class TokenSession:
                 return Done()
             case Probe(ref=ref, paired=paired, wanted=wanted):
                 on = self._keyed(ref, paired=paired)
-                return Probed(mechanism=probe.probe(on, wanted))
+                return Probed(mechanism=mechanism_probe.probe(on, wanted))
             case FindKeys():
                 return self._list(request)
             case Fingerprint():

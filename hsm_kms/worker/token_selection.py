@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from pkcs11 import TokenFlag
 
-from hsm_kms.worker.failures import Cause, WorkerError
+from hsm_kms.worker.errors import Cause, WorkerError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

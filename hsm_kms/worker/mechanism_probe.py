@@ -16,7 +16,7 @@ import os
 from typing import TYPE_CHECKING, Final
 
 from hsm_kms.worker import ckr, mechanisms
-from hsm_kms.worker.failures import Cause, WorkerError
+from hsm_kms.worker.errors import Cause, WorkerError
 from hsm_kms.worker.values import Cipher, Mechanism
 
 if TYPE_CHECKING:
