@@ -23,7 +23,7 @@ from hsm_kms.api.rpc import (
 )
 from hsm_kms.api.server import build_server
 from hsm_kms.config.schema import Apis, ApiV1, ApiV2
-from hsm_kms.socket import UnixSocket
+from hsm_kms.server.kms_socket import UnixSocket
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable

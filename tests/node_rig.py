@@ -123,7 +123,7 @@ class _Sight:
 
 
 class Engine:
-    """One engine: what `hsm_kms.engine` builds, without processes.
+    """One engine: what `hsm_kms.server.engine` builds, without processes.
 
     Args:
         settings: The configuration.

@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 import grpc.aio
 
-from hsm_kms.socket import UnixSocket
+from hsm_kms.server.kms_socket import UnixSocket
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator

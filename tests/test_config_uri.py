@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from hsm_kms.config.load import effective, parse
-from hsm_kms.wiring import configure_message, key_settings
+from hsm_kms.server.settings import configure_message, key_settings
 from tests.test_config import CANARY, faults_of, with_
 
 WHOLE = (

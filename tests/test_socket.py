@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from hsm_kms.errors import SocketError
-from hsm_kms.socket import MAX_PATH_BYTES, UnixSocket
+from hsm_kms.server.kms_socket import MAX_PATH_BYTES, UnixSocket
 from tests.socket_tools import answers, leave_stale_socket, lock_of, names, serving
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may chown")

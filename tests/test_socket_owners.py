@@ -18,7 +18,7 @@ import grpc.aio
 import pytest
 
 from hsm_kms.errors import SocketError
-from hsm_kms.socket import UnixSocket
+from hsm_kms.server.kms_socket import UnixSocket
 from tests.socket_tools import answers, listener, lock_of, names, serving
 
 ROOT = Path(__file__).parent.parent
@@ -29,7 +29,7 @@ import asyncio, sys
 from pathlib import Path
 import grpc.aio
 from hsm_kms.errors import SocketError
-from hsm_kms.socket import UnixSocket
+from hsm_kms.server.kms_socket import UnixSocket
 
 async def main():
     print("up", flush=True)

@@ -9,12 +9,12 @@ from uuid import uuid4
 
 import pytest
 
-from hsm_kms import reload
 from hsm_kms.clock import now
 from hsm_kms.config import load as configuration
-from hsm_kms.engine import Engine, Lasting
 from hsm_kms.keys.key_id import make_cka_id
-from hsm_kms.server import Server
+from hsm_kms.server import reload
+from hsm_kms.server.engine import Engine, Lasting
+from hsm_kms.server.serve import Server
 from hsm_kms.state_dir.directory import StateDir
 from hsm_kms.token.process import Worker
 from hsm_kms.worker.messages import GenerateKey, Keys
@@ -45,7 +45,7 @@ NESTED: Final = frozenset({Kind.LOCAL_KEK_BY_TOKEN})
 _QUICK: Final = {
     "hsm_kms.health.monitor.RETRY_SECONDS": 0.1,
     "hsm_kms.health.monitor._AT_MOST_EVERY": 0.02,
-    "hsm_kms.server.DRAIN_SECONDS": 0.05,
+    "hsm_kms.server.serve.DRAIN_SECONDS": 0.05,
     "hsm_kms.token.backoff.LONGEST_SECONDS": 0.2,
     "hsm_kms.wrapping.local_lifecycle.RETRY_SECONDS": 0.1,
 }

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from hsm_kms import wiring
 from hsm_kms.cli.options import config_option
 from hsm_kms.cli.ring import read_ring
 from hsm_kms.cli.tradeoff import tradeoff
 from hsm_kms.cli.worker import one_worker
 from hsm_kms.config import load as configuration
 from hsm_kms.errors import HsmKmsError, PinSettlingError, TokenAbsentError
+from hsm_kms.server import settings
 from hsm_kms.state_dir.directory import StateDir
 from hsm_kms.token.login import PinGate
 from hsm_kms.wrapping.by_token import canary
@@ -107,7 +107,7 @@ def _check_module(report: Report, config: Config) -> None:
 
 
 def _check_pin(report: Report, config: Config) -> None:
-    source = wiring.pin_source(config)
+    source = settings.pin_source(config)
     if source is None:
         report.ok("no login wanted (token.login: none)")
         return

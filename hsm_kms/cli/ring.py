@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from hsm_kms import wiring
 from hsm_kms.clock import now
 from hsm_kms.keys.discovery import Discovery
 from hsm_kms.keys.rotation import Memory, make_ring
+from hsm_kms.server import settings
 from hsm_kms.state_dir.directory import StateCorruptError, StateDir
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ async def read_ring(config: Config, worker: Worker) -> Keyring:
     sighting = await discovery_for(config).read(worker, memory.last, fresh=True)
     return make_ring(
         sighting.keys,
-        wiring.key_settings(config),
+        settings.key_settings(config),
         memory,
         now(),
         nameless=sighting.nameless,
@@ -53,7 +53,7 @@ def remembered(config: Config) -> Memory:
 def discovery_for(config: Config) -> Discovery:
     """What reads the keys for a command; it freezes nothing."""
     return Discovery(
-        wiring.key_settings(config),
+        settings.key_settings(config),
         StateDir(config.state_dir),
         seconds=config.token.start_timeout,
         start_seconds=config.token.start_timeout,

@@ -29,6 +29,6 @@ def serve(path: Path) -> None:
     log.configure(config.log.level, config.log.format)
     hardening.harden_process()
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # its C core writes to stderr
-    from hsm_kms import server  # noqa: PLC0415 - grpc takes a third of a second
+    from hsm_kms.server import serve as server  # noqa: PLC0415 - grpc takes a third of a second
 
     asyncio.run(server.serve(config, path))

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hsm_kms import wiring
 from hsm_kms.errors import ConfigError, PinSettlingError, TokenTimeoutError
+from hsm_kms.server import settings
 from hsm_kms.state_dir.directory import StateDir
 from hsm_kms.token.login import STABLE_SECONDS, PinGate, PinSource
 from hsm_kms.token.process import Worker
@@ -88,7 +88,7 @@ async def one_worker(
         try:
             async with asyncio.timeout(config.token.start_timeout):
                 await worker.configure(
-                    wiring.configure_message(config, read_write=read_write)
+                    settings.configure_message(config, read_write=read_write)
                 )
                 await gate.login(worker)
             yield worker
@@ -136,6 +136,6 @@ def _user_type(choice: LoginChoice, config: Config) -> int | None:
     if choice.login == "none":
         raise ConfigError(["--login none is for the configuration: token.login"])
     try:
-        return wiring.user_type(choice.login or config.token.login)
+        return settings.user_type(choice.login or config.token.login)
     except ValueError:
         raise ConfigError(["--login must be user, crypto-user, so or 0x..."]) from None

@@ -16,8 +16,8 @@ from hsm_kms.log import key_id_hash
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from hsm_kms.engine import Engine, Lasting
     from hsm_kms.keys.keyring import Keyring
+    from hsm_kms.server.engine import Engine, Lasting
 
 
 def snapshot(engine: Engine, lasting: Lasting) -> Snapshot:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
-from hsm_kms import wiring
 from hsm_kms.cli.keys.survey import RETIRED, Found, Survey
 from hsm_kms.cli.ring import read_ring, remembered
 from hsm_kms.errors import (
@@ -18,6 +17,7 @@ from hsm_kms.keys.key_id import fingerprint_of_cka_id
 from hsm_kms.keys.keyring import Keyring
 from hsm_kms.keys.listing import fingerprint, list_keys
 from hsm_kms.keys.policy import offences
+from hsm_kms.server import settings as wiring
 from hsm_kms.worker.values import Cipher, KeyRef
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from hsm_kms.config.schema import Config
-    from hsm_kms.engine import Engine
+    from hsm_kms.server.engine import Engine
 
 WATCH_SECONDS: Final = 2.0
 POLL_SECONDS: Final = 0.05

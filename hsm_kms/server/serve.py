@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Final
 
 import structlog
 
-from hsm_kms import __version__, log, reload, wiring
+from hsm_kms import __version__, log
 from hsm_kms.api.server import build_server
-from hsm_kms.engine import Engine, Lasting
 from hsm_kms.http.metrics import Metrics
 from hsm_kms.http.pages import admin_pages, public_pages, snapshot
 from hsm_kms.http.server import HttpServer
-from hsm_kms.socket import UnixSocket
+from hsm_kms.server import reload, settings
+from hsm_kms.server.engine import Engine, Lasting
+from hsm_kms.server.kms_socket import UnixSocket
 from hsm_kms.state_dir.directory import StateDir
 from hsm_kms.wrapping.nonce_budget import NonceBudget
 
@@ -156,7 +157,7 @@ class Server:
 
     async def _apply(self, config: Config) -> None:
         """Go on with another configuration."""
-        if wiring.adjustable(self._engine.config, config):
+        if settings.adjustable(self._engine.config, config):
             self._engine.adjust(config)
             self._now_in_force(config)
         else:

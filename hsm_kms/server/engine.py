@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from hsm_kms import wiring
 from hsm_kms.errors import HsmKmsError, NonceBudgetError, UnknownKeyIdError
 from hsm_kms.health.monitor import Monitor
 from hsm_kms.keys.discovery import Discovery
 from hsm_kms.keys.node_keyring import KeyHolder
+from hsm_kms.server import settings as wiring
 from hsm_kms.token.counts import Counts
 from hsm_kms.token.login import PinGate
 from hsm_kms.token.pool import Pool

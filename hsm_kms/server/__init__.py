@@ -1,0 +1,1 @@
+"""Assemble the parts for one configuration, serve, reload and stop."""
