@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hsm_kms.etcd import pieces
+from hsm_kms.etcd import stream
 from hsm_kms.etcd.json_file import JsonFile
 from hsm_kms.etcd.source import EtcdError, Item
 from hsm_kms.etcd.tally import scan
@@ -156,7 +156,7 @@ def test_a_folder(tmp_path):
 
 def test_text_without_end(tmp_path, monkeypatch):
     """A file in which no object ends is given up, instead of filling the memory."""
-    monkeypatch.setattr(pieces, "MAX_GAP_BYTES", MIB)
+    monkeypatch.setattr(stream, "MAX_GAP_BYTES", MIB)
     path = tmp_path / "endless.json"
     path.write_bytes(b'{"header":"' + b"x" * 3 * MIB)
 

@@ -7,7 +7,7 @@ import socket
 import grpc
 import pytest
 
-from hsm_kms.etcd.link import Login
+from hsm_kms.etcd.connection import Login
 from hsm_kms.etcd.live import MAX_PAGE, PAGE_BYTES, Access, Etcd
 from hsm_kms.etcd.source import EtcdError, Item, end_of
 from tests.etcd_server import EtcdServer, Knobs, made_objects, read

@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 
 from hsm_kms.errors import ConfigError
+from hsm_kms.etcd.connection import Login
 from hsm_kms.etcd.endpoint import parse_endpoint
-from hsm_kms.etcd.link import Login
 from hsm_kms.etcd.live import Access, Etcd
 from hsm_kms.etcd.source import EtcdError
 from tests.etcd_server import (

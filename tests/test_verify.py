@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import os
 
-from hsm_kms.etcd.opening import NO_KEY
+from hsm_kms.etcd.token_opener import NO_KEY
 from tests.support import PIN
 from tests.verifying import (
     dump,

@@ -17,8 +17,8 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from hsm_kms.cli.ring import read_ring
 from hsm_kms.cli.worker import one_worker
 from hsm_kms.config import load as configuration
-from hsm_kms.etcd.opening import NO_KEY
 from hsm_kms.etcd.source import Item
+from hsm_kms.etcd.token_opener import NO_KEY
 from hsm_kms.etcd.verify import MAX_FAILURES, NOT_LISTED, Verification
 from hsm_kms.worker.messages import Encrypt
 from hsm_kms.wrapping.record import Algorithm, Header, Kind, Record

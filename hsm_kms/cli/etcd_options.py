@@ -203,7 +203,7 @@ def open_source(choice: EtcdChoice) -> Source:
         return JsonFile(choice.from_json, prefix=prefix)
     # Its C core writes to stderr, and gRPC takes a third of a second to load.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-    from hsm_kms.etcd.link import Login  # noqa: PLC0415
+    from hsm_kms.etcd.connection import Login  # noqa: PLC0415
     from hsm_kms.etcd.live import Access, Etcd  # noqa: PLC0415
 
     access = Access(

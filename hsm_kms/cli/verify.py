@@ -69,7 +69,7 @@ def verify(
 
 async def _verify(config: Config, choice: LoginChoice, etcd: EtcdChoice) -> Verdict:
     # cryptography takes a while to load, and no other command needs it.
-    from hsm_kms.etcd.opening import TokenOpener  # noqa: PLC0415
+    from hsm_kms.etcd.token_opener import TokenOpener  # noqa: PLC0415
     from hsm_kms.etcd.verify import Verification  # noqa: PLC0415
 
     async with one_worker(config, choice) as worker:

@@ -17,8 +17,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from hsm_kms.etcd.pieces import EndlessError, Stream, Text
 from hsm_kms.etcd.source import DEFAULT_PREFIX, EtcdError, Item
+from hsm_kms.etcd.stream import EndlessError, Stream, Text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

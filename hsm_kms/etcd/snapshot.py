@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NoReturn, Self
 
-from hsm_kms.etcd.link import Login, UnreachableError
+from hsm_kms.etcd.connection import Login, UnreachableError
 from hsm_kms.etcd.live import Access, Etcd
 from hsm_kms.etcd.source import DEFAULT_PREFIX, EtcdError, Item
 from hsm_kms.etcd.text import printable

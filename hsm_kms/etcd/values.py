@@ -17,9 +17,9 @@ from typing import Final
 
 from google.protobuf.message import DecodeError
 
+from hsm_kms.etcd.kms_v1 import MAX_NAME_BYTES, record_of, split_v1
 from hsm_kms.etcd.rpc.envelope_pb2 import EncryptedDEKSourceType, EncryptedObject
 from hsm_kms.etcd.text import text_of
-from hsm_kms.etcd.v1 import MAX_NAME_BYTES, record_of, split_v1
 from hsm_kms.wrapping.record import Kind, Record
 
 ENCRYPTED: Final = b"k8s:enc:"

@@ -47,7 +47,7 @@ _HEAD: Final = re.compile(
 
 
 class Opener(Protocol):
-    """Opens records; `hsm_kms.etcd.opening.TokenOpener` does."""
+    """Opens records; `hsm_kms.etcd.token_opener.TokenOpener` does."""
 
     async def why_not(self, record: Record) -> str:
         """Why a record cannot be opened, "" where it can."""
