@@ -14,8 +14,8 @@ from termios import FIONREAD
 import pytest
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from hsm_kms.cli.ring import read_ring
-from hsm_kms.cli.worker import one_worker
+from hsm_kms.cli.one_worker import one_worker
+from hsm_kms.cli.read_keyring import read_ring
 from hsm_kms.config import load as configuration
 from hsm_kms.etcd.source import Item
 from hsm_kms.etcd.token_opener import NO_KEY

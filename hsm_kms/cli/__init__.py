@@ -14,7 +14,7 @@ import click
 from hsm_kms import __version__
 from hsm_kms.cli.check import check
 from hsm_kms.cli.config import config_group
-from hsm_kms.cli.etcd import etcd_group
+from hsm_kms.cli.etcd.scan import etcd_group
 from hsm_kms.cli.keys import keys_group
 from hsm_kms.cli.migrate import migrate
 from hsm_kms.cli.serve import serve

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
+from hsm_kms.cli.one_worker import one_worker
 from hsm_kms.cli.options import config_option
-from hsm_kms.cli.ring import read_ring
+from hsm_kms.cli.read_keyring import read_ring
 from hsm_kms.cli.tradeoff import tradeoff
-from hsm_kms.cli.worker import one_worker
 from hsm_kms.config import load as configuration
 from hsm_kms.errors import HsmKmsError, PinSettlingError, TokenAbsentError
 from hsm_kms.server import settings

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 import msgspec
 
+from hsm_kms.cli.one_worker import one_worker
 from hsm_kms.cli.options import config_option, output_option
-from hsm_kms.cli.worker import one_worker
 from hsm_kms.config import load as configuration
 from hsm_kms.errors import TokenTimeoutError
 from hsm_kms.token.process import Worker

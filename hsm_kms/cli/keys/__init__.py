@@ -16,7 +16,7 @@ import click
 from hsm_kms.cli.keys.cancel import cancel
 from hsm_kms.cli.keys.destroy import destroy
 from hsm_kms.cli.keys.generate import generate
-from hsm_kms.cli.keys.listed import list_keys
+from hsm_kms.cli.keys.list import list_keys
 from hsm_kms.cli.keys.retire import retire
 from hsm_kms.cli.keys.rotate import rotate
 

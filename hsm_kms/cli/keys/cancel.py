@@ -14,7 +14,8 @@ from hsm_kms.cli.keys.ending import (
     destroy_rest,
     finish,
 )
-from hsm_kms.cli.keys.given import (
+from hsm_kms.cli.keys.journal import Journal
+from hsm_kms.cli.keys.options import (
     Given,
     common_options,
     confirm,
@@ -23,9 +24,8 @@ from hsm_kms.cli.keys.given import (
     tell,
     yes_option,
 )
-from hsm_kms.cli.keys.journal import Journal
-from hsm_kms.cli.keys.look import ask_of, read_survey
-from hsm_kms.cli.worker import one_worker
+from hsm_kms.cli.keys.read_survey import ask_of, read_survey
+from hsm_kms.cli.one_worker import one_worker
 from hsm_kms.clock import now, when
 from hsm_kms.config.fields import KEY_ID
 from hsm_kms.errors import HsmKmsError

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from hsm_kms.cli.etcd_options import EtcdChoice, etcd_options
+from hsm_kms.cli.etcd.options import EtcdChoice, etcd_options
 from hsm_kms.cli.keys.ending import broken_off, destroy_objects, finish
-from hsm_kms.cli.keys.given import (
+from hsm_kms.cli.keys.journal import Journal
+from hsm_kms.cli.keys.options import (
     KEY_ID_TYPE,
     Given,
     common_options,
@@ -19,10 +20,9 @@ from hsm_kms.cli.keys.given import (
     require_terminal,
     tell,
 )
-from hsm_kms.cli.keys.journal import Journal
-from hsm_kms.cli.keys.look import ask_of, read_survey
+from hsm_kms.cli.keys.read_survey import ask_of, read_survey
 from hsm_kms.cli.keys.unused import require_unused
-from hsm_kms.cli.worker import one_worker
+from hsm_kms.cli.one_worker import one_worker
 from hsm_kms.clock import now, when
 from hsm_kms.errors import ConfigError, HsmKmsError
 from hsm_kms.keys.keyring import KeyState

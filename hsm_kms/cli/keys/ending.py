@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from hsm_kms.cli.keys.given import tell
+from hsm_kms.cli.keys.options import tell
 from hsm_kms.errors import MechanismError
 from hsm_kms.worker.messages import Destroy
 

@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING
 
 import click
 
-from hsm_kms.cli.keys.given import Given, common_options, tell
 from hsm_kms.cli.keys.journal import Journal
-from hsm_kms.cli.keys.look import ask_of, read_survey
-from hsm_kms.cli.keys.making import (
+from hsm_kms.cli.keys.objects import (
     clear_leftovers,
     does_gcm,
     free_time,
     label_for_new,
     make_key,
 )
-from hsm_kms.cli.worker import one_worker
+from hsm_kms.cli.keys.options import Given, common_options, tell
+from hsm_kms.cli.keys.read_survey import ask_of, read_survey
+from hsm_kms.cli.one_worker import one_worker
 from hsm_kms.clock import now, when
 from hsm_kms.errors import HsmKmsError, MechanismError
 from hsm_kms.keys.keyring import KeyState

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hsm_kms.cli.etcd_options import EtcdChoice, etcd_options
-from hsm_kms.cli.keys.given import (
+from hsm_kms.cli.etcd.options import EtcdChoice, etcd_options
+from hsm_kms.cli.keys.journal import Journal
+from hsm_kms.cli.keys.options import (
     Given,
     common_options,
     confirm,
@@ -18,12 +19,11 @@ from hsm_kms.cli.keys.given import (
     tell,
     yes_option,
 )
-from hsm_kms.cli.keys.journal import Journal
-from hsm_kms.cli.keys.look import ask_of, read_survey
+from hsm_kms.cli.keys.read_survey import ask_of, read_survey
 from hsm_kms.cli.keys.survey import retired_label, time_in
 from hsm_kms.cli.keys.undo import undo
 from hsm_kms.cli.keys.unused import require_unused
-from hsm_kms.cli.worker import one_worker
+from hsm_kms.cli.one_worker import one_worker
 from hsm_kms.clock import now, when
 from hsm_kms.errors import ConfigError, HsmKmsError, MechanismError
 from hsm_kms.keys.inventory import MISSES_BELIEVED

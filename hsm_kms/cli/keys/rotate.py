@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from hsm_kms.cli.keys.generate import find_made, pending_of
-from hsm_kms.cli.keys.given import Given, common_options, spell, tell
 from hsm_kms.cli.keys.journal import Journal
-from hsm_kms.cli.keys.look import ask_of, read_survey
-from hsm_kms.cli.keys.making import (
+from hsm_kms.cli.keys.objects import (
     clear_leftovers,
     free_time,
     label_for_new,
     make_key,
 )
+from hsm_kms.cli.keys.options import Given, common_options, spell, tell
+from hsm_kms.cli.keys.read_survey import ask_of, read_survey
+from hsm_kms.cli.one_worker import one_worker
 from hsm_kms.cli.options import SECONDS_TYPE
-from hsm_kms.cli.worker import one_worker
 from hsm_kms.clock import now, when
 from hsm_kms.config.fields import format_duration
 from hsm_kms.errors import ConfigError, HsmKmsError

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from hsm_kms.cli.keys.given import spell
+from hsm_kms.cli.keys.options import spell
 from hsm_kms.clock import now
 
 if TYPE_CHECKING:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from hsm_kms.cli.keys.given import Given, tell
 from hsm_kms.cli.keys.journal import Journal
-from hsm_kms.cli.keys.look import ask_of, read_survey
-from hsm_kms.cli.worker import one_worker
+from hsm_kms.cli.keys.options import Given, tell
+from hsm_kms.cli.keys.read_survey import ask_of, read_survey
+from hsm_kms.cli.one_worker import one_worker
 from hsm_kms.errors import HsmKmsError
 from hsm_kms.keys.keyring import KeyState
 from hsm_kms.worker.messages import Relabel

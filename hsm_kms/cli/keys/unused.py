@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from hsm_kms.cli.etcd_options import open_source, progress_bar
-from hsm_kms.cli.keys.given import interruptible, tell
+from hsm_kms.cli.etcd.options import open_source, progress_bar
+from hsm_kms.cli.keys.options import interruptible, tell
 from hsm_kms.errors import HsmKmsError
 from hsm_kms.etcd.tally import scan
 
 if TYPE_CHECKING:
-    from hsm_kms.cli.etcd_options import EtcdChoice
+    from hsm_kms.cli.etcd.options import EtcdChoice
     from hsm_kms.cli.keys.survey import Found, Survey
 
 

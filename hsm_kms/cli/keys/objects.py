@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from hsm_kms.cli.keys.given import tell
+from hsm_kms.cli.keys.options import tell
 from hsm_kms.errors import HsmKmsError, MechanismError
 from hsm_kms.keys.discovery import wanted_mechanisms
 from hsm_kms.keys.key_id import make_cka_id

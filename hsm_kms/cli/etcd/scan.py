@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from hsm_kms.cli.etcd_conditions import Condition, conditions_option
-from hsm_kms.cli.etcd_options import STDIN, etcd_options, open_source, progress_bar
+from hsm_kms.cli.etcd.conditions import Condition, conditions_option
+from hsm_kms.cli.etcd.options import STDIN, etcd_options, open_source, progress_bar
+from hsm_kms.cli.etcd.verify import verify
 from hsm_kms.cli.options import output_option
-from hsm_kms.cli.verify import verify
 from hsm_kms.errors import ConfigError, HsmKmsError
 from hsm_kms.etcd.text import printable
 
 if TYPE_CHECKING:
-    from hsm_kms.cli.etcd_options import EtcdChoice
+    from hsm_kms.cli.etcd.options import EtcdChoice
     from hsm_kms.etcd.source import Item
     from hsm_kms.etcd.tally import Tally
     from hsm_kms.etcd.values import Stored
@@ -63,7 +63,7 @@ def scan_command(
                               whatever the suffix: may the key go?
     --fail-if unencrypted     exit with 1 if anything is in clear that should not be
     """
-    from hsm_kms.cli import etcd_shown  # noqa: PLC0415 - loads protobuf
+    from hsm_kms.cli.etcd import output as etcd_shown  # noqa: PLC0415 - loads protobuf
     from hsm_kms.etcd.tally import scan  # noqa: PLC0415
 
     watch = [each.key_id for each in conditions if each.key_id]
@@ -117,7 +117,7 @@ def show_command(
     """
     if (name is None) == (value_file is None):
         raise ConfigError(["give either a KEY or --value-file"])
-    from hsm_kms.cli import etcd_shown  # noqa: PLC0415 - loads protobuf
+    from hsm_kms.cli.etcd import output as etcd_shown  # noqa: PLC0415 - loads protobuf
 
     if value_file is not None:
         shown = etcd_shown.value_as_json(_of_file(value_file))

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from hsm_kms.cli.keys.generate import pending_of
-from hsm_kms.cli.keys.given import Given, common_options, spell, tell
 from hsm_kms.cli.keys.journal import Journal, seconds_of
-from hsm_kms.cli.keys.look import read_survey
+from hsm_kms.cli.keys.options import Given, common_options, spell, tell
+from hsm_kms.cli.keys.read_survey import read_survey
 from hsm_kms.cli.keys.table import Line, table
-from hsm_kms.cli.worker import one_worker
+from hsm_kms.cli.one_worker import one_worker
 from hsm_kms.clock import now, when
 from hsm_kms.errors import HsmKmsError
 from hsm_kms.keys.key_id import activation_of

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hsm_kms import hardening
-from hsm_kms.cli.etcd_options import etcd_options, open_source, progress_bar
+from hsm_kms.cli.etcd.options import etcd_options, open_source, progress_bar
+from hsm_kms.cli.one_worker import LoginChoice, login_options, one_worker
 from hsm_kms.cli.options import config_option, output_option
-from hsm_kms.cli.ring import read_ring
-from hsm_kms.cli.worker import LoginChoice, login_options, one_worker
+from hsm_kms.cli.read_keyring import read_ring
 from hsm_kms.config import load as configuration
 from hsm_kms.errors import HsmKmsError
 from hsm_kms.etcd.text import printable, text_of
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from hsm_kms.cli.etcd_options import EtcdChoice
+    from hsm_kms.cli.etcd.options import EtcdChoice
     from hsm_kms.config.schema import Config
     from hsm_kms.etcd.verify import Failure, Verdict
 

@@ -6,7 +6,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from hsm_kms.cli.keys.survey import RETIRED, Found, Survey
-from hsm_kms.cli.ring import read_ring, remembered
+from hsm_kms.cli.read_keyring import read_ring, remembered
 from hsm_kms.errors import (
     HsmKmsError,
     KeyAmbiguousError,

@@ -1,0 +1,1 @@
+"""Provide `hsm-kms etcd`: count, explain and verify what the API server stored."""
