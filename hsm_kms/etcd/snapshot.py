@@ -190,7 +190,7 @@ def _restore(etcdutl: str, path: Path, folder: Path) -> None:
 @contextlib.contextmanager
 def _running(etcd: str, folder: Path) -> Iterator[_Server]:
     command = [
-        *(sys.executable, "-m", "hsm_kms.tied", str(os.getpid()), etcd),
+        *(sys.executable, "-m", "hsm_kms.pdeathsig", str(os.getpid()), etcd),
         *("--data-dir", str(folder / _DATA), "--unsafe-no-fsync", "--log-level=error"),
         *("--listen-client-urls", f"unix://{folder / _CLIENT}"),
         # It must look like host and port, and is a file in the folder.

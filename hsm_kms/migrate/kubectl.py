@@ -40,7 +40,7 @@ _FLAGS: Final = (
     "--reject-methods=^POST$,^PATCH$,^DELETE$,^HEAD$,^OPTIONS$",
 )
 # A SIGKILL leaves nobody to stop it: the kernel does.
-_TIED: Final = (sys.executable, "-I", "-m", "hsm_kms.tied")
+_TIED: Final = (sys.executable, "-I", "-m", "hsm_kms.pdeathsig")
 _NOWHERE: Final = "current-context must exist in order to minify"
 """What kubectl says where there is no kubeconfig: it may run in a pod."""
 

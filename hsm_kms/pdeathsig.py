@@ -1,6 +1,6 @@
 """Runs a program that ends with the process that started this one.
 
-python -m hsm_kms.tied PPID PROGRAM ARGUMENT...
+python -m hsm_kms.pdeathsig PPID PROGRAM ARGUMENT...
 """
 
 from __future__ import annotations
