@@ -6,17 +6,10 @@ Root can read memory all the same; docs and SECURITY.md say so.
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import os
 import resource
-import signal
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-_PR_SET_PDEATHSIG = 1
 _PR_GET_DUMPABLE = 3
 _PR_SET_DUMPABLE = 4
 
@@ -31,48 +24,25 @@ def harden_process() -> None:
         OSError: If the kernel refuses.
     """
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    _prctl(_PR_SET_DUMPABLE, 0)
+    prctl(_PR_SET_DUMPABLE, 0)
     os.umask(0o077)
-
-
-def die_with_parent(expected_ppid: int) -> None:
-    """Be killed when the thread that started this process ends.
-
-    The signal is not sent for a parent that ended before it was asked for;
-    such an orphan exits here at once.
-
-    Args:
-        expected_ppid: Process id of the parent, as the parent itself knows it.
-
-    Raises:
-        OSError: If the kernel refuses.
-    """
-    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != expected_ppid:
-        os._exit(1)
-
-
-@contextlib.contextmanager
-def finish_without_parent() -> Iterator[None]:
-    """What runs in here is not cut short by the parent's end; the exit follows it.
-
-    Raises:
-        OSError: If the kernel refuses.
-    """
-    parent = os.getppid()
-    _prctl(_PR_SET_PDEATHSIG, 0)
-    try:
-        yield
-    finally:
-        die_with_parent(parent)
 
 
 def is_dumpable() -> bool:
     """Whether the kernel would let this process be dumped or traced."""
-    return _prctl(_PR_GET_DUMPABLE, 0) != 0
+    return prctl(_PR_GET_DUMPABLE, 0) != 0
 
 
-def _prctl(option: int, value: int) -> int:
+def prctl(option: int, value: int) -> int:
+    """Set or read one attribute of this process.
+
+    Args:
+        option: A PR_ constant of the system call prctl(2).
+        value: Its argument.
+
+    Raises:
+        OSError: If the kernel refuses.
+    """
     libc = ctypes.CDLL(None, use_errno=True)
     number = ctypes.c_ulong(value)
     zero = ctypes.c_ulong(0)

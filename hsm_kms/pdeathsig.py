@@ -5,10 +5,50 @@ python -m hsm_kms.pdeathsig PPID PROGRAM ARGUMENT...
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import sys
+from typing import TYPE_CHECKING
 
-from hsm_kms.hardening import die_with_parent
+from hsm_kms.hardening import prctl
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_PR_SET_PDEATHSIG = 1
+
+
+def die_with_parent(expected_ppid: int) -> None:
+    """Be killed when the thread that started this process ends.
+
+    The signal is not sent for a parent that ended before it was asked for;
+    such an orphan exits here at once.
+
+    Args:
+        expected_ppid: Process id of the parent, as the parent itself knows it.
+
+    Raises:
+        OSError: If the kernel refuses.
+    """
+    prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != expected_ppid:
+        os._exit(1)
+
+
+@contextlib.contextmanager
+def finish_without_parent() -> Iterator[None]:
+    """What runs in here is not cut short by the parent's end; the exit follows it.
+
+    Raises:
+        OSError: If the kernel refuses.
+    """
+    parent = os.getppid()
+    prctl(_PR_SET_PDEATHSIG, 0)
+    try:
+        yield
+    finally:
+        die_with_parent(parent)
 
 
 def main() -> None:

@@ -40,7 +40,7 @@ PARENT = """
 
 CHILD = """
     import sys, time
-    from hsm_kms.hardening import die_with_parent
+    from hsm_kms.pdeathsig import die_with_parent
 
     die_with_parent(int(sys.argv[1]))
     print("ready", flush=True)

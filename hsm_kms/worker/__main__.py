@@ -17,7 +17,7 @@ from typing import NoReturn
 
 import msgspec
 
-from hsm_kms import hardening
+from hsm_kms import hardening, pdeathsig
 from hsm_kms.worker import datagrams
 from hsm_kms.worker.errors import Cause, WorkerError
 from hsm_kms.worker.messages import (
@@ -38,7 +38,7 @@ CLOSE_SECONDS = 0.5
 def main() -> NoReturn:
     """Serve the control session on this thread and each other on its own."""
     hardening.harden_process()
-    hardening.die_with_parent(int(sys.argv[1]))
+    pdeathsig.die_with_parent(int(sys.argv[1]))
     # systemd and a terminal signal the whole group; workers leave when the server
     # closes their control pair, after it has drained.
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from pkcs11._pkcs11 import lib
 from pkcs11.exceptions import PKCS11Error
 
-from hsm_kms.hardening import finish_without_parent
+from hsm_kms.pdeathsig import finish_without_parent
 from hsm_kms.worker import token_selection
 from hsm_kms.worker.cryptoki import Cryptoki, FunctionListPointer, load
 from hsm_kms.worker.errors import Cause, WorkerError, from_pkcs11
