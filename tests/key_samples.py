@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass, field
 
+from hsm_kms.ipc.values import Cipher, KeyRef, Mechanism
 from hsm_kms.keys.discovery import Sighting
 from hsm_kms.keys.inventory import Sightings
 from hsm_kms.keys.keyring import KeySettings, TokenKey
-from hsm_kms.worker.values import Cipher, KeyRef, Mechanism
 
 LABEL = "kek"
 A, B, C, GONE = ("a" * 26, "b" * 26, "c" * 26, "g" * 26)

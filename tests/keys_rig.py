@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hsm_kms.cli import main
+from hsm_kms.ipc.messages import Relabel
+from hsm_kms.ipc.values import KeyRef
 from hsm_kms.token.process import Worker
-from hsm_kms.worker.messages import Relabel
-from hsm_kms.worker.values import KeyRef
 from tests.odd_keys import LABEL
 from tests.served import configure, gate
 from tests.support import PIN
@@ -22,7 +22,7 @@ from tests.support import PIN
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from hsm_kms.worker.messages import Reply, Request
+    from hsm_kms.ipc.messages import Reply, Request
     from tests.support import Plugin
 
 

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING
 
 from hsm_kms.errors import HsmKmsError, MechanismError, WorkerLostError
 from hsm_kms.health.monitor import Monitor
+from hsm_kms.ipc.messages import Block
+from hsm_kms.ipc.values import Cipher, KeyRef, Mechanism
 from hsm_kms.keys.discovery import Sighting
 from hsm_kms.keys.key_id import fingerprint_of
 from hsm_kms.keys.keyring import TokenKey
 from hsm_kms.keys.node_keyring import KeyHolder
 from hsm_kms.state_dir.directory import StateDir
-from hsm_kms.worker.messages import Block
-from hsm_kms.worker.values import Cipher, KeyRef, Mechanism
 from hsm_kms.wrapping.by_token import canary
 
 if TYPE_CHECKING:

@@ -7,10 +7,10 @@ import contextlib
 import socket
 from typing import TYPE_CHECKING
 
+from hsm_kms.ipc import framing
+from hsm_kms.ipc.messages import Block, Failure, FindKeys
 from hsm_kms.token.channel import Channel
 from hsm_kms.token.pool import Pool
-from hsm_kms.worker import datagrams
-from hsm_kms.worker.messages import Block, Failure, FindKeys
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -43,9 +43,9 @@ class PeerSession:
     def take(self) -> None:
         """Read what came; two requests at once must not."""
         with contextlib.suppress(BlockingIOError, ConnectionError):
-            while datagram := self.socket.recv(datagrams.MAX_MESSAGE_BYTES):
+            while datagram := self.socket.recv(framing.MAX_MESSAGE_BYTES):
                 assert self.asked is None, "lent while a call was under way"
-                number, request = datagrams.unpack_request(memoryview(datagram))
+                number, request = framing.unpack_request(memoryview(datagram))
                 assert isinstance(request, FindKeys)
                 self.asked = number, request.label
 
@@ -56,7 +56,7 @@ class PeerSession:
         self.asked = None
         reply = failure or Block(block=b"another's" if number else label.encode())
         with contextlib.suppress(BrokenPipeError):
-            self.socket.send(datagrams.pack(number or asked, reply))
+            self.socket.send(framing.pack(number or asked, reply))
 
 
 class PeerWorker:

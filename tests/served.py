@@ -10,13 +10,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from hsm_kms.state_dir.directory import StateDir
-from hsm_kms.token.counts import Counts
-from hsm_kms.token.login import PinGate, PinSource
-from hsm_kms.token.pool import Pool
-from hsm_kms.token.process import Worker
-from hsm_kms.token.workers import Workers, WorkerSettings
-from hsm_kms.worker.messages import (
+from hsm_kms.ipc.messages import (
     Cipher,
     Configure,
     Decrypt,
@@ -28,6 +22,12 @@ from hsm_kms.worker.messages import (
     Mechanism,
     Prove,
 )
+from hsm_kms.state_dir.directory import StateDir
+from hsm_kms.token.counts import Counts
+from hsm_kms.token.login import PinGate, PinSource
+from hsm_kms.token.pool import Pool
+from hsm_kms.token.process import Worker
+from hsm_kms.token.workers import Workers, WorkerSettings
 from tests.support import (
     PIN,
     SECONDS,

@@ -14,8 +14,8 @@ from hsm_kms.errors import (
     KeyReusedError,
     KeyUnsuitableError,
 )
+from hsm_kms.ipc.values import Cipher
 from hsm_kms.keys.rotation import Memory, make_ring
-from hsm_kms.worker.values import Cipher
 from tests.key_samples import GONE, NOW, A, B, C, key, settings
 
 OFFENDS = {"offences": ("CKA_SENSITIVE is False",)}

@@ -8,9 +8,9 @@ import socket
 import pytest
 
 from hsm_kms.errors import WorkerLostError
+from hsm_kms.ipc import framing
+from hsm_kms.ipc.messages import Decrypted, Done, FindKeys, OpenSession
 from hsm_kms.token.channel import Channel
-from hsm_kms.worker import datagrams
-from hsm_kms.worker.messages import Decrypted, Done, FindKeys, OpenSession
 
 
 class Peer:
@@ -24,11 +24,11 @@ class Peer:
 
     def take(self):
         """Number and request, as they came."""
-        datagram = self.socket.recv(datagrams.MAX_MESSAGE_BYTES)
-        return datagrams.unpack_request(memoryview(datagram))
+        datagram = self.socket.recv(framing.MAX_MESSAGE_BYTES)
+        return framing.unpack_request(memoryview(datagram))
 
     def answer(self, number, reply):
-        self.socket.send(datagrams.pack(number, reply))
+        self.socket.send(framing.pack(number, reply))
 
 
 @pytest.fixture
@@ -136,11 +136,11 @@ async def test_end_while_idle(peer):
         b"\x00" * 8,
         (1).to_bytes(8, "big") + b"\xc1",
         (1).to_bytes(8, "big") + b"\x81\xa4type\xa7Unknown",
-        datagrams.pack(1, Done()) + b"\x00",
-        datagrams.pack(1, Done())[:-1],
-        datagrams.pack(1, OpenSession()),
-        b"\xff" * (datagrams.MAX_MESSAGE_BYTES + 1),
-        datagrams.pack(1, Decrypted(plaintext=b"x" * datagrams.MAX_MESSAGE_BYTES)),
+        framing.pack(1, Done()) + b"\x00",
+        framing.pack(1, Done())[:-1],
+        framing.pack(1, OpenSession()),
+        b"\xff" * (framing.MAX_MESSAGE_BYTES + 1),
+        framing.pack(1, Decrypted(plaintext=b"x" * framing.MAX_MESSAGE_BYTES)),
     ],
     ids=[
         "one byte",
@@ -166,7 +166,7 @@ async def test_longest_reply(peer):
     """A reply just below the limit arrives whole."""
     future = peer.channel.exchange(OpenSession())
     reply = Decrypted(plaintext=bytes(range(256)) * 639)
-    assert 256 > datagrams.MAX_MESSAGE_BYTES - len(datagrams.pack(1, reply))
+    assert 256 > framing.MAX_MESSAGE_BYTES - len(framing.pack(1, reply))
     peer.answer(1, reply)
 
     assert reply == await future

@@ -8,9 +8,9 @@ import pkcs11.exceptions
 import pytest
 
 from hsm_kms.errors import HsmKmsError, TokenError
+from hsm_kms.ipc import ckr
+from hsm_kms.ipc.ckr import Fault
 from hsm_kms.token.errors import TABLE, error_from
-from hsm_kms.worker import ckr
-from hsm_kms.worker.ckr import Fault
 from hsm_kms.worker.errors import Cause, from_pkcs11, from_rv
 
 # Raised by python-pkcs11 itself, without a return value behind them.

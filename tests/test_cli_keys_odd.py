@@ -8,8 +8,8 @@ import sys
 import pytest
 
 from hsm_kms.clock import now
-from hsm_kms.worker.messages import Destroy, Done, FindKeys, Keys, Relabel
-from hsm_kms.worker.values import KeyRef
+from hsm_kms.ipc.messages import Destroy, Done, FindKeys, Keys, Relabel
+from hsm_kms.ipc.values import KeyRef
 from tests import keys_rig
 from tests.odd_keys import LABEL, make_key
 from tests.served import create

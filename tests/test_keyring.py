@@ -12,8 +12,8 @@ from hsm_kms.errors import (
     KeyRetiredError,
     UnknownKeyIdError,
 )
+from hsm_kms.ipc.values import Cipher
 from hsm_kms.keys.keyring import Keyring, KeyState, Pending
-from hsm_kms.worker.values import Cipher
 from tests.key_samples import GONE, A, B, C, key, settings
 
 SUFFIXED = key(A, suffix="two")

@@ -9,10 +9,10 @@ import signal
 import pytest
 
 from hsm_kms.errors import PinRejectedError, WorkerLostError
+from hsm_kms.ipc.messages import Configure
 from hsm_kms.state_dir.directory import StateDir
 from hsm_kms.token.login import PinGate, PinSource
 from hsm_kms.token.process import Worker
-from hsm_kms.worker.messages import Configure
 from tests.odd_keys import Spy, alive, command_lines
 from tests.support import (
     PIN,

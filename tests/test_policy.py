@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from hsm_kms.ipc.values import Cipher, KeyRef, KeySeen
 from hsm_kms.keys.policy import born_here, offences
-from hsm_kms.worker.values import Cipher, KeyRef, KeySeen
 from tests.key_samples import settings
 
 GOOD = {

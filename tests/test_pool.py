@@ -14,9 +14,9 @@ from hsm_kms.errors import (
     TokenTimeoutError,
     WorkerLostError,
 )
+from hsm_kms.ipc.messages import Failure
 from hsm_kms.token.counts import End
 from hsm_kms.token.pool import PoolStats
-from hsm_kms.worker.messages import Failure
 from tests.pool_rig import CALL_TIMEOUT, SESSION_WAIT, later, one_busy
 
 

@@ -12,8 +12,8 @@ from hsm_kms.errors import (
     TokenError,
     TokenTimeoutError,
 )
+from hsm_kms.ipc.messages import Failure
 from hsm_kms.token.breaker import TRIP_AFTER
-from hsm_kms.worker.messages import Failure
 from tests.pool_rig import CALL_TIMEOUT, SESSION_WAIT, later, one_busy
 
 

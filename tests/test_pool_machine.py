@@ -16,8 +16,8 @@ from hypothesis.stateful import (
 )
 
 from hsm_kms.errors import HsmKmsError, NonceBudgetError, TokenAbsentError
+from hsm_kms.ipc.messages import Failure
 from hsm_kms.token.counts import End
-from hsm_kms.worker.messages import Failure
 from tests.pool_rig import CALL_TIMEOUT, Loop, Rig
 
 CAUSES = ["session", "login", "device", "not-authentic", "ambiguous", "from the future"]

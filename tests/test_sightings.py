@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from hsm_kms.worker.values import Cipher
+from hsm_kms.ipc.values import Cipher
 from tests.key_samples import OLD, YOUNG, YOUNGEST, A, B, Looker, Seen, key
 
 

@@ -20,7 +20,7 @@ from hsm_kms.config import load as configuration
 from hsm_kms.etcd.source import Item
 from hsm_kms.etcd.token_opener import NO_KEY
 from hsm_kms.etcd.verify import MAX_FAILURES, NOT_LISTED, Verification
-from hsm_kms.worker.messages import Encrypt
+from hsm_kms.ipc.messages import Encrypt
 from hsm_kms.wrapping.record import Algorithm, Header, Kind, Record
 from tests.support import children_of, wait_for
 from tests.verifying import failures, flipped, pairs_of, v1, v2, v2_of

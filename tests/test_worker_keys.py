@@ -7,7 +7,7 @@ import subprocess
 import pytest
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
-from hsm_kms.worker.messages import (
+from hsm_kms.ipc.messages import (
     Block,
     Decrypted,
     Encrypted,

@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from hsm_kms.token.process import Worker
-from hsm_kms.worker import datagrams
-from hsm_kms.worker.messages import (
+from hsm_kms.ipc import framing
+from hsm_kms.ipc.messages import (
     Configure,
     Decrypted,
     Done,
@@ -20,6 +19,7 @@ from hsm_kms.worker.messages import (
     OpenSession,
     Prove,
 )
+from hsm_kms.token.process import Worker
 from tests.odd_keys import Spy
 from tests.served import (
     AAD,
@@ -198,8 +198,8 @@ async def test_not_logged_in(hsm):
 
 async def test_answer_too_long(worker):
     """An answer that does not fit a message is an error, not silence."""
-    empty = datagrams.pack(1, Fingerprint(ref=KeyRef("", b""), block=BLOCK))
-    label = "x" * (datagrams.MAX_MESSAGE_BYTES - len(empty) - 4)  # longer length field
+    empty = framing.pack(1, Fingerprint(ref=KeyRef("", b""), block=BLOCK))
+    label = "x" * (framing.MAX_MESSAGE_BYTES - len(empty) - 4)  # longer length field
     reply = await ask(worker, Fingerprint(ref=KeyRef(label, b""), block=BLOCK))
 
     assert ("internal", "the answer is too long") == (reply.cause, reply.detail)

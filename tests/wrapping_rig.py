@@ -11,14 +11,14 @@ import pytest
 
 from hsm_kms.clock import now
 from hsm_kms.config import load as configuration
+from hsm_kms.ipc.messages import GenerateKey, Keys
+from hsm_kms.ipc.values import KeyRef
 from hsm_kms.keys.key_id import make_cka_id
 from hsm_kms.server import reload
 from hsm_kms.server.engine import Engine, Lasting
 from hsm_kms.server.serve import Server
 from hsm_kms.state_dir.directory import StateDir
 from hsm_kms.token.process import Worker
-from hsm_kms.worker.messages import GenerateKey, Keys
-from hsm_kms.worker.values import KeyRef
 from hsm_kms.wrapping.kek_cache import MAX_OPENED, OpenedKeks
 from hsm_kms.wrapping.nonce_budget import NonceBudget
 from hsm_kms.wrapping.record import Kind, Record

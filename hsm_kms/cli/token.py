@@ -14,11 +14,11 @@ from hsm_kms.cli.one_worker import one_worker
 from hsm_kms.cli.options import config_option, output_option
 from hsm_kms.config import load as configuration
 from hsm_kms.errors import TokenTimeoutError
+from hsm_kms.ipc.messages import Configure, ListTokens, Tokens
 from hsm_kms.token.process import Worker
-from hsm_kms.worker.messages import Configure, ListTokens, Tokens
 
 if TYPE_CHECKING:
-    from hsm_kms.worker.values import TokenSeen
+    from hsm_kms.ipc.values import TokenSeen
 
 SECONDS: Final = 60.0
 

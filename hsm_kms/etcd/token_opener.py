@@ -14,7 +14,7 @@ from hsm_kms.errors import (
     TokenError,
     UnknownKeyIdError,
 )
-from hsm_kms.worker.messages import Decrypt, Decrypted
+from hsm_kms.ipc.messages import Decrypt, Decrypted
 from hsm_kms.wrapping.by_local_kek import LocalKek
 from hsm_kms.wrapping.by_token import CIPHERS, canary
 from hsm_kms.wrapping.record import Kind, Record

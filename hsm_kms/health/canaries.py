@@ -12,12 +12,12 @@ from hsm_kms.errors import HsmKmsError, WorkerLostError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from hsm_kms.ipc.messages import Prove
+    from hsm_kms.ipc.values import Mechanism
     from hsm_kms.keys.inventory import Sightings
     from hsm_kms.keys.keyring import TokenKey
     from hsm_kms.keys.node_keyring import KeyHolder
     from hsm_kms.token.process import Worker
-    from hsm_kms.worker.messages import Prove
-    from hsm_kms.worker.values import Mechanism
 
 _log = structlog.get_logger(__name__)
 

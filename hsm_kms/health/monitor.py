@@ -30,13 +30,13 @@ from hsm_kms.token.counts import End
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from hsm_kms.ipc.messages import Prove
+    from hsm_kms.ipc.values import Mechanism
     from hsm_kms.keys.discovery import Discovery, Sighting
     from hsm_kms.keys.keyring import TokenKey
     from hsm_kms.keys.node_keyring import KeyHolder
     from hsm_kms.token.process import Worker
     from hsm_kms.token.workers import Workers
-    from hsm_kms.worker.messages import Prove
-    from hsm_kms.worker.values import Mechanism
 
 RETRY_SECONDS: Final = 2.0
 FRESH_SECONDS: Final = 10.0  # younger workers are believed when they miss a key

@@ -23,22 +23,22 @@ from hsm_kms.errors import (
     KeyUnsuitableError,
     MechanismError,
 )
+from hsm_kms.ipc.messages import Probe, Probed
+from hsm_kms.ipc.values import Cipher, KeySeen, Mechanism
 from hsm_kms.keys.key_id import activation_of, fingerprint_of_cka_id
 from hsm_kms.keys.keyring import KeySettings, TokenKey
 from hsm_kms.keys.listing import fingerprint, list_keys
 from hsm_kms.keys.policy import born_here, offences
 from hsm_kms.state_dir.directory import StateCorruptError, StateWriteError
 from hsm_kms.state_dir.records import FrozenMechanism
-from hsm_kms.worker.messages import Probe, Probed
-from hsm_kms.worker.values import Cipher, KeySeen, Mechanism
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from hsm_kms.ipc.values import KeyRef
     from hsm_kms.keys.listing import Ask
     from hsm_kms.state_dir.directory import StateDir
     from hsm_kms.token.process import Worker
-    from hsm_kms.worker.values import KeyRef
 
 GCM_MECHANISMS: Final = {
     "caller": (Mechanism.GCM_CALLER,),

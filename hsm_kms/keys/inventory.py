@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from hsm_kms.ipc.values import Cipher, KeyRef
     from hsm_kms.keys.discovery import Sighting
     from hsm_kms.keys.keyring import TokenKey
     from hsm_kms.token.process import Worker
-    from hsm_kms.worker.values import Cipher, KeyRef
 
 MISSES_BELIEVED: Final = 3
 BEHIND: Final = 2

@@ -26,7 +26,7 @@ from hsm_kms.errors import (
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from hsm_kms.worker.values import Cipher, KeyRef, Mechanism
+    from hsm_kms.ipc.values import Cipher, KeyRef, Mechanism
 
 _NOTHING: Mapping[str, bytes] = MappingProxyType({})
 

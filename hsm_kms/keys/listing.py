@@ -6,8 +6,7 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, TypeAlias
 
 from hsm_kms.errors import MechanismError
-from hsm_kms.keys.key_id import FINGERPRINT_BLOCK, fingerprint_of
-from hsm_kms.worker.messages import (
+from hsm_kms.ipc.messages import (
     Block,
     FindKeys,
     Fingerprint,
@@ -15,9 +14,10 @@ from hsm_kms.worker.messages import (
     Reply,
     Request,
 )
+from hsm_kms.keys.key_id import FINGERPRINT_BLOCK, fingerprint_of
 
 if TYPE_CHECKING:
-    from hsm_kms.worker.values import KeyRef, KeySeen
+    from hsm_kms.ipc.values import KeyRef, KeySeen
 
 # Asks the control session of one worker, with a limit.
 Ask: TypeAlias = Callable[[Request], Awaitable[Reply]]

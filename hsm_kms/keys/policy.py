@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from hsm_kms.worker.values import Cipher
+from hsm_kms.ipc.values import Cipher
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from hsm_kms.ipc.values import KeySeen
     from hsm_kms.keys.keyring import KeySettings
-    from hsm_kms.worker.values import KeySeen
 
 _KEY_BYTES: Final = 32
 _GUARDED: Final = {"CKA_SENSITIVE": True, "CKA_EXTRACTABLE": False, "CKA_TOKEN": True}

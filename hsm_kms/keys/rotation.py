@@ -30,7 +30,7 @@ from hsm_kms.keys.keyring import Keyring, KeySettings, Pending, TokenKey
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from hsm_kms.worker.values import Cipher
+    from hsm_kms.ipc.values import Cipher
 
 LATE_SECONDS: Final = 600.0  # first seen so long after its time: others may not have
 LATE_WAIT_SECONDS: Final = 90.0

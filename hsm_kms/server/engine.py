@@ -15,6 +15,7 @@ import structlog
 
 from hsm_kms.errors import HsmKmsError, NonceBudgetError, UnknownKeyIdError
 from hsm_kms.health.monitor import Monitor
+from hsm_kms.ipc.values import Mechanism
 from hsm_kms.keys.discovery import Discovery
 from hsm_kms.keys.node_keyring import KeyHolder
 from hsm_kms.server import settings as wiring
@@ -22,7 +23,6 @@ from hsm_kms.token.counts import Counts
 from hsm_kms.token.login import PinGate
 from hsm_kms.token.pool import Pool
 from hsm_kms.token.workers import Workers
-from hsm_kms.worker.values import Mechanism
 from hsm_kms.wrapping.by_token import CIPHERS, ByToken, canary
 from hsm_kms.wrapping.kek_cache import OpenedKeks
 from hsm_kms.wrapping.local_lifecycle import LocalKeks
@@ -31,9 +31,9 @@ from hsm_kms.wrapping.wrapper import Opening, Wrapper
 if TYPE_CHECKING:
     from hsm_kms.config.schema import ApiV1, ApiV2, Config
     from hsm_kms.health.state import Health
+    from hsm_kms.ipc.messages import Prove
     from hsm_kms.keys.keyring import Keyring, Pending, TokenKey
     from hsm_kms.state_dir.directory import StateDir
-    from hsm_kms.worker.messages import Prove
     from hsm_kms.wrapping.by_local_kek import LocalKek
     from hsm_kms.wrapping.nonce_budget import NonceBudget
 

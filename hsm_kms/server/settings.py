@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Final
 from hsm_kms.config import pkcs11_uri
 from hsm_kms.config.pkcs11_uri import Pkcs11Uri
 from hsm_kms.health.state import HealthSettings
+from hsm_kms.ipc.messages import Configure
 from hsm_kms.keys.keyring import KeySettings
 from hsm_kms.token.login import PinSource
 from hsm_kms.token.workers import WorkerSettings
-from hsm_kms.worker.messages import Configure
 from hsm_kms.wrapping.settings import LocalSettings, WrapSettings
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal, Self
 
 from msgspec import Meta, Struct
 
-from hsm_kms.worker.values import Mechanism  # noqa: TC001 - msgspec reads it
+from hsm_kms.ipc.values import Mechanism  # noqa: TC001 - msgspec reads it
 
 if TYPE_CHECKING:
     import os

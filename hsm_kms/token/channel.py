@@ -14,20 +14,20 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from hsm_kms.errors import WorkerLostError
-from hsm_kms.worker import datagrams
+from hsm_kms.ipc import framing
 
 if TYPE_CHECKING:
     import socket
     from collections.abc import Callable
 
+    from hsm_kms.ipc.messages import Reply, Request
     from hsm_kms.token.counts import End
-    from hsm_kms.worker.messages import Reply, Request
 
 _POLL_SECONDS: Final = 0.01
 
 # One for all channels: what is read into it is decoded, which copies, before the
 # loop can read again.
-_incoming = memoryview(bytearray(datagrams.MAX_MESSAGE_BYTES))
+_incoming = memoryview(bytearray(framing.MAX_MESSAGE_BYTES))
 
 
 class Channel:
@@ -79,7 +79,7 @@ class Channel:
             raise WorkerLostError("the token worker is gone")
         if self._waiting is not None:
             raise AssertionError("a channel carries one request at a time")
-        datagram = datagrams.pack(self._number + 1, request)
+        datagram = framing.pack(self._number + 1, request)
         self._number += 1
         self._waiting = self._loop.create_future()
         self.busy_since = self._loop.time()
@@ -122,7 +122,7 @@ class Channel:
             self._lose("it ended")
             return
         try:
-            number, reply = datagrams.unpack_reply(_incoming[:length])
+            number, reply = framing.unpack_reply(_incoming[:length])
         except msgspec.MsgspecError:
             self._lose("it sent a message that is none")
             return

@@ -19,7 +19,7 @@ from hsm_kms.errors import (
 )
 
 if TYPE_CHECKING:
-    from hsm_kms.worker.messages import Failure
+    from hsm_kms.ipc.messages import Failure
 
 _CHECK: Final = "run `hsm-kms check` for the details"
 _PIN_HINT: Final = (

@@ -30,12 +30,12 @@ from hsm_kms.errors import (
     TokenError,
     WorkerLostError,
 )
+from hsm_kms.ipc import ckr
+from hsm_kms.ipc.messages import Failure, Login
 from hsm_kms.state_dir.directory import StateCorruptError, StateWriteError
 from hsm_kms.state_dir.records import PinIdentity, PinRecord
 from hsm_kms.token.counts import End
 from hsm_kms.token.errors import error_from
-from hsm_kms.worker import ckr
-from hsm_kms.worker.messages import Failure, Login
 
 if TYPE_CHECKING:
     from pathlib import Path

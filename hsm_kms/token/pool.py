@@ -26,17 +26,17 @@ from hsm_kms.errors import (
     TokenTimeoutError,
     WorkerLostError,
 )
+from hsm_kms.ipc import ckr
+from hsm_kms.ipc.messages import Decrypt, Encrypt, Failure
 from hsm_kms.token.breaker import Breaker
 from hsm_kms.token.counts import Counts, End
 from hsm_kms.token.errors import error_from
-from hsm_kms.worker import ckr
-from hsm_kms.worker.messages import Decrypt, Encrypt, Failure
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from hsm_kms.ipc.messages import Reply, Request
     from hsm_kms.token.channel import Channel
-    from hsm_kms.worker.messages import Reply, Request
 
 
 _PATIENT: Final = 0.5  # a call this part of call_timeout old counts as the token's

@@ -18,11 +18,7 @@ from hsm_kms.errors import (
     TokenTimeoutError,
     WorkerLostError,
 )
-from hsm_kms.token.channel import Channel
-from hsm_kms.token.counts import End
-from hsm_kms.token.errors import error_from
-from hsm_kms.token.stderr import Stderr
-from hsm_kms.worker.messages import (
+from hsm_kms.ipc.messages import (
     Configure,
     Failure,
     Leave,
@@ -31,6 +27,10 @@ from hsm_kms.worker.messages import (
     Request,
     Started,
 )
+from hsm_kms.token.channel import Channel
+from hsm_kms.token.counts import End
+from hsm_kms.token.errors import error_from
+from hsm_kms.token.stderr import Stderr
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

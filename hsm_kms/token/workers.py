@@ -32,10 +32,10 @@ from hsm_kms.token.watchdog import Watch
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
+    from hsm_kms.ipc.messages import Configure
     from hsm_kms.token.channel import Channel
     from hsm_kms.token.login import PinGate
     from hsm_kms.token.pool import Pool
-    from hsm_kms.worker.messages import Configure
 
 _WELL_SECONDS: Final = 10.0  # a worker that lived this long resets the pauses
 

@@ -18,9 +18,8 @@ from typing import NoReturn
 import msgspec
 
 from hsm_kms import hardening, pdeathsig
-from hsm_kms.worker import datagrams
-from hsm_kms.worker.errors import Cause, WorkerError
-from hsm_kms.worker.messages import (
+from hsm_kms.ipc import framing
+from hsm_kms.ipc.messages import (
     Configure,
     Done,
     Failure,
@@ -29,6 +28,7 @@ from hsm_kms.worker.messages import (
     Request,
     Started,
 )
+from hsm_kms.worker.errors import Cause, WorkerError
 from hsm_kms.worker.module import Module
 from hsm_kms.worker.session import KnownGood, TokenSession
 
@@ -101,7 +101,7 @@ def _serve(
 
 def _buffer() -> memoryview:
     # Made once: a fresh one for each message costs more than the message.
-    return memoryview(bytearray(datagrams.MAX_MESSAGE_BYTES))
+    return memoryview(bytearray(framing.MAX_MESSAGE_BYTES))
 
 
 def _receive(pair: socket.socket, incoming: memoryview) -> tuple[int, Request | None]:
@@ -112,7 +112,7 @@ def _receive(pair: socket.socket, incoming: memoryview) -> tuple[int, Request | 
     if not length:
         return 0, None
     try:
-        return datagrams.unpack_request(incoming[:length])
+        return framing.unpack_request(incoming[:length])
     except msgspec.MsgspecError:
         os._exit(2)
     finally:
@@ -120,10 +120,10 @@ def _receive(pair: socket.socket, incoming: memoryview) -> tuple[int, Request | 
 
 
 def _send(pair: socket.socket, number: int, reply: Reply) -> None:
-    datagram = datagrams.pack(number, reply)
-    if len(datagram) > datagrams.MAX_MESSAGE_BYTES:
+    datagram = framing.pack(number, reply)
+    if len(datagram) > framing.MAX_MESSAGE_BYTES:
         failure = Failure(cause=Cause.INTERNAL, detail="the answer is too long")
-        datagram = datagrams.pack(number, failure)
+        datagram = framing.pack(number, failure)
     try:
         pair.sendall(datagram)
     except OSError:

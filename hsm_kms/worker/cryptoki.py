@@ -9,7 +9,7 @@ import ctypes
 from ctypes import POINTER, byref, c_ubyte, c_ulong, c_void_p
 from typing import Any, Final
 
-from hsm_kms.worker import ckr
+from hsm_kms.ipc import ckr
 from hsm_kms.worker.errors import Cause, WorkerError, from_rv
 from hsm_kms.worker.structs import (
     FUNCTIONS,

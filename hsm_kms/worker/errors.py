@@ -7,8 +7,8 @@ from enum import StrEnum
 
 import pkcs11.exceptions
 
-from hsm_kms.worker import ckr
-from hsm_kms.worker.messages import Failure
+from hsm_kms.ipc import ckr
+from hsm_kms.ipc.messages import Failure
 
 
 class Cause(StrEnum):

@@ -7,14 +7,15 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 from pkcs11 import Attribute, KeyType, ObjectClass
 
-from hsm_kms.worker import ckr, search
+from hsm_kms.ipc import ckr
+from hsm_kms.ipc.messages import Keys
+from hsm_kms.ipc.values import KeyRef, KeySeen
+from hsm_kms.worker import search
 from hsm_kms.worker.errors import WorkerError
-from hsm_kms.worker.messages import Keys
-from hsm_kms.worker.values import KeyRef, KeySeen
 
 if TYPE_CHECKING:
+    from hsm_kms.ipc.messages import FindKeys
     from hsm_kms.worker.cryptoki import Cryptoki
-    from hsm_kms.worker.messages import FindKeys
 
 _PAGE_BYTES: Final = 64 * 1024  # the last key may go beyond
 

@@ -15,9 +15,10 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Final
 
-from hsm_kms.worker import ckr, mechanisms
+from hsm_kms.ipc import ckr
+from hsm_kms.ipc.values import Cipher, Mechanism
+from hsm_kms.worker import mechanisms
 from hsm_kms.worker.errors import Cause, WorkerError
-from hsm_kms.worker.values import Cipher, Mechanism
 
 if TYPE_CHECKING:
     from hsm_kms.worker.mechanisms import Keyed

@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING, Final, NoReturn
 from pkcs11 import Attribute, KeyType, MechanismFlag, ObjectClass
 from pkcs11.exceptions import PKCS11Error
 
+from hsm_kms.ipc.values import KeyRef
 from hsm_kms.worker.errors import Cause, WorkerError, from_pkcs11
 from hsm_kms.worker.listing import describe, find, named
-from hsm_kms.worker.values import KeyRef
 
 if TYPE_CHECKING:
     from pkcs11 import Session
     from pkcs11.types import Object
 
+    from hsm_kms.ipc.messages import Destroy, GenerateKey, Relabel
+    from hsm_kms.ipc.values import KeySeen
     from hsm_kms.worker.cryptoki import Cryptoki
-    from hsm_kms.worker.messages import Destroy, GenerateKey, Relabel
-    from hsm_kms.worker.values import KeySeen
 
 KEY_BYTES: Final = 32
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from pkcs11 import Attribute
 
-from hsm_kms.worker import ckr
+from hsm_kms.ipc import ckr
 from hsm_kms.worker.errors import WorkerError
 from hsm_kms.worker.structs import CkAttribute
 

@@ -15,12 +15,8 @@ from typing import TYPE_CHECKING, assert_never
 from pkcs11 import KeyType
 from pkcs11.exceptions import PKCS11Error
 
-from hsm_kms.worker import mechanism_probe, mechanisms, objects
-from hsm_kms.worker.ckr import Fault
-from hsm_kms.worker.errors import Cause, WorkerError, from_pkcs11
-from hsm_kms.worker.listing import Listing
-from hsm_kms.worker.mechanisms import Keyed
-from hsm_kms.worker.messages import (
+from hsm_kms.ipc.ckr import Fault
+from hsm_kms.ipc.messages import (
     Block,
     Configure,
     Decrypt,
@@ -48,7 +44,11 @@ from hsm_kms.worker.messages import (
     Request,
     Tokens,
 )
-from hsm_kms.worker.values import Cipher, KeyRef
+from hsm_kms.ipc.values import Cipher, KeyRef
+from hsm_kms.worker import mechanism_probe, mechanisms, objects
+from hsm_kms.worker.errors import Cause, WorkerError, from_pkcs11
+from hsm_kms.worker.listing import Listing
+from hsm_kms.worker.mechanisms import Keyed
 
 if TYPE_CHECKING:
     from pkcs11 import Session

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from pkcs11 import Token
 
-    from hsm_kms.worker.messages import Configure
+    from hsm_kms.ipc.messages import Configure
 
 _MOST_SHOWN: Final = 16
 

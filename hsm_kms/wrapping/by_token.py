@@ -12,7 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final, Protocol
 
 from hsm_kms.errors import CiphertextError, MechanismError, TokenError
-from hsm_kms.worker.messages import (
+from hsm_kms.ipc.messages import (
     Decrypt,
     Decrypted,
     Encrypt,
@@ -21,14 +21,14 @@ from hsm_kms.worker.messages import (
     Prove,
     Random,
 )
-from hsm_kms.worker.values import Cipher, Mechanism
+from hsm_kms.ipc.values import Cipher, Mechanism
 from hsm_kms.wrapping.record import Algorithm, Header, Kind, Record
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from hsm_kms.ipc.messages import Reply, Request
     from hsm_kms.keys.keyring import TokenKey
-    from hsm_kms.worker.messages import Reply, Request
 
 ALGORITHMS: Final = {
     Cipher.GCM: Algorithm.AES_256_GCM,

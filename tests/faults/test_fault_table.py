@@ -7,8 +7,8 @@ import time
 import grpc
 import pytest
 
-from hsm_kms.worker import ckr
-from hsm_kms.worker.ckr import Fault
+from hsm_kms.ipc import ckr
+from hsm_kms.ipc.ckr import Fault
 from tests.support import code_of, wait_for
 
 # No request of the server itself, a canary or a read-back, has this length.

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from hsm_kms.worker import ckr
-from hsm_kms.worker.ckr import Fault
+from hsm_kms.ipc import ckr
+from hsm_kms.ipc.ckr import Fault
 from tests.faults.load import EXCUSED, Load
 from tests.support import wait_for
 

@@ -14,9 +14,9 @@ from typing import Any
 from pkcs11 import Attribute, KeyType, MechanismFlag
 from pkcs11.exceptions import PKCS11Error
 
+from hsm_kms.ipc.messages import Configure
 from hsm_kms.worker import cryptoki
 from hsm_kms.worker.errors import WorkerError, from_pkcs11
-from hsm_kms.worker.messages import Configure
 from hsm_kms.worker.module import Module
 
 AAD = b"aad"

@@ -12,9 +12,9 @@ from typing import Any
 from pkcs11 import Attribute, KeyType, ObjectClass, Session, Token
 from pkcs11._pkcs11 import lib
 
+from hsm_kms.ipc.messages import FindKeys
 from hsm_kms.worker.cryptoki import Cryptoki, load
 from hsm_kms.worker.listing import Listing
-from hsm_kms.worker.messages import FindKeys
 from hsm_kms.worker.module import same_list
 
 _USAGE = {

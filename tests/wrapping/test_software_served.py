@@ -11,9 +11,9 @@ from functools import partial
 
 import pytest
 
+from hsm_kms.ipc.messages import Decrypt, Decrypted, FindKeys
+from hsm_kms.ipc.values import Cipher
 from hsm_kms.token.process import Worker
-from hsm_kms.worker.messages import Decrypt, Decrypted, FindKeys
-from hsm_kms.worker.values import Cipher
 from hsm_kms.wrapping.record import Kind, Record
 from tests.faults.observed import Rig
 from tests.served import LABEL, configure, gate

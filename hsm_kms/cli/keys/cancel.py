@@ -33,8 +33,8 @@ from hsm_kms.keys.keyring import KeyState
 
 if TYPE_CHECKING:
     from hsm_kms.cli.keys.survey import Found, Survey
+    from hsm_kms.ipc.values import KeyRef
     from hsm_kms.keys.listing import Ask
-    from hsm_kms.worker.values import KeyRef
 
 LEAST_SECONDS: Final = 60.0
 _CKA_ID: Final = re.compile("([0-9a-fA-F]{2})+")

@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Literal
 
 from hsm_kms.cli.keys.options import tell
 from hsm_kms.errors import MechanismError
-from hsm_kms.worker.messages import Destroy
+from hsm_kms.ipc.messages import Destroy
 
 if TYPE_CHECKING:
     from hsm_kms.cli.keys.journal import Journal
     from hsm_kms.cli.keys.survey import Found, Survey
+    from hsm_kms.ipc.values import KeyRef
     from hsm_kms.keys.listing import Ask
     from hsm_kms.state_dir.records import KeyWork
-    from hsm_kms.worker.values import KeyRef
 
 
 async def destroy_objects(

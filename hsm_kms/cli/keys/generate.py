@@ -20,15 +20,15 @@ from hsm_kms.cli.keys.read_survey import ask_of, read_survey
 from hsm_kms.cli.one_worker import one_worker
 from hsm_kms.clock import now, when
 from hsm_kms.errors import HsmKmsError, MechanismError
+from hsm_kms.ipc.messages import GenerateKey
 from hsm_kms.keys.keyring import KeyState
 from hsm_kms.keys.policy import born_here
-from hsm_kms.worker.messages import GenerateKey
 
 if TYPE_CHECKING:
     from hsm_kms.cli.keys.survey import Found, Survey
+    from hsm_kms.ipc.values import KeyRef
     from hsm_kms.keys.keyring import Pending
     from hsm_kms.keys.listing import Ask
-    from hsm_kms.worker.values import KeyRef
 
 
 @click.command()

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
 
     from hsm_kms.config.schema import Config
-    from hsm_kms.worker.values import KeyRef
+    from hsm_kms.ipc.values import KeyRef
 
 _LOCK: Final = "keys.lock"
 

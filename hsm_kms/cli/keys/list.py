@@ -15,17 +15,17 @@ from hsm_kms.cli.keys.table import Line, table
 from hsm_kms.cli.one_worker import one_worker
 from hsm_kms.clock import now, when
 from hsm_kms.errors import HsmKmsError
+from hsm_kms.ipc.values import Cipher
 from hsm_kms.keys.key_id import activation_of
 from hsm_kms.keys.keyring import KeyState
 from hsm_kms.keys.policy import born_here, offences
 from hsm_kms.state_dir.directory import StateDir
-from hsm_kms.worker.values import Cipher
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from hsm_kms.cli.keys.survey import Found, Survey
-    from hsm_kms.worker.values import KeyRef
+    from hsm_kms.ipc.values import KeyRef
 
 ADVISED_SECONDS: Final = 90 * 86400.0
 HELP: Final = """\

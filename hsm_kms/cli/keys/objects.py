@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 
 from hsm_kms.cli.keys.options import tell
 from hsm_kms.errors import HsmKmsError, MechanismError
+from hsm_kms.ipc.messages import Destroy, GenerateKey, Probe
+from hsm_kms.ipc.values import Cipher, KeyRef, Mechanism
 from hsm_kms.keys.discovery import wanted_mechanisms
 from hsm_kms.keys.key_id import make_cka_id
 from hsm_kms.server import settings as wiring
-from hsm_kms.worker.messages import Destroy, GenerateKey, Probe
-from hsm_kms.worker.values import Cipher, KeyRef, Mechanism
 
 if TYPE_CHECKING:
     from hsm_kms.cli.keys.journal import Journal

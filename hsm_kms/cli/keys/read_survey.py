@@ -13,21 +13,21 @@ from hsm_kms.errors import (
     KeyNotFoundError,
     MechanismError,
 )
+from hsm_kms.ipc.values import Cipher, KeyRef
 from hsm_kms.keys.key_id import fingerprint_of_cka_id
 from hsm_kms.keys.keyring import Keyring
 from hsm_kms.keys.listing import fingerprint, list_keys
 from hsm_kms.keys.policy import offences
 from hsm_kms.server import settings as wiring
-from hsm_kms.worker.values import Cipher, KeyRef
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
     from hsm_kms.config.schema import Config
+    from hsm_kms.ipc.values import KeySeen
     from hsm_kms.keys.keyring import KeySettings
     from hsm_kms.keys.listing import Ask
     from hsm_kms.token.process import Worker
-    from hsm_kms.worker.values import KeySeen
 
 
 def ask_of(config: Config, worker: Worker) -> Ask:

@@ -26,10 +26,10 @@ from hsm_kms.cli.keys.unused import require_unused
 from hsm_kms.cli.one_worker import one_worker
 from hsm_kms.clock import now, when
 from hsm_kms.errors import ConfigError, HsmKmsError, MechanismError
+from hsm_kms.ipc.messages import Relabel
+from hsm_kms.ipc.values import KeyRef
 from hsm_kms.keys.inventory import MISSES_BELIEVED
 from hsm_kms.keys.keyring import KeyState
-from hsm_kms.worker.messages import Relabel
-from hsm_kms.worker.values import KeyRef
 
 if TYPE_CHECKING:
     from hsm_kms.cli.keys.survey import Found, Survey

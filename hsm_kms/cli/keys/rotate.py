@@ -27,7 +27,7 @@ from hsm_kms.keys.keyring import KeyState, TokenKey
 if TYPE_CHECKING:
     from hsm_kms.cli.keys.survey import Found, Survey
     from hsm_kms.config.schema import Config
-    from hsm_kms.worker.values import KeyRef
+    from hsm_kms.ipc.values import KeyRef
 
 LEAST_SECONDS: Final = 120.0
 MOST_SECONDS: Final = 366 * 86400.0

@@ -7,13 +7,13 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
 from hsm_kms.errors import HsmKmsError, KeyAmbiguousError, KeyNotFoundError
+from hsm_kms.ipc.values import Cipher, KeyRef
 from hsm_kms.keys.keyring import Keyring, KeyState
-from hsm_kms.worker.values import Cipher, KeyRef
 
 if TYPE_CHECKING:
+    from hsm_kms.ipc.values import KeySeen
     from hsm_kms.keys.keyring import TokenKey
     from hsm_kms.keys.rotation import Memory
-    from hsm_kms.worker.values import KeySeen
 
 RETIRED: Final = "/retired/"
 _TIME: Final = "%Y%m%dT%H%M%SZ"

@@ -9,9 +9,9 @@ from hsm_kms.cli.keys.options import Given, tell
 from hsm_kms.cli.keys.read_survey import ask_of, read_survey
 from hsm_kms.cli.one_worker import one_worker
 from hsm_kms.errors import HsmKmsError
+from hsm_kms.ipc.messages import Relabel
+from hsm_kms.ipc.values import KeyRef
 from hsm_kms.keys.keyring import KeyState
-from hsm_kms.worker.messages import Relabel
-from hsm_kms.worker.values import KeyRef
 
 if TYPE_CHECKING:
     from hsm_kms.cli.keys.survey import Found, Survey

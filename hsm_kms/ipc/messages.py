@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import msgspec
 
-from hsm_kms.worker.values import (  # noqa: TC001 - msgspec reads it
+from hsm_kms.ipc.values import (  # noqa: TC001 - msgspec reads it
     Cipher,
     KeyRef,
     KeySeen,

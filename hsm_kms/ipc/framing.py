@@ -10,7 +10,7 @@ from typing import Final
 
 import msgspec
 
-from hsm_kms.worker.messages import Reply, Request
+from hsm_kms.ipc.messages import Reply, Request
 
 MAX_MESSAGE_BYTES: Final = 160 * 1024
 _NUMBER_BYTES: Final = 8
