@@ -9,9 +9,9 @@ import pytest
 
 from hsm_kms.errors import HsmKmsError, TokenError
 from hsm_kms.ipc import ckr
-from hsm_kms.ipc.ckr import Fault
+from hsm_kms.ipc.ckr import Cause, Fault
 from hsm_kms.token.errors import TABLE, error_from
-from hsm_kms.worker.errors import Cause, from_pkcs11, from_rv
+from hsm_kms.worker.errors import from_pkcs11, from_rv
 
 # Raised by python-pkcs11 itself, without a return value behind them.
 PYTHON_SIDE = {

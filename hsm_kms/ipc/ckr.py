@@ -30,6 +30,22 @@ class Fault(StrEnum):
     OPERATOR = "operator"  # somebody has to change something
 
 
+class Cause(StrEnum):
+    """Causes that are no single CK_RV."""
+
+    MODULE = "module"  # cannot be loaded, or is no PKCS#11 module
+    NO_TOKEN = "no-token"  # noqa: S105 - a PKCS#11 token
+    SEVERAL_TOKENS = "several-tokens"
+    NO_KEY = "no-key"
+    SEVERAL_KEYS = "several-keys"
+    PIN_FILE = "pin-file"  # cannot be read
+    PIN_CHANGED = "pin-changed"  # is not the file it was
+    PIN_LOW = "pin-low"  # the token reports few tries left
+    NOT_AUTHENTIC = "not-authentic"  # a bad ciphertext, settled
+    NOT_PROVEN = "not-proven"  # a canary came back wrong
+    INTERNAL = "internal"  # a bug of ours
+
+
 _TABLE: dict[int, tuple[str, Fault]] = {
     0x001: ("CKR_CANCEL", Fault.DEVICE),
     0x002: ("CKR_HOST_MEMORY", Fault.DEVICE),

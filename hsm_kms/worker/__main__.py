@@ -19,6 +19,7 @@ import msgspec
 
 from hsm_kms import hardening, pdeathsig
 from hsm_kms.ipc import framing
+from hsm_kms.ipc.ckr import Cause
 from hsm_kms.ipc.messages import (
     Configure,
     Done,
@@ -28,7 +29,7 @@ from hsm_kms.ipc.messages import (
     Request,
     Started,
 )
-from hsm_kms.worker.errors import Cause, WorkerError
+from hsm_kms.worker.errors import WorkerError
 from hsm_kms.worker.module import Module
 from hsm_kms.worker.session import KnownGood, TokenSession
 

@@ -10,7 +10,8 @@ from ctypes import POINTER, byref, c_ubyte, c_ulong, c_void_p
 from typing import Any, Final
 
 from hsm_kms.ipc import ckr
-from hsm_kms.worker.errors import Cause, WorkerError, from_rv
+from hsm_kms.ipc.ckr import Cause
+from hsm_kms.worker.errors import WorkerError, from_rv
 from hsm_kms.worker.structs import (
     FUNCTIONS,
     FunctionList,

@@ -3,28 +3,11 @@
 from __future__ import annotations
 
 import re
-from enum import StrEnum
 
 import pkcs11.exceptions
 
 from hsm_kms.ipc import ckr
 from hsm_kms.ipc.messages import Failure
-
-
-class Cause(StrEnum):
-    """Causes that are no single CK_RV."""
-
-    MODULE = "module"  # cannot be loaded, or is no PKCS#11 module
-    NO_TOKEN = "no-token"  # noqa: S105 - a PKCS#11 token
-    SEVERAL_TOKENS = "several-tokens"
-    NO_KEY = "no-key"
-    SEVERAL_KEYS = "several-keys"
-    PIN_FILE = "pin-file"  # cannot be read
-    PIN_CHANGED = "pin-changed"  # is not the file it was
-    PIN_LOW = "pin-low"  # the token reports few tries left
-    NOT_AUTHENTIC = "not-authentic"  # a bad ciphertext, settled
-    NOT_PROVEN = "not-proven"  # a canary came back wrong
-    INTERNAL = "internal"  # a bug of ours
 
 
 class WorkerError(Exception):

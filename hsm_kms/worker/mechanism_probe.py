@@ -16,9 +16,10 @@ import os
 from typing import TYPE_CHECKING, Final
 
 from hsm_kms.ipc import ckr
+from hsm_kms.ipc.ckr import Cause
 from hsm_kms.ipc.values import Cipher, Mechanism
 from hsm_kms.worker import mechanisms
-from hsm_kms.worker.errors import Cause, WorkerError
+from hsm_kms.worker.errors import WorkerError
 
 if TYPE_CHECKING:
     from hsm_kms.worker.mechanisms import Keyed

@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any
 from pkcs11._pkcs11 import lib
 from pkcs11.exceptions import PKCS11Error
 
+from hsm_kms.ipc.ckr import Cause
 from hsm_kms.ipc.values import TokenSeen
 from hsm_kms.pdeathsig import finish_without_parent
 from hsm_kms.worker import token_selection
 from hsm_kms.worker.cryptoki import Cryptoki, FunctionListPointer, load
-from hsm_kms.worker.errors import Cause, WorkerError, from_pkcs11
+from hsm_kms.worker.errors import WorkerError, from_pkcs11
 
 if TYPE_CHECKING:
     from pkcs11 import Session, Slot, Token

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Final, NoReturn
 from pkcs11 import Attribute, KeyType, MechanismFlag, ObjectClass
 from pkcs11.exceptions import PKCS11Error
 
+from hsm_kms.ipc.ckr import Cause
 from hsm_kms.ipc.values import KeyRef
-from hsm_kms.worker.errors import Cause, WorkerError, from_pkcs11
+from hsm_kms.worker.errors import WorkerError, from_pkcs11
 from hsm_kms.worker.listing import describe, find, named
 
 if TYPE_CHECKING:

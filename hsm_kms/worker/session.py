@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, assert_never
 from pkcs11 import KeyType
 from pkcs11.exceptions import PKCS11Error
 
-from hsm_kms.ipc.ckr import Fault
+from hsm_kms.ipc.ckr import Cause, Fault
 from hsm_kms.ipc.messages import (
     Block,
     Configure,
@@ -46,7 +46,7 @@ from hsm_kms.ipc.messages import (
 )
 from hsm_kms.ipc.values import Cipher, KeyRef
 from hsm_kms.worker import mechanism_probe, mechanisms, objects
-from hsm_kms.worker.errors import Cause, WorkerError, from_pkcs11
+from hsm_kms.worker.errors import WorkerError, from_pkcs11
 from hsm_kms.worker.listing import Listing
 from hsm_kms.worker.mechanisms import Keyed
 

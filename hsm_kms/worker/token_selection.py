@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Final
 
 from pkcs11 import TokenFlag
 
-from hsm_kms.worker.errors import Cause, WorkerError
+from hsm_kms.ipc.ckr import Cause
+from hsm_kms.worker.errors import WorkerError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
