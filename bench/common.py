@@ -8,8 +8,8 @@ import sys
 import urllib.request
 from typing import TYPE_CHECKING, Any
 
-from tests.shim_driver import Shim
-from tests.support import PIN, Plugin, SoftHsm, wait_for
+from tests.harness.shim.driver import Shim
+from tests.harness.support import PIN, Plugin, SoftHsm, wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import settings
 
+from tests.harness.support import PIN, Plugin, SoftHsm
 from tests.pool_rig import Rig
-from tests.support import PIN, Plugin, SoftHsm
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

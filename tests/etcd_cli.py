@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from hsm_kms.cli import main
-from tests.etcd_samples import v1, v2
+from tests.harness.etcd_samples import v1, v2
 
 if TYPE_CHECKING:
     from pathlib import Path

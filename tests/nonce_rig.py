@@ -6,8 +6,8 @@ import asyncio
 
 from hsm_kms.state_dir.directory import StateDir
 from hsm_kms.wrapping.nonce_budget import NonceBudget
+from tests.harness.support import SECONDS
 from tests.key_samples import A
-from tests.support import SECONDS
 
 OFTEN = "the key has wrapped often: make another with hsm-kms keys rotate"
 NO_MORE = "the key has wrapped as often as is safe: it wraps no more"

@@ -10,10 +10,10 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tests.support import PIN, TOKEN_LABEL, softhsm_module
+from tests.harness.support import PIN, TOKEN_LABEL, softhsm_module
 
 if TYPE_CHECKING:
-    from tests.support import SoftHsm
+    from tests.harness.support import SoftHsm
 
 LABEL = "k8s-kek"
 _SPIES = (

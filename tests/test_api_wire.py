@@ -8,7 +8,7 @@ import pytest
 
 from hsm_kms.api.rpc import kms_v1beta1_pb2, kms_v2_pb2
 from tests.api_service import PATHS, VALID, serve
-from tests.raw_http2 import call
+from tests.harness.raw_http2 import call
 
 OK, INVALID_ARGUMENT = 0, 3
 BAD_REQUEST = "the request has an empty, oversized or wrong field"

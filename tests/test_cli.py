@@ -15,8 +15,8 @@ import pytest
 
 from hsm_kms import __version__
 from hsm_kms.cli import cli
+from tests.harness.support import PIN, children_of, softhsm_module, wait_for
 from tests.odd_keys import command_lines
-from tests.support import PIN, children_of, softhsm_module, wait_for
 
 HSM_KMS = [sys.executable, "-m", "hsm_kms.cli"]
 TRANSCRIPTS = sorted((Path(__file__).parent / "cli").glob("*.txt"))

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.harness.support import softhsm_module
 from tests.odd_keys import Spy
-from tests.support import softhsm_module
 from tests.test_cli import run
 
 CANARY = "8467-A-Secret"

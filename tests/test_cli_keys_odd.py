@@ -11,9 +11,9 @@ from hsm_kms.clock import now
 from hsm_kms.ipc.messages import Destroy, Done, FindKeys, Keys, Relabel
 from hsm_kms.ipc.values import KeyRef
 from tests import keys_rig
+from tests.harness.served import create
+from tests.harness.support import PIN, TOKEN_LABEL, softhsm_module
 from tests.odd_keys import LABEL, make_key
-from tests.served import create
-from tests.support import PIN, TOKEN_LABEL, softhsm_module
 
 SIGNED = ("--without-scan", "--yes")
 

@@ -8,7 +8,7 @@ import re
 import pytest
 
 from tests.etcd_cli import IN_CLEAR, OBJECTS, EtcdCli
-from tests.etcd_samples import (
+from tests.harness.etcd_samples import (
     KEY_ID,
     OTHER_KEY_ID,
     etcdctl_json,

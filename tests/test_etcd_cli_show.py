@@ -7,7 +7,7 @@ import json
 import pytest
 
 from tests.etcd_cli import OBJECTS, EtcdCli
-from tests.etcd_samples import (
+from tests.harness.etcd_samples import (
     KEY_ID,
     OTHER_KEY_ID,
     SEED_DATA,
@@ -15,7 +15,7 @@ from tests.etcd_samples import (
     v2,
     written,
 )
-from tests.etcd_server import EtcdServer
+from tests.harness.etcd_server import EtcdServer
 
 
 @pytest.fixture

@@ -9,11 +9,11 @@ import subprocess
 import pytest
 
 from tests.etcd_cli import COMMAND, OBJECTS, EtcdCli
-from tests.etcd_samples import (
+from tests.harness.etcd_samples import (
     etcdctl_json,
     written,
 )
-from tests.etcd_server import EtcdServer, Knobs, make_certificates
+from tests.harness.etcd_server import EtcdServer, Knobs, make_certificates
 
 
 @pytest.fixture

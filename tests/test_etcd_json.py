@@ -16,7 +16,7 @@ from hsm_kms.etcd import stream
 from hsm_kms.etcd.json_file import JsonFile
 from hsm_kms.etcd.source import EtcdError, Item
 from hsm_kms.etcd.tally import scan
-from tests.etcd_samples import KEY_ID, etcdctl_json, v1, v2, written
+from tests.harness.etcd_samples import KEY_ID, etcdctl_json, v1, v2, written
 
 MIB = 1024**2
 OBJECTS = {

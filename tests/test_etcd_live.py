@@ -10,7 +10,7 @@ import pytest
 from hsm_kms.etcd.connection import Login
 from hsm_kms.etcd.live import MAX_PAGE, PAGE_BYTES, Access, Etcd
 from hsm_kms.etcd.source import EtcdError, Item, end_of
-from tests.etcd_server import EtcdServer, Knobs, made_objects, read
+from tests.harness.etcd_server import EtcdServer, Knobs, made_objects, read
 
 MIB = 1024**2
 NOBODY = ("127.0.0.1:1", "127.0.0.1:2")  # endpoints where nobody listens

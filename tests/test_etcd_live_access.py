@@ -11,7 +11,7 @@ from hsm_kms.etcd.connection import Login
 from hsm_kms.etcd.endpoint import parse_endpoint
 from hsm_kms.etcd.live import Access, Etcd
 from hsm_kms.etcd.source import EtcdError
-from tests.etcd_server import (
+from tests.harness.etcd_server import (
     EtcdServer,
     Knobs,
     made_objects,

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hsm_kms.etcd import tally as counting
 from hsm_kms.etcd.source import Item
 from hsm_kms.etcd.tally import Tally
-from tests.etcd_samples import KEY_ID, OTHER_KEY_ID, record, v1, v2
+from tests.harness.etcd_samples import KEY_ID, OTHER_KEY_ID, record, v1, v2
 
 IN_CLEAR = b"k8s\0in clear"
 

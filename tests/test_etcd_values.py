@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hsm_kms.etcd import values
 from hsm_kms.etcd.text import printable
 from hsm_kms.etcd.values import Provider, explain
-from tests.etcd_samples import (
+from tests.harness.etcd_samples import (
     DEK_DATA,
     KEY_ID,
     OTHER_KEY_ID,

@@ -8,8 +8,8 @@ import sys
 import textwrap
 from pathlib import Path
 
+from tests.harness.support import wait_for
 from tests.odd_keys import alive
-from tests.support import wait_for
 
 HARDENED = """
     import json, os, resource

@@ -25,8 +25,8 @@ from hsm_kms.keys.inventory import Sightings
 from hsm_kms.keys.keyring import KeySettings
 from hsm_kms.keys.node_keyring import KeyHolder
 from hsm_kms.state_dir.directory import StateDir
+from tests.harness.support import wait_for
 from tests.node_rig import LABEL, Engine, Peer, make_key
-from tests.support import wait_for
 
 SLOW = TokenTimeoutError("slot 3 did not answer", hint="look at the HSM")
 ABSENT = TokenAbsentError("no slot 3", hint="look at the HSM")

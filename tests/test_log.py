@@ -11,7 +11,7 @@ import pytest
 import structlog
 
 from hsm_kms import log
-from tests.log_capture import captured
+from tests.harness.log_capture import captured
 
 SECRET = "sesame-1234"  # noqa: S105
 

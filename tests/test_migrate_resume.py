@@ -9,10 +9,10 @@ import pytest
 
 from hsm_kms.migrate.rewrite import PAGE
 from tests import kubectl_stub
+from tests.harness.support import children_of, wait_for
 from tests.kubectl_stub import LISTS, status
 from tests.migrating import TEXT, Migrating
 from tests.odd_keys import alive
-from tests.support import children_of, wait_for
 
 SLOWLY = ("--rate", "0.1")  # the second one is ten seconds behind the first
 

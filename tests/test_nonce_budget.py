@@ -18,6 +18,7 @@ from hsm_kms.state_dir.directory import StateDir
 from hsm_kms.state_dir.records import MAX_NONCE_KEYS, MAX_NONCES, NoncesFile
 from hsm_kms.wrapping import nonce_budget
 from hsm_kms.wrapping.nonce_budget import BLOCK, STOP_AT, WARN_AT, NonceBudget
+from tests.harness.support import SECONDS
 from tests.key_samples import A, B, C
 from tests.nonce_rig import (
     NO_MORE,
@@ -29,7 +30,6 @@ from tests.nonce_rig import (
     spend,
     until,
 )
-from tests.support import SECONDS
 
 
 @pytest.fixture

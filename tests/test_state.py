@@ -19,8 +19,8 @@ from hsm_kms.state_dir.directory import (
     StateCorruptError,
     StateDir,
 )
+from tests.harness.support import wait_for
 from tests.state_samples import BEFORE, KEY, PIN, REJECTED
-from tests.support import wait_for
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import base64
 import os
 
 from hsm_kms.etcd.token_opener import NO_KEY
-from tests.support import PIN
+from tests.harness.support import PIN
 from tests.verifying import (
     dump,
     failures,

@@ -17,8 +17,7 @@ from hsm_kms.ipc.messages import (
     KeyRef,
     Keys,
 )
-from tests.odd_keys import Spy
-from tests.served import (
+from tests.harness.served import (
     IMPORTED,
     MATERIAL,
     ask,
@@ -29,7 +28,8 @@ from tests.served import (
     unwrapping,
     wrapping,
 )
-from tests.support import PIN, TOKEN_LABEL, softhsm_module
+from tests.harness.support import PIN, TOKEN_LABEL, softhsm_module
+from tests.odd_keys import Spy
 
 BLOCK = b"hsm-kms fp block"
 

@@ -20,8 +20,7 @@ from hsm_kms.ipc.messages import (
     Prove,
 )
 from hsm_kms.token.process import Worker
-from tests.odd_keys import Spy
-from tests.served import (
+from tests.harness.served import (
     AAD,
     IMPORTED,
     LABEL,
@@ -35,6 +34,7 @@ from tests.served import (
     unwrapping,
     wrapping,
 )
+from tests.odd_keys import Spy
 
 BLOCK = b"hsm-kms fp block"
 UNKNOWN = KeyRef(LABEL, b"no such key")

@@ -9,7 +9,7 @@ import signal
 import pytest
 
 from hsm_kms.token.counts import End
-from tests.served import Served, children, stop
+from tests.harness.served import Served, children, stop
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ import pytest
 from hsm_kms.errors import HsmKmsError
 from hsm_kms.token import backoff
 from hsm_kms.token.counts import End
-from tests.served import Served, children, descriptors
+from tests.harness.served import Served, children, descriptors
 
 
 @pytest.fixture

@@ -22,9 +22,9 @@ from hsm_kms.token.process import Worker
 from hsm_kms.wrapping.kek_cache import MAX_OPENED, OpenedKeks
 from hsm_kms.wrapping.nonce_budget import NonceBudget
 from hsm_kms.wrapping.record import Kind, Record
+from tests.harness.served import LABEL, configure, gate
+from tests.harness.support import SECONDS
 from tests.odd_keys import make_key
-from tests.served import LABEL, configure, gate
-from tests.support import SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from hsm_kms.config.schema import Config
     from hsm_kms.health.state import HealthState
     from hsm_kms.wrapping.wrapper import Sealed, Unsealed
-    from tests.shim_driver import Shim
-    from tests.support import Plugin, SoftHsm
+    from tests.harness.shim.driver import Shim
+    from tests.harness.support import Plugin, SoftHsm
 
 DOWN: Final = "* rv=0x30"  # CKR_DEVICE_ERROR, whatever is asked
 DEK: Final = b"d" * 32

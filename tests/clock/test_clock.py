@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from hsm_kms import clock
-from tests.clock.driver import YEAR, Clock
+from tests.harness.clock.driver import YEAR, Clock
 
 # Every way that Python has of asking; one line of answers for each line read.
 _ASK = """

@@ -6,11 +6,11 @@ import time
 from typing import TYPE_CHECKING
 
 from tests.conformance.replica import Replica
-from tests.support import wait_for
+from tests.harness.support import wait_for
 
 if TYPE_CHECKING:
-    from tests.shim_driver import Calls, Shim
-    from tests.support import Plugin
+    from tests.harness.shim.driver import Calls, Shim
+    from tests.harness.support import Plugin
 
 KEK = bytes(range(32))
 SLOW = 0.3  # seconds, of a token that takes its time

@@ -10,14 +10,14 @@ import pytest
 from tests.conformance.clients import workers_of
 from tests.conformance.inside import start_well
 from tests.conformance.wrappings import apis
+from tests.harness.support import Plugin
 from tests.odd_keys import Spy
-from tests.support import Plugin
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from tests.support import SoftHsm
+    from tests.harness.support import SoftHsm
 
 USUAL = "token"  # where the wrapping makes no difference
 

@@ -8,10 +8,10 @@ import urllib.request
 from typing import TYPE_CHECKING
 
 from tests.conformance.wrappings import apis
-from tests.support import wait_for
+from tests.harness.support import wait_for
 
 if TYPE_CHECKING:
-    from tests.support import Plugin
+    from tests.harness.support import Plugin
 
 
 def metrics(plugin: Plugin) -> dict[str, float]:

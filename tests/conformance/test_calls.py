@@ -9,7 +9,7 @@ from collections import Counter
 import pytest
 
 from tests.conformance.clients import DEK
-from tests.support import wait_for
+from tests.harness.support import wait_for
 
 TIMES = 10
 QUIET_SECONDS = 0.7  # without a call: the looks of the start are over

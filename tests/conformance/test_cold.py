@@ -35,8 +35,8 @@ from tests.conformance.cold import KEK, SLOW, Cold
 from tests.conformance.inside import restart, start_well, token_calls
 from tests.conformance.tokens import import_kek
 from tests.conformance.wrappings import apis, each_wrapping, wrapping_of
-from tests.shim_driver import Shim
-from tests.support import Plugin, code_of, wait_for
+from tests.harness.shim.driver import Shim
+from tests.harness.support import Plugin, code_of, wait_for
 
 AT_ONCE = 200
 DISTINCT = 10_000

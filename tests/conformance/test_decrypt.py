@@ -27,7 +27,7 @@ from tests.conformance.replica import Replica
 from tests.conformance.tokens import import_kek
 from tests.conformance.wire import field
 from tests.conformance.wrappings import WRAPPINGS, apis, both_kinds
-from tests.support import Plugin, wait_for
+from tests.harness.support import Plugin, wait_for
 from tests.test_vectors import VECTORS, load
 
 KEK = bytes(range(32))

@@ -16,7 +16,7 @@ from tests.conformance.inside import start_well
 from tests.conformance.replica import key_id_of
 from tests.conformance.tokens import import_kek
 from tests.conformance.wrappings import apis, both_kinds, wrapping_of
-from tests.support import PIN, TOKEN_LABEL, SoftHsm, softhsm_module
+from tests.harness.support import PIN, TOKEN_LABEL, SoftHsm, softhsm_module
 
 KEK = bytes(range(32))
 CLIENTS = 16

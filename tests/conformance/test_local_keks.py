@@ -15,8 +15,8 @@ from tests.conformance.inside import metrics, restart, start_well
 from tests.conformance.replica import key_id_of
 from tests.conformance.tokens import import_kek
 from tests.conformance.wrappings import WRAPPINGS, apis
+from tests.harness.support import wait_for
 from tests.odd_keys import make_key
-from tests.support import wait_for
 
 KEK = bytes(range(32))
 LOW = 20  # uses of a local KEK, instead of a million

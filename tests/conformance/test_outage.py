@@ -10,7 +10,7 @@ from hsm_kms.wrapping.record import Kind, Record
 from tests.conformance.clients import DEK, take_token
 from tests.conformance.inside import health, start_well
 from tests.conformance.wrappings import apis
-from tests.support import code_of, wait_for
+from tests.harness.support import code_of, wait_for
 
 NO_KEY = "UNAVAILABLE", "no key on the token can be used: see hsm-kms check"
 SENTENCE = "meanwhile Encrypt works in software"

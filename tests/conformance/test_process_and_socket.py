@@ -27,9 +27,9 @@ from tests.conformance.clients import (
     sync_said,
     workers_of,
 )
+from tests.harness.support import wait_for
 from tests.odd_keys import alive
 from tests.socket_tools import leave_stale_socket, lock_of
-from tests.support import wait_for
 from tests.test_socket import modes_seen
 
 STOP_SECONDS = 3  # the bound of a stop

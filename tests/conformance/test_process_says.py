@@ -19,8 +19,8 @@ from tests.conformance.inside import health, spellings
 from tests.conformance.replica import Replica
 from tests.conformance.tokens import import_kek
 from tests.conformance.wrappings import each_wrapping
+from tests.harness.support import PIN, code_of, wait_for
 from tests.odd_keys import command_lines
-from tests.support import PIN, code_of, wait_for
 
 
 def traffic(plugin, dek: bytes) -> str:

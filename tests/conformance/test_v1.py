@@ -11,7 +11,7 @@ from hsm_kms.api.rpc import kms_v1beta1_pb2
 from hsm_kms.wrapping.record import Record
 from tests.conformance.clients import BAD_REQUEST, NOT_HELD, sync_said
 from tests.conformance.wrappings import WRAPPINGS, each_wrapping
-from tests.support import wait_for
+from tests.harness.support import wait_for
 
 # As semver.org has it, without build metadata.
 SEMVER = r"(0|[1-9]\d*)\.(0|[1-9]\d*)\.(0|[1-9]\d*)(-[0-9A-Za-z.-]+)?"

@@ -9,8 +9,8 @@ import pytest
 from hsm_kms.api.rpc import kms_v1beta1_pb2_grpc, kms_v2_pb2_grpc
 from tests.conformance.clients import DEK
 from tests.conformance.wire import field, parse
-from tests.raw_http2 import call
-from tests.support import code_of
+from tests.harness.raw_http2 import call
+from tests.harness.support import code_of
 from tests.test_api_wire import UNKNOWN
 
 OK, UNIMPLEMENTED = 0, 12

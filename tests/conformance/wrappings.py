@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from tests.support import Plugin
+    from tests.harness.support import Plugin
 
 WRAPPINGS = ("token", "fallback", "software")
 

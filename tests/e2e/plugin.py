@@ -23,7 +23,7 @@ from hsm_kms.api.rpc import kms_v2_pb2 as v2
 from hsm_kms.api.rpc import kms_v2_pb2_grpc as v2_grpc
 from hsm_kms.cli.admin import read_status
 from tests.e2e.processes import Child, wait_for
-from tests.support import children_of
+from tests.harness.support import children_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

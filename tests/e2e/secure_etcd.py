@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from tests.e2e.plugin import HSM_KMS
 from tests.e2e.processes import Child, free_ports, wait_for
-from tests.etcd_server import make_certificates
+from tests.harness.etcd_server import make_certificates
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

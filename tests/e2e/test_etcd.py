@@ -11,7 +11,7 @@ from hsm_kms.etcd.live import Access, Etcd
 from hsm_kms.etcd.source import EtcdError
 from tests.e2e.secure_etcd import SecureEtcd, complaint, hsm_kms, scan
 from tests.e2e.world import NAMES, running_world
-from tests.etcd_server import make_certificates
+from tests.harness.etcd_server import make_certificates
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.clock.driver import Clock
 from tests.e2e.plugin import HSM_KMS, Plugin
 from tests.e2e.processes import wait_for
 from tests.e2e.stored import parse_v2
 from tests.e2e.world import NAMESPACE, Client, World, Writer, running_world
+from tests.harness.clock.driver import Clock
 
 if TYPE_CHECKING:
     from tests.e2e.cluster import ApiServer

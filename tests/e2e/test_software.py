@@ -19,7 +19,7 @@ from tests.e2e.plugin import HSM_KMS, softhsm_module
 from tests.e2e.processes import wait_for
 from tests.e2e.stored import encrypted_dek_v1
 from tests.e2e.world import NAMESPACE, World, running_world, secret
-from tests.shim_driver import Shim
+from tests.harness.shim.driver import Shim
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

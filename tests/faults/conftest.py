@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.faults.observed import Rig
-from tests.shim_driver import Shim
+from tests.harness.shim.driver import Shim
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from hsm_kms.http.client import UnixConnection
-from tests.support import SECONDS, wait_for
+from tests.harness.support import SECONDS, wait_for
 
 if TYPE_CHECKING:
-    from tests.shim_driver import Shim
-    from tests.support import Plugin, SoftHsm
+    from tests.harness.shim.driver import Shim
+    from tests.harness.support import Plugin, SoftHsm
 
 _SAMPLE = re.compile(r"^(hsm_kms_\w+)(\{[^}]*\})? (\S+)$", re.MULTILINE)
 

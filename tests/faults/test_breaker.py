@@ -8,7 +8,7 @@ import time
 import pytest
 
 from tests.faults.load import Flood, Load
-from tests.support import code_of, wait_for
+from tests.harness.support import code_of, wait_for
 
 PLAINTEXT = b"f" * 77  # of a length that no canary has
 REQUESTS = 60

@@ -12,8 +12,8 @@ import pytest
 from hsm_kms.token import watchdog
 from hsm_kms.token.counts import End
 from tests.faults.load import Load
-from tests.served import Served, configure
-from tests.support import code_of, wait_for
+from tests.harness.served import Served, configure
+from tests.harness.support import code_of, wait_for
 
 SESSION_HANDLE_INVALID = 0xB3
 LENT = 4

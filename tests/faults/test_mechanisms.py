@@ -7,7 +7,7 @@ import time
 import pytest
 
 from hsm_kms.wrapping.record import Algorithm, Record
-from tests.support import code_of, wait_for
+from tests.harness.support import code_of, wait_for
 
 DEK = b"d" * 32
 GCM = {

@@ -6,7 +6,7 @@ import stat
 
 import pytest
 
-from tests.support import code_of, wait_for
+from tests.harness.support import code_of, wait_for
 
 
 def test_well(rig):

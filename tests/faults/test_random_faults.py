@@ -19,7 +19,7 @@ import pytest
 from hsm_kms.ipc import ckr
 from hsm_kms.ipc.ckr import Fault
 from tests.faults.load import EXCUSED, Load
-from tests.support import wait_for
+from tests.harness.support import wait_for
 
 SECONDS = float(os.environ.get("HSM_KMS_FAULT_SECONDS", "20"))
 SEED = os.environ.get("HSM_KMS_FAULT_SEED") or secrets.token_hex(4)

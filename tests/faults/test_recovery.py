@@ -12,7 +12,7 @@ import pytest
 
 from hsm_kms.token.watchdog import SPARE_SECONDS
 from tests.faults.load import EXCUSED, Load
-from tests.support import code_of, wait_for
+from tests.harness.support import code_of, wait_for
 
 SESSION_HANDLE_INVALID = 0xB3
 KEY_HANDLE_INVALID = 0x60

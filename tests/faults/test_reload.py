@@ -9,7 +9,7 @@ import signal
 import pytest
 
 from tests.faults.load import Load
-from tests.support import wait_for
+from tests.harness.support import wait_for
 
 NOT_TAKEN = "the configuration is not taken over"
 RESTART = f"{NOT_TAKEN}: a restart is needed"

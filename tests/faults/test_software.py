@@ -16,7 +16,7 @@ from tests.faults.test_recovery import (
     logged_out,
     under_load,
 )
-from tests.support import wait_for
+from tests.harness.support import wait_for
 
 SECONDS = 10  # until all streams are served again
 OUTAGE_SECONDS = 1.5

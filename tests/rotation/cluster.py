@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 import grpc.aio
 
 from tests.conformance.clients import Client, connected
-from tests.support import SECONDS, wait_for
+from tests.harness.support import SECONDS, wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

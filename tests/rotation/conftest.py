@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.harness.shim.driver import Shim
 from tests.rotation.nodes import Node
-from tests.shim_driver import Shim
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from tests.support import SoftHsm
+    from tests.harness.support import SoftHsm
 
 
 @pytest.fixture

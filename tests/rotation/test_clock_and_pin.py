@@ -7,8 +7,8 @@ import signal
 
 import pytest
 
-from tests.clock.driver import YEAR
-from tests.support import PIN, wait_for
+from tests.harness.clock.driver import YEAR
+from tests.harness.support import PIN, wait_for
 
 
 @pytest.fixture

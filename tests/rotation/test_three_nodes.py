@@ -7,10 +7,10 @@ import time
 import pytest
 
 from hsm_kms.keys.rotation import LATE_WAIT_SECONDS
-from tests.clock.driver import YEAR
+from tests.harness.clock.driver import YEAR
+from tests.harness.support import wait_for
 from tests.rotation.cluster import Cluster
 from tests.rotation.nodes import AHEAD, announce_key, forward, make_kek
-from tests.support import wait_for
 
 LEAD = 2.0  # seconds to write under the old key, before the first node switches
 EVERY = {0, 1, 2}

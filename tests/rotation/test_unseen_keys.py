@@ -14,6 +14,7 @@ from hsm_kms.keys.key_id import fingerprint_of
 from hsm_kms.wrapping.record import Kind
 from tests.conformance.clients import STRANGER, connected, said, shaped
 from tests.faults.load import Load
+from tests.harness.support import code_of, wait_for
 from tests.rotation.cluster import Cluster
 from tests.rotation.nodes import (
     AHEAD,
@@ -22,7 +23,6 @@ from tests.rotation.nodes import (
     key_id_of,
     make_kek,
 )
-from tests.support import code_of, wait_for
 
 DEK = b"d" * 32
 REFUSED = "FAILED_PRECONDITION"

@@ -8,6 +8,7 @@ import time
 import pytest
 
 from hsm_kms.keys.key_id import fingerprint_of_cka_id
+from tests.harness.support import code_of, wait_for
 from tests.rotation.cluster import Cluster
 from tests.rotation.nodes import (
     AHEAD,
@@ -16,7 +17,6 @@ from tests.rotation.nodes import (
     key_id_of,
     make_kek,
 )
-from tests.support import code_of, wait_for
 
 DEK = b"d" * 32
 REFUSED = "FAILED_PRECONDITION"

@@ -16,6 +16,7 @@ from hsm_kms.keys.rotation import LATE_WAIT_SECONDS
 from hsm_kms.wrapping.record import Algorithm, Header, Kind, Record
 from tests.conformance.tokens import import_kek
 from tests.faults.load import Load
+from tests.harness.support import PIN, TOKEN_LABEL, softhsm_module, wait_for
 from tests.odd_keys import LABEL
 from tests.rotation.cluster import Cluster
 from tests.rotation.nodes import (
@@ -25,7 +26,6 @@ from tests.rotation.nodes import (
     key_id_of,
     make_kek,
 )
-from tests.support import PIN, TOKEN_LABEL, softhsm_module, wait_for
 
 DEK = b"d" * 32
 KNOWN = bytes(range(1, 33))

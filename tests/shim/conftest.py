@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.shim.running import Client
-from tests.shim_driver import Shim
+from tests.harness.shim.driver import Shim
+from tests.harness.shim.running import Client
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

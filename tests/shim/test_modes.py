@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.shim.running import DATA, IV
-from tests.support import PIN
+from tests.harness.shim.running import DATA, IV
+from tests.harness.support import PIN
 
 GENERAL_ERROR = 0x05
 FUNCTION_FAILED = 0x06

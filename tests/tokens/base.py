@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any, ClassVar
 
-from tests.support import PIN, TOKEN_LABEL, Plugin, wait_for
+from tests.harness.support import PIN, TOKEN_LABEL, Plugin, wait_for
 
 KEK_LABEL = "k8s-kek"
 

@@ -12,7 +12,7 @@ import subprocess
 from pathlib import Path
 from typing import ClassVar
 
-from tests.support import SECONDS, TOKEN_LABEL, wait_for
+from tests.harness.support import SECONDS, TOKEN_LABEL, wait_for
 from tests.tokens.base import MissingTokenError, Token, library
 
 _SLOT = "3"

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from hsm_kms.wrapping.record import Algorithm, Record
-from tests.support import code_of, wait_for
+from tests.harness.support import code_of, wait_for
 from tests.tokens.brands import Nss, SoftHsm
 
 ALGORITHMS = {

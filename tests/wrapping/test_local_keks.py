@@ -14,7 +14,7 @@ from hsm_kms.errors import KeyRetiredError
 from hsm_kms.wrapping.by_local_kek import MAX_USES
 from hsm_kms.wrapping.record import Kind, Record
 from hsm_kms.wrapping.wrapper import UNREACHED, Path
-from tests.shim_driver import Shim
+from tests.harness.shim.driver import Shim
 from tests.wrapping_rig import (
     DEK,
     DOWN,

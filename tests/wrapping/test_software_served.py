@@ -16,8 +16,8 @@ from hsm_kms.ipc.values import Cipher
 from hsm_kms.token.process import Worker
 from hsm_kms.wrapping.record import Kind, Record
 from tests.faults.observed import Rig
-from tests.served import LABEL, configure, gate
-from tests.support import code_of, wait_for
+from tests.harness.served import LABEL, configure, gate
+from tests.harness.support import code_of, wait_for
 from tests.wrapping_rig import DEK, NESTED
 
 AWAY = "see hsm-kms check on the node"

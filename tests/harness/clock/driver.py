@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from hsm_kms import clock
-from tests.compiled import shared_library
+from tests.harness.compiled import shared_library
 
 SOURCE = Path(__file__).parent / "clock.c"
 YEAR = 365 * 24 * 3600.0

@@ -28,7 +28,7 @@ from hsm_kms.token.login import PinGate, PinSource
 from hsm_kms.token.pool import Pool
 from hsm_kms.token.process import Worker
 from hsm_kms.token.workers import Workers, WorkerSettings
-from tests.support import (
+from tests.harness.support import (
     PIN,
     SECONDS,
     TOKEN_LABEL,

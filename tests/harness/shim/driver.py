@@ -1,6 +1,6 @@
 """The fault shim: build it, tell it what goes wrong, read what it counted.
 
-tests/shim/pkcs11_shim.c says what its control file may hold.
+tests/harness/shim/pkcs11_shim.c says what its control file may hold.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
-from tests.compiled import shared_library
-from tests.support import softhsm_module
+from tests.harness.compiled import shared_library
+from tests.harness.support import softhsm_module
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-SOURCE = Path(__file__).parent / "shim" / "pkcs11_shim.c"
+SOURCE = Path(__file__).parent / "pkcs11_shim.c"
 INCLUDE = Path("/usr/include/p11-kit-1")
 MISSING = "gcc and libp11-kit-dev are needed: make test installs them"
 

@@ -1,4 +1,4 @@
-"""tests/shim/client.py, running in a process of its own."""
+"""tests/harness/shim/client.py, running in a process of its own."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tests.support import PIN, SECONDS, TOKEN_LABEL
+from tests.harness.support import PIN, SECONDS, TOKEN_LABEL
 
 if TYPE_CHECKING:
-    from tests.shim_driver import Shim
-    from tests.support import SoftHsm
+    from tests.harness.shim.driver import Shim
+    from tests.harness.support import SoftHsm
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 IV = "a1" * 12
 DATA = "d0" * 32
 NO_ANSWER = object()
@@ -31,11 +31,17 @@ class RefusedError(Exception):
 
 
 class Client:
-    """tests/shim/client.py, running."""
+    """tests/harness/shim/client.py, running."""
 
     def __init__(self, shim: Shim, hsm: SoftHsm) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.shim.client", shim.module, TOKEN_LABEL],
+            [
+                sys.executable,
+                "-m",
+                "tests.harness.shim.client",
+                shim.module,
+                TOKEN_LABEL,
+            ],
             cwd=ROOT,
             env={**os.environ, **hsm.env, **shim.env},
             stdin=subprocess.PIPE,
