@@ -14,7 +14,7 @@ import pytest
 from hypothesis import settings
 
 from tests.harness.support import PIN, Plugin, SoftHsm
-from tests.pool_rig import Rig
+from tests.unit.token.pool_rig import Rig
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

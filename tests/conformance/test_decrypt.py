@@ -28,7 +28,7 @@ from tests.conformance.tokens import import_kek
 from tests.conformance.wire import field
 from tests.conformance.wrappings import WRAPPINGS, apis, both_kinds
 from tests.harness.support import Plugin, wait_for
-from tests.test_vectors import VECTORS, load
+from tests.unit.wrapping.test_vectors import VECTORS, load
 
 KEK = bytes(range(32))
 SCOPE = "prod-eu"

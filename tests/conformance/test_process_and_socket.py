@@ -29,8 +29,8 @@ from tests.conformance.clients import (
 )
 from tests.harness.support import wait_for
 from tests.odd_keys import alive
-from tests.socket_tools import leave_stale_socket, lock_of
-from tests.test_socket import modes_seen
+from tests.unit.server.socket_tools import leave_stale_socket, lock_of
+from tests.unit.server.test_socket import modes_seen
 
 STOP_SECONDS = 3  # the bound of a stop
 

@@ -11,7 +11,7 @@ from tests.conformance.clients import DEK
 from tests.conformance.wire import field, parse
 from tests.harness.raw_http2 import call
 from tests.harness.support import code_of
-from tests.test_api_wire import UNKNOWN
+from tests.unit.api.test_api_wire import UNKNOWN
 
 OK, UNIMPLEMENTED = 0, 12
 V2 = "/v2.KeyManagementService/"

@@ -23,7 +23,7 @@ from hsm_kms.errors import (
 from hsm_kms.wrapping.record import Header, Kind, Record
 from hsm_kms.wrapping.wrapper import UNREACHED, Path, Sealed
 from tests.harness.shim.driver import Shim
-from tests.key_samples import A
+from tests.unit.keys.key_samples import A
 from tests.wrapping_rig import (
     DEK,
     DOWN,

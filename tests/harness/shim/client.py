@@ -1,7 +1,7 @@
 """A PKCS#11 program to be hung and crashed: one JSON command a line, one answer.
 
-`python -m tests.harness.shim.client MODULE LABEL`. The worker's own module and session layers
-run in it, so that what the shim does is seen as the product sees it.
+`python -m tests.harness.shim.client MODULE LABEL`. The worker's own module and session
+layers run in it, so that what the shim does is seen as the product sees it.
 """
 
 from __future__ import annotations

@@ -1,0 +1,105 @@
+"""The http section: addresses and the admin socket."""
+
+import asyncio
+import socket
+from pathlib import Path
+
+import pytest
+
+from hsm_kms.config.load import parse
+from hsm_kms.http.server import HttpServer
+from tests.unit.config.test_config import faults_of, with_
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [
+        ("127.0.0.1:9462", ("127.0.0.1", 9462)),
+        ("0.0.0.0:0", ("0.0.0.0", 0)),  # noqa: S104
+        ("10.0.0.7:65535", ("10.0.0.7", 65535)),
+        ("[::1]:80", ("::1", 80)),
+        ("[::]:80", ("::", 80)),
+        (None, None),
+    ],
+)
+def test_addresses(text, address):
+    """An address and a port, or nothing at all."""
+    config = parse(with_({"http.listen": text}))
+
+    assert address == config.http.address
+
+
+def test_defaults():
+    """Loopback, and a socket beside that of KMS."""
+    http = parse(with_()).http
+
+    assert ("127.0.0.1", 9462) == http.address
+    assert Path("/run/hsm-kms/admin.sock") == http.admin_socket
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("localhost:80", "node-1:80", ":80", "80", "", "127.0.0.1", "127.0.0.1:"),
+        *("127.0.0.1:65536", "127.0.0.1:080", "127.0.0.1:-1", "127.0.0.1:80 "),
+        *("127.1:80", "256.0.0.1:80", "127.0.0.1:\u0661", "127.0.0.1:99999999"),
+        *("::1:80", "[::1]", "[127.0.0.1]:80", "[fe80::1%eth0]:80", "[g::]:80"),
+        *("http://127.0.0.1:80", "127.0.0.1:80\n", 80, True, ["127.0.0.1:80"]),
+    ],
+    ids=repr,
+)
+def test_other_addresses_are_refused(text):
+    """A name would be resolved at some other time, and to something else."""
+    [told] = faults_of(with_({"http.listen": text}))
+
+    assert told.startswith("http.listen: must ")
+
+
+@pytest.mark.parametrize(
+    ("admin", "fault"),
+    [
+        ("admin.sock", "must be an absolute path, beginning with /"),
+        ("/" + "s" * 107, "must be at most 107 bytes long"),
+        ("/run/", "must name a file, not a directory"),
+        ("/run/k.sock", "must not be the path of listen.socket, or of its lock"),
+        ("/run/./k.sock", "must not be the path of listen.socket, or of its lock"),
+        ("/run/k.sock.lock", "must not be the path of listen.socket, or of its lock"),
+    ],
+)
+def test_admin_sockets_that_cannot_be(admin, fault):
+    """It must fit into a socket address, and be nobody else's."""
+    changes = {"listen.socket": "unix:///run/k.sock", "http.admin_socket": admin}
+    [told] = faults_of(with_(changes))
+
+    assert told.startswith(f"http.admin_socket: {fault}")
+
+
+def test_defaults_collide_too():
+    """The KMS socket cannot be put where the admin socket is by default."""
+    [told] = faults_of(with_({"listen.socket": "/run/hsm-kms/admin.sock"}))
+
+    assert told.startswith("http.admin_socket: must not be the path of listen.socket")
+
+
+def test_no_admin_socket():
+    """Nothing is no socket, and collides with nothing."""
+    assert parse(with_({"http.admin_socket": None})).http.admin_socket is None
+
+
+@pytest.mark.parametrize("text", ["127.0.0.1:0", "[::1]:0"])
+async def test_addresses_can_be_bound(text):
+    """What the configuration takes, the server can listen on."""
+    host, port = parse(with_({"http.listen": text})).http.address
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        with socket.socket(family) as attempt:
+            attempt.bind((host, port))
+    except OSError:
+        pytest.skip("this machine has no IPv6")
+    server = HttpServer()
+    try:
+        got = server.listen_tcp(host, port, {})
+        with socket.create_connection((host, got), timeout=5):
+            pass
+    finally:
+        await asyncio.to_thread(server.close)

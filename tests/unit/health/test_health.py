@@ -1,0 +1,538 @@
+"""Health: design table of state, healthz and Status, on a clock the test moves."""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import math
+from dataclasses import replace
+
+import pytest
+from structlog.testing import capture_logs
+
+from hsm_kms.clock import now
+from hsm_kms.errors import (
+    KeyLostError,
+    NonceBudgetError,
+    TokenAbsentError,
+    TokenTimeoutError,
+    WorkerLostError,
+)
+from hsm_kms.health import healthz
+from hsm_kms.health.state import DOWN_SECONDS, Health, HealthSettings, WorkersSeen
+from hsm_kms.keys.discovery import Sighting
+from hsm_kms.keys.inventory import Sightings
+from hsm_kms.keys.keyring import KeySettings
+from hsm_kms.keys.node_keyring import KeyHolder
+from hsm_kms.state_dir.directory import StateDir
+from tests.harness.support import wait_for
+from tests.unit.keys.node_rig import LABEL, Engine, Peer, make_key
+
+SLOW = TokenTimeoutError("slot 3 did not answer", hint="look at the HSM")
+ABSENT = TokenAbsentError("no slot 3", hint="look at the HSM")
+GRACE = 60.0
+
+
+class Node:
+    """Real health and a real key holder; the test says how token and workers are."""
+
+    def __init__(self, directory, clock):
+        self.clock = clock
+        self.holder = KeyHolder(
+            KeySettings(label=LABEL, shared=True), StateDir(directory).open()
+        )
+        self.workers = WorkersSeen(ready=0, error=None)
+        self.health = Health(self.holder, lambda: self.workers)
+        self.local_kek = False
+        self.health.software = lambda: self.local_kek
+
+    async def well(self):
+        """A worker serves, and its canary passes."""
+        sightings, peer = Sightings(), Peer(set())
+        sighting = Sighting(keys=(make_key(0, now() - 9000),), nameless=None)
+        sightings.note(peer, sighting, now())
+        self.workers = WorkersSeen(ready=1, error=None)
+        self.health.canary_passed()
+        self.holder.adopt(sightings, None, lambda _: True, "serial")
+        self.health.evaluate()
+        return self
+
+    def away(self, error=SLOW):
+        """A canary fails."""
+        self.health.canary_failed(error)
+        self.health.evaluate()
+
+    def gone(self, error=ABSENT):
+        """The last worker is gone, and no other can start."""
+        self.workers = WorkersSeen(ready=0, error=error)
+        self.health.evaluate()
+
+    def later(self, seconds):
+        """Time passes; the monitor's next round has nobody to look with."""
+        self.clock[0] += seconds
+        self.health.evaluate()
+
+    def fault(self, error):
+        """The keyring has a fault."""
+        self.holder.ring = replace(self.holder.ring, fault=error)
+        self.health.evaluate()
+
+    def stop_after(self, seconds):
+        """Set `stop_writes_after`."""
+        self.health.settings = HealthSettings(stop_writes_after=seconds)
+
+    @property
+    def seen(self):
+        """State, healthz or "UNAVAILABLE", and whether /readyz is 200."""
+        state = self.health.look()
+        assert state.ready == (state.answers and state.sentence == "ok")
+        assert bool(state.key_id) == (state.state != "starting")
+        return state.state, state.sentence if state.answers else "UNAVAILABLE"
+
+
+def sentence(error):
+    """What healthz says of an error."""
+    return healthz.health(error)
+
+
+def in_software(error):
+    """What it says where Encrypt goes on."""
+    return f"{healthz.health(error)}; meanwhile Encrypt works in software"
+
+
+@pytest.fixture
+async def clock(monkeypatch):
+    """The loop's clock, which stands until the test moves it."""
+    loop = asyncio.get_running_loop()
+    now_ = [float(math.ceil(loop.time()))]  # whole seconds add up exactly
+    monkeypatch.setattr(loop, "time", lambda: now_[0])
+    return now_
+
+
+@pytest.fixture
+async def fresh(tmp_path, clock):
+    """A node that has not reached its token."""
+    return Node(tmp_path / "state", clock)
+
+
+@pytest.fixture
+async def node(fresh):
+    """A node that is well."""
+    return await fresh.well()
+
+
+async def test_well(node):
+    """With a token that works all is ok, whatever wraps."""
+    for node.local_kek in (False, True):
+        node.health.evaluate()
+        assert ("ok", "ok") == node.seen
+        assert node.health.look().ready
+
+
+# The token is away
+
+
+async def test_token_away(node):
+    """One failed canary is doubted for 25 s; then healthz says why."""
+    node.away()
+    node.later(DOWN_SECONDS - 0.125)
+    assert ("ok", "ok") == node.seen
+
+    node.later(0.125)
+    assert ("failed", sentence(SLOW)) == node.seen
+    assert node.health.look().key_id == node.holder.key_id
+
+
+async def test_no_worker_starts(node):
+    """When a fresh worker fails, too, nothing is doubted."""
+    node.gone()
+
+    assert ("failed", sentence(ABSENT)) == node.seen
+
+
+async def test_degraded(node):
+    """Where Encrypt goes on healthz is ok for the grace, from the first failure on."""
+    node.local_kek = True
+    node.away()
+    node.later(DOWN_SECONDS)
+    assert ("degraded", "ok") == node.seen
+    assert node.health.look().ready
+    assert "slot 3 did not answer; look at the HSM" in node.health.detail
+
+    node.later(GRACE - DOWN_SECONDS - 0.125)
+    assert ("degraded", "ok") == node.seen
+    node.later(0.125)
+    assert ("degraded", in_software(SLOW)) == node.seen
+    assert not node.health.look().ready
+
+    await node.well()
+    assert ("ok", "ok") == node.seen
+
+
+async def test_degraded_at_once(node):
+    """The same where no worker starts; the cause is the latest one."""
+    node.local_kek = True
+    node.gone()
+    assert ("degraded", "ok") == node.seen
+
+    node.gone(SLOW)
+    node.later(GRACE)
+    assert ("degraded", in_software(SLOW)) == node.seen
+
+
+async def test_no_grace(node):
+    """A grace of 0 s is none."""
+    node.local_kek = True
+    node.health.settings = HealthSettings(grace=0.0)
+    node.gone()
+
+    assert ("degraded", in_software(ABSENT)) == node.seen
+
+
+async def test_settings_change(node):
+    """Another grace counts from now on, for the outage under way, too."""
+    node.local_kek = True
+    node.gone()
+    node.later(GRACE)
+    node.health.settings = HealthSettings(grace=2 * GRACE)
+    node.health.evaluate()
+    assert ("degraded", "ok") == node.seen
+
+    node.later(GRACE)
+    assert ("degraded", in_software(ABSENT)) == node.seen
+
+
+async def test_call_fails_in_the_grace(node):
+    """A client that felt the outage ends the grace at once."""
+    node.local_kek = True
+    node.gone()
+    node.health.call_failed()
+
+    assert ("degraded", in_software(ABSENT)) == node.seen
+
+
+async def test_call_fails_before_the_outage_is_known(node):
+    """So does one that felt it before any canary did."""
+    node.local_kek = True
+    node.health.call_failed()
+    assert ("ok", "ok") == node.seen
+    node.later(1)
+    node.away()
+    node.health.call_failed()
+    assert ("ok", "ok") == node.seen
+
+    node.later(DOWN_SECONDS)
+    assert ("degraded", in_software(SLOW)) == node.seen
+
+
+async def test_call_failed_before_a_good_canary(node):
+    """A failed call does not count for the next outage, nor for the one before."""
+    node.local_kek = True
+    node.health.call_failed()
+    await node.well()
+    node.gone()
+    assert ("degraded", "ok") == node.seen
+
+    node.health.call_failed()
+    await node.well()
+    assert ("ok", "ok") == node.seen
+    node.gone()
+    assert ("degraded", "ok") == node.seen
+
+
+async def test_call_fails_while_all_is_well(node):
+    """Alone it says nothing: a canary does."""
+    node.health.call_failed()
+    node.later(2 * GRACE)
+
+    assert ("ok", "ok") == node.seen
+
+
+async def test_max_offline(node):
+    """When the local KEK may not be used any more, Encrypt has nothing left."""
+    node.local_kek = True
+    node.gone()
+    node.later(GRACE)
+    node.local_kek = False
+    node.later(1)
+    assert ("failed", sentence(ABSENT)) == node.seen
+
+    node.local_kek = True  # a reload allowed it longer
+    node.later(1)
+    assert ("degraded", in_software(ABSENT)) == node.seen
+
+
+@pytest.mark.parametrize("local_kek", [False, True])
+async def test_worker_comes_and_goes(node, local_kek):
+    """A worker that comes without a canary ends nothing; one that passes does."""
+    node.local_kek = local_kek
+    node.gone()
+    down = node.seen
+    node.workers = WorkersSeen(ready=0, error=None)
+    node.later(1)
+    assert down[0] == node.seen[0]
+
+    await node.well()
+    assert ("ok", "ok") == node.seen
+
+
+@pytest.mark.parametrize("local_kek", [False, True])
+async def test_new_doubt_after_an_outage(node, local_kek):
+    """Each outage is doubted, and has its grace, from its own beginning."""
+    node.local_kek = local_kek
+    node.gone()
+    node.later(10 * GRACE)
+    await node.well()
+    node.away()
+    node.later(DOWN_SECONDS - 1)
+    assert ("ok", "ok") == node.seen
+
+    node.later(1)
+    wanted = ("degraded", "ok") if local_kek else ("failed", sentence(SLOW))
+    assert wanted == node.seen
+
+
+# The key, the start
+
+
+@pytest.mark.parametrize("local_kek", [False, True])
+async def test_key_lost(node, local_kek):
+    """A local KEK does not stand in for a key that is gone, token or no token."""
+    node.local_kek = local_kek
+    lost = KeyLostError("gone")
+    node.fault(lost)
+    assert ("failed", sentence(lost)) == node.seen
+
+    node.gone()
+    assert ("failed", sentence(ABSENT)) == node.seen
+
+
+async def test_key_has_wrapped_too_often(node):
+    """The same for one that has used up its nonces."""
+    node.local_kek = True
+    spent = NonceBudgetError("2^29")
+    node.health.spent = lambda: spent
+    node.health.evaluate()
+    assert ("failed", sentence(spent)) == node.seen
+
+    node.gone()
+    assert ("failed", sentence(ABSENT)) == node.seen
+
+
+@pytest.mark.parametrize("local_kek", [False, True])
+async def test_not_reached(fresh, local_kek):
+    """Without state there is no key_id to answer with."""
+    fresh.local_kek = local_kek
+    fresh.later(1)
+    assert ("starting", "UNAVAILABLE") == fresh.seen
+    fresh.gone()
+    assert ("starting", "UNAVAILABLE") == fresh.seen
+    assert sentence(ABSENT) == fresh.health.look().sentence
+
+    await fresh.well()
+    assert ("ok", "ok") == fresh.seen
+
+
+@pytest.mark.parametrize("local_kek", [False, True])
+async def test_not_reached_since_the_start(node, tmp_path, clock, local_kek):
+    """Who remembers the last key answers with it at once, and says what is wrong."""
+    again = Node(tmp_path / "state", clock)
+    again.local_kek = local_kek
+    unreached = sentence(WorkerLostError())
+    assert ("failed", unreached) == again.seen
+    assert node.holder.key_id == again.health.look().key_id
+    again.later(1)
+    assert ("failed", unreached) == again.seen
+
+    again.gone()
+    assert ("failed", sentence(ABSENT)) == again.seen
+
+
+# stop_writes_after
+
+
+@pytest.mark.parametrize("local_kek", [False, True])
+async def test_stop_writes(node, local_kek):
+    """Status answers no more when the state was not ok for long, and then again."""
+    node.local_kek = local_kek
+    node.stop_after(600.0)
+    node.away()
+    node.later(DOWN_SECONDS)
+    node.later(599)
+    wanted = ("degraded", in_software) if local_kek else ("failed", sentence)
+    assert (wanted[0], wanted[1](SLOW)) == node.seen
+
+    node.later(1)
+    assert (wanted[0], "UNAVAILABLE") == node.seen
+    assert node.holder.key_id == node.health.look().key_id
+    assert not node.health.look().ready
+
+    await node.well()
+    assert ("ok", "ok") == node.seen
+
+
+async def test_stop_writes_for_a_lost_key(node):
+    """It is the state that counts, not the token."""
+    node.stop_after(600.0)
+    node.fault(KeyLostError("gone"))
+    node.later(600)
+
+    assert ("failed", "UNAVAILABLE") == node.seen
+
+
+async def test_stop_writes_counts_over_causes(node):
+    """One cause after the other is one time without being ok."""
+    node.stop_after(600.0)
+    node.gone()
+    node.later(300)
+    await node.well()
+    node.gone()
+    node.later(300)
+    assert ("failed", sentence(ABSENT)) == node.seen
+    node.workers = WorkersSeen(ready=1, error=None)
+    node.fault(KeyLostError("gone"))
+    node.later(300)
+
+    assert ("failed", "UNAVAILABLE") == node.seen
+
+
+async def test_stop_writes_from_the_start(node, tmp_path, clock):
+    """A node that never was ok counts from its start."""
+    again = Node(tmp_path / "state", clock)
+    again.stop_after(600.0)
+    again.later(0)
+    again.later(599)
+    assert "UNAVAILABLE" not in again.seen
+    again.later(1)
+
+    assert ("failed", "UNAVAILABLE") == again.seen
+
+
+async def test_stop_writes_within_the_grace(node):
+    """Whoever asks why is not told ok."""
+    node.local_kek = True
+    node.stop_after(30.0)
+    node.gone()
+    node.later(30)
+
+    assert ("degraded", "UNAVAILABLE") == node.seen
+    assert in_software(ABSENT) == node.health.look().sentence
+
+
+async def test_writes_go_on_unless_stopped(node):
+    """Without it, Status answers for ever."""
+    node.gone()
+    node.later(365 * 86400)
+
+    assert ("failed", sentence(ABSENT)) == node.seen
+
+
+# Around it
+
+
+async def test_when_it_was_well(fresh):
+    """While nothing is in doubt that is now; else when the last canary passed."""
+    assert fresh.health.offline_for is None
+    await fresh.well()
+    fresh.later(20)
+    assert fresh.health.offline_for == 0
+
+    fresh.away()
+    assert fresh.health.offline_for == pytest.approx(20)
+    assert ("ok", "ok") == fresh.seen
+    fresh.later(1000)
+    assert fresh.health.offline_for == pytest.approx(1020)
+    await fresh.well()
+    assert fresh.health.offline_for == 0
+
+
+async def test_log(node):
+    """Each change is logged once, with the cause that no client is told."""
+    node.local_kek = True
+    node.stop_after(3600.0)
+    with capture_logs() as logs:
+        node.gone()
+        for _ in range(3600):
+            node.later(1)
+        await node.well()
+        await node.well()
+    told = [log for log in logs if log["event"] == "health"]
+
+    assert [
+        ("degraded", "ok", True),
+        ("degraded", in_software(ABSENT), True),
+        ("degraded", in_software(ABSENT), False),
+        ("ok", "ok", True),
+    ] == [(log["state"], log["sentence"], log["answers"]) for log in told]
+    assert (
+        "no slot 3; look at the HSM; meanwhile Encrypt works in software"
+        == (told[0]["detail"])
+    )
+
+
+async def test_time_passes_without_a_worker(tmp_path, clock):
+    """The monitor's rounds go on when no worker serves: grace and Status run out."""
+    settings = KeySettings(label=LABEL, shared=True)
+    token = {make_key(0, now() - 9000)}
+    engine = Engine(settings, tmp_path / "state", now, token)
+    engine.health.software = lambda: True
+    engine.health.settings = HealthSettings(stop_writes_after=600.0)
+    await engine.come()
+    running = asyncio.create_task(engine.monitor.run())
+    said = []
+    await engine.gone(engine.peers.ready[0])
+    for _ in range(650):
+        clock[0] += 1
+        for _ in range(5):
+            await asyncio.sleep(0)
+        state = engine.state()
+        one = (state.state, state.sentence == "ok", state.answers)
+        said += [] if one in said else [one]
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+
+    assert [
+        ("ok", True, True),
+        ("degraded", True, True),
+        ("degraded", False, True),
+        ("degraded", False, False),
+    ] == said
+
+
+# Served
+
+
+def test_served_without_answers(make_plugin, hsm):
+    """Status is UNAVAILABLE and /readyz 503; `status` says why; a key brings it back.
+
+    The server remembers its key and does not reach the token that has it.
+    """
+    plugin = make_plugin(hsm, health={"stop_writes_after": "2s"}).start()
+    plugin.wait_healthz("ok")
+    plugin.stop()
+    plugin.config["token"] |= {"token_label": "another"}
+    plugin.write_config()
+    plugin.start()
+    plugin.wait_healthz("UNAVAILABLE")
+    wait_for(lambda: "no token" in plugin.events("health")[-1]["detail"])
+    shown = plugin.cli("status")
+
+    assert (1, "") == (shown.returncode, shown.stdout)
+    assert "\nhint: as health.stop_writes_after has it, since " in shown.stderr
+    assert "no token" in shown.stderr
+    assert 503 == readyz(plugin)
+
+    plugin.config["token"] |= {"token_label": "test"}
+    plugin.write_config()
+    plugin.wait_healthz("ok")
+    assert 200 == readyz(plugin)
+
+
+def readyz(plugin):
+    """HTTP status code."""
+    port = plugin.events("probes and metrics")[-1]["port"]
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+    connection.request("GET", "/readyz")
+    code = connection.getresponse().status
+    connection.close()
+    return code

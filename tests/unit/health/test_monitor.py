@@ -1,0 +1,158 @@
+"""The background look: which looks and proofs it takes until a key becomes current."""
+
+from __future__ import annotations
+
+import pytest
+from structlog.testing import capture_logs
+
+from hsm_kms.clock import now
+from hsm_kms.keys.keyring import KeySettings
+from tests.unit.keys.node_rig import LABEL, Engine, make_key
+
+
+class Watched:
+    """A node of two workers on one token; the test says who looks when."""
+
+    def __init__(self, directory):
+        self.wall = now()
+        self.first = make_key(0, self.wall - 9000)
+        self.token = {self.first}
+        self.engine = Engine(
+            KeySettings(label=LABEL, shared=True),
+            directory,
+            lambda: self.wall,
+            self.token,
+        )
+
+    async def start(self):
+        """Both workers come."""
+        await self.engine.come()
+        await self.engine.come()
+        return self
+
+    def makes(self, number, ahead, **kind):
+        """A key is made, and all workers see it from now on."""
+        key = make_key(number, self.wall + ahead, **kind)
+        self.token.add(key)
+        for peer in self.engine.peers.ready:
+            peer.sees.add(key)
+        return key
+
+    async def look(self, rounds=1):
+        """Every worker looks."""
+        for _ in range(rounds):
+            for peer in list(self.engine.peers.ready):
+                await self.engine.look(peer)
+        return self.engine.holder.key_id
+
+
+@pytest.fixture
+def watched(tmp_path):
+    """A node that is not started yet."""
+    return Watched(tmp_path / "state")
+
+
+async def test_switch(watched):
+    """At its time a key is proven anew on every worker, and then current."""
+    await watched.start()
+    key = watched.makes(1, 60)
+    assert watched.first.key_id == await watched.look()
+    watched.wall += 60
+    assert watched.first.key_id == await watched.look()
+
+    assert key.key_id == await watched.look()
+    assert "ok" == watched.engine.state().state
+
+
+async def test_two_keys_due_at_once(watched):
+    """Of two keys whose time came meanwhile the younger one becomes current."""
+    await watched.start()
+    watched.makes(1, 60)
+    younger = watched.makes(2, 70)
+    watched.wall += 1000
+
+    assert younger.key_id == await watched.look(3)
+
+
+async def test_younger_of_two_fails(watched):
+    """If the younger one fails on a worker the older of the two takes its turn."""
+    await watched.start()
+    older, younger = watched.makes(1, 60), watched.makes(2, 70)
+    watched.engine.peers.ready[0].fails.add(younger.fingerprint)
+    watched.wall += 1000
+    assert older.key_id == await watched.look(3)
+
+    watched.engine.peers.ready[0].fails.clear()
+    assert younger.key_id == await watched.look(3)
+
+
+async def test_one_worker_does_not_see_it(watched):
+    """One worker that does not see the key holds the switch up; once told, no more."""
+    await watched.start()
+    key = watched.makes(1, 60)
+    blind = watched.engine.peers.ready[0]
+    blind.sees.discard(key)
+    await watched.look()
+    watched.wall += 60
+    assert watched.first.key_id == await watched.look(4)
+
+    blind.sees.add(key)
+    assert key.key_id == await watched.look(2)
+
+
+async def test_planted_key(watched):
+    """A key that was not born on the token changes nothing, whatever its time."""
+    await watched.start()
+    planted = watched.makes(1, 60, born_here=False)
+    watched.wall += 1000
+
+    assert watched.first.key_id == await watched.look(4)
+    ring = watched.engine.holder.announced_ring
+    assert planted.name == ring.for_decrypt(planted.key_id, planted.cipher).name
+
+
+async def test_visit_that_sees_more(watched):
+    """Who still misses, looking later, what a fresh worker saw is replaced."""
+    await watched.start()
+    key = make_key(1, watched.wall + 60)
+    watched.token.add(key)  # only fresh workers see it
+    before = set(watched.engine.peers.ready)
+    await watched.engine.visit()
+    assert before == set(watched.engine.peers.ready)
+
+    await watched.look()
+    await watched.look()
+    await watched.engine.visit()
+    assert 1 == len(before & set(watched.engine.peers.ready))
+
+
+async def test_visit_before_all_have_looked(watched):
+    """A key made just before a visit costs no worker that will see it."""
+    await watched.start()
+    watched.makes(1, 60)
+    before = set(watched.engine.peers.ready)
+    await watched.engine.visit()
+    await watched.look()
+    await watched.engine.visit()
+
+    assert before == set(watched.engine.peers.ready)
+
+
+async def test_bug_does_not_end_the_watch(watched, monkeypatch):
+    """An exception that nobody expected is logged, and the next look is as ever."""
+    await watched.start()
+
+    def fails(*_):
+        raise ZeroDivisionError
+
+    with monkeypatch.context() as patch, capture_logs() as logs:
+        patch.setattr(watched.engine.holder, "adopt", fails)
+        await watched.look()
+    assert ["bug in the monitor"] * 2 == [
+        log["event"] for log in logs if log["log_level"] == "error"
+    ]
+
+    key = watched.makes(1, 60)
+    await watched.look()
+    watched.wall += 60
+    assert key.key_id == await watched.look(2)

@@ -1,0 +1,65 @@
+"""A node, as far as its key holder: keys come and go, and time passes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from hsm_kms.keys.node_keyring import KeyHolder
+from hsm_kms.state_dir.directory import StateDir
+from tests.unit.keys.key_samples import NOW, OLD, A, B, C, Seen, key, settings
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from hsm_kms.keys.keyring import TokenKey
+
+SERIAL = "0123456789abcdef"
+FIRST, NEXT, THIRD = key(A, 1), key(B, NOW + 10), key(C, NOW + 20)
+
+
+class Node:
+    """One node, and what its workers see."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.now = NOW
+        self.serve()
+
+    def serve(self, **keys_section: object) -> Node:
+        """Start the process."""
+        section = {"shared": True} | keys_section
+        state = StateDir(self.directory).open()
+        self.holder = KeyHolder(settings(**section), state, lambda: self.now)
+        return self
+
+    def sees(self, *keys: TokenKey, usable=lambda _: True) -> Node:
+        """The keys were read."""
+        seen = Seen().by(OLD, *keys, now=NOW - 3600)
+        self.holder.adopt(seen, None, usable, SERIAL)
+        return self
+
+    def after(self, seconds: float) -> Node:
+        """Time passes."""
+        self.now += seconds
+        return self
+
+    @property
+    def current(self) -> str:
+        """What v1 encrypts under."""
+        return self.holder.ring.for_encrypt().key_id
+
+    @property
+    def announced(self) -> str:
+        """What v2 encrypts under."""
+        return self.holder.announced_ring.for_encrypt().key_id
+
+    @property
+    def file(self) -> Path:
+        """Where the last key is remembered."""
+        return self.directory / "last-key.json"
+
+    @property
+    def kept(self) -> tuple[str, list[str]]:
+        """What the next process would know: the last key_id, and those before."""
+        state = StateDir(self.directory)
+        return state.last_key().key_id, [e.key_id for e in state.former_keys()]

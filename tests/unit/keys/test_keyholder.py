@@ -1,0 +1,243 @@
+"""The keyring of a node: what is current, what is announced, what is remembered."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import pytest
+from structlog.testing import capture_logs
+
+from hsm_kms.errors import KeyLostError, KeyNotFoundError, KeyReusedError
+from hsm_kms.state_dir.directory import StateDir
+from tests.unit.keys.key_samples import LABEL, NOW, OLD, A, B, C, Seen, key
+from tests.unit.keys.keyholder_node import FIRST, NEXT, SERIAL, THIRD, Node
+
+
+@pytest.fixture
+def node(tmp_path):
+    """A node that has never seen a key."""
+    return Node(tmp_path / "state")
+
+
+def test_before_anything_is_known(node):
+    """There is no key_id to give, and no keyring."""
+    assert "" == node.holder.key_id
+    assert node.holder.last_key_id is None
+    assert node.holder.announced_ring is None
+    assert node.holder.seconds_to_next() is None
+
+
+def test_first_key(node):
+    """The first key is current at once, for v1 and v2, and remembered."""
+    node.sees(FIRST)
+
+    assert [A] * 3 == [node.current, node.announced, node.holder.key_id]
+    wanted = {
+        "key_id": A,
+        "cka_id": b"a".hex(),
+        "token_serial": SERIAL,
+        "label": LABEL,
+        "since": "2027-01-15T08:00:00+00:00",
+    }
+    assert {"version": 1, "last_key": wanted, "former": []} == json.loads(
+        node.file.read_text()
+    )
+
+
+def test_next_process(node):
+    """A new process gives the key_id of the last one before it has seen a key."""
+    node.sees(FIRST).serve()
+
+    assert A == node.holder.key_id
+    assert A == node.sees(FIRST, key(B, 2, born_here=False)).current
+
+
+def test_switch_at_the_time(node):
+    """At its time the next key is current; the one before is remembered as former."""
+    node.sees(FIRST, NEXT).after(9.5).sees(FIRST, NEXT)
+    assert (A, (A, [])) == (node.current, node.kept)
+    assert 0.5 == node.holder.seconds_to_next()
+
+    node.after(0.5).sees(FIRST, NEXT)
+    assert (B, (B, [A])) == (node.current, node.kept)
+    assert node.holder.seconds_to_next() is None
+    (former,) = StateDir(node.directory).former_keys()
+    assert "2027-01-15T08:00:00+00:00" == former.since
+    assert "2027-01-15T08:00:10+00:00" == former.until
+
+
+def test_seconds_to_next(node):
+    """The next look is due at the next time that comes; past ones do not count."""
+    due = key(C, NOW - 900)
+    node.sees(FIRST).sees(FIRST, due, NEXT, usable=lambda _: False)
+
+    assert A == node.current
+    assert 10.0 == node.holder.seconds_to_next()
+
+
+def test_v2_switches_when_status_says_so(node):
+    """v1 goes by the time; v2 encrypts under what Status gave last."""
+    node.sees(FIRST, NEXT).holder.announce(A)
+    node.after(10).sees(FIRST, NEXT)
+    assert (B, A) == (node.current, node.announced)
+    assert (B, [A]) == node.kept  # before anyone was told
+
+    node.holder.announce(A)  # a state of health made before the switch
+    assert A == node.announced
+    node.holder.announce(node.holder.key_id)
+    assert B == node.announced
+
+
+def test_v2_before_the_first_status(node):
+    """As long as no Status was asked for v2 goes by the time, too."""
+    node.sees(FIRST, NEXT).after(10).sees(FIRST, NEXT)
+
+    assert B == node.announced
+
+
+def test_announced_ring_holds_new_keys(node):
+    """A key that was found since the last Status opens what others sealed under it."""
+    node.sees(FIRST).holder.announce(A)
+    node.sees(FIRST, NEXT)
+
+    assert NEXT == node.holder.announced_ring.for_decrypt(B, NEXT.cipher)
+
+
+def test_announced_key_is_gone(node):
+    """v2 encrypts under no other key than Status gave; without it, not at all."""
+    node.sees(FIRST, NEXT).holder.announce(A)
+    node.after(10).sees(FIRST, NEXT).sees(NEXT)
+    with pytest.raises(KeyNotFoundError, match=f"Status gave last, {A}, cannot"):
+        node.holder.announced_ring.for_encrypt()
+
+    node.holder.announce(node.holder.key_id)
+    assert B == node.announced
+
+
+def test_fault_is_that_of_both(node):
+    """Without the current key neither API encrypts; what is held still decrypts."""
+    node.sees(FIRST).holder.announce(A)
+    node.sees(NEXT)
+
+    assert A == node.holder.key_id
+    for ring in (node.holder.ring, node.holder.announced_ring):
+        with pytest.raises(KeyLostError):
+            ring.for_encrypt()
+        assert NEXT == ring.for_decrypt(B, NEXT.cipher)
+    assert (A, []) == node.kept
+
+
+def test_announce_without_a_key(node):
+    """There is nothing to announce, and nothing happens."""
+    node.holder.announce("")
+    node.sees().holder.announce("")
+
+    with pytest.raises(KeyNotFoundError):
+        node.holder.announced_ring.for_encrypt()
+
+
+def test_not_usable_yet(node):
+    """A key that does not work on every worker waits; the next best one does not."""
+    node.sees(FIRST, NEXT, THIRD).after(30)
+    node.sees(FIRST, NEXT, THIRD, usable=lambda _: False)
+    assert (A, [B, C]) == (node.current, pending(node))
+
+    node.sees(FIRST, NEXT, THIRD, usable=lambda one: one == NEXT)
+    assert (B, [C]) == (node.current, pending(node))
+    node.sees(FIRST, NEXT, THIRD)
+    assert (C, (C, [A, B])) == (node.current, node.kept)
+
+
+def pending(node):
+    return [each.key.key_id for each in node.holder.ring.pending]
+
+
+def test_usable_is_asked_of_the_next_alone(node):
+    """The key that stays, or is named, need not be proven anew to stay."""
+    asked = []
+
+    def usable(one):
+        asked.append(one.key_id)
+        return False
+
+    node.sees(FIRST, usable=usable).sees(FIRST, NEXT, usable=usable)
+    assert [] == asked
+    node.serve(current=B).sees(FIRST, NEXT, usable=usable)
+    assert ([], B) == (asked, node.current)
+
+
+def test_preview(node):
+    """A preview tells what would be, and nothing of it is remembered."""
+    seen = Seen().by(OLD, FIRST)
+
+    assert FIRST == node.holder.preview(seen, None, lambda _: True).current
+    assert node.holder.ring is None
+    assert not node.file.exists()
+
+
+def test_fixed(node):
+    """Once another engine has taken over nothing becomes current any more."""
+    node.sees(FIRST, NEXT).holder.announce(A)
+    node.holder.fixed = True
+    node.after(10).sees(FIRST, NEXT)
+
+    assert (A, A, (A, [])) == (node.current, node.announced, node.kept)
+
+
+def test_fixed_before_the_first_key(node):
+    """It leaves the state directory to the one that took over."""
+    node.holder.fixed = True
+    node.sees(FIRST)
+
+    assert not node.file.exists()
+
+
+def test_never_a_key_id_of_old(node):
+    """What was current once is not again, until the configuration gives it a name."""
+    node.sees(FIRST, NEXT).after(10).sees(FIRST, NEXT)
+    node.serve(current=A).sees(FIRST, NEXT)
+    assert KeyReusedError is type(node.holder.ring.fault)
+    assert (B, (B, [A])) == (node.holder.key_id, node.kept)
+
+    renamed = key(A, 1, suffix="two")
+    node.serve(current=A, suffix="two").sees(renamed, key(B, NOW + 10, suffix="two"))
+    assert (A + ".two", (A + ".two", [A, B])) == (node.current, node.kept)
+
+
+def test_events(node):
+    """A key to come is told once, with its time; a switch with what was before."""
+    with capture_logs() as logs:
+        node.sees(FIRST, NEXT).sees(FIRST, NEXT).after(10).sees(FIRST, NEXT)
+        node.sees(FIRST, NEXT)
+
+    assert [
+        {"event": "current key", "key_id": A, "before": None},
+        {
+            "event": "pending key",
+            "key_id": B,
+            "current_from": "2027-01-15T08:00:10Z",
+        },
+        {"event": "current key", "key_id": B, "before": A},
+    ] == [{k: v for k, v in log.items() if k != "log_level"} for log in logs]
+
+
+def test_warns_of_an_imported_key(node):
+    """A key that somebody may know is used only with a warning."""
+    with capture_logs() as logs:
+        node.sees(key(A, born_here=False))
+
+    assert A == node.current
+    assert ("warning", A) == (logs[0]["log_level"], logs[0]["key_id"])
+    assert "was imported" in logs[0]["event"]
+
+
+def test_a_thousand_keys_due(node):
+    """However many keys are due and not proven, Status does not wait for it."""
+    many = [key(f"{n:a>26}", n + 2, cka_id=b"%d" % n) for n in range(1000)]
+    node.sees(FIRST)
+    began = time.thread_time()
+    node.sees(FIRST, *many, usable=lambda _: False)
+
+    assert A == node.current
+    assert time.thread_time() - began < 2  # it takes a twentieth of a second

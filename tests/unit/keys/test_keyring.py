@@ -1,0 +1,157 @@
+"""What a keyring opens, what it encrypts under, and what each key is to it."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from hsm_kms.errors import (
+    KeyLostError,
+    KeyNotFoundError,
+    KeyRetiredError,
+    UnknownKeyIdError,
+)
+from hsm_kms.ipc.values import Cipher
+from hsm_kms.keys.keyring import Keyring, KeyState, Pending
+from tests.unit.keys.key_samples import GONE, A, B, C, key, settings
+
+SUFFIXED = key(A, suffix="two")
+
+
+def ring(*keys, **given):
+    return Keyring(**({"keys": keys, "current": None, "fault": None} | given))
+
+
+@pytest.mark.parametrize("named", [A, A + ".one", A + ".another"])
+def test_for_decrypt(named):
+    """A key is found by fingerprint, whatever suffix a record or a node has."""
+    paired = key(A, cipher=Cipher.CBC_HMAC)
+    held = ring(key(B), paired, SUFFIXED)
+
+    assert SUFFIXED is held.for_decrypt(named, Cipher.GCM)
+    assert paired is held.for_decrypt(named, Cipher.CBC_HMAC)
+
+
+@pytest.mark.parametrize("named", [GONE, "", A[:-1], A + "a", "." + A, A.upper()])
+def test_unknown_key_id(named):
+    """Any other key_id is unknown; none is cut or folded to fit."""
+    with pytest.raises(UnknownKeyIdError):
+        ring(key(A), key(B)).for_decrypt(named, Cipher.GCM)
+
+
+def test_unknown_cipher():
+    """A key that is held for one cipher opens no record of the other."""
+    with pytest.raises(UnknownKeyIdError):
+        ring(key(A)).for_decrypt(A, Cipher.CBC_HMAC)
+
+
+def test_two_objects_of_one_key():
+    """Of two copies of one key the first opens, always the same one."""
+    first, copy = key(A, cka_id=b"1"), key(A, cka_id=b"2")
+
+    assert first is ring(first, copy).for_decrypt(A, Cipher.GCM)
+
+
+@pytest.mark.parametrize("named", [A, A + ".one"])
+def test_retired_opens_nothing(named):
+    """A retired key is refused by name, on the token or not, under any suffix."""
+    retired = settings(retired=frozenset({A}))
+
+    for held in (ring(SUFFIXED, key(B), settings=retired), ring(settings=retired)):
+        with pytest.raises(KeyRetiredError):
+            held.for_decrypt(named, Cipher.GCM)
+
+
+ALIAS = {GONE + ".old": b"b"}
+
+
+def test_also_known_as():
+    """What names a key_id of old is opened by the key with the CKA_ID given for it."""
+    held = ring(key(A), key(B), settings=settings(also_known_as=ALIAS))
+
+    assert key(B) == held.for_decrypt(GONE + ".old", Cipher.GCM)
+
+
+@pytest.mark.parametrize("named", [GONE, GONE + ".older"])
+def test_also_known_as_is_exact(named):
+    """The escape holds for the whole key_id that was written down, and no other."""
+    held = ring(key(B), settings=settings(also_known_as=ALIAS))
+
+    with pytest.raises(UnknownKeyIdError):
+        held.for_decrypt(named, Cipher.GCM)
+
+
+def test_also_known_as_of_no_use():
+    """It opens nothing by a key that is not there, or not for this cipher."""
+    known = settings(also_known_as=ALIAS)
+
+    for held in (
+        ring(key(A), settings=known),
+        ring(key(B, cipher=Cipher.CBC_HMAC), settings=known),
+    ):
+        with pytest.raises(UnknownKeyIdError):
+            held.for_decrypt(GONE + ".old", Cipher.GCM)
+
+
+def test_also_known_as_never_shadows():
+    """A key_id that is held stays its own, whatever the configuration says of it."""
+    known = settings(also_known_as={A: b"b"})
+
+    assert key(A) == ring(key(A), key(B), settings=known).for_decrypt(A, Cipher.GCM)
+
+
+def test_also_known_as_retired():
+    """A retired key opens nothing under another name either."""
+    known = settings(also_known_as=ALIAS, retired=frozenset({B}))
+
+    with pytest.raises(KeyRetiredError):
+        ring(key(B), settings=known).for_decrypt(GONE + ".old", Cipher.GCM)
+
+
+def test_for_encrypt():
+    """The current key is given out, and its fault instead where it has one."""
+    fault = KeyLostError("gone")
+    good = ring(key(A), current=key(A))
+
+    assert key(A) == good.for_encrypt()
+    with pytest.raises(KeyLostError):
+        dataclasses.replace(good, fault=fault).for_encrypt()
+    with pytest.raises(KeyNotFoundError):
+        ring().for_encrypt()
+
+
+OFFENDS = {"offences": ("CKA_SENSITIVE is False",)}
+
+# name: the key · what it is, beside the current key A, C pending, and GONE retired
+STATES = {
+    "current": (key(A), KeyState.CURRENT),
+    "a copy of the current one": (key(A, cka_id=b"2"), KeyState.CURRENT),
+    "pending": (key(C), KeyState.PENDING),
+    "older": (key(B), KeyState.DECRYPT_ONLY),
+    "of the other cipher": (key(A, cipher=Cipher.CBC_HMAC), KeyState.DECRYPT_ONLY),
+    "retired": (key(GONE), KeyState.RETIRED),
+    "forbidden": (key(B, **OFFENDS), KeyState.REFUSED),
+    "cannot encrypt here": (key(B, encrypts=False), KeyState.REFUSED),
+}
+
+
+@pytest.mark.parametrize("name", STATES)
+def test_state(name):
+    """Every key is one thing to this node."""
+    one, wanted = STATES[name]
+    held = ring(
+        one,
+        current=key(A),
+        pending=(Pending(key=key(C), at=None),),
+        settings=settings(retired=frozenset({GONE})),
+    )
+
+    assert wanted is held.state(one)
+
+
+def test_state_where_policy_warns():
+    """What is only warned of is not refused."""
+    held = ring(settings=settings(enforce=False))
+
+    assert KeyState.DECRYPT_ONLY is held.state(key(B, **OFFENDS))

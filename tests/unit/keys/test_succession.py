@@ -1,0 +1,200 @@
+"""Which key is current, and which one comes next: tables of cases."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hsm_kms.errors import KeyLostError, KeyUnsuitableError
+from hsm_kms.keys.rotation import Memory, make_ring
+from tests.unit.keys.key_samples import GONE, NOW, A, B, C, key, settings
+from tests.unit.keys.succession_cases import FIRST, NAMED, NEVER, Case
+from tests.unit.keys.succession_cases_later import AS_BEFORE
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_named(name):
+    """`keys.current` decides, as long as it names what may encrypt."""
+    NAMED[name].check()
+
+
+@pytest.mark.parametrize("name", AS_BEFORE)
+def test_as_before(name):
+    """The last key stays, until the time of a younger one that was born here."""
+    AS_BEFORE[name].check()
+
+
+@pytest.mark.parametrize("name", FIRST)
+def test_first(name):
+    """A node that remembers none takes what cannot be mistaken."""
+    FIRST[name].check()
+
+
+def test_key_without_a_name():
+    """What is wrong with a key that has no name is told where there is no other."""
+    trouble = KeyUnsuitableError("the key cannot be identified")
+
+    def fault(keys, **keys_section):
+        given = settings(**keys_section)
+        return make_ring(keys, given, Memory(), NOW, nameless=trouble).fault
+
+    assert trouble is fault(())
+    assert None is fault((key(A),))
+    assert KeyLostError is type(fault((), current=A))
+
+
+# name: the case · what is told, and what to do about it
+SENTENCES = {
+    "none": (
+        FIRST["nothing there"],
+        (
+            "no AES key labelled 'kek' is on the token; "
+            "make one with `hsm-kms keys generate`"
+        ),
+    ),
+    "none by its CKA_ID": (
+        Case(keys_section={"ids": (b"1",)}),
+        "no AES key labelled 'kek' and in keys.ids is on the token; correct keys.ids",
+    ),
+    "several": (
+        FIRST["two"],
+        (
+            f"2 keys are labelled 'kek': {A}, {B}; "
+            "name the one to encrypt with in keys.current"
+        ),
+    ),
+    "not active": (
+        FIRST["shared, all before their time"],
+        (
+            f"no key is active yet; {A} will be from 2027-01-15T08:00:02Z; "
+            "see whether this node's clock is right, or wait"
+        ),
+    ),
+    "never active": (
+        Case(keys=(key(A, NEVER),)),
+        (
+            f"no key is active yet; {A} will be from "
+            "18446744073709551616 seconds after 1970; "
+            "see whether this node's clock is right, or wait"
+        ),
+    ),
+    "forbidden": (
+        FIRST["the only one, against the policy"],
+        (
+            f"key {A} breaks the policy: CKA_SENSITIVE is False; "
+            "make a key with `hsm-kms keys generate`, or set keys.policy: warn"
+        ),
+    ),
+    "cannot encrypt": (
+        FIRST["the only one, that cannot encrypt here"],
+        (
+            f"this token cannot wrap under key {A}; "
+            "make a key with `hsm-kms keys generate`"
+        ),
+    ),
+    "lost": (
+        AS_BEFORE["the last is gone"],
+        (
+            f"the key last current here, {GONE}, is not on the token any more; "
+            "restore the token, or name another key in keys.current"
+        ),
+    ),
+    "the last is retired": (
+        AS_BEFORE["the last is retired"],
+        (
+            f"the key last current here, {A}, is in keys.retired; "
+            "take it out there, or name another key in keys.current"
+        ),
+    ),
+    "the last cannot encrypt": (
+        AS_BEFORE["the last cannot encrypt here any more"],
+        (
+            f"this token cannot wrap under the key last current here, {A}; "
+            "undo what changed on the token or in keys.mechanism, or name another key "
+            "in keys.current"
+        ),
+    ),
+    "a suffix of old": (
+        AS_BEFORE["a suffix of old"],
+        (
+            f"the key_id {A} was current here before {A}.one; "
+            "set keys.suffix to one never used, or back to what it was"
+        ),
+    ),
+    "named and gone": (
+        NAMED["not there"],
+        (
+            f"keys.current names {GONE}, and no such key is on the token; "
+            "see `hsm-kms keys list`, and correct keys.current"
+        ),
+    ),
+    "named and retired": (
+        NAMED["retired"],
+        (
+            f"keys.current names {A}, and keys.retired does, too; "
+            "name another key in keys.current"
+        ),
+    ),
+    "named and cannot encrypt": (
+        NAMED["cannot encrypt here"],
+        (
+            f"keys.current names {A}, and this token cannot wrap under it; "
+            "see `hsm-kms keys list`, and correct keys.current"
+        ),
+    ),
+    "named and used before": (
+        NAMED["current before"],
+        (
+            f"keys.current names {A}, which was current here before; "
+            "give it a new key_id: set keys.suffix to one never used"
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SENTENCES)
+def test_sentences(name):
+    """Each fault names the key, the cause and the cure."""
+    case, sentence = SENTENCES[name]
+
+    assert sentence == case.ring().fault.sentence
+
+
+times = st.integers(0, 5) | st.just(NEVER)
+any_key = st.builds(
+    key,
+    st.sampled_from([A, B, C, GONE]),
+    times,
+    born_here=st.booleans(),
+    encrypts=st.booleans(),
+    offences=st.sampled_from([(), ("CKA_SENSITIVE is False",)]),
+)
+some_keys = st.lists(any_key, max_size=4, unique_by=lambda one: one.fingerprint)
+moments = st.lists(st.tuples(some_keys, st.floats(-2, 8)), max_size=8)
+
+
+@given(moments, st.booleans())
+def test_nothing_goes_back(moments, shared):
+    """Whatever comes and goes, on whatever clock: no key_id is current twice.
+
+    And what becomes current by its time was born here, is fit, and had its time.
+    """
+    told: list[str] = []
+    for keys, now in moments:
+        memory = Memory(
+            last=told[-1] if told else None,
+            former=frozenset(told[:-1]),
+            first_seen=dict.fromkeys((A, B, C, GONE), -1000.0),
+        )
+        ring = make_ring(keys, settings(shared=shared), memory, now)
+        if ring.fault is not None or ring.current.key_id in told[-1:]:
+            continue
+        assert ring.current.key_id not in told
+        assert ring.current.activation <= now
+        assert ring.current.encrypts
+        assert not ring.current.offences
+        if told:
+            assert shared
+            assert ring.current.born_here
+        told.append(ring.current.key_id)

@@ -1,0 +1,224 @@
+"""Keys, clocks, workers, restarts and reloads in any order: what a node writes under.
+
+Conformance 15, 17, 18 and 37. HSM_KMS_STEPS is how many steps to take.
+"""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import invariant, precondition, rule
+
+from hsm_kms.errors import HsmKmsError
+from hsm_kms.keys.keyring import KeySettings
+from hsm_kms.state_dir.directory import StateDir
+from tests.unit.keys.node_rig import LABEL
+from tests.unit.keys.node_rules import NodeRules, which
+
+STEPS = int(os.environ.get("HSM_KMS_STEPS", "10000"))
+EACH = 50  # steps of one history
+suffixes = st.sampled_from([None, "two", "three", "four"])
+
+
+class NodeMachine(NodeRules):
+    """One node, from its first start on: looks, requests, restarts and reloads."""
+
+    @rule(
+        first=st.sampled_from(["status", "encrypt_v2", "one_looks", "restart"]),
+        kind=st.sampled_from(["good", "good", "planted", "offending"]),
+        gap=st.sampled_from([0, 0, 1, 91]),
+        steps=st.lists(
+            st.sampled_from(
+                ["look", "look", "status", "status", "v2", "v2", "v1", "restart"]
+            ),
+            max_size=6,
+        ),
+    )
+    def rotation(self, first, kind, gap, steps):
+        """A key is made, all see it, its time comes, and something happens then."""
+        self.key_appears(60, kind, "all")
+        self.all_look(1)
+        if first != "one_looks":
+            getattr(self, first)()
+        self.time_passes(60 + gap)
+        does = {
+            "look": lambda: self.all_look(1),
+            "status": self.status,
+            "v2": self.encrypt_v2,
+            "v1": self.encrypt_v1,
+            "restart": self.restart,
+        }
+        for step in steps:
+            does[step]()
+
+    # Looks
+
+    @rule(who=which)
+    def one_looks(self, who):
+        """One worker's regular look."""
+        if peers := self.peers():
+            engine, peer = peers[who % len(peers)]
+            self.run(engine.look(peer))
+            self.judge()
+
+    @rule(rounds=st.integers(min_value=1, max_value=2))
+    def all_look(self, rounds):
+        """Regular looks of all workers, and those that are missing come."""
+        for _ in range(rounds):
+            self.loop.now += 1
+            for engine, peer in self.peers():
+                self.run(engine.look(peer))
+                self.judge()
+        for engine in self.engines():
+            self.both_come(engine)
+
+    @rule()
+    def fresh_one_looks(self):
+        """A visit."""
+        self.loop.now += 1
+        for engine in self.engines():
+            self.run(engine.visit())
+        self.judge()
+
+    @rule(number=which)
+    def local_kek_comes(self, number):
+        """A local KEK under a key is there at last, or is not there yet."""
+        key = self.made[number % len(self.made)]
+        for engine in self.engines():
+            engine.lacking ^= {key.fingerprint}
+
+    def judge(self):
+        """By its time alone no key becomes current before its local KEK is there."""
+        for engine in self.engines():
+            last, before = engine.holder.last_key_id, engine.last
+            if before is None or engine.settings.current is not None:
+                continue
+            old, new = (self.key_of(each) for each in (before, last))
+            assert old is new or new.fingerprint not in engine.lacking
+        super().judge()
+
+    # Requests
+
+    @rule()
+    def status(self):
+        """The API server asks; what it is told, it goes by."""
+        self.announcer = self.engine
+        state = self.engine.health.announce()
+        if not state.key_id:
+            return
+        if self.said[-1:] != [state.key_id]:
+            assert state.key_id not in self.said, "a key_id came back"
+            self.said.append(state.key_id)
+        self.announced = state.key_id
+        kept = StateDir(self.directory).open()
+        known = {each.key_id for each in kept.former_keys()}
+        assert state.key_id in known | {kept.last_key().key_id}
+
+    @rule()
+    def observer(self):
+        """`hsm-kms status` asks; nothing comes of it."""
+        self.engine.health.look()
+
+    @rule()
+    def encrypt_v2(self):
+        """v2 writes under what Status said, or not at all."""
+        key = self.choice(self.announcer.holder.announced_ring)
+        if key is None:
+            return
+        if self.announced is not None:
+            assert self.announced == key.key_id
+        self.can_read(key)
+
+    @rule()
+    def encrypt_v1(self):
+        """v1 writes under what the node takes for current."""
+        key = self.choice(self.engine.holder.ring)
+        if key is not None:
+            holder = self.engine.holder
+            assert holder.fixed or holder.last_key_id == key.key_id
+            self.can_read(key)
+
+    def choice(self, ring):
+        if ring is None:
+            return None
+        try:
+            key = ring.for_encrypt()
+        except HsmKmsError:
+            return None
+        assert not key.offences
+        return key
+
+    def can_read(self, key):
+        """What is written under a key can be read, while the token has the key."""
+        there = any(each.name == key.name for each in self.token)
+        if there and key.fingerprint not in self.engine.settings.retired:
+            ring = self.engine.holder.ring
+            assert key.name == ring.for_decrypt(key.key_id, key.cipher).name
+
+    # The process
+
+    @rule()
+    def restart(self):
+        """The process starts anew, by what the state directory holds."""
+        self.coming = None
+        self.begin()
+
+    @rule(
+        current=st.none() | which,
+        suffix=suffixes,
+        retired=st.none() | st.none() | which,
+    )
+    @precondition(lambda self: self.coming is None)
+    def reload_begins(self, current, suffix, retired):
+        """Another configuration: the old engine goes on while the new one starts."""
+        named = [] if retired is None else [self.made[retired % len(self.made)]]
+        changed = KeySettings(
+            label=LABEL,
+            shared=self.settings.shared,
+            suffix=suffix,
+            current=None
+            if current is None
+            else self.made[current % len(self.made)].fingerprint,
+            retired=frozenset(key.fingerprint for key in named),
+        )
+        self.engine.holder.fixed = True
+        self.settings = changed  # what the file says is what a restart reads
+        self.coming = self.engine_of(changed)
+
+    @precondition(lambda self: self.coming is not None)
+    @rule()
+    def reload_ends(self):
+        """The new engine takes over, unless that would make things worse."""
+        old, new, self.coming = self.engine, self.coming, None
+        self.run(new.come())
+        if new.state().state != "ok" and old.state().state == "ok":
+            old.holder.fixed = False
+            return
+        self.run(new.come())
+        self.engine = new
+        self.judge()
+
+    # What must hold
+
+    @invariant()
+    def what_was_left_stays_left(self):
+        """Neither Status nor the state directory takes a key_id up again."""
+        if not hasattr(self, "engine"):
+            return
+        holder = self.engine.holder
+        former = [each.key_id for each in holder._former]
+        assert len(former) == len(set(former))
+        assert holder.last_key_id not in former
+
+
+TestNode = NodeMachine.TestCase
+TestNode.__doc__ = "No order of events makes a node write under the wrong key."
+TestNode.settings = settings(
+    max_examples=max(1, STEPS // EACH),
+    stateful_step_count=EACH,
+    deadline=timedelta(seconds=5),
+    suppress_health_check=[HealthCheck.too_slow],
+)

@@ -1,0 +1,66 @@
+"""The documents name things that exist."""
+
+import re
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from hsm_kms.cli import cli
+
+ROOT = Path(__file__).parents[3]
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links_lead_somewhere(document):
+    """Every relative link names a file of the project."""
+    targets = re.findall(r"\]\(([^)#]+)[^)]*\)", document.read_text())
+    broken = [
+        target
+        for target in targets
+        if "://" not in target and not (document.parent / target).exists()
+    ]
+
+    assert [] == broken
+
+
+def commands(command, path=()):
+    inner = getattr(command, "commands", None)
+    if inner is None:
+        yield " ".join(path)
+        return
+    for name, each in inner.items():
+        yield from commands(each, (*path, name))
+
+
+def test_every_command_is_in_the_readme():
+    """The table of commands is complete, and has none too many."""
+    row = re.compile(r"^\| `hsm-kms ([a-z]\S*(?: [a-z]\S*)?)[ `]", re.MULTILINE)
+
+    named = row.findall((ROOT / "README.md").read_text())
+    assert sorted(commands(cli)) == sorted(name.strip("`") for name in named)
+
+
+def test_make_targets_in_documents_exist():
+    """`make something` in a document is a target of the Makefile."""
+    targets = set(
+        re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    )
+    named = {
+        name
+        for document in DOCUMENTS
+        for name in re.findall(r"(?:`|\$ )make ([a-z0-9-]+)", document.read_text())
+    }
+
+    assert set() == named - targets
+    assert {"run", "test", "test-e2e", "lint"} <= named
+
+
+@pytest.mark.parametrize("path", sorted(commands(cli)))
+def test_every_command_explains_itself(path):
+    """--help tells what a command does, before it lists its options."""
+    shown = CliRunner().invoke(cli, [*path.split(), "--help"])
+
+    assert 0 == shown.exit_code
+    assert re.search(r"\n\n  [A-Z].*\.", shown.output)

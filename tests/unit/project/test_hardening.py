@@ -1,0 +1,110 @@
+"""Hardening, seen from outside, in processes of its own."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+from tests.harness.support import wait_for
+from tests.odd_keys import alive
+
+HARDENED = """
+    import json, os, resource
+    from hsm_kms.hardening import harden_process, is_dumpable
+
+    before = is_dumpable()
+    harden_process()
+    descriptor = os.open("made", os.O_CREAT | os.O_WRONLY, 0o666)
+    print(json.dumps({
+        "before": before,
+        "after": is_dumpable(),
+        "core": resource.getrlimit(resource.RLIMIT_CORE),
+        "mode": os.fstat(descriptor).st_mode & 0o777,
+        "owner": os.stat("/proc/self/mem").st_uid,
+    }))
+"""
+
+# Starts a child that asks to die with it, says both process ids, and lives on.
+PARENT = """
+    import os, subprocess, sys, time
+
+    child = subprocess.Popen([sys.executable, "-c", sys.argv[1], str(os.getpid())],
+                             stdout=subprocess.PIPE)
+    child.stdout.readline()
+    print(child.pid, flush=True)
+    time.sleep(60)
+"""
+
+CHILD = """
+    import sys, time
+    from hsm_kms.pdeathsig import die_with_parent
+
+    die_with_parent(int(sys.argv[1]))
+    print("ready", flush=True)
+    time.sleep(60)
+"""
+
+
+def run(code, *args, **options):
+    return subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code), *args],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+        **options,
+    )
+
+
+def test_hardened_process_leaves_nothing_behind(tmp_path):
+    """No core file, not traceable, files for the owner alone."""
+    told = json.loads(run(HARDENED, cwd=tmp_path).stdout)
+
+    assert {
+        "before": True,
+        "after": False,
+        "core": [0, 0],
+        "mode": 0o600,
+        "owner": 0,
+    } == told
+
+
+def test_aborted_process_leaves_no_core(tmp_path):
+    """Even where core files are on, a crash of a hardened process writes none."""
+    code = """
+        import os, resource
+        from hsm_kms.hardening import harden_process
+        harden_process()
+        os.abort()
+    """
+    ended = run(code, cwd=tmp_path)
+
+    assert -signal.SIGABRT == ended.returncode
+    assert [] == list(tmp_path.iterdir())
+
+
+def test_child_dies_with_its_parent():
+    """A killed server leaves no worker that still holds a session and a login."""
+    parent = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(PARENT), textwrap.dedent(CHILD)],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with parent:
+        child = int(parent.stdout.readline())
+        assert alive(child)
+        parent.kill()
+
+    wait_for(lambda: not alive(child))
+
+
+def test_orphan_exits_at_once():
+    """Whose parent was gone before it could ask would otherwise live for ever."""
+    ended = run(CHILD, "1" if os.getpid() != 1 else "2")
+
+    assert (1, "") == (ended.returncode, ended.stdout)

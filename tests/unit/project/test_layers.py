@@ -1,0 +1,84 @@
+"""Who imports whom: the contracts of pyproject.toml, and what they come to."""
+
+from __future__ import annotations
+
+import pkgutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import hsm_kms
+
+ROOT = Path(__file__).parents[3]
+
+
+def contracts():
+    """The import-linter contracts, by name."""
+    text = (ROOT / "pyproject.toml").read_text()
+    section = tomllib.loads(text)["tool"]["importlinter"]
+    return {contract["name"]: contract for contract in section["contracts"]}
+
+
+def modules_after(statement):
+    """What is in sys.modules of a fresh interpreter after one statement."""
+    code = f"{statement}\nimport sys\nprint(*sys.modules)"
+    result = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True
+    )
+    return set(result.stdout.split())
+
+
+def test_contracts_are_kept():
+    """import-linter finds no import against the layers."""
+    result = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "from importlinter.cli import lint_imports_command as c; c()",
+        ],
+        cwd=ROOT,
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+
+    assert 0 == result.returncode, result.stdout + result.stderr
+    assert "0 broken" in result.stdout
+
+
+def test_no_module_is_outside_the_pkcs11_contract():
+    """Each module of the package but the worker is forbidden to import pkcs11."""
+    listed = set(contracts()["Only a worker process loads PKCS#11"]["source_modules"])
+    present = {
+        f"hsm_kms.{module.name}" for module in pkgutil.iter_modules(hsm_kms.__path__)
+    }
+
+    assert set() == present - listed - {"hsm_kms.worker"}
+
+
+def test_the_server_loads_no_pkcs11():
+    """The server's process has no PKCS#11 in it."""
+    loaded = modules_after("import hsm_kms.server.serve")
+
+    assert set() == {name for name in loaded if name.split(".")[0] == "pkcs11"}
+
+
+@pytest.mark.parametrize("module", ["hsm_kms.cli", "hsm_kms.server.settings"])
+def test_commands_load_neither_pkcs11_nor_cryptography(module):
+    """A command that does not need them starts without them."""
+    loaded = modules_after(f"import {module}")
+
+    assert set() == {
+        name for name in loaded if name.split(".")[0] in {"pkcs11", "cryptography"}
+    }
+
+
+def test_a_worker_loads_no_grpc():
+    """A worker process is small: no gRPC, no configuration file, no event loop."""
+    loaded = modules_after("import hsm_kms.worker.__main__")
+
+    assert "pkcs11" in loaded
+    assert set() == loaded & {"grpc", "pydantic", "yaml", "structlog", "asyncio"}

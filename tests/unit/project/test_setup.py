@@ -1,0 +1,251 @@
+"""softhsm/setup.sh, run the way a newcomer runs it."""
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from hsm_kms.config.load import load
+
+ROOT = Path(__file__).parents[3]
+SETUP = ROOT / "softhsm" / "setup.sh"
+COMMAND = Path(sys.executable).parent / "hsm-kms"
+
+# Writes down how it was called, then becomes the real program.
+WRAPPER = """#!/bin/sh
+printf '%s\\n' "$*" >>"{log}"
+exec "{program}" "$@"
+"""
+
+
+def setup(directory, **env):
+    return subprocess.run(
+        [SETUP, directory],
+        env={**os.environ, "HSM_KMS": str(COMMAND), **env},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def keys(directory, config="config.yaml"):
+    listed = subprocess.run(
+        [COMMAND, "keys", "list", "--config", directory / config, "-o", "json"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    return json.loads(listed.stdout)
+
+
+def snapshot(directory):
+    """Every path below, with its mode, time of change and content."""
+    return {
+        str(path.relative_to(directory)): (
+            path.lstat().st_mode,
+            path.lstat().st_mtime_ns,
+            hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "",
+        )
+        for path in [directory, *directory.rglob("*")]
+    }
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("setup") / "dev"
+    ended = setup(directory)
+    assert 0 == ended.returncode, ended.stderr
+    return directory
+
+
+def test_configuration_is_complete(made):
+    """Both APIs on, everything in DIR, one key on the token."""
+    config = load(made / "config.yaml")
+
+    assert config.apis.v2.enabled
+    assert config.apis.v1.enabled
+    assert made / "kms.sock" == config.listen.socket
+    assert made / "state" == config.state_dir
+    assert made / "pin" == config.token.pin_file
+    assert made / "admin.sock" == config.http.admin_socket
+    assert config.http.listen is None
+    assert 1 == len(keys(made))
+
+
+def test_encryption_configuration_names_the_socket(made):
+    """What kube-apiserver is given points at what is served."""
+    tree = yaml.safe_load((made / "encryption-config.yaml").read_text())
+    [kms, identity] = tree["resources"][0]["providers"]
+
+    assert f"unix://{made}/kms.sock" == kms["kms"]["endpoint"]
+    assert "v2" == kms["kms"]["apiVersion"]
+    assert {"identity": {}} == identity
+
+
+def test_nothing_is_open_to_others(made):
+    """PINs and token data are the owner's alone."""
+    modes = {path.stat().st_mode & 0o077 for path in [made, *made.rglob("*")]}
+
+    assert {0} == modes
+
+
+def test_second_run_changes_nothing(made):
+    """Neither a byte nor a time changes, and no PIN is tried."""
+    before = snapshot(made)
+    ended = setup(made)
+
+    assert 0 == ended.returncode
+    assert f"setup.sh: {made} is complete; nothing to do\n" == ended.stderr
+    assert before == snapshot(made)
+
+
+def test_no_pin_in_any_argument_list(tmp_path):
+    """Arguments are open to every user of the machine."""
+    log = tmp_path / "log"
+    for name in ["hsm-kms", "python"]:
+        wrapper = tmp_path / name
+        program = COMMAND.parent / name
+        wrapper.write_text(WRAPPER.format(log=log, program=program))
+        wrapper.chmod(0o755)
+    ended = setup(tmp_path / "dev", HSM_KMS=str(tmp_path / "hsm-kms"))
+    called = log.read_text()
+
+    assert 0 == ended.returncode, ended.stderr
+    assert "init_token.py" in called
+    assert "keys generate" in called
+    for pin in ["pin", "so-pin"]:
+        assert (tmp_path / "dev" / pin).read_text() not in called
+
+
+@pytest.mark.parametrize("moments", [[0.005, 0.05, 0.6], [0.02, 0.1], [0.3, 1.0]])
+def test_interrupted_run_goes_on_where_it_was(tmp_path, moments):
+    """Killed at any moment, and again, the last run ends with one token and one key."""
+    directory = tmp_path / "dev"
+    for after in moments:
+        run = subprocess.Popen(
+            [SETUP, directory],
+            env={**os.environ, "HSM_KMS": str(COMMAND)},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        with run:
+            time.sleep(after)
+            os.killpg(run.pid, signal.SIGKILL)
+    ended = setup(directory)
+
+    assert 0 == ended.returncode, ended.stderr
+    assert 1 == len(keys(directory))
+
+
+def test_relative_directory(tmp_path):
+    """DIR counts from where the caller stands, and blanks are fine everywhere.
+
+    The files hold absolute paths.
+    """
+    subprocess.run(
+        [SETUP, "my dev"],
+        env={**os.environ, "HSM_KMS": str(COMMAND)},
+        cwd=tmp_path,
+        capture_output=True,
+        timeout=60,
+        check=True,
+    )
+
+    made = tmp_path / "my dev"
+    assert made / "pin" == load(made / "config.yaml").token.pin_file
+    assert 1 == len(keys(made))
+
+
+def test_long_path_gets_a_short_socket(tmp_path):
+    """A path that does not fit into a socket address is replaced, aloud."""
+    directory = tmp_path / ("d" * 100)
+    runtime = tempfile.mkdtemp(dir="/tmp")
+    try:
+        ended = setup(directory, XDG_RUNTIME_DIR=runtime)
+        config = load(directory / "config.yaml")
+        socket = config.listen.socket
+        shutil.rmtree(socket.parent)
+        again = setup(directory, XDG_RUNTIME_DIR=runtime)
+
+        assert Path(runtime) == socket.parent.parent
+        assert config.http.admin_socket is None
+        assert 0o700 == socket.parent.stat().st_mode & 0o777
+    finally:
+        shutil.rmtree(runtime)
+
+    said = f"setup.sh: the path of {directory} is too long for a socket; it is {socket}"
+    assert said in ended.stderr.splitlines()
+    assert said in again.stderr.splitlines()
+    endpoint = f"unix://{socket}"
+    assert endpoint in (directory / "encryption-config.yaml").read_text()
+
+
+def test_foreign_directory_is_refused(tmp_path):
+    """A directory in use for something else is left alone."""
+    (tmp_path / "thesis.tex").touch(0o644)
+    before = snapshot(tmp_path)
+    ended = setup(tmp_path)
+
+    assert 1 == ended.returncode
+    assert (
+        f"setup.sh: {tmp_path} holds other files; name an empty directory\n"
+        == ended.stderr
+    )
+    assert before == snapshot(tmp_path)
+
+
+def test_moved_directory_is_refused(made, tmp_path):
+    """Its files hold the old path; going on would serve from two places."""
+    shutil.copytree(made, tmp_path / "copy")
+    ended = setup(tmp_path / "copy")
+
+    assert 1 == ended.returncode
+    assert "was made under another path" in ended.stderr
+
+
+def test_lost_tokens_are_not_replaced(made, tmp_path):
+    """A new key in the place of a lost one would hide the loss."""
+    shutil.copytree(made, tmp_path / "copy")
+    shutil.rmtree(tmp_path / "copy" / "tokens")
+    ended = setup(tmp_path / "copy")
+
+    assert 1 == ended.returncode
+    assert "has no tokens any more" in ended.stderr
+
+
+@pytest.mark.parametrize("name", ["a'b", 'a"b', "a%b", "a#b", "a?b", "a\\b", "a\nb"])
+def test_paths_that_no_file_could_quote_are_refused(tmp_path, name):
+    """YAML, URLs and softhsm2.conf each have characters that need quoting."""
+    ended = setup(tmp_path / name)
+
+    assert 1 == ended.returncode
+    assert "has a character" in ended.stderr
+
+
+def test_missing_module_is_said(tmp_path):
+    """An unusual place is taken from the environment, and looked at."""
+    ended = setup(tmp_path / "dev", SOFTHSM2_MODULE="/nonexistent.so")
+
+    assert 1 == ended.returncode
+    assert "there is no SoftHSM2 module at /nonexistent.so" in ended.stderr
+
+
+def test_missing_command_is_said(tmp_path):
+    """Without hsm-kms there is no key; nothing is begun."""
+    ended = setup(tmp_path / "dev", HSM_KMS="/nonexistent")
+
+    assert 1 == ended.returncode
+    assert "there is no /nonexistent" in ended.stderr
+    assert not (tmp_path / "dev").exists()

@@ -1,0 +1,234 @@
+"""A state directory that is missing, foreign, read-only or full."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from hsm_kms.state_dir.directory import StateDir, StateWriteError
+from tests.unit.state_dir.state_samples import KEY, PIN, REJECTED
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture
+def state(tmp_path):
+    """A state directory that has just been made."""
+    return StateDir(tmp_path / "state").open()
+
+
+def names(state):
+    return sorted(path.name for path in state.path.iterdir())
+
+
+def test_parent_missing(tmp_path):
+    """Where even the parent is missing there is a sentence, and nothing is known."""
+    state = StateDir(tmp_path / "no" / "state").open()
+
+    assert not state.writable
+    assert (
+        f"the state directory {state.path} cannot be used: No such file or directory; "
+        "give hsm-kms a directory of its own, on a disk with free space, that its "
+        "user owns and only that user can write to (mode 0700)" == state.problem
+    )
+    assert_useless(state)
+
+
+def assert_useless(state):
+    """Nothing is known and nothing can be kept, without any other exception."""
+    assert state.last_key() is None
+    assert state.read_pin(PIN).verdict == "untried"
+    for write in (
+        lambda: state.save_last_key(KEY),
+        lambda: state.write_pin(REJECTED),
+        lambda: state.forget_pin(PIN),
+    ):
+        with pytest.raises(StateWriteError, match="cannot be used"):
+            write()
+        assert not state.writable
+
+
+@pytest.mark.parametrize("make", [Path.touch, lambda p: p.symlink_to("nowhere")])
+def test_no_directory(tmp_path, make):
+    """A file or a dangling link in place of the directory is a sentence."""
+    make(tmp_path / "state")
+    state = StateDir(tmp_path / "state").open()
+
+    assert not state.writable
+    assert_useless(state)
+    with pytest.raises(StateWriteError), state.pin_lock():
+        pass
+
+
+def test_not_opened(tmp_path):
+    """Before it is opened the directory does not count as writable."""
+    assert not StateDir(tmp_path).writable
+
+
+@pytest.mark.parametrize("mode", [0o770, 0o1777])
+def test_writable_by_others(state, mode):
+    """A directory in which others can remove a verdict is not used."""
+    state.path.chmod(mode)
+
+    assert "other users can write to it" in state.open().problem
+    with pytest.raises(StateWriteError):
+        state.write_pin(REJECTED)
+    assert mode == stat.S_IMODE(state.path.stat().st_mode)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a directory away")
+def test_owned_by_another(state):
+    """A directory that belongs to another user is not used."""
+    os.chown(state.path, 12345, 12345)
+
+    assert "it belongs to user 12345" in state.open().problem
+
+
+def test_no_files_there():
+    """A directory that takes no files is a sentence, for root too."""
+    state = StateDir(Path("/proc/self")).open()
+
+    assert not state.writable
+    assert_useless(state)
+
+
+def test_removed_while_running(state):
+    """A directory that goes away is found out by the next write, and come back."""
+    state.path.rmdir()
+    assert_useless(state)
+
+    state.path.mkdir(mode=0o700)
+    state.save_last_key(KEY)
+    assert state.writable
+
+
+def test_stale_files(state):
+    """What a crashed writer left is cleared away, what a living one has is not."""
+    old, young, foreign = (
+        state.path / name
+        for name in (".hsm-kms-1.tmp", ".hsm-kms-2.tmp", "another.tmp")
+    )
+    for path in (old, young, foreign):
+        path.touch()
+    for path in (old, foreign):
+        os.utime(path, (0, 0))
+    state.open()
+
+    assert [young.name, foreign.name] == names(state)
+
+
+CHILD = """
+import json, resource, subprocess, sys
+from pathlib import Path
+import msgspec
+from tests.unit.state_dir.state_samples import KEY, PIN, REJECTED
+from hsm_kms.state_dir.directory import StateDir, StateWriteError
+
+def attempt(write):
+    try:
+        write()
+    except StateWriteError as error:
+        return str(error)
+    return "written"
+
+state = StateDir(Path(sys.argv[1])).open()
+assert state.problem is None, state.problem
+state.save_last_key(KEY)
+state.write_pin(REJECTED)
+with state.pin_lock() as held:
+    assert held
+BREAK
+label = msgspec.structs.replace(KEY, label="x" * 4000)
+again = StateDir(state.path).open()
+with again.pin_lock() as held:
+    pass
+print(json.dumps({
+    "save": attempt(lambda: state.save_last_key(label)),
+    "pin": attempt(lambda: state.write_pin(REJECTED)),
+    "writable": [state.writable, again.writable],
+    "held": held,
+    "kept": [again.last_key() == KEY, again.read_pin(PIN) == REJECTED],
+    "left": sorted(p.name for p in state.path.iterdir() if p.suffix == ".tmp"),
+}))
+"""
+
+
+def run_child(path, trouble, *, prefix=()):
+    """What a process of its own meets when the directory breaks while it runs."""
+    code = CHILD.replace("BREAK", trouble)
+    child = subprocess.run(
+        [*prefix, sys.executable, "-c", code, str(path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert child.returncode == 0, child.stderr
+    return json.loads(child.stdout)
+
+
+def assert_broken(found, reason):
+    sentence = f"cannot be used: {reason}"
+    assert found["save"].endswith(sentence)
+    assert found["pin"].endswith(sentence)
+    assert found["writable"] == [False, False]
+    assert found["kept"] == [True, True]
+    assert found["left"] == []
+    assert found["held"]
+
+
+@pytest.fixture
+def namespace():
+    """A command prefix for a mount namespace of its own, or a skip."""
+    prefix = ["unshare", "--mount"]
+    if os.geteuid() != 0:
+        prefix.append("--map-root-user")
+    probe = [*prefix, "mount", "-t", "tmpfs", "tmpfs", "/mnt"]
+    if subprocess.run(probe, capture_output=True, check=False).returncode:
+        pytest.skip("no mount namespace can be made here")
+    return prefix
+
+
+def mounted(namespace, size):
+    """The prefix that also mounts a small file system at the child's directory."""
+    mount = f'mount -t tmpfs -o size={size},mode=0700 tmpfs "$4" && exec "$@"'
+    return [*namespace, "sh", "-c", mount, "sh"]
+
+
+def test_read_only(state, namespace):
+    """On a read-only file system all is kept and read, and nothing crashes."""
+    trouble = textwrap.dedent("""
+        remount = ["mount", "-o", "remount,bind,ro", state.path]
+        subprocess.run(remount, check=True)
+    """)
+    found = run_child(state.path, trouble, prefix=mounted(namespace, "1m"))
+
+    assert_broken(found, "Read-only file system")
+
+
+def test_full(state, namespace):
+    """On a full file system the old content stays whole, and nothing crashes."""
+    trouble = textwrap.dedent("""
+        try:
+            (state.path / "filler").write_bytes(bytes(1 << 20))
+        except OSError:
+            pass
+    """)
+    found = run_child(state.path, trouble, prefix=mounted(namespace, "64k"))
+
+    assert_broken(found, "No space left on device")
+
+
+def test_no_room_for_files(state):
+    """A process that may write no more bytes keeps the old content whole."""
+    trouble = "resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))"
+    found = run_child(state.path, trouble)
+
+    assert_broken(found, "File too large")

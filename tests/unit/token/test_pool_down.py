@@ -1,0 +1,188 @@
+"""The pool when the token says no, or nothing."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from hsm_kms.errors import (
+    CiphertextError,
+    TokenAbsentError,
+    TokenError,
+    TokenTimeoutError,
+)
+from hsm_kms.ipc.messages import Failure
+from hsm_kms.token.breaker import TRIP_AFTER
+from tests.unit.token.pool_rig import CALL_TIMEOUT, SESSION_WAIT, later, one_busy
+
+
+@pytest.mark.parametrize(
+    ("cause", "error", "faults"),
+    [
+        ("request", CiphertextError, 0),
+        ("not-authentic", CiphertextError, 0),
+        ("device", TokenError, 1),
+        ("ambiguous", TokenError, 1),
+        ("from a later version", TokenError, 1),
+    ],
+)
+async def test_refused(rig, cause, error, faults):
+    """What is the request's fault troubles nobody; what is the token's is told."""
+    worker, task = await one_busy(rig)
+    worker.sessions[0].answer(Failure(cause=cause))
+
+    with pytest.raises(error):
+        await task
+    assert faults == len(rig.faults)
+    assert 1 == rig.pool.stats().idle
+
+
+async def test_down(rig):
+    """Without a session, who waits and who comes gets the reason at once."""
+    waiting = rig.call()
+    await rig.settle()
+    error = TokenAbsentError("no token matches")
+    rig.pool.fail(error)
+    for task in (waiting, rig.call()):
+        with pytest.raises(TokenAbsentError, match="no token matches"):
+            await task
+    rig.add(1)
+    task = rig.call()
+    await rig.settle()
+    rig.busy()[0].answer()
+
+    assert "request 3" == await task
+
+
+async def test_down_does_not_grow(rig):
+    """The one reason that all get does not keep every request's frames."""
+    error = TokenAbsentError("no token matches")
+    rig.pool.fail(error)
+    for _ in range(50):
+        with pytest.raises(TokenAbsentError):
+            await rig.call()
+    frames, traceback = 0, error.__traceback__
+    while traceback is not None:
+        frames, traceback = frames + 1, traceback.tb_next
+
+    assert frames < 20
+
+
+async def test_not_down_while_a_session_is_there(rig):
+    """One worker that cannot start does not fail requests that others can serve."""
+    worker, task = await one_busy(rig)
+    rig.pool.fail(TokenAbsentError("no token matches"))
+    worker.sessions[0].answer()
+
+    assert "request 1" == await task
+
+
+async def test_breaker(rig):
+    """After a row of device errors requests fail at once, until a canary passes."""
+    worker = rig.add(1)
+    for number in range(TRIP_AFTER):
+        task = rig.call()
+        await rig.settle()
+        worker.sessions[0].answer(Failure(cause="device", detail=f"error {number}"))
+        with pytest.raises(TokenError, match=f"error {number}"):
+            await task
+    with pytest.raises(TokenError, match=f"error {TRIP_AFTER - 1}"):
+        await rig.call()
+    assert [] == rig.busy()
+    rig.pool.breaker.close()
+    task = rig.call()
+    await rig.settle()
+    worker.sessions[0].answer()
+
+    assert f"request {TRIP_AFTER + 2}" == await task
+
+
+async def test_bad_ciphertexts_do_not_trip_the_breaker(rig):
+    """However many bad ciphertexts a client sends, others are served."""
+    worker = rig.add(1)
+    for _ in range(3 * TRIP_AFTER):
+        task = rig.call()
+        await rig.settle()
+        worker.sessions[0].answer(Failure(cause="not-authentic"))
+        with pytest.raises(CiphertextError):
+            await task
+
+    assert not rig.pool.breaker.is_open
+
+
+async def test_short_deadlines_do_not_trip_the_breaker(rig):
+    """A client's own short deadline is no fault of the token."""
+    rig.add(3 * TRIP_AFTER)
+    for _ in range(2 * TRIP_AFTER):
+        task = rig.call(deadline=asyncio.get_running_loop().time() + 0.01)
+        await rig.settle()
+        await later(rig, 0.01)
+        with pytest.raises(TokenTimeoutError):
+            await task
+
+    assert not rig.pool.breaker.is_open
+    assert [] == rig.faults
+
+
+async def test_clients_that_gave_up_trip_the_breaker(rig):
+    """A token that answers nobody is at fault, though each client goes before it."""
+    rig.add(TRIP_AFTER)
+    for _ in range(TRIP_AFTER):
+        task = rig.call()
+        await rig.settle()
+        await later(rig, CALL_TIMEOUT / 2)
+        task.cancel()
+        await rig.settle()
+        assert task.cancelled()
+
+    assert [TokenTimeoutError] * TRIP_AFTER == [type(fault) for fault in rig.faults]
+    assert TRIP_AFTER == rig.pool._counts.errors["timeout"]
+    with pytest.raises(TokenTimeoutError, match="did not answer in time"):
+        await rig.call()
+
+
+async def test_impatient_clients_do_not_trip_the_breaker(rig):
+    """A client that goes soon says nothing of the token."""
+    worker = rig.add(1)
+    for seconds in (0, CALL_TIMEOUT * 0.49):
+        for _ in range(2 * TRIP_AFTER):
+            task = rig.call()
+            await rig.settle()
+            await later(rig, seconds)
+            task.cancel()
+            await rig.settle()
+            worker.sessions[0].answer()
+            await rig.settle()
+
+    assert [] == rig.faults
+    assert not rig.pool.breaker.is_open
+    assert 0 == rig.pool._counts.errors["timeout"]
+
+
+@pytest.mark.parametrize("steps", range(1, 5))
+async def test_gone_as_the_answer_comes(rig, steps):
+    """A token that has answered is not at fault, though nobody hears it."""
+    worker, task = await one_busy(rig)
+    await later(rig, CALL_TIMEOUT * 0.9)
+    worker.sessions[0].answer()
+    for _ in range(steps):
+        await asyncio.sleep(0)
+    task.cancel()
+    await rig.settle()
+
+    assert task.done()
+    assert [] == rig.faults
+
+
+async def test_who_waits_for_a_session_blames_nobody(rig):
+    """A client that goes before it has a session says nothing of the token."""
+    await one_busy(rig)
+    waiting = rig.call()
+    await rig.settle()
+    await later(rig, SESSION_WAIT * 0.9)
+    waiting.cancel()
+    await rig.settle()
+
+    assert waiting.cancelled()
+    assert [] == rig.faults
