@@ -7,8 +7,8 @@ import json
 import grpc
 import pytest
 
+from tests.cli.odd_keys import LABEL, make_key
 from tests.harness.support import code_of, softhsm_module, wait_for
-from tests.odd_keys import LABEL, make_key
 
 NOT_READY = "UNAVAILABLE: the token is not ready: see hsm-kms check"
 NOT_THERE = (

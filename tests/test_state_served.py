@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
+from tests.cli.odd_keys import in_namespace, namespace_prefix
 from tests.harness.support import code_of, wait_for
-from tests.odd_keys import in_namespace, namespace_prefix
 
 LOST = (
     "the key last current here is not on the token; "

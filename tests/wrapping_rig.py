@@ -22,9 +22,9 @@ from hsm_kms.token.process import Worker
 from hsm_kms.wrapping.kek_cache import MAX_OPENED, OpenedKeks
 from hsm_kms.wrapping.nonce_budget import NonceBudget
 from hsm_kms.wrapping.record import Kind, Record
+from tests.cli.odd_keys import make_key
 from tests.harness.served import LABEL, configure, gate
 from tests.harness.support import SECONDS
-from tests.odd_keys import make_key
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping

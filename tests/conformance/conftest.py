@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.cli.odd_keys import Spy
 from tests.conformance.clients import workers_of
 from tests.conformance.inside import start_well
 from tests.conformance.wrappings import apis
 from tests.harness.support import Plugin
-from tests.odd_keys import Spy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

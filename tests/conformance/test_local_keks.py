@@ -10,13 +10,13 @@ from collections import Counter
 import pytest
 
 from hsm_kms.wrapping.record import Kind, Record
+from tests.cli.odd_keys import make_key
 from tests.conformance.clients import DEK, connected, sync_said
 from tests.conformance.inside import metrics, restart, start_well
 from tests.conformance.replica import key_id_of
 from tests.conformance.tokens import import_kek
 from tests.conformance.wrappings import WRAPPINGS, apis
 from tests.harness.support import wait_for
-from tests.odd_keys import make_key
 
 KEK = bytes(range(32))
 LOW = 20  # uses of a local KEK, instead of a million

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from hsm_kms.wrapping.record import Kind
+from tests.cli.odd_keys import alive
 from tests.conformance.clients import (
     DEK,
     connected,
@@ -28,7 +29,6 @@ from tests.conformance.clients import (
     workers_of,
 )
 from tests.harness.support import wait_for
-from tests.odd_keys import alive
 from tests.unit.server.socket_tools import leave_stale_socket, lock_of
 from tests.unit.server.test_socket import modes_seen
 

@@ -6,6 +6,7 @@ import asyncio
 import os
 
 from hsm_kms.log import key_id_hash
+from tests.cli.odd_keys import command_lines
 from tests.conformance.clients import (
     DEK,
     SENTENCES,
@@ -20,7 +21,6 @@ from tests.conformance.replica import Replica
 from tests.conformance.tokens import import_kek
 from tests.conformance.wrappings import each_wrapping
 from tests.harness.support import PIN, code_of, wait_for
-from tests.odd_keys import command_lines
 
 
 def traffic(plugin, dek: bytes) -> str:

@@ -12,6 +12,7 @@ from functools import partial
 import pytest
 
 from hsm_kms.wrapping.record import Kind
+from tests.cli.odd_keys import make_key
 from tests.conformance.clients import (
     DEK,
     NOT_HELD,
@@ -31,7 +32,6 @@ from tests.conformance.clients import (
 from tests.conformance.inside import restart, start_well
 from tests.conformance.wrappings import apis, each_wrapping, wrapping_of
 from tests.harness.support import PIN, code_of, wait_for
-from tests.odd_keys import make_key
 
 SUSTAINED_SECONDS = float(os.environ.get("HSM_KMS_SUSTAINED_SECONDS", "2"))
 SESSIONS = 8  # of two workers

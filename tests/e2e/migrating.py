@@ -11,8 +11,8 @@ import time
 from pathlib import Path
 
 from hsm_kms.migrate.rewrite import PAGE
+from tests.cli.migrating import Command
 from tests.e2e.world import prefix
-from tests.migrating import Command
 
 TEXT = "what-nobody-may-see"
 OBJECTS = {"all": 3, "dry": 5, "busy": 12, "dying": 20, "long": PAGE + 50, "guarded": 3}

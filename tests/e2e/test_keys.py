@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.cli.keys_rig import Keys, retired_long_ago, stored_value
 from tests.e2e.secure_etcd import SecureEtcd
-from tests.keys_rig import Keys, retired_long_ago, stored_value
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

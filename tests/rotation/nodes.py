@@ -9,10 +9,10 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from hsm_kms.keys.key_id import make_cka_id
+from tests.cli.odd_keys import make_key
 from tests.faults.observed import Rig
 from tests.harness.clock.driver import Clock
 from tests.harness.support import Plugin, SoftHsm, wait_for
-from tests.odd_keys import make_key
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

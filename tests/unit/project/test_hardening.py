@@ -8,8 +8,8 @@ import sys
 import textwrap
 from pathlib import Path
 
+from tests.cli.odd_keys import alive
 from tests.harness.support import wait_for
-from tests.odd_keys import alive
 
 HARDENED = """
     import json, os, resource

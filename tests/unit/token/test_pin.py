@@ -13,6 +13,7 @@ from hsm_kms.ipc.messages import Configure
 from hsm_kms.state_dir.directory import StateDir
 from hsm_kms.token.login import PinGate, PinSource
 from hsm_kms.token.process import Worker
+from tests.cli.odd_keys import Spy, alive, command_lines
 from tests.harness.support import (
     PIN,
     SECONDS,
@@ -21,7 +22,6 @@ from tests.harness.support import (
     softhsm_module,
     wait_for,
 )
-from tests.odd_keys import Spy, alive, command_lines
 
 WAITING = "the PIN is not there or cannot be tried yet; see hsm-kms check on the node"
 REJECTED = "the token rejected the PIN; put the right one into the PIN file"

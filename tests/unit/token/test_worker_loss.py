@@ -6,8 +6,8 @@ import os
 import signal
 import time
 
+from tests.cli.odd_keys import alive
 from tests.harness.support import SECONDS, code_of, softhsm_module, wait_for
-from tests.odd_keys import alive
 
 SESSIONS = 2
 

@@ -17,6 +17,7 @@ from hsm_kms.ipc.messages import (
     KeyRef,
     Keys,
 )
+from tests.cli.odd_keys import Spy
 from tests.harness.served import (
     IMPORTED,
     MATERIAL,
@@ -29,7 +30,6 @@ from tests.harness.served import (
     wrapping,
 )
 from tests.harness.support import PIN, TOKEN_LABEL, softhsm_module
-from tests.odd_keys import Spy
 
 BLOCK = b"hsm-kms fp block"
 

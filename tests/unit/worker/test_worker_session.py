@@ -20,6 +20,7 @@ from hsm_kms.ipc.messages import (
     Prove,
 )
 from hsm_kms.token.process import Worker
+from tests.cli.odd_keys import Spy
 from tests.harness.served import (
     AAD,
     IMPORTED,
@@ -34,7 +35,6 @@ from tests.harness.served import (
     unwrapping,
     wrapping,
 )
-from tests.odd_keys import Spy
 
 BLOCK = b"hsm-kms fp block"
 UNKNOWN = KeyRef(LABEL, b"no such key")

@@ -13,8 +13,8 @@ import time
 
 import pytest
 
+from tests.cli.keys_rig import Keys
 from tests.harness.support import SECONDS
-from tests.keys_rig import Keys
 
 
 @pytest.fixture

@@ -11,9 +11,9 @@ import time
 import pytest
 
 from hsm_kms.migrate.rewrite import PAGE, REFUSED_IN_A_ROW
-from tests import kubectl_stub
-from tests.kubectl_stub import LISTS, status
-from tests.migrating import TEXT, Migrating
+from tests.cli import kubectl_stub
+from tests.cli.kubectl_stub import LISTS, status
+from tests.cli.migrating import TEXT, Migrating
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ from hsm_kms.errors import ConfigError
 from hsm_kms.migrate.api import Answer
 from hsm_kms.migrate.refusals import why_not
 from hsm_kms.migrate.resources import Resource, Wanted, parse_resource
-from tests.kubectl_stub import status
-from tests.migrating import Migrating
+from tests.cli.kubectl_stub import status
+from tests.cli.migrating import Migrating
 
 RBAC = 'User "system:sa:a" cannot update resource "secrets" in API group ""'
 

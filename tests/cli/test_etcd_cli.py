@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from tests.etcd_cli import IN_CLEAR, OBJECTS, EtcdCli
+from tests.cli.etcd_cli import IN_CLEAR, OBJECTS, EtcdCli
 from tests.harness.etcd_samples import (
     KEY_ID,
     OTHER_KEY_ID,

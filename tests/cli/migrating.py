@@ -1,4 +1,4 @@
-"""`hsm-kms migrate` with a kubectl that plays a scenario; see tests/kubectl_stub.py."""
+"""`hsm-kms migrate` with a kubectl that plays a scenario; see tests/cli/kubectl_stub.py."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 
-from tests import kubectl_stub
+from tests.cli import kubectl_stub
 
 TEXT = "c2VjcmV0LXRleHQ="  # what is in every Secret here
 

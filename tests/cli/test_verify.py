@@ -6,8 +6,7 @@ import base64
 import os
 
 from hsm_kms.etcd.token_opener import NO_KEY
-from tests.harness.support import PIN
-from tests.verifying import (
+from tests.cli.verifying import (
     dump,
     failures,
     flipped,
@@ -18,6 +17,7 @@ from tests.verifying import (
     verify,
     verify_json,
 )
+from tests.harness.support import PIN
 
 
 def test_everything_opens(plugin):

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from tests.etcd_cli import OBJECTS, EtcdCli
+from tests.cli.etcd_cli import OBJECTS, EtcdCli
 from tests.harness.etcd_samples import (
     KEY_ID,
     OTHER_KEY_ID,

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.cli.odd_keys import Spy
+from tests.cli.test_cli import run
 from tests.harness.support import softhsm_module
-from tests.odd_keys import Spy
-from tests.test_cli import run
 
 CANARY = "8467-A-Secret"
 GOOD = f"""\

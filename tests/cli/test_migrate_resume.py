@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from hsm_kms.migrate.rewrite import PAGE
-from tests import kubectl_stub
+from tests.cli import kubectl_stub
+from tests.cli.kubectl_stub import LISTS, status
+from tests.cli.migrating import TEXT, Migrating
+from tests.cli.odd_keys import alive
 from tests.harness.support import children_of, wait_for
-from tests.kubectl_stub import LISTS, status
-from tests.migrating import TEXT, Migrating
-from tests.odd_keys import alive
 
 SLOWLY = ("--rate", "0.1")  # the second one is ten seconds behind the first
 

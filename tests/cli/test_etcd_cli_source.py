@@ -8,7 +8,7 @@ import subprocess
 
 import pytest
 
-from tests.etcd_cli import COMMAND, OBJECTS, EtcdCli
+from tests.cli.etcd_cli import COMMAND, OBJECTS, EtcdCli
 from tests.harness.etcd_samples import (
     etcdctl_json,
     written,

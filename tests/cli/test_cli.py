@@ -1,4 +1,4 @@
-"""The command line: sessions in tests/cli/*.txt, and what they cannot show."""
+"""The command line: sessions in tests/cli/transcripts/*.txt, and what they cannot show."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ import pytest
 
 from hsm_kms import __version__
 from hsm_kms.cli import cli
+from tests.cli.odd_keys import command_lines
 from tests.harness.support import PIN, children_of, softhsm_module, wait_for
-from tests.odd_keys import command_lines
 
 HSM_KMS = [sys.executable, "-m", "hsm_kms.cli"]
-TRANSCRIPTS = sorted((Path(__file__).parent / "cli").glob("*.txt"))
+TRANSCRIPTS = sorted((Path(__file__).parent / "transcripts").glob("*.txt"))
 PATTERNS = {
     "KEY_ID": r"[a-z2-7]{26}",
     "CKA_ID CKA_ID": r"CKA_ID 686b6d7301[0-9a-f]{32}",

@@ -9,9 +9,9 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from hsm_kms.clock import now
+from tests.cli.keys_rig import Keys, etcd_json, stored_value
+from tests.cli.odd_keys import make_key
 from tests.harness.support import code_of, wait_for
-from tests.keys_rig import Keys, etcd_json, stored_value
-from tests.odd_keys import make_key
 
 LABEL = "k8s-kek"
 UNREACHABLE = ("--endpoints", "127.0.0.1:1")

@@ -7,9 +7,9 @@ from datetime import UTC, datetime
 
 import pytest
 
+from tests.cli.keys_rig import Keys, etcd_json, retired_long_ago, stored_value
 from tests.harness.etcd_server import EtcdServer
 from tests.harness.shim.driver import Shim
-from tests.keys_rig import Keys, etcd_json, retired_long_ago, stored_value
 
 UNREACHABLE = ("--endpoints", "127.0.0.1:1")
 SIGNED = ("--without-scan", "--yes")
