@@ -36,8 +36,8 @@ run: .venv/run
 	@exec $(BIN)/hsm-kms serve --config .dev/config.yaml
 
 test: .venv/dev packages
-	@$(BIN)/pytest -n auto --ignore=tests/e2e --ignore=tests/faults --ignore=tests/rotation \
-		--ignore=tests/shim --ignore=tests/tokens --ignore=tests/wrapping $(PYTEST_ARGS)
+	@$(BIN)/pytest -n auto tests/unit tests/cli tests/system/conformance tests/system/serving \
+		$(PYTEST_ARGS)
 	@echo
 	@echo 'Not run here, each with a command of its own:'
 	@echo '  make test-faults  all that a token can do to us, rotations, local KEKs, under load; 6 minutes'
@@ -45,16 +45,16 @@ test: .venv/dev packages
 	@echo '  make test-e2e     a real kube-apiserver and etcd (Go 1.26, or KUBEBUILDER_ASSETS)'
 
 test-faults: .venv/dev packages
-	@$(BIN)/pytest -n auto tests/faults tests/rotation tests/shim tests/wrapping \
-		$(PYTEST_ARGS)
+	@$(BIN)/pytest -n auto tests/system/faults tests/system/rotation tests/system/shim \
+		tests/system/wrapping $(PYTEST_ARGS)
 
 test-e2e: .venv/dev packages
-	@HSM_KMS_E2E=1 $(BIN)/pytest tests/e2e $(PYTEST_ARGS)
+	@HSM_KMS_E2E=1 $(BIN)/pytest tests/system/e2e $(PYTEST_ARGS)
 
 test-tokens: .venv/dev packages
 	@tests/packages-tokens.sh
-	@$(BIN)/python -m tests.tokens.kryoptic_module || echo 'going on without Kryoptic'
-	@$(BIN)/pytest -n auto --dist loadgroup tests/tokens $(PYTEST_ARGS)
+	@$(BIN)/python -m tests.system.tokens.kryoptic_module || echo 'going on without Kryoptic'
+	@$(BIN)/pytest -n auto --dist loadgroup tests/system/tokens $(PYTEST_ARGS)
 
 bench: .venv/dev packages
 	@$(BIN)/python -m bench.direct

@@ -1,4 +1,4 @@
-"""`hsm-kms migrate` with a kubectl that plays a scenario; see tests/cli/kubectl_stub.py."""
+"""`hsm-kms migrate` with a kubectl that plays a scenario; see `kubectl_stub`."""
 
 from __future__ import annotations
 

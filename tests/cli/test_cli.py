@@ -1,4 +1,4 @@
-"""The command line: sessions in tests/cli/transcripts/*.txt, and what they cannot show."""
+"""The command line: sessions in tests/cli/transcripts, and what they cannot show."""
 
 from __future__ import annotations
 

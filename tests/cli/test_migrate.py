@@ -1,6 +1,6 @@
 """`hsm-kms migrate`, and answers of an API server that are rare.
 
-What it does to a real API server is in tests/e2e/test_migrate.py.
+What it does to a real API server is in tests/system/e2e/test_migrate.py.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A small server that speaks as much of etcd's API as we read, over real gRPC.
 
-The real etcd is in tests/e2e; this one can be told to misbehave.
+The real etcd is in tests/system/e2e; this one can be told to misbehave.
 """
 
 from __future__ import annotations

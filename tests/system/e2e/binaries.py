@@ -1,0 +1,167 @@
+"""The programs the end-to-end tests start: found, or built once and kept.
+
+`python -m tests.system.e2e.binaries` builds what is missing and says where it is.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+MODULE = Path(__file__).parent / "tools"
+KUBERNETES = "v1.36.3"
+LDFLAGS = f"-s -w -X k8s.io/component-base/version.gitVersion={KUBERNETES}"
+PACKAGES = {
+    "etcd": "go.etcd.io/etcd/server/v3",
+    "etcdctl": "go.etcd.io/etcd/etcdctl/v3",
+    "etcdutl": "go.etcd.io/etcd/etcdutl/v3",
+    "kube-apiserver": "k8s.io/kubernetes/cmd/kube-apiserver",
+    "kubectl": "k8s.io/kubernetes/cmd/kubectl",
+}
+ASSETS = ("etcd", "kube-apiserver", "kubectl")  # what KUBEBUILDER_ASSETS promises
+BUILD_TIMEOUT = 45 * 60.0  # seconds; a cold build on two cores takes about five minutes
+
+
+class MissingToolError(Exception):
+    """Something is needed that is neither here nor can be built here."""
+
+
+@dataclass(frozen=True)
+class Binaries:
+    """Paths of the programs of a cluster."""
+
+    etcd: Path
+    etcdctl: Path
+    etcdutl: Path
+    kube_apiserver: Path
+    kubectl: Path
+
+
+def missing() -> str | None:
+    """Say what keeps a cluster from being started here, None if nothing does."""
+    assets = _assets()
+    if not shutil.which("go") and "kube-apiserver" not in assets:
+        return "neither Go nor a folder of binaries in KUBEBUILDER_ASSETS is here"
+    return None
+
+
+def cluster() -> Binaries:
+    """Find the programs of a cluster, building those that KUBEBUILDER_ASSETS lacks.
+
+    Raises:
+        MissingToolError: One is missing and there is no Go to build it.
+    """
+    found = _assets()
+    found |= _built({n: p for n, p in PACKAGES.items() if n not in found})
+    return Binaries(
+        etcd=found["etcd"],
+        etcdctl=found["etcdctl"],
+        etcdutl=found["etcdutl"],
+        kube_apiserver=found["kube-apiserver"],
+        kubectl=found["kubectl"],
+    )
+
+
+def loader() -> Path:
+    """Build `tools/loader`, the API server's own encryption code.
+
+    Raises:
+        MissingToolError: There is no Go.
+    """
+    name = f"loader-{_digest(sorted((MODULE / 'loader').glob('*.go')))}"
+    return _built({name: "./loader"})[name]
+
+
+def _assets() -> dict[str, Path]:
+    folder = os.environ.get("KUBEBUILDER_ASSETS")
+    if not folder:
+        return {}
+    paths = {name: Path(folder) / name for name in PACKAGES}
+    if not all(paths[name].is_file() for name in ASSETS):
+        return {}
+    return {name: path for name, path in paths.items() if path.is_file()}
+
+
+def _cache() -> Path:
+    if own := os.environ.get("HSM_KMS_E2E_CACHE"):
+        return Path(own)
+    xdg = os.environ.get("XDG_CACHE_HOME")
+    return (Path(xdg) if xdg else Path.home() / ".cache") / "hsm-kms" / "e2e"
+
+
+def _digest(files: list[Path]) -> str:
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _built(packages: Mapping[str, str]) -> dict[str, Path]:
+    folder = _cache() / _digest([MODULE / "go.mod"])
+    paths = {name: folder / name for name in packages}
+    if all(path.is_file() for path in paths.values()):
+        return paths
+    if not shutil.which("go"):
+        msg = f"no Go here to build {', '.join(packages)}"
+        raise MissingToolError(msg)
+    folder.mkdir(parents=True, exist_ok=True)
+    with _locked(folder / "lock"):
+        for name, path in paths.items():
+            if not path.is_file():
+                _build(packages[name], path)
+    return paths
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _build(package: str, target: Path) -> None:
+    sys.stderr.write(f"building {package}\n")
+    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+        out = Path(scratch) / "out"
+        subprocess.run(
+            [
+                "nice",
+                "-n",
+                "10",
+                "go",
+                "build",
+                "-trimpath",
+                "-buildvcs=false",
+                "-ldflags",
+                LDFLAGS,
+                "-o",
+                str(out),
+                package,
+            ],
+            cwd=MODULE,
+            check=True,
+            timeout=BUILD_TIMEOUT,
+        )
+        out.replace(target)
+
+
+def main() -> None:
+    """Build everything and print where it is."""
+    for path in (*vars(cluster()).values(), loader()):
+        sys.stdout.write(f"{path}\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,275 @@
+"""A real etcd and kube-apiserver on free loopback ports."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import http.client
+import json
+import secrets
+import ssl
+import subprocess
+from typing import TYPE_CHECKING, Any
+
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
+
+from tests.system.e2e.processes import Child, free_ports, wait_for
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+    from pathlib import Path
+
+    from tests.system.e2e.binaries import Binaries
+
+START_TIMEOUT = 90.0  # seconds; four on an idle machine
+REQUEST_TIMEOUT = 30.0  # seconds
+START_TRIES = 3  # another process may take a port between its choice and its use
+SECRETS = "/registry/secrets/"
+
+
+class Etcd:
+    """One etcd with its data below `folder`."""
+
+    def __init__(self, binaries: Binaries, folder: Path) -> None:
+        self._binaries = binaries
+        self._folder = folder
+        self._child = _started(self._try_start)
+
+    def _try_start(self) -> Child:
+        client, peer = (f"http://127.0.0.1:{port}" for port in free_ports(2))
+        self.url = client
+        child = Child(
+            [
+                self._binaries.etcd,
+                "--data-dir",
+                self._folder / "etcd",
+                "--listen-client-urls",
+                client,
+                "--advertise-client-urls",
+                client,
+                "--listen-peer-urls",
+                peer,
+                "--unsafe-no-fsync",
+                "--log-level=warn",
+            ],
+            log=self._folder / "etcd.log",
+        )
+
+        def healthy() -> bool:
+            child.check()
+            return self._ctl("endpoint", "health").returncode == 0
+
+        return _awaited("etcd", child, healthy)
+
+    def _ctl(self, *args: str) -> subprocess.CompletedProcess[bytes]:
+        return subprocess.run(
+            [self._binaries.etcdctl, f"--endpoints={self.url}", *args],
+            capture_output=True,
+            check=False,
+            timeout=REQUEST_TIMEOUT,
+        )
+
+    def secrets(self) -> dict[str, bytes]:
+        """Read every Secret as it is stored, by namespace/name."""
+        done = self._ctl("get", SECRETS, "--prefix", "--write-out=json")
+        done.check_returncode()
+        return {
+            base64.b64decode(pair["key"])
+            .decode()
+            .removeprefix(SECRETS): base64.b64decode(pair["value"])
+            for pair in json.loads(done.stdout).get("kvs", [])
+        }
+
+    def stop(self) -> None:
+        """Stop it."""
+        self._child.stop()
+
+
+class ApiServer:
+    """A kube-apiserver that can be started again with another configuration.
+
+    Args:
+        binaries: The programs.
+        etcd: Where it stores.
+        folder: For certificates, tokens, logs.
+    """
+
+    def __init__(self, binaries: Binaries, etcd: Etcd, folder: Path) -> None:
+        self._binaries = binaries
+        self._etcd = etcd
+        self._folder = folder
+        self._token = secrets.token_hex(16)
+        self._encryption: Path | None = None
+        self._more_flags: tuple[str, ...] = ()
+        self._child: Child | None = None
+        self._port = 0
+        (folder / "sa.key").write_bytes(_rsa_key())
+        (folder / "tokens.csv").write_text(f'{self._token},admin,u1,"system:masters"\n')
+
+    @property
+    def kubeconfig(self) -> Path:
+        """Of the administrator."""
+        return self._folder / "kubeconfig"
+
+    def start(
+        self, encryption: Path | None, *more_flags: str, ready: bool = True
+    ) -> None:
+        """Start with this EncryptionConfiguration, or none.
+
+        Args:
+            encryption: The file.
+            more_flags: For kube-apiserver.
+            ready: Wait until it says that it is ready, not only until it answers.
+        """
+        self._encryption = encryption
+        self._more_flags = more_flags
+        self._child = _started(lambda: self._try_start(ready=ready))
+        self._write_kubeconfig()
+
+    def restart(self, encryption: Path | None = None, *, ready: bool = True) -> None:
+        """Stop it and start it again, by default with what it had."""
+        self.stop()
+        self.start(encryption or self._encryption, *self._more_flags, ready=ready)
+
+    def stop(self) -> None:
+        """Stop it, if it runs."""
+        if self._child:
+            self._child.stop()
+            self._child = None
+
+    def _try_start(self, *, ready: bool) -> Child:
+        (self._port,) = free_ports(1)
+        child = Child(
+            [self._binaries.kube_apiserver, *self._flags()],
+            log=self._folder / "kube-apiserver.log",
+        )
+
+        ready_paths = ("/readyz", "/api/v1/namespaces/default")
+        paths = ready_paths if ready else ("/version",)
+
+        def answers() -> bool:
+            child.check()
+            return all(self.get(path)[0] == 200 for path in paths)
+
+        return _awaited("kube-apiserver", child, answers)
+
+    def _flags(self) -> list[str]:
+        key = self._folder / "sa.key"
+        flags = [
+            f"--etcd-servers={self._etcd.url}",
+            f"--cert-dir={self._folder / 'certs'}",
+            "--bind-address=127.0.0.1",
+            f"--secure-port={self._port}",
+            "--advertise-address=10.10.10.10",
+            "--service-cluster-ip-range=10.0.0.0/24",
+            "--service-account-issuer=https://kubernetes.default.svc",
+            f"--service-account-key-file={key}",
+            f"--service-account-signing-key-file={key}",
+            f"--token-auth-file={self._folder / 'tokens.csv'}",
+            "--authorization-mode=RBAC",
+            "--disable-admission-plugins=ServiceAccount",
+            "--feature-gates=KMSv1=true",
+            *self._more_flags,
+        ]
+        if self._encryption:
+            flags.append(f"--encryption-provider-config={self._encryption}")
+        return flags
+
+    def request(self, method: str, path: str, body: Any = None) -> tuple[int, bytes]:
+        """Send one request as the administrator, with no retry."""
+        (answer,) = self.requests(method, path, [body])
+        return answer
+
+    def requests(
+        self, method: str, path: str, bodies: Iterable[Any]
+    ) -> Iterator[tuple[int, bytes]]:
+        """Send one after the other over one connection."""
+        certificate = self._folder / "certs" / "apiserver.crt"
+        connection = http.client.HTTPSConnection(
+            "127.0.0.1",
+            self._port,
+            timeout=REQUEST_TIMEOUT,
+            context=ssl.create_default_context(cafile=str(certificate)),
+        )
+        authorization = {"Authorization": f"Bearer {self._token}"}
+        with contextlib.closing(connection):
+            for body in bodies:
+                headers, sent = authorization, None
+                if body is not None:
+                    headers = headers | {"Content-Type": "application/json"}
+                    sent = json.dumps(body)
+                connection.request(method, path, sent, headers)
+                response = connection.getresponse()
+                yield response.status, response.read()
+
+    def get(self, path: str) -> tuple[int, bytes]:
+        """Send one GET."""
+        return self.request("GET", path)
+
+    def kubectl(self, *args: str, stdin: bytes = b"") -> bytes:
+        """Run kubectl, which must succeed, and return what it prints."""
+        done = subprocess.run(
+            [
+                self._binaries.kubectl,
+                f"--kubeconfig={self.kubeconfig}",
+                f"--cache-dir={self._folder / 'kubectl'}",
+                *args,
+            ],
+            input=stdin,
+            capture_output=True,
+            check=False,
+            timeout=REQUEST_TIMEOUT * 2,
+        )
+        assert done.returncode == 0, done.stderr.decode(errors="replace")
+        return done.stdout
+
+    def rewrite_secrets(self) -> None:
+        """Store every Secret again: kubectl get -o json | kubectl replace -f -."""
+        everything = self.kubectl("get", "secrets", "-A", "-o", "json")
+        self.kubectl("replace", "-f", "-", stdin=everything)
+
+    def _write_kubeconfig(self) -> None:
+        server = {
+            "server": f"https://127.0.0.1:{self._port}",
+            "certificate-authority": str(self._folder / "certs" / "apiserver.crt"),
+        }
+        config = {
+            "apiVersion": "v1",
+            "kind": "Config",
+            "clusters": [{"name": "e2e", "cluster": server}],
+            "users": [{"name": "admin", "user": {"token": self._token}}],
+            "contexts": [
+                {"name": "e2e", "context": {"cluster": "e2e", "user": "admin"}}
+            ],
+            "current-context": "e2e",
+        }
+        self.kubeconfig.write_text(json.dumps(config))
+
+
+def _started(start: Callable[[], Child]) -> Child:
+    for _ in range(START_TRIES - 1):
+        try:
+            return start()
+        except RuntimeError as error:
+            if "address already in use" not in str(error):
+                raise
+    return start()
+
+
+def _awaited(name: str, child: Child, ready: Callable[[], bool]) -> Child:
+    try:
+        wait_for(f"answer of {name}", ready, timeout=START_TIMEOUT)
+    except BaseException:
+        child.kill()
+        raise
+    return child
+
+
+def _rsa_key() -> bytes:
+    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    return key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    )

@@ -1,0 +1,134 @@
+"""One node with KMS v2: what API server, clients and operator see of its plugin."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import grpc
+
+from hsm_kms.wrapping.record import Kind, Record
+from tests.system.e2e.processes import wait_for
+from tests.system.e2e.stored import parse_v2
+from tests.system.e2e.world import NAMESPACE, secret
+
+if TYPE_CHECKING:
+    from tests.system.e2e.world import World
+
+READYZ = "/readyz/kms-providers"
+NOTICED = 90.0  # seconds; the API server believes a good Status for 20
+DEK = b"the 32 bytes of some data key..."
+TOKEN, LOCAL = Kind.DEK_BY_TOKEN, Kind.DEK_BY_LOCAL_KEK
+KINDS = {"token": TOKEN, "fallback": TOKEN, "software": LOCAL}  # while all is well
+LASTING = {"grace": "10m", "stop_writes_after": None}
+
+
+class Node:
+    """Plugin and API server of one node, and what is asked of them.
+
+    Args:
+        world: Both.
+    """
+
+    def __init__(self, world: World) -> None:
+        self.plugin = world.plugin
+        self.api = world.api
+        self._world = world
+        self._written = 0
+
+    def begin(
+        self, wrapping: str, *, v1: str = "token", health: dict[str, Any] = LASTING
+    ) -> None:
+        """Start the plugin anew, wrapping so, with the token there."""
+        self.plugin.stop()
+        self.plugin.configure(
+            apis={
+                "v2": {"enabled": True, "wrapping": wrapping},
+                "v1": {"enabled": True, "wrapping": v1},
+            },
+            health=health,
+            local_keys={"max_offline": "1d"},
+            keys={"current": None},
+        )
+        self.plugin.start()
+        self.wraps(KINDS[wrapping])
+
+    def wraps(self, kind: Kind) -> None:
+        """Wait until Encrypt gives records of this kind."""
+        wait_for(f"{kind!r}", lambda: self.encrypts() == kind, timeout=NOTICED)
+
+    def fresh(self) -> None:
+        """An API server with a seed of its own, and no other in etcd."""
+        self.api.restart()
+        self.api.request("DELETE", NAMESPACE)
+
+    def state(self) -> str:
+        """The plugin's state."""
+        return self.plugin.server()["state"]
+
+    def turns(self, state: str) -> None:
+        """Wait until that is the plugin's state."""
+        wait_for(state, lambda: self.state() == state, timeout=NOTICED)
+
+    def says(self, *parts: str) -> None:
+        """Wait until the API server's own check fails, and says all this."""
+
+        def said() -> bool:
+            status, body = self.api.get(READYZ)
+            return status == 500 and all(part in body.decode() for part in parts)
+
+        wait_for(f"{parts} in readyz", said, timeout=NOTICED, every=0.5)
+
+    def encrypts(self) -> Kind | grpc.StatusCode:
+        """The kind of record that Encrypt gives, or the code that it fails with."""
+        try:
+            return kind_of(self.plugin.encrypt(DEK).ciphertext)
+        except grpc.RpcError as error:
+            return error.code()
+
+    def decrypts(self, record: bytes) -> bytes | grpc.StatusCode:
+        """What Decrypt gives, or the code that it fails with."""
+        key_id = Record.decode(record).header.key_id
+        try:
+            return self.plugin.decrypt(record, key_id)
+        except grpc.RpcError as error:
+            return error.code()
+
+    def writes(self) -> str:
+        """Create a Secret; its name."""
+        self._written += 1
+        name = f"written-{self._written}"
+        body = secret(name, f"text of {name}")
+        status, answer = self.api.request("POST", NAMESPACE, body)
+        assert 201 == status, answer.decode()
+        return name
+
+    def stored(self, name: str) -> Kind:
+        """Who wrapped the seed of that Secret."""
+        value = self._world.stored(name)
+        return kind_of(parse_v2(value).encrypted_dek_source)
+
+    def reads(self, name: str) -> str:
+        """That Secret's text, or why it is not read."""
+        status, body = self.api.get(f"{NAMESPACE}/{name}")
+        return self._world.read(name) if status == 200 else body.decode()
+
+    def lists(self) -> set[str]:
+        """The Secrets that the API server lists; none where it does not."""
+        status, body = self.api.get(NAMESPACE)
+        if status != 200:
+            return set()
+        return {item["metadata"]["name"] for item in json.loads(body)["items"]}
+
+    def recovers(self, *names: str) -> None:
+        """Wait until plugin and API server are well by themselves, and read these."""
+        self.turns("ok")
+        assert "ok" == self.plugin.healthz()
+        wait_for("readyz", lambda: self.api.get("/readyz")[0] == 200, timeout=NOTICED)
+        wait_for("list", lambda: self.lists() >= set(names), timeout=NOTICED)
+        assert [f"text of {name}" for name in names] == list(map(self.reads, names))
+
+
+def kind_of(record: bytes) -> Kind:
+    """Who made a record."""
+    return Record.decode(record).header.kind

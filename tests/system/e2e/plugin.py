@@ -1,0 +1,251 @@
+"""The plugin as an operator runs it, over a SoftHSM token of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import grpc
+
+from hsm_kms.api.call import OBSERVER
+from hsm_kms.api.rpc import kms_v1beta1_pb2 as v1
+from hsm_kms.api.rpc import kms_v1beta1_pb2_grpc as v1_grpc
+from hsm_kms.api.rpc import kms_v2_pb2 as v2
+from hsm_kms.api.rpc import kms_v2_pb2_grpc as v2_grpc
+from hsm_kms.cli.admin import read_status
+from tests.harness.support import children_of
+from tests.system.e2e.processes import Child, wait_for
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+MODULES = (
+    "/usr/lib/softhsm/libsofthsm2.so",
+    "/usr/lib/x86_64-linux-gnu/softhsm/libsofthsm2.so",
+    "/usr/lib/aarch64-linux-gnu/softhsm/libsofthsm2.so",
+    "/usr/lib64/pkcs11/libsofthsm2.so",
+    "/usr/lib64/softhsm/libsofthsm2.so",
+    "/usr/local/lib/softhsm/libsofthsm2.so",
+)
+HSM_KMS = [sys.executable, "-m", "hsm_kms.cli"]
+LABEL = "e2e"
+RPC_TIMEOUT = 3.0  # seconds, as the API server's default
+READY_TIMEOUT = 30.0  # seconds
+
+
+def softhsm_module() -> Path | None:
+    """Find SoftHSM's module, None where it or its tool is not installed."""
+    named = os.environ.get("SOFTHSM2_MODULE")
+    if not shutil.which("softhsm2-util"):
+        return None
+    places = map(Path, [named] if named else MODULES)
+    return next((path for path in places if path.is_file()), None)
+
+
+class Token:
+    """A SoftHSM token with a random PIN, all of it below `folder`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.conf = folder / "softhsm2.conf"
+        self.pin_file = folder / "pin"
+        self._store = folder / "tokens"
+        self._store.mkdir(parents=True)
+        self.conf.write_text(
+            f"directories.tokendir = {self._store}\n"
+            "objectstore.backend = file\nlog.level = ERROR\n"
+        )
+        pin = secrets.token_hex(8)
+        self.pin_file.touch(mode=0o600)
+        self.pin_file.write_text(pin)
+        subprocess.run(
+            [
+                "softhsm2-util",
+                "--init-token",
+                "--free",
+                "--label",
+                LABEL,
+                "--so-pin",
+                secrets.token_hex(8),
+                "--pin",
+                pin,
+            ],
+            env={**os.environ, "SOFTHSM2_CONF": str(self.conf)},
+            check=True,
+            capture_output=True,
+        )
+
+    @contextmanager
+    def away(self) -> Iterator[None]:
+        """Take the token away, as if it were unplugged, and put it back."""
+        elsewhere = self._store.with_suffix(".away")
+        self._store.rename(elsewhere)
+        try:
+            yield
+        finally:
+            elsewhere.rename(self._store)
+
+
+class Plugin:
+    """One `hsm-kms serve`, which can be killed and started again."""
+
+    def __init__(self, folder: Path, token: Token | None = None) -> None:
+        folder.mkdir(exist_ok=True)
+        self.socket = folder / "kms.sock"
+        self.token = token or Token(folder / "token")
+        self._folder = folder
+        self._admin_socket = folder / "admin.sock"
+        self.config_file = folder / "config.yaml"
+        self._config = self._configuration()
+        self.configure()
+        self._child: Child | None = None
+        if token is None:
+            subprocess.run(
+                [*HSM_KMS, "keys", "generate", "--config", self.config_file],
+                check=True,
+                capture_output=True,
+                timeout=READY_TIMEOUT,
+            )
+
+    def configure(self, **sections: dict[str, Any]) -> None:
+        """Write the configuration for a running server, with these keys in sections."""
+        for name, section in sections.items():
+            self._config[name] = self._config.get(name, {}) | section
+        self.config_file.write_text(json.dumps(self._config))
+
+    def _configuration(self) -> dict[str, Any]:
+        state_dir = self._folder / "state"
+        state_dir.mkdir(mode=0o700)
+        return {
+            "version": 1,
+            "state_dir": str(state_dir),
+            "listen": {"socket": str(self.socket)},
+            "apis": {"v2": {"enabled": True}, "v1": {"enabled": True}},
+            "token": {
+                "module": str(softhsm_module()),
+                "token_label": LABEL,
+                "pin_file": str(self.token.pin_file),
+                "env": {"SOFTHSM2_CONF": str(self.token.conf)},
+                "shared": True,
+            },
+            "health": {"interval": "1s"},
+            "http": {"listen": None, "admin_socket": str(self._admin_socket)},
+        }
+
+    def start(self, *, ok: bool = True) -> None:
+        """Start it and wait until it says ok, or says anything at all."""
+        self._child = child = Child(
+            [*HSM_KMS, "serve", "--config", self.config_file],
+            log=self._folder / "hsm-kms.log",
+        )
+
+        def healthy() -> bool:
+            child.check()
+            said = self.server().get("healthz")
+            return said == "ok" if ok else said is not None
+
+        wait_for("ok from the plugin", healthy, timeout=READY_TIMEOUT)
+
+    def kill(self) -> None:
+        """End it with SIGKILL."""
+        assert self._child
+        self._child.kill()
+
+    def stop(self) -> None:
+        """Stop it, if it runs."""
+        if self._child and self._child.running:
+            self._child.stop()
+
+    def restart(self, *, ok: bool = True) -> None:
+        """Stop it and start it again."""
+        self.stop()
+        self.start(ok=ok)
+
+    @contextmanager
+    def outage(self) -> Iterator[None]:
+        """Take the token away, also from the workers that hold it open."""
+        with self.token.away():
+            assert self._child
+            for pid in children_of(self._child.pid):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            yield
+
+    def server(self) -> dict[str, Any]:
+        """Read /status of its admin socket; empty where nobody answers."""
+        return read_status(self._admin_socket) or {}
+
+    @contextmanager
+    def _channel(self) -> Iterator[grpc.Channel]:
+        options = [("grpc.default_authority", "localhost")]
+        with grpc.insecure_channel(f"unix://{self.socket}", options) as channel:
+            yield channel
+
+    def status(self) -> v2.StatusResponse:
+        """Look at Status over the KMS socket; only the API server really asks."""
+        with self._channel() as channel:
+            stub = v2_grpc.KeyManagementServiceStub(channel)
+            return stub.Status(
+                v2.StatusRequest(), timeout=RPC_TIMEOUT, metadata=[(OBSERVER, "1")]
+            )
+
+    def encrypt(self, plaintext: bytes) -> v2.EncryptResponse:
+        """Encrypt over the KMS socket."""
+        request = v2.EncryptRequest(plaintext=plaintext, uid="e2e")
+        with self._channel() as channel:
+            stub = v2_grpc.KeyManagementServiceStub(channel)
+            return stub.Encrypt(request, timeout=RPC_TIMEOUT)
+
+    def encrypt_v1(self, plaintext: bytes) -> bytes:
+        """Encrypt through KMS v1."""
+        request = v1.EncryptRequest(version="v1beta1", plain=plaintext)
+        with self._channel() as channel:
+            stub = v1_grpc.KeyManagementServiceStub(channel)
+            return stub.Encrypt(request, timeout=RPC_TIMEOUT).cipher
+
+    def decrypt(self, ciphertext: bytes, key_id: str) -> bytes:
+        """Decrypt over the KMS socket."""
+        request = v2.DecryptRequest(ciphertext=ciphertext, key_id=key_id, uid="e2e")
+        with self._channel() as channel:
+            stub = v2_grpc.KeyManagementServiceStub(channel)
+            return stub.Decrypt(request, timeout=RPC_TIMEOUT).plaintext
+
+    def healthz(self) -> str:
+        """Return what Status says, or the error it failed with."""
+        try:
+            return self.status().healthz
+        except grpc.RpcError as error:
+            return error.details() or error.code().name
+
+    def complaint(self, version: str) -> str:
+        """Return the sentence an API server is told now, "" while all is well.
+
+        KMS v1 has no Status: there the check is an Encrypt of four bytes.
+        """
+        if version == "v2":
+            text = self.healthz()
+            return "" if text == "ok" else text
+        try:
+            self.encrypt_v1(b"ping")
+        except grpc.RpcError as error:
+            return error.details() or error.code().name
+        return ""
+
+
+@contextmanager
+def running_plugin(folder: Path) -> Iterator[Plugin]:
+    """Run a plugin with a fresh token and key below `folder`."""
+    plugin = Plugin(folder)
+    try:
+        plugin.start()
+        yield plugin
+    finally:
+        plugin.stop()

@@ -1,0 +1,153 @@
+"""Snapshots of a real etcd, restored for the time of a command; users of etcd."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.system.e2e.processes import TIED, wait_for
+from tests.system.e2e.secure_etcd import SecureEtcd, complaint, hsm_kms, scan
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from tests.system.e2e.binaries import Binaries
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300, func_only=True)]
+
+OBJECTS = {f"/registry/secrets/n/{n:05}": "k8s:enc:kms:v9:x:" for n in range(500)}
+
+
+@pytest.fixture(scope="module")
+def etcd(binaries: Binaries, new_folder: Callable[[], Path]) -> Iterator[SecureEtcd]:
+    """An etcd with some objects."""
+    running = SecureEtcd(binaries, new_folder())
+    try:
+        running.put(OBJECTS)
+        yield running
+    finally:
+        running.stop()
+
+
+@pytest.fixture(scope="module")
+def snapshot(etcd: SecureEtcd, new_folder: Callable[[], Path]) -> Path:
+    """A snapshot of it."""
+    path = new_folder() / "snapshot.db"
+    etcd.ctl("snapshot", "save", path)
+    return path
+
+
+@pytest.fixture
+def tools(binaries: Binaries, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put etcd and etcdutl in PATH."""
+    folders = {str(binaries.etcd.parent), str(binaries.etcdutl.parent)}
+    monkeypatch.setenv("PATH", os.pathsep.join([*folders, os.environ["PATH"]]))
+
+
+def test_a_snapshot(snapshot, tools, etcd, new_folder, monkeypatch):
+    """A snapshot counts like the etcd it was taken of, and leaves nothing behind."""
+    folder = new_folder()
+    monkeypatch.setenv("TMPDIR", str(folder))
+    env = {"ETCD_LISTEN_CLIENT_URLS": "http://127.0.0.1:1", "ETCD_NAME": "other"}
+    told = scan("--from-snapshot", snapshot, env=env)
+    shown = hsm_kms(
+        *("etcd", "show", "secrets/n/00001", "--from-snapshot", snapshot)
+    ).stdout
+
+    assert scan(*etcd.options)["rows"] == told["rows"]
+    assert str(snapshot) == told["source"]
+    assert "provider: unknown\nname: kms:v9" in shown
+    assert [] == list(folder.iterdir())
+
+
+ENDINGS = [signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGKILL]
+
+
+HOLDING = """
+import sys, time
+from pathlib import Path
+from hsm_kms.etcd.snapshot import Snapshot
+with Snapshot(Path(sys.argv[1])) as source:
+    print(source.total(), flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("end", ENDINGS)
+def test_a_snapshot_broken_off(end, snapshot, tools, new_folder, monkeypatch):
+    """However it ends, no etcd goes on; but for SIGKILL, no file is left either."""
+    folder = new_folder()
+    monkeypatch.setenv("TMPDIR", str(folder))
+    process = subprocess.Popen(
+        [*TIED, sys.executable, "-c", HOLDING, str(snapshot)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    )
+    process.stdout.readline()
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    (server,) = map(int, children.read_text().split())
+    process.send_signal(end)
+    process.wait(30)
+    process.stdout.close()
+
+    wait_for("end of etcd", lambda: not alive(server), timeout=10)
+    assert (end is signal.SIGKILL) == any(folder.iterdir())
+
+
+def alive(pid: int) -> bool:
+    """Whether there is such a process, and it is no zombie."""
+    try:
+        return ") Z " not in Path(f"/proc/{pid}/stat").read_text()
+    except FileNotFoundError:
+        return False
+
+
+def test_what_is_no_snapshot(snapshot, tools, new_folder):
+    """A file that is cut, or none at all, is told from a snapshot."""
+    cut = new_folder() / "cut.db"
+    whole = snapshot.read_bytes()
+    cut.write_bytes(whole[: len(whole) // 2])
+
+    assert f"{cut} cannot be restored: Error: " in complaint("--from-snapshot", cut)
+    assert "there is no file /nowhere.db" in complaint("--from-snapshot", "/nowhere.db")
+
+
+def test_users(binaries, new_folder, tools):
+    """Users by password and by certificate, their rights, and a snapshot of it all."""
+    etcd = SecureEtcd(binaries, new_folder(), user="scanner")
+    try:
+        etcd.put({"/registry/secrets/n/a": "k8s:enc:x", "/registry/pods/n/a": "p"})
+        for name in ("root", "scanner", "narrow"):
+            etcd.ctl("user", "add", f"{name}:{name}-password")
+            etcd.ctl("role", "add", name)
+            etcd.ctl("user", "grant-role", name, name)
+        etcd.ctl(
+            *("role", "grant-permission", "scanner", "--prefix", "read"), "/registry/"
+        )
+        etcd.ctl(
+            *("role", "grant-permission", "narrow", "--prefix", "read"),
+            "/registry/pods/",
+        )
+        etcd.ctl("auth", "enable")
+
+        by_certificate = scan(*etcd.options)["objects"]
+        by_password = scan(*etcd.options, "--user", "root:root-password")["objects"]
+        narrow = complaint(*etcd.options, "--user", "narrow:narrow-password")
+        wrong = complaint(*etcd.options, "--user", "root:wrong")
+        path = new_folder() / "users.db"
+        etcd.ctl("--user", "root:root-password", "snapshot", "save", path)
+    finally:
+        etcd.stop()
+    nobody = complaint("--from-snapshot", path)
+    restored = scan("--from-snapshot", path, "--user", "root:root-password")
+
+    assert 2 == by_certificate == by_password == restored["objects"]
+    assert "etcd does not let this user read all of the prefix" in narrow
+    assert "etcd refuses the user or the password" in wrong
+    assert "etcd wants a user" in nobody

@@ -1,0 +1,59 @@
+"""`keys retire` and `keys destroy` against what a real etcd holds."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.cli.keys_rig import Keys, retired_long_ago, stored_value
+from tests.system.e2e.secure_etcd import SecureEtcd
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from tests.system.e2e.binaries import Binaries
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300, func_only=True)]
+
+
+@pytest.fixture(scope="module")
+def etcd(binaries: Binaries, new_folder: Callable[[], Path]) -> Iterator[SecureEtcd]:
+    """An etcd that wants client certificates."""
+    running = SecureEtcd(binaries, new_folder())
+    try:
+        yield running
+    finally:
+        running.stop()
+
+
+def test_only_what_nothing_needs(etcd, make_plugin, hsm):
+    """While one object is under the key it stays; then it goes, step by step."""
+    plugin = make_plugin(hsm, token={"shared": True})
+    keys = Keys(plugin)
+    (old,) = keys.states()
+    plugin.start().wait_healthz("ok")
+    etcd.ctl("put", "/registry/secrets/d/one", stdin=stored_value(plugin))
+    etcd.put({f"/registry/pods/d/{n}": "k8s-in-clear" for n in range(1000)})
+    plugin.stop()
+    new = keys.generate("--another")
+    keys.configure("keys", current=new)
+    not_yet = keys.refusal("retire", old, "--yes", *etcd.options)
+    plugin.start().wait_healthz("ok")
+    retire = ("retire", old, "--yes", *etcd.options)
+    destroy = ("destroy", old, "--confirm", old, "--backups-expired", *etcd.options)
+
+    assert f"has not turned to {new} yet" in not_yet
+    assert f"1 of 1001 objects in {etcd.endpoint} are stored under {old}" in (
+        keys.refusal(*retire)
+    )
+    etcd.ctl("put", "/registry/secrets/d/one", stdin=stored_value(plugin))
+    keys.json(*retire)
+    assert "must have been for 24 h" in keys.refusal(*destroy)
+    retired_long_ago(keys, old)
+    assert {"key_id": old, "destroyed": 1, "scanned": 1001}.items() <= (
+        keys.json(*destroy).items()
+    )
+    assert {new: "current"} == keys.states()
+    assert ("ok", new) == (plugin.healthz(), plugin.status().key_id)

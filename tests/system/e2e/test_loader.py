@@ -1,0 +1,99 @@
+"""The API server's own encryption code against the plugin, calls counted."""
+
+from __future__ import annotations
+
+import base64
+import json
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import yaml
+
+from tests.system.e2e.plugin import Plugin, running_plugin
+from tests.system.e2e.stored import parse_v2
+from tests.system.e2e.world import NAMES, encryption, prefix
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(120, func_only=True)]
+
+OBJECTS = 1_000
+LOADER_TIMEOUT = 60.0  # seconds
+HEALTHY = [""]
+MANIFESTS = Path(__file__).parents[3] / "manifests"
+SOCKET = "unix:///run/hsm-kms/kms.sock"  # in the manifests
+
+
+def run(loader: Path, *args: object) -> Any:
+    """Run the loader in one of its modes and return its report."""
+    done = subprocess.run(
+        [loader, *map(str, args)],
+        capture_output=True,
+        check=False,
+        timeout=LOADER_TIMEOUT,
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    return json.loads(done.stdout)
+
+
+@pytest.fixture(scope="module")
+def plugin(included: None, new_folder: Callable[[], Path]) -> Iterator[Plugin]:
+    """A plugin with a key of its own."""
+    with running_plugin(new_folder() / "plugin") as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def report(loader: Path, plugin: Plugin, new_folder: Callable[[], Path]) -> Any:
+    """What the plugin was asked over two loads, 1,000 writes and 1,000 reads."""
+    folder = new_folder()
+    config, relay = folder / "encryption.json", folder / "relay.sock"
+    config.write_text(json.dumps(encryption(["v2"], relay)))
+    drive = ["-config", config, "-listen", relay, "-plugin", plugin.socket]
+    return run(loader, "drive", *drive, "-objects", OBJECTS)
+
+
+def test_57_a_load_is_one_status_and_one_encrypt(report):
+    """A load finds the plugin healthy and asks it twice."""
+    assert HEALTHY == report["first_load"]["health"]
+    assert {"Status": 1, "Encrypt": 1} == report["first_load"]["calls"]
+
+
+def test_58_writes_ask_the_plugin_nothing(report, plugin):
+    """1,000 writes: no call, the provider's prefix, Status' key_id in each."""
+    values = [base64.b64decode(value) for value in report["writes"]["values"]]
+
+    assert {} == report["writes"]["calls"]
+    assert OBJECTS == len(values)
+    assert {True} == {value.startswith(prefix("v2")) for value in values}
+    assert {plugin.status().key_id} == {parse_v2(value).key_id for value in values}
+    assert {NAMES["v2"]} == {parse_v2(value).provider for value in values}
+
+
+def test_59_a_second_load_reads_all_with_one_decrypt(report):
+    """1,000 reads after a second load: one Decrypt, nothing stale or wrong."""
+    assert HEALTHY == report["second_load"]["health"]
+    assert {"Decrypt": 1} == report["reads"]["calls"]
+    assert (0, 0) == (report["reads"]["stale"], report["reads"]["wrong"])
+
+
+@pytest.mark.parametrize("version", ["v2", "v1"])
+def test_the_manifests_are_what_the_api_server_takes(
+    version, loader, plugin, new_folder
+):
+    """The EncryptionConfiguration of manifests/ loads, and works with a plugin."""
+    text = (MANIFESTS / f"encryption-config-{version}.yaml").read_text()
+    here = new_folder() / "encryption.yaml"
+    here.write_text(text.replace(SOCKET, f"unix://{plugin.socket}"))
+
+    loaded = run(loader, "load", here)[str(here)]
+
+    (resources,) = yaml.safe_load(text)["resources"]
+    kms = [p["kms"] for p in resources["providers"] if "kms" in p]
+    assert [version] == [each["apiVersion"] for each in kms]
+    assert [SOCKET] == [each["endpoint"] for each in kms]
+    assert ["secrets"] == loaded["resources"]
+    assert HEALTHY == loaded["health"]

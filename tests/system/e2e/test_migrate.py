@@ -1,0 +1,291 @@
+"""`hsm-kms migrate` on a real kube-apiserver: what was stale is written anew."""
+
+from __future__ import annotations
+
+import base64
+import json
+import signal
+import threading
+
+import pytest
+
+from hsm_kms.migrate.rewrite import PAGE
+from tests.system.e2e.migrating import (
+    OBJECTS,
+    POLICY,
+    TEXT,
+    CommandLines,
+    Migrating,
+    names,
+    special_kinds,
+    without_versions,
+)
+from tests.system.e2e.processes import wait_for
+from tests.system.e2e.world import running_world
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300, func_only=True)]
+
+SVM = "storagemigration.k8s.io"
+SERVES_SVM = (
+    "--feature-gates=StorageVersionMigrator=true",
+    f"--runtime-config={SVM}/v1beta1=true",
+)
+
+
+@pytest.fixture(scope="module")
+def migrating(binaries, new_folder):
+    """Secrets in clear and by KMS v1, and an API server that now writes by v2."""
+    with running_world(binaries, new_folder()) as world:
+        made = Migrating(world)
+        world.api.start(None)
+        for namespace, count in OBJECTS.items():
+            world.api.kubectl("create", "namespace", namespace)
+            made.make(namespace, names(count))
+        special_kinds(made)
+        world.api.restart(world.encryption("v1"))
+        made.make("all", ["by-v1"])
+        world.api.stop()
+        world.api.start(world.encryption("v2", "v1"), *SERVES_SVM)
+        yield made
+
+
+def test_stale_secrets_are_written_anew(migrating):
+    """In clear and by another provider: after it all are by v2, with the same text."""
+    before = migrating.texts("all")
+
+    first = migrating.run("-n", "all", "--rate", "1000")
+    second = migrating.run("-n", "all", "--rate", "1000")
+
+    assert "secrets: 4 objects: 4 rewritten\n" == first.stdout
+    assert "secrets: 4 objects: 4 up to date already\n" == second.stdout
+    assert (0, 0) == (first.returncode, second.returncode)
+    assert set() == migrating.stale("all")
+    assert before == migrating.texts("all")
+
+
+def test_special_kinds(migrating):
+    """Immutable, with managedFields, of an account, half deleted: all as before."""
+    _, before = migrating.world.api.get(migrating.path("kinds"))
+
+    result = migrating.run("-n", "kinds")
+    _, after = migrating.world.api.get(migrating.path("kinds"))
+
+    assert "secrets: 4 objects: 4 rewritten\n" == result.stdout
+    assert set() == migrating.stale("kinds")
+    assert without_versions(before) == without_versions(after)
+
+
+def test_dry_run_writes_nothing(migrating):
+    """Not one byte; the API server says that it would take them."""
+    before = migrating.stored("dry")
+
+    result = migrating.run("-n", "dry", "--dry-run")
+
+    assert (
+        "secrets: 5 objects: 5 would be taken, nothing was written\n" == result.stdout
+    )
+    assert before == migrating.stored("dry")
+    assert set(names(5)) == migrating.stale("dry")
+
+
+def test_no_write_of_another_is_lost(migrating):
+    """Somebody keeps writing the same objects: conflicts, and each write stays."""
+    api, done = migrating.world.api, threading.Event()
+    last = {}
+
+    def write():
+        count = 0
+        while not done.is_set():
+            for name in names(12):
+                count += 1
+                body = json.loads(api.get(migrating.path("busy", name))[1])
+                body["metadata"]["annotations"] = {"count": str(count)}
+                code, _ = api.request("PUT", migrating.path("busy", name), body)
+                if code == 200:
+                    last[name] = str(count)
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    try:
+        for _ in range(3):
+            result = migrating.run("-n", "busy", "--rate", "1000")
+            assert 0 == result.returncode, result.stderr
+    finally:
+        done.set()
+        thread.join()
+
+    items = json.loads(api.get(migrating.path("busy"))[1])["items"]
+    assert set() == migrating.stale("busy")
+    assert last == {
+        item["metadata"]["name"]: item["metadata"]["annotations"]["count"]
+        for item in items
+    }
+
+
+def test_deleted_meanwhile_stays_deleted(migrating):
+    """Nothing that was deleted after it was listed comes back."""
+    process = migrating.start("-n", "dying", "--rate", "4")
+    wait_for("a first write", lambda: len(migrating.stale("dying")) < 20, timeout=30)
+    for name in names(20)[10:]:
+        migrating.world.api.request("DELETE", migrating.path("dying", name))
+    out, err = process.communicate(timeout=60)
+
+    assert "secrets: 20 objects: 10 rewritten, 10 deleted meanwhile\n" == out, err
+    assert 0 == process.returncode
+    assert set(names(10)) == set(migrating.stored("dying"))
+
+
+def test_resumed_after_an_interruption(migrating):
+    """Ctrl-C in the second page; then the same again, and every Secret is by v2."""
+    progress = migrating.world.folder / "progress"
+    count = OBJECTS["long"]
+    arguments = ("-n", "long", "--rate", "60", "--resume", str(progress))
+    lines = CommandLines(TEXT)
+    lines.start()
+
+    process = migrating.start(*arguments)
+    wait_for(
+        "a second page",
+        lambda: len(migrating.stale("long")) < count - PAGE - 5,
+        timeout=60,
+    )
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=30)
+    left = migrating.stale("long")
+    kept = progress.read_text()
+    result = migrating.run(*arguments)
+    lines.stop()
+
+    assert left
+    assert "broken off after" in err
+    assert f"{PAGE} objects done, next are secrets" in result.stderr
+    assert f"secrets: {count} objects" in result.stdout
+    assert 0 == result.returncode
+    assert set() == migrating.stale("long")
+    assert not progress.exists()
+    said = out + err + kept + result.stdout + result.stderr
+    assert TEXT not in said
+    assert base64.b64encode(TEXT.encode()).decode()[:16] not in said
+    assert set() == lines.found
+
+
+def test_refused_by_admission(migrating):
+    """One object is refused and named, without what the policy says of it."""
+    api = migrating.world.api
+    stdin = "\n---\n".join(map(json.dumps, POLICY)).encode()
+    api.kubectl("create", "-f", "-", stdin=stdin)
+
+    def in_force():
+        path = migrating.path("guarded", "s001")
+        code, body = api.get(path)
+        assert code == 200
+        return api.request("PUT", f"{path}?dryRun=All", json.loads(body))[0] != 200
+
+    wait_for("the policy", in_force, timeout=60)
+
+    result = migrating.run("-n", "guarded")
+
+    denied = "ValidatingAdmissionPolicy 'guard' with binding 'guard' denied request"
+    assert [
+        "secrets: 3 objects: 2 rewritten, 1 refused",
+        f"  guarded/s001: {denied}",
+    ] == result.stdout.splitlines()
+    assert "hsm-kms: 1 object refused, and stored as before" in result.stderr
+    assert 1 == result.returncode
+    assert {"s001"} == migrating.stale("guarded")
+
+
+def test_no_right_to_list(migrating):
+    """The API server's own words, and what is needed."""
+    kubeconfig = migrating.another_user(lambda user: user.update({"as": "eve"}))
+
+    result = migrating.run(kubeconfig=kubeconfig)
+
+    said = 'User "eve" cannot list resource "secrets" in API group ""'
+    first, second = result.stderr.splitlines()
+    assert (
+        f"hsm-kms: no right to list secrets: secrets is forbidden: {said} at the "
+        "cluster scope"
+    ) == first
+    assert (
+        "hint: the user of the kubeconfig needs the rights to get, list and update "
+        "what is migrated"
+    ) == second
+    assert 1 == result.returncode
+
+
+def test_no_right_to_update(migrating):
+    """It ends long before the last object, and nothing was written."""
+    api = migrating.world.api
+    api.kubectl(
+        "create", "clusterrole", "reader", "--verb=get,list", "--resource=secrets"
+    )
+    api.kubectl(
+        "create", "clusterrolebinding", "reader", "--clusterrole=reader", "--user=bob"
+    )
+    kubeconfig = migrating.another_user(lambda user: user.update({"as": "bob"}))
+
+    result = migrating.run("-n", "unwritable", "--rate", "100", kubeconfig=kubeconfig)
+
+    assert (
+        "hsm-kms: stopped after 20 objects: 20 secrets in a row were refused, the last "
+        'one because of: User "bob" cannot update resource "secrets" in API group ""'
+    ) == result.stderr.splitlines()[0]
+    assert 1 == result.returncode
+    assert set(names(25)) == migrating.stale("unwritable")
+
+
+def test_exec_plugin(migrating):
+    """It logs in as the kubeconfig says, here by a program."""
+    result = migrating.run(
+        "--resource", "namespaces", kubeconfig=migrating.logging_in_by_program()
+    )
+
+    assert "up to date already" in result.stdout, result.stderr
+    assert 0 == result.returncode
+
+
+def test_explain(migrating):
+    """The manifest that the cluster itself takes."""
+    result = migrating.run(
+        "--explain", "--resource", "secrets", "--resource", "*.batch"
+    )
+    made = migrating.world.api.kubectl(
+        *("create", "-f", "-", "--dry-run=server", "-o", "name"),
+        stdin=result.stdout.encode(),
+    )
+
+    assert 0 == result.returncode
+    assert 3 == result.stdout.count("kind: StorageVersionMigration")
+    assert [
+        f"storageversionmigration.{SVM}/hsm-kms-{name}"
+        for name in ("secrets", "cronjobs.batch", "jobs.batch")
+    ] == [line.rpartition("-")[0] for line in made.decode().splitlines()]
+
+
+def test_everything_there_is(migrating):
+    """*.* goes through every resource; nothing of the API server's own is refused."""
+    result = migrating.run(
+        *("--resource", "*.*", "-n", "every"), *("--rate", "5000", "-o", "json")
+    )
+    counted = json.loads(result.stdout)["resources"]
+
+    assert 0 == result.returncode
+    assert {0} == {counts["refused"] for counts in counted.values()}
+    assert len(counted) > 40
+    assert OBJECTS["every"] == counted["secrets"]["rewritten"]
+    assert set() == migrating.stale("every")
+
+
+def test_verify_after_it(migrating):
+    """And all that is stored under a wrapped key now opens with the token."""
+    migrating.run("-n", "verified")
+
+    result = migrating.verify()
+    shown = json.loads(result.stdout)
+
+    values = migrating.world.etcd.secrets().values()
+    encrypted = [value for value in values if value.startswith(b"k8s:enc:kms:")]
+    assert 0 == result.returncode, result.stderr
+    assert len(encrypted) == shown["objects"]
+    assert [] == shown["failures"]

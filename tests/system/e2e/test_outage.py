@@ -1,0 +1,237 @@
+"""What API server, clients and operator see while the token is away: KMS v2.
+
+The table of docs/software-wrapping.md, line by line, on a real kube-apiserver.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import grpc
+import pytest
+
+from tests.system.e2e.node import (
+    DEK,
+    KINDS,
+    LOCAL,
+    NOTICED,
+    READYZ,
+    TOKEN,
+    Node,
+    kind_of,
+)
+from tests.system.e2e.plugin import Plugin
+from tests.system.e2e.processes import wait_for
+from tests.system.e2e.world import running_world
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from tests.system.e2e.binaries import Binaries
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300, func_only=True)]
+
+ANOTHER_KEY = "a" * 26
+GONE = "the key last current here is not on the token"
+SENTENCE = "see hsm-kms check on the node"
+IN_SOFTWARE = "; meanwhile Encrypt works in software"
+BRIEF = {"grace": "8s", "stop_writes_after": None}
+
+
+@pytest.fixture(scope="module")
+def node(binaries: Binaries, new_folder: Callable[[], Path]) -> Iterator[Node]:
+    """A cluster; each test begins with `begin`."""
+    with running_world(binaries, new_folder()) as world:
+        world.api.start(world.encryption("v2"))
+        yield Node(world)
+
+
+def test_software_serves_the_restart_of_an_api_server(node):
+    """All reads and writes go on; Status is ok until a call fails for want of it."""
+    node.begin("software")
+    cold = node.plugin.encrypt_v1(DEK)
+    node.fresh()
+    before = node.writes()
+
+    with node.plugin.outage():
+        node.turns("degraded")
+        node.api.restart()
+        during = node.writes()
+
+        assert ("ok", "degraded") == (node.plugin.healthz(), node.state())
+        assert (200, b"ok") == node.api.get(READYZ)
+        assert {before, during} == node.lists()
+        assert f"text of {before}" == node.reads(before)
+        assert [LOCAL, LOCAL] == list(map(node.stored, [before, during]))
+
+        assert TOKEN is kind_of(cold)
+        assert grpc.StatusCode.UNAVAILABLE is node.decrypts(cold)
+        assert node.plugin.healthz().endswith(SENTENCE + IN_SOFTWARE)
+        assert ("degraded", LOCAL) == (node.state(), node.encrypts())
+    node.recovers(before, during)
+    assert DEK == node.decrypts(cold)
+
+
+def test_fallback_goes_on_writing(node):
+    """A restarted API server writes; what the token had wrapped waits for the token."""
+    node.begin("fallback")
+    node.fresh()
+    before = node.writes()
+
+    with node.plugin.outage():
+        node.turns("degraded")
+        assert ("ok", LOCAL) == (node.plugin.healthz(), node.encrypts())
+        assert f"text of {before}" == node.reads(before)
+
+        node.api.restart(ready=False)
+        wait_for(
+            "the refusal of a cold seed",
+            lambda: "the token is not ready" in node.reads(before),
+            timeout=NOTICED,
+        )
+        # That was a client's call that failed: there is no grace any more.
+        assert node.plugin.healthz().endswith(SENTENCE + IN_SOFTWARE)
+        assert set() == node.lists()
+        during = node.writes()
+        assert [TOKEN, LOCAL] == list(map(node.stored, [before, during]))
+
+        node.api.restart(ready=False)
+        node.says(SENTENCE + IN_SOFTWARE)
+        assert f"text of {during}" == node.reads(during)
+        assert node.state() == "degraded"
+    node.recovers(before, during)
+
+
+def test_token_says_why_not_and_stops_writes_when_told(node):
+    """Encrypt fails, the seed in use goes on; `stop_writes_after` ends Status, too."""
+    node.begin("token", v1="software")
+    wait_for(
+        "v1", lambda: kind_of(node.plugin.encrypt_v1(DEK)) is LOCAL, timeout=NOTICED
+    )
+    warm = node.plugin.encrypt_v1(DEK)
+    cold = node.plugin.encrypt(DEK).ciphertext
+    node.fresh()
+    before = node.writes()
+
+    with node.plugin.outage():
+        node.turns("failed")
+        assert node.plugin.healthz().endswith(SENTENCE)
+        assert grpc.StatusCode.UNAVAILABLE is node.encrypts()
+        assert grpc.StatusCode.UNAVAILABLE is node.decrypts(cold)
+        assert DEK == node.decrypts(warm)
+        node.says(SENTENCE)
+        during = node.writes()
+        assert f"text of {before}" == node.reads(before)
+
+        node.plugin.configure(health={"stop_writes_after": "1s"})
+        wait_for(
+            "UNAVAILABLE from Status",
+            lambda: not node.plugin.server()["answers"],
+            timeout=NOTICED,
+        )
+        with pytest.raises(grpc.RpcError) as refusal:
+            node.plugin.status()
+        assert grpc.StatusCode.UNAVAILABLE is refusal.value.code()
+        node.says("code = Unavailable")
+    node.recovers(before, during)
+
+
+@pytest.mark.parametrize("wrapping", ["software", "fallback"])
+def test_grace_and_max_offline(node, wrapping):
+    """Ok for a while; then a sentence, and Encrypt goes on; then that ends too."""
+    node.begin(wrapping, health=BRIEF)
+    with node.plugin.outage():
+        node.turns("degraded")
+        assert ("ok", LOCAL) == (node.plugin.healthz(), node.encrypts())
+        wait_for("sentence", lambda: node.plugin.healthz() != "ok", timeout=NOTICED)
+        assert node.plugin.healthz().endswith(SENTENCE + IN_SOFTWARE)
+        assert ("degraded", LOCAL) == (node.state(), node.encrypts())
+        if wrapping == "software":  # the other one need not be waited for, too
+            node.says(SENTENCE + IN_SOFTWARE)
+
+        node.plugin.configure(local_keys={"max_offline": "1s"})
+        node.turns("failed")
+        assert node.plugin.healthz().endswith(SENTENCE)
+        assert grpc.StatusCode.UNAVAILABLE is node.encrypts()
+        during = node.writes()
+    node.recovers(during)
+    node.wraps(KINDS[wrapping])
+
+
+def test_a_plugin_that_is_restarted_in_an_outage(node):
+    """It opens nothing, knows its last key_id, and the API server goes on writing."""
+    node.begin("software")
+    node.fresh()
+    before = node.writes()
+    record = node.plugin.encrypt(DEK).ciphertext
+    key_id = node.plugin.status().key_id
+
+    with node.plugin.outage():
+        node.turns("degraded")
+        node.plugin.restart(ok=False)
+        wait_for("failed", lambda: node.state() == "failed", timeout=NOTICED)
+        assert key_id == node.plugin.status().key_id
+        assert grpc.StatusCode.UNAVAILABLE is node.encrypts()
+        assert grpc.StatusCode.UNAVAILABLE is node.decrypts(record)
+        during = node.writes()
+        assert {before, during} == node.lists()
+    node.recovers(before, during)
+    assert DEK == node.decrypts(record)
+
+
+def test_a_plugin_that_never_reached_its_token(new_folder):
+    """Nothing is known: there is no Status at all, until the token comes."""
+    plugin = Plugin(new_folder() / "plugin")
+    try:
+        with plugin.token.away():
+            plugin.start(ok=False)
+            with pytest.raises(grpc.RpcError) as refusal:
+                plugin.status()
+            assert grpc.StatusCode.UNAVAILABLE is refusal.value.code()
+            assert "starting" == plugin.server()["state"]
+        wait_for("ok", lambda: plugin.healthz() == "ok", timeout=NOTICED)
+    finally:
+        plugin.stop()
+
+
+def test_a_local_kek_does_not_stand_in_for_a_key_that_is_gone(node):
+    """Software or not: nothing is wrapped that could not be opened any more."""
+    node.begin("software")
+    record = node.plugin.encrypt(DEK).ciphertext
+    node.plugin.stop()
+    node.plugin.configure(keys={"current": ANOTHER_KEY})
+    node.plugin.start(ok=False)
+    wait_for("sentence", lambda: GONE in node.plugin.healthz(), timeout=NOTICED)
+
+    assert "failed" == node.state()
+    assert grpc.StatusCode.FAILED_PRECONDITION is node.encrypts()
+    assert DEK == node.decrypts(record)
+    assert f"text of {(name := node.writes())}" == node.reads(name)
+
+
+def test_a_change_of_wrapping_needs_no_rewrite(node):
+    """What was wrapped before is read; under another key_id all can be wrapped anew."""
+    node.begin("token")
+    node.fresh()
+    names = [node.writes()]
+    for wrapping in ("software", "fallback"):
+        node.plugin.configure(apis={"v2": {"enabled": True, "wrapping": wrapping}})
+        node.wraps(KINDS[wrapping])
+        node.api.restart()
+        names.append(node.writes())
+
+        assert set(names) == node.lists()
+
+    assert [TOKEN, LOCAL, TOKEN] == list(map(node.stored, names))
+    node.plugin.configure(
+        apis={"v2": {"enabled": True, "wrapping": "software"}}, keys={"suffix": "later"}
+    )
+    wait_for(
+        "the new key_id",
+        lambda: node.plugin.status().key_id.endswith(".later"),
+        timeout=NOTICED,
+    )
+    node.api.restart()
+    node.api.rewrite_secrets()
+    assert [LOCAL] * 3 == list(map(node.stored, names))

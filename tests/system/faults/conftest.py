@@ -1,0 +1,54 @@
+"""Fixtures: a server on the fault shim."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.harness.shim.driver import Shim
+from tests.system.faults.observed import Rig
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+@pytest.fixture
+def shim(directory) -> Shim:
+    """A shim that does nothing yet."""
+    return Shim(directory)
+
+
+@pytest.fixture
+def make_rig(make_plugin, hsm, shim) -> Callable[..., Rig]:
+    """Make servers on the shim, not started yet; sections as for `make_plugin`."""
+
+    def make(token=None, on=hsm, **sections) -> Rig:
+        given = {
+            "module": str(shim.module),
+            "env": {**on.env, **shim.env},
+            "start_timeout": "3s",
+        }
+        sections = {"log": {"level": "info"}, **sections}
+        plugin = make_plugin(on, token=given | (token or {}), **sections)
+        return Rig(plugin=plugin, hsm=on, shim=shim)
+
+    return make
+
+
+@pytest.fixture
+def rig(make_rig) -> Rig:
+    """A healthy server on the shim, two workers of four sessions."""
+    made = make_rig()
+    made.start()
+    made.well()
+    return made
+
+
+@pytest.fixture
+def quick_rig(make_rig) -> Rig:
+    """The same, with a server that soon takes a call for stuck or hung."""
+    made = make_rig(token={"call_timeout": "500ms", "hang_timeout": "1500ms"})
+    made.start()
+    made.well()
+    return made

@@ -1,0 +1,160 @@
+"""Few sessions, dead ones that still count, and workers that had to be killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from hsm_kms.token import watchdog
+from hsm_kms.token.counts import End
+from tests.harness.served import Served, configure
+from tests.harness.support import code_of, wait_for
+from tests.system.faults.load import Load
+
+SESSION_HANDLE_INVALID = 0xB3
+LENT = 4
+CONTROL = 1
+SPENT = "too many workers had to be killed: going on with one"
+
+
+def test_fewer_than_wanted(make_rig, shim):
+    """What the token opens is used; nobody waits for what it does not."""
+    shim.set("max_sessions=8")
+    rig = make_rig()
+    rig.start()
+    rig.well()
+    with Load(rig.plugin) as load:
+        load.wait_well()
+        time.sleep(1)
+
+    assert [] == [*load.failures(), *load.wrong]
+    assert 8 - 2 * CONTROL == rig.metrics()["hsm_kms_sessions"]
+    assert 8 == sum(shim.sessions().values())
+
+
+def test_waiting_is_bounded(make_rig, shim):
+    """Who gets no session in `session_wait` is told so, and soon."""
+    token = {"workers": 1, "sessions_per_worker": 1, "session_wait": "200ms"}
+    rig = make_rig(token=token | {"call_timeout": "5s", "hang_timeout": "30s"})
+    rig.start()
+    rig.well()
+    shim.set("C_Encrypt len=77 count=1 sleep=1500")
+    with ThreadPoolExecutor(5) as pool:
+        slow = pool.submit(code_of, lambda: rig.plugin.encrypt(b"f" * 77))
+        wait_for(lambda: shim.acted("C_Encrypt"))
+        began = time.monotonic()
+        others = [
+            pool.submit(code_of, lambda: rig.plugin.encrypt(b"dek")) for _ in range(4)
+        ]
+        codes = {other.result() for other in others}
+        seconds = time.monotonic() - began
+
+    assert {"RESOURCE_EXHAUSTED"} == codes
+    assert seconds < 1.2
+    assert "OK" == slow.result()
+    assert "ok" == rig.plugin.healthz()
+
+
+def test_kill_budget(make_rig, shim):
+    """After three kills one worker with one session goes on until a canary passes."""
+    rig = make_rig(token={"call_timeout": "300ms", "hang_timeout": "500ms"})
+    rig.start()
+    rig.well()
+    shim.set("C_Encrypt hang", "C_Decrypt hang")
+    with Load(rig.plugin) as load:
+        wait_for(lambda: rig.plugin.events(SPENT))
+        wait_for(lambda: len(rig.worker_pids) <= 1)
+        time.sleep(2)
+        spent = len(rig.worker_pids)
+        shim.clear()
+        load.wait_well(time.monotonic(), 30)
+        rig.well(30)
+        wait_for(lambda: {CONTROL + LENT} == set(shim.sessions().values()))
+
+    assert [] == load.wrong
+    assert spent <= 1
+    assert [] == [pid for pid in shim.sessions() if pid not in rig.worker_pids]
+
+
+def test_failed_starts_are_no_kills(make_rig, shim):
+    """Workers that could not start, and left by themselves, spend nothing."""
+    rig = make_rig()
+    rig.start()
+    rig.well()
+    before = shim.calls("C_Initialize")
+    shim.set("C_Initialize count=6 rv=0x30", "C_Encrypt count=1 segv")
+    code_of(lambda: rig.plugin.encrypt(b"dek"))
+    for pid in rig.worker_pids:
+        os.kill(pid, signal.SIGKILL)
+    wait_for(lambda: shim.calls("C_Initialize") >= before + 6 + 2)
+    rig.well()
+
+    assert [] == rig.plugin.events(SPENT)
+
+
+@pytest.fixture
+def make(hsm, pin_file, directory, shim, monkeypatch):
+    """Make workers on the shim that look for one more session all the time."""
+    monkeypatch.setattr(watchdog, "GROW_SECONDS", 0.3)
+
+    def make(count):
+        return Served(
+            *(hsm, pin_file, directory),
+            env=hsm.env | shim.env,
+            configure=configure(module=str(shim.module)),
+            workers=count,
+            sessions=LENT,
+        )
+
+    return make
+
+
+async def test_grows(make, shim):
+    """Sessions that the token has again are taken, one at a time."""
+    shim.set(f"max_sessions={CONTROL + 2}")
+    async with make(1) as served:
+        await served.stocked()
+        assert 2 == served.pool.stats().sessions
+        shim.set(f"max_sessions={CONTROL + 3}")
+        await served.until(lambda: served.pool.stats().sessions == 3)
+        shim.clear()
+        await served.until(lambda: served.pool.stats().sessions == LENT)
+        assert b"dek" == await served.unwrap(await served.wrap(b"dek"))
+        assert CONTROL + LENT == sum(shim.sessions().values())
+
+
+async def test_shrinks(make, shim):
+    """A session that cannot be opened again is lent no more; its call is made again."""
+    async with make(1) as served:
+        await served.stocked()
+        for lost in (1, 2):
+            wanted = shim.acted("C_EncryptInit") + 1
+            shim.set(
+                f"C_EncryptInit count=1 rv={SESSION_HANDLE_INVALID:#x}",
+                "max_sessions=1",
+            )
+            assert b"dek" == await served.unwrap(await served.wrap(b"dek"))
+            assert wanted == shim.acted("C_EncryptInit")
+            assert LENT - lost <= served.pool.stats().sessions
+        shim.clear()
+        await served.until(lambda: served.pool.stats().sessions == LENT)
+        assert CONTROL + LENT == sum(shim.sessions().values())
+
+
+async def test_dead_ones_count(make, shim):
+    """Where sessions of dead workers count, the next worker makes do with the rest."""
+    most = 2 * (CONTROL + LENT) + CONTROL + 1
+    shim.set(f"max_sessions={most} keep_dead")
+    async with make(2) as served:
+        await served.stocked()
+        served.workers.ready[0].kill(End.LOST, "test")
+        await served.until(lambda: len(served.workers.ready) == 1)
+        await served.stocked()
+        assert LENT + 1 == served.pool.stats().sessions
+        assert b"dek" == await served.unwrap(await served.wrap(b"dek"))
+        shim.forget_sessions()
+        await served.until(lambda: served.pool.stats().sessions == 2 * LENT)

@@ -1,0 +1,268 @@
+"""Whatever a token does under load: the server goes on, and is soon well again."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from hsm_kms.token.watchdog import SPARE_SECONDS
+from tests.harness.support import code_of, wait_for
+from tests.system.faults.load import EXCUSED, Load
+
+SESSION_HANDLE_INVALID = 0xB3
+KEY_HANDLE_INVALID = 0x60
+SESSIONS = 8  # of two workers
+MANY = 3 * SESSIONS
+RESTORED = 60  # until all workers are back: after many ends there is a backoff
+
+
+def strike(rig, *functions, fault, count=1):
+    """Let so many calls of each function fail, and wait until they have."""
+    wanted = {name: rig.shim.acted(name) + count for name in functions}
+    rig.shim.set(*(f"{name} count={count} {fault}" for name in functions))
+    wait_for(lambda: all(rig.shim.acted(n) >= wanted[n] for n in functions))
+
+
+def kill_all(rig):
+    """SIGKILL every worker."""
+    for pid in rig.plugin.worker_pids():
+        os.kill(pid, signal.SIGKILL)
+
+
+# The faults: each returns once it has struck and whatever caused it is gone.
+
+
+def session_lost(rig):
+    for _ in range(SESSIONS):
+        strike(rig, "C_EncryptInit", fault=f"rv={SESSION_HANDLE_INVALID:#x}")
+
+
+def sessions_lost(rig):
+    functions = ("C_EncryptInit", "C_DecryptInit")
+    strike(rig, *functions, fault=f"rv={SESSION_HANDLE_INVALID:#x}", count=MANY)
+
+
+def stale_handle(rig):
+    for _ in range(SESSIONS):
+        strike(rig, "C_DecryptInit", fault=f"rv={KEY_HANDLE_INVALID:#x}")
+
+
+def stale_handles(rig):
+    functions = ("C_EncryptInit", "C_DecryptInit")
+    strike(rig, *functions, fault=f"rv={KEY_HANDLE_INVALID:#x}", count=SESSIONS)
+
+
+def logged_out(rig):
+    before = rig.shim.calls("C_Login")
+    rig.shim.set("logged_out")
+    wait_for(lambda: rig.shim.calls("C_Login") >= before + 2)
+    rig.shim.clear()
+
+
+def token_away(rig):
+    workers = set(rig.plugin.worker_pids())
+    rig.hsm.take_away()
+    wait_for(lambda: not workers & set(rig.plugin.worker_pids()))
+    rig.hsm.put_back()
+
+
+def killed(rig):
+    os.kill(rig.plugin.worker_pids()[0], signal.SIGKILL)
+
+
+def all_killed(rig):
+    kill_all(rig)
+
+
+def stopped(rig):
+    os.kill(rig.plugin.worker_pids()[0], signal.SIGSTOP)
+    wait_for(lambda: rig.ends("hang") == 1)
+
+
+def crash(rig):
+    strike(rig, "C_Encrypt", fault="segv")
+
+
+def login_hangs(rig):
+    kill_all(rig)
+    strike(rig, "C_Login", fault="hang")
+
+
+def one_session_hangs(rig):
+    strike(rig, "C_Encrypt", fault="hang")
+    wait_for(lambda: rig.ends("hang") == 1)
+
+
+def all_sessions_hang(rig):
+    rig.shim.set("C_Encrypt hang", "C_Decrypt hang")
+    wait_for(lambda: rig.ends("hang") >= 2)
+    rig.shim.clear()
+
+
+def no_initialize(rig):
+    kill_all(rig)
+    strike(rig, "C_Initialize", fault="rv=0x30", count=6)
+
+
+@pytest.mark.parametrize(
+    ("fault", "seconds", "ended"),
+    [
+        (sessions_lost, 3, None),
+        (stale_handles, 20, None),
+        (logged_out, 3, {"login": 2}),
+        (token_away, 10, None),
+        (all_killed, 4, {"lost": 2}),
+        (stopped, 8, {"hang": 1}),
+        (login_hangs, 20, None),
+        (one_session_hangs, 8, {"hang": 1}),
+        (all_sessions_hang, 8, None),
+        (no_initialize, 15, {"lost": 2, "start": 6}),
+    ],
+)
+def test_recovers(quick_rig, fault, seconds, ended):
+    """After a fault under load all streams are served again within `seconds`."""
+    under_load(quick_rig, fault, seconds)
+    if ended is not None:
+        # On a busy machine a new worker may take too long to start; another one comes.
+        found = quick_rig.admin()["workers"]["ended"]
+        assert ended == {end: found[end] for end in found if end in {*ended, "hang"}}
+
+
+@pytest.mark.parametrize(
+    ("fault", "ended"),
+    [
+        (session_lost, {}),
+        (stale_handle, {}),
+        (killed, {"lost": 1}),
+        (crash, {"lost": 1}),
+    ],
+)
+def test_nobody_notices(rig, fault, ended):
+    """A call that was lost is made again: no request fails at all."""
+    load = under_load(rig, fault, 4)
+    assert [] == load.failures()
+    assert ended == rig.admin()["workers"]["ended"]
+
+
+def under_load(rig, fault, seconds, old=()):
+    """Let something happen; back once all streams and Status are well again."""
+    server = rig.plugin.process.pid
+    with Load(rig.plugin, old=old) as load:
+        load.wait_well()
+        began = time.monotonic()
+        fault(rig)
+        over = time.monotonic()
+        took = load.wait_well(over, seconds)
+        rig.well(RESTORED)
+        time.sleep(0.2)
+    load.check(began, over + took)
+    assert rig.plugin.process.poll() is None
+    assert server == rig.plugin.process.pid
+    print(f"{fault.__name__}: {took:.2f} s, {len(load.failures())} failed")  # noqa: T201
+    return load
+
+
+def test_three_kills(quick_rig):
+    """After three kills beside a worker that serves, the others still come back."""
+    with Load(quick_rig.plugin) as load:
+        load.wait_well()
+        for kills in range(1, 4):
+            os.kill(quick_rig.plugin.worker_pids()[1], signal.SIGSTOP)
+            wait_for(lambda kills=kills: quick_rig.ends("hang") == kills)
+            quick_rig.well(RESTORED)
+        time.sleep(SPARE_SECONDS + 1)  # a spare one leaves
+        quick_rig.well(RESTORED)
+    assert "going on with one" in quick_rig.plugin.log()
+
+
+def test_module_replaced(make_rig, directory, shim):
+    """A module replaced by rename is the one that the next workers load."""
+    module = directory / "module.so"
+    shutil.copy(shim.module, module)
+    rig = make_rig(token={"module": str(module)})
+    rig.start()
+    rig.well()
+
+    def replaced(_):
+        new = directory / "new.so"
+        shutil.copy(shim.module, new)
+        new.rename(module)
+        time.sleep(0.2)
+        kill_all(rig)
+
+    under_load(rig, replaced, 6)
+    inode = module.stat().st_ino
+    for pid in rig.workers():
+        maps = Path(f"/proc/{pid}/maps").read_text().splitlines()
+        assert {str(inode)} == {line.split()[4] for line in maps if "module.so" in line}
+
+
+def test_token_appears(make_rig, hsm):
+    """A token that is not there at the start is served once it comes."""
+    hsm.take_away()
+    hsm.tokens.mkdir()
+    rig = make_rig()
+    rig.start()
+    with Load(rig.plugin) as load:
+        load.wait_failing()
+        wait_for(lambda: "no token matches" in rig.admin()["detail"])
+        assert "starting" == rig.admin()["state"]
+        hsm.tokens.rmdir()
+        hsm.put_back()
+        came = time.monotonic()
+        took = load.wait_well(came, 20)
+        rig.well()
+    load.check(0.0, came + took)
+
+
+def re_initialised(rig, template):
+    """The same token, emptied."""
+    empty = template.copy(rig.hsm.directory / "empty")
+    rig.hsm.take_away()
+    empty.tokens.rename(rig.hsm.tokens)
+
+
+def another_key(rig, _):
+    """The key deleted, and another one under its label."""
+    objects = rig.hsm.directory / "kept"
+    shutil.copytree(rig.hsm.tokens, objects)
+    rig.hsm.pkcs11_tool("--delete-object", "--type", "secrkey", "--label", "k8s-kek")
+    rig.hsm.pkcs11_tool(
+        *("--keygen", "--key-type", "AES:32", "--label", "k8s-kek", "--id", "07"),
+        *("--sensitive", "--usage-decrypt"),
+    )
+    objects.rename(rig.hsm.directory / "tokens.away")
+
+
+@pytest.mark.parametrize("loss", [re_initialised, another_key])
+def test_key_lost(rig, token_template, loss):
+    """Without the key last current nothing takes its place, and it is named."""
+    key_id = rig.plugin.status().key_id
+    old = rig.plugin.encrypt(b"dek")
+    with Load(rig.plugin) as load:
+        load.wait_well()
+        loss(rig, token_template)
+        rig.plugin.wait_healthz("the key last current here", 30)
+        assert key_id == rig.plugin.status().key_id
+        admin = rig.admin()
+        assert ("failed", key_id) == (admin["state"], admin["key_id"])
+        assert key_id in admin["detail"]
+        assert key_id in rig.plugin.events("health")[-1]["detail"]
+        assert 503 == rig.get("/readyz")[0]
+        assert 200 == rig.get("/livez")[0]
+        time.sleep(1)
+        refused = {code_of(lambda: rig.plugin.encrypt(b"dek")) for _ in range(8)}
+        assert {"FAILED_PRECONDITION"} == refused
+        assert "OK" != code_of(lambda: rig.plugin.decrypt(old.ciphertext, key_id))
+        shutil.rmtree(rig.hsm.tokens)
+        rig.hsm.put_back()
+        load.wait_well(time.monotonic(), 30)
+    assert [] == load.wrong
+    assert {one.code for one in load.failures()} <= EXCUSED | {"FAILED_PRECONDITION"}
+    assert key_id == rig.plugin.status().key_id
+    assert b"dek" == rig.plugin.decrypt(old.ciphertext, key_id)

@@ -1,0 +1,149 @@
+"""Control-plane nodes on one token, each with a clock of its own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any
+
+from hsm_kms.keys.key_id import make_cka_id
+from tests.cli.odd_keys import make_key
+from tests.harness.clock.driver import Clock
+from tests.harness.support import Plugin, SoftHsm, wait_for
+from tests.system.faults.observed import Rig
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+AHEAD = 600.0  # how far ahead a key's time is when it is made
+
+
+class Node(Plugin):
+    """A server with a clock and a way to the token of its own.
+
+    Args:
+        directory: Of this node alone.
+        hsm: The store that all nodes share.
+        pin_file: As for `Plugin`.
+        skew: By how many seconds the clock is off.
+        sections: As for `Plugin`.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        hsm: SoftHsm,
+        pin_file: Path,
+        *,
+        skew: float = 0.0,
+        **sections: Any,
+    ) -> None:
+        self.clock = Clock(directory, skew)
+        self.way = _Way(directory, hsm)
+        super().__init__(directory, hsm, pin_file, **sections)
+        self.config["token"]["env"] |= self.way.env
+        self.write_config()
+
+    def start(self, *, listening: bool = True) -> Node:
+        """Start `hsm-kms serve` by this node's clock, and wait until it listens."""
+        command = ["serve", "--config", str(self.config_file)]
+        with self.log_file.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "hsm_kms.cli", *command],
+                env={**os.environ, **self.clock.env},
+                stderr=log,
+                stdout=log,
+            )
+        if listening:
+            wait_for(lambda: self.socket.exists() or self.process.poll() is not None)
+        return self
+
+    def well(self) -> Node:
+        """Wait until all is ok, and all workers serve."""
+        self.wait_healthz("ok")
+        wanted = self.config["token"]["workers"]
+        wait_for(lambda: self.admin()["workers"]["ready"] == wanted)
+        return self
+
+    def cut_off(self) -> None:
+        """Take the token away from this node alone."""
+        self.way.tokens.unlink()
+
+    def reconnect(self) -> None:
+        """Undo `cut_off`."""
+        self.way.tokens.symlink_to(self.way.target)
+
+    def admin(self) -> dict[str, Any]:
+        """What the server says of itself on its admin socket."""
+        return Rig(plugin=self, hsm=self.hsm, shim=None).admin()
+
+    def keys(self) -> dict[str, str]:
+        """States of the keys it holds, by key_id."""
+        return {each["key_id"]: each["state"] for each in self.admin()["keys"]}
+
+    def wait_state(self, key_id: str, state: str) -> None:
+        """Wait until it holds this key in this state."""
+        wait_for(lambda: self.keys().get(key_id) == state)
+
+    def reload(self, **keys: Any) -> None:
+        """Change the section `keys`, and wait until that is in force."""
+        taken = len(self.events("configuration taken over"))
+        self.replace_config(**keys)
+        wait_for(lambda: len(self.events("configuration taken over")) > taken)
+
+    def replace_config(self, **keys: Any) -> None:
+        """Change the section `keys`, and tell the server."""
+        self.config["keys"] |= keys
+        file = self.config_file
+        self.config_file = file.with_suffix(".new")
+        self.write_config()
+        self.config_file = self.config_file.rename(file)
+        os.kill(self.process.pid, signal.SIGHUP)
+
+
+class _Way:
+    """A SoftHSM2 configuration whose token directory is a link to a shared one."""
+
+    def __init__(self, directory: Path, hsm: SoftHsm) -> None:
+        self.target = hsm.tokens
+        self.tokens = directory / "way"
+        self.tokens.symlink_to(hsm.tokens)
+        conf = directory / "softhsm2.conf"
+        text = hsm.conf.read_text()
+        conf.write_text(text.replace(str(hsm.tokens), str(self.tokens)))
+        self.env = {"SOFTHSM2_CONF": str(conf)}
+
+
+def make_kek(hsm: SoftHsm, activation: float, **template: Any) -> bytes:
+    """Make a KEK as the command line does; return its CKA_ID."""
+    cka_id = make_cka_id(int(activation))
+    make_key(hsm, cka_id, **template)
+    return cka_id
+
+
+def key_id_of(node: Node, cka_id: bytes) -> str:
+    """Wait until a node holds the key; return its key_id."""
+
+    def found() -> str | None:
+        keys = {each["cka_id"]: each["key_id"] for each in node.admin()["keys"]}
+        return keys.get(cka_id.hex())
+
+    return wait_for(found)
+
+
+def announce_key(nodes: Sequence[Node], cka_id: bytes) -> str:
+    """Wait until every node shows a new key as pending; return its key_id."""
+    key_id = key_id_of(nodes[0], cka_id)
+    for node in nodes:
+        node.wait_state(key_id, "pending")
+    return key_id
+
+
+def forward(nodes: Sequence[Node], activation: float, before: float) -> None:
+    """Move all clocks alike, until the fastest shows so many seconds before a time."""
+    seconds = activation - before - max(node.clock.now() for node in nodes)
+    for node in nodes:
+        node.clock.move(seconds)

@@ -1,0 +1,158 @@
+"""Keys that this node, or some of its workers, have not seen yet."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import signal
+import time
+from collections import Counter
+
+from hsm_kms.health.fresh_worker import SEEK_SECONDS
+from hsm_kms.keys.key_id import fingerprint_of
+from hsm_kms.wrapping.record import Kind
+from tests.harness.support import code_of, wait_for
+from tests.system.conformance.clients import STRANGER, connected, said, shaped
+from tests.system.faults.load import Load
+from tests.system.rotation.cluster import Cluster
+from tests.system.rotation.nodes import (
+    AHEAD,
+    announce_key,
+    forward,
+    key_id_of,
+    make_kek,
+)
+
+DEK = b"d" * 32
+REFUSED = "FAILED_PRECONDITION"
+SELDOM = {"health": {"interval": "1h"}, "keys": {"discover": "1h"}}
+
+
+def on_shim(make_node, shim, **sections):
+    """A running node behind the shim."""
+    node = make_node(token={"module": str(shim.module)}, **sections)
+    node.config["token"]["env"] |= shim.env
+    node.write_config()
+    return node.start().well()
+
+
+def test_fresh_worker(make_node, shim):
+    """What only a fresh worker sees has the others replaced, and no request fails.
+
+    That one would look after some minutes; a request under an unknown key hurries it.
+    """
+    shim.set("frozen")
+    node = on_shim(make_node, shim, health={"interval": "200ms"})
+    first, before = node.status().key_id, set(node.worker_pids())
+    activation = int(node.clock.now() + AHEAD)
+    with Load(node, 2) as load, Cluster([node]) as clients:
+        load.wait_well()
+        cka_id = make_kek(node.hsm, activation)
+        unknown = shaped(Kind.DEK_BY_TOKEN, STRANGER)
+        assert REFUSED == code_of(lambda: node.decrypt(unknown, STRANGER))
+        second = announce_key([node], cka_id)
+        wait_for(lambda: node.admin()["workers"]["ended"].get("recycled", 0) >= 2)
+        wait_for(lambda: not before & set(node.worker_pids()))
+        forward([node], activation, 1)
+        clients.wait_written(second, {0})
+        load.wait_well()
+
+    assert [] == [*load.failures(), *load.wrong, *clients.failures]
+    clients.check({second: activation})
+    assert [first, second] == clients.order(0)
+    assert {"recycled"} == set(node.admin()["workers"]["ended"])
+
+
+def test_unknown_key_id(make_nodes, make_node):
+    """A record under a key that this node has not listed yet makes it look."""
+    (writer,) = make_nodes(0.0)
+    reader = make_node(**SELDOM)
+    reader.start().well()
+    time.sleep(0.5)  # for the looks that follow the start of the workers
+    activation = int(writer.clock.now() + AHEAD)
+    second = announce_key([writer], make_kek(writer.hsm, activation))
+    forward([writer], activation, -1)
+    wait_for(lambda: writer.status().key_id == second)
+    sealed = writer.encrypt(DEK)
+    v1 = writer.v1_encrypt(b"ping")
+
+    before = reader.keys()
+    assert second not in before
+    assert DEK == reader.decrypt(sealed.ciphertext, sealed.key_id)
+    assert b"ping" == reader.v1_decrypt(v1)
+    assert "pending" == reader.keys()[second]
+
+
+def test_forged_key_ids(make_node, shim):
+    """Records under keys that nobody has cost the others nothing, and few looks."""
+    node = on_shim(make_node, shim, **SELDOM)
+    sealed, pids = node.encrypt(DEK), set(node.worker_pids())
+    finds, began = shim.calls("C_FindObjectsInit"), time.monotonic()
+    seconds = SEEK_SECONDS + 1
+    with Load(node, 2) as load:
+        codes = asyncio.run(_flood(node, seconds))
+    looks = 1 + (time.monotonic() - began) / SEEK_SECONDS
+    each = 2  # AES keys under the label, and the HMAC key beside the one there is
+    visit = 4 * each  # a worker that starts asks more
+
+    assert {REFUSED} == set(codes)
+    assert sum(codes.values()) > 500
+    assert [] == [*load.failures(), *load.wrong]
+    assert shim.calls("C_FindObjectsInit") - finds <= looks * (each + visit)
+    assert pids <= set(node.worker_pids())
+    assert {} == node.admin()["workers"]["ended"]
+    assert "closed" == node.admin()["breaker"]
+    assert DEK == node.decrypt(sealed.ciphertext, sealed.key_id)
+
+
+async def _flood(node, seconds):
+    codes = Counter()
+    until = time.monotonic() + seconds
+
+    async def one(client):
+        while time.monotonic() < until:
+            key_id = fingerprint_of(secrets.token_bytes(16))
+            record = shaped(Kind.DEK_BY_TOKEN, key_id)
+            codes[(await said(client.decrypt(record, key_id))).code] += 1
+
+    async with connected(node, 4) as clients:
+        await asyncio.gather(*(one(client) for client in clients for _ in range(4)))
+    return codes
+
+
+def test_worker_stands_still(make_nodes):
+    """A key that cannot be tried on every worker is not switched to yet."""
+    (node,) = make_nodes(0.0, token={"call_timeout": "500ms", "hang_timeout": "60s"})
+    first = node.status().key_id
+    activation = int(node.clock.now() + AHEAD)
+    second = announce_key([node], make_kek(node.hsm, activation))
+    stopped = node.worker_pids()[0]
+    os.kill(stopped, signal.SIGSTOP)
+    forward([node], activation, -1)
+    time.sleep(3)
+    kept, state = node.status().key_id, node.keys()[second]
+    codes = Counter(code_of(lambda: node.encrypt(DEK)) for _ in range(8))
+    os.kill(stopped, signal.SIGCONT)
+    wait_for(lambda: node.status().key_id == second)
+
+    assert (first, "pending") == (kept, state)
+    assert codes["OK"] > 0
+    assert node.events("canary failed")
+    assert second == node.encrypt(DEK).key_id
+
+
+def test_key_fails_on_this_node(make_node, shim):
+    """A key whose canary fails is not switched to, and the old one goes on."""
+    node = on_shim(make_node, shim)
+    first = node.status().key_id
+    activation = int(node.clock.now() + AHEAD)
+    # Its flags are right and it wraps, but what it wrapped cannot be read back.
+    cka_id = make_kek(node.hsm, activation, DECRYPT=False)
+    second = key_id_of(node, cka_id)
+    node.clock.move(AHEAD + 1)
+    time.sleep(1.5)
+
+    assert ("ok", first) == (node.healthz(), node.status().key_id)
+    assert "refused" == node.keys()[second]
+    assert first == node.encrypt(DEK).key_id

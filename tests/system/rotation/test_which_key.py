@@ -1,0 +1,174 @@
+"""Which keys become current by their time, and that no other one does harm."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from hsm_kms.keys.key_id import FINGERPRINT_BLOCK, fingerprint_of, make_cka_id
+from hsm_kms.keys.rotation import LATE_WAIT_SECONDS
+from hsm_kms.wrapping.record import Algorithm, Header, Kind, Record
+from tests.cli.odd_keys import LABEL
+from tests.harness.support import PIN, TOKEN_LABEL, softhsm_module, wait_for
+from tests.system.conformance.tokens import import_kek
+from tests.system.faults.load import Load
+from tests.system.rotation.cluster import Cluster
+from tests.system.rotation.nodes import (
+    AHEAD,
+    announce_key,
+    forward,
+    key_id_of,
+    make_kek,
+)
+
+DEK = b"d" * 32
+KNOWN = bytes(range(1, 33))
+
+# Makes a key, shows it for a moment, destroys it, and so on until its input ends.
+_CHURN = """
+import os, select, sys, time, pkcs11
+module, token, pin, label = sys.argv[1:]
+capabilities = pkcs11.MechanismFlag.ENCRYPT | pkcs11.MechanismFlag.DECRYPT
+template = {pkcs11.Attribute.SENSITIVE: True, pkcs11.Attribute.EXTRACTABLE: False}
+with pkcs11.lib(module).get_token(token_label=token).open(rw=True, user_pin=pin) as s:
+    turns = 0
+    while not select.select([0], [], [], 0.005)[0]:
+        key = s.generate_key(
+            pkcs11.KeyType.AES, 256, id=os.urandom(8), label=label, store=True,
+            capabilities=capabilities, template=template,
+        )
+        key.destroy()
+        turns += 1
+    print(turns)
+"""
+
+
+def sealed_by(kek: bytes) -> tuple[bytes, str]:
+    """A record that whoever knows the key can make, and its key_id."""
+    block = Cipher(algorithms.AES(kek), modes.ECB()).encryptor()  # noqa: S305
+    key_id = fingerprint_of(block.update(FINGERPRINT_BLOCK))
+    header = Header(
+        kind=Kind.DEK_BY_TOKEN, algorithm=Algorithm.AES_256_GCM, key_id=key_id
+    )
+    iv = os.urandom(12)
+    ciphertext = AESGCM(kek).encrypt(iv, DEK, header.aad(""))
+    return Record(header=header, iv=iv, ciphertext=ciphertext).encode(), key_id
+
+
+def test_one_time(make_nodes):
+    """Of two keys with one activation time all nodes choose the same."""
+    nodes = make_nodes(0.0, 0.0)
+    first = nodes[0].status().key_id
+    activation = int(nodes[0].clock.now() + AHEAD)
+    made = [make_kek(nodes[0].hsm, activation) for _ in range(2)]
+    ids = sorted(announce_key(nodes, cka_id) for cka_id in made)
+    with Cluster(nodes) as clients:
+        forward(nodes, activation, 2)
+        clients.wait_written(ids[1], {0, 1})
+        time.sleep(1)
+
+    clients.check(dict.fromkeys(ids, activation))
+    assert [[first, ids[1]]] * 2 == [clients.order(node) for node in (0, 1)]
+    assert [] == clients.failures
+    assert "decrypt-only" == nodes[0].keys()[ids[0]]
+
+
+@pytest.mark.parametrize("ahead", [-3600, AHEAD], ids=["past", "ahead"])
+def test_planted(make_nodes, ahead):
+    """A key that somebody knows opens what it sealed, and never becomes current."""
+    (node,) = make_nodes(0.0)
+    first = node.status().key_id
+    activation = int(node.clock.now() + ahead)
+    import_kek(node.hsm, KNOWN, make_cka_id(activation))
+    record, planted = sealed_by(KNOWN)
+    node.wait_state(planted, "decrypt-only")
+    node.clock.move(max(0, ahead) + 3600)
+    time.sleep(1.5)
+    node.stop()
+    node.start().wait_healthz("ok")
+
+    assert DEK == node.decrypt(record, planted)
+    assert {first: "current", planted: "decrypt-only"} == node.keys()
+    assert first == node.status().key_id == node.encrypt(DEK).key_id
+
+
+def test_offending(make_nodes):
+    """A key that breaks the policy, found later, takes nothing down."""
+    (node,) = make_nodes(0.0)
+    first = node.status().key_id
+    activation = int(node.clock.now() + AHEAD)
+    odd = key_id_of(node, make_kek(node.hsm, activation, EXTRACTABLE=True))
+    good = announce_key([node], make_kek(node.hsm, activation + 60))
+    with Cluster([node]) as clients:
+        clients.wait_written(first, {0})
+        forward([node], activation + 60, 2)
+        clients.wait_written(good, {0})
+
+    clients.check({good: activation + 60})
+    assert [] == clients.failures
+    assert [first, good] == clients.order(0)
+    assert "refused" == node.keys()[odd]
+
+
+def test_without_partner(make_node, empty_hsm, shim):
+    """Where a key is two, one alone does not count; it does when the other is there."""
+    shim.set("no_gcm")
+    token = {"module": str(shim.module)}
+    node = make_node(on=empty_hsm, token=token)
+    node.config["token"]["env"] |= shim.env
+    node.write_config()
+    assert 0 == node.cli("keys", "generate").returncode
+    node.start().wait_healthz("ok")
+    first = node.status().key_id
+    activation = int(node.clock.now() + AHEAD)
+    cka_id = make_kek(empty_hsm, activation)
+    key_id_of(node, cka_id)
+    node.clock.move(AHEAD + 60)
+    time.sleep(1.5)
+    alone = node.status()
+    _add_partner(empty_hsm, cka_id)
+    wait_for(lambda: "pending" in node.keys().values())
+    node.clock.move(LATE_WAIT_SECONDS)
+    wait_for(lambda: node.status().key_id != first)
+
+    assert ("ok", first) == (alone.healthz, alone.key_id)
+    second = node.encrypt(DEK)
+    assert second.key_id == node.status().key_id
+    assert DEK == node.decrypt(second.ciphertext, second.key_id)
+
+
+def _add_partner(hsm, cka_id):
+    hsm.pkcs11_tool(
+        *("--keygen", "--key-type", "GENERIC:32", "--label", f"{LABEL}-hmac"),
+        *("--id", (cka_id + b"h").hex(), "--private", "--sensitive"),
+        "--usage-sign",
+    )
+
+
+def test_vanishing(make_nodes):
+    """Keys that go while they are listed disturb no request and no worker."""
+    (node,) = make_nodes(0.0, health={"interval": "100ms"})
+    first = node.status().key_id
+    command = [sys.executable, "-c", _CHURN, softhsm_module(), TOKEN_LABEL, PIN, LABEL]
+    env = {**os.environ, **node.hsm.env}
+    with (
+        subprocess.Popen(
+            command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        ) as churn,
+        Load(node, 2) as load,
+    ):
+        time.sleep(4)
+        turns = int(churn.communicate("stop\n")[0])
+
+    assert turns > 5
+    assert [] == [*load.failures(), *load.wrong]
+    assert ("ok", first) == (node.healthz(), node.status().key_id)
+
+    assert set(node.admin()["workers"]["ended"]) <= {"recycled"}
+    wait_for(lambda: list(node.keys()) == [first])

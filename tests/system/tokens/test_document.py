@@ -1,0 +1,33 @@
+"""docs/compatibility.md: its configurations are ones that hsm-kms takes."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from hsm_kms.config import load as configuration
+from tests.system.tokens.conftest import BRANDS
+
+DOCUMENT = Path(__file__).parents[3] / "docs" / "compatibility.md"
+BLOCKS = re.findall(
+    r"^```yaml\n(.*?)^```", DOCUMENT.read_text(), re.DOTALL | re.MULTILINE
+)
+
+
+@pytest.mark.parametrize("number", range(len(BLOCKS)))
+def test_configuration(directory, number):
+    """Each one loads."""
+    file = directory / "config.yaml"
+    file.write_text(BLOCKS[number])
+
+    assert configuration.load(file).token.module.is_absolute()
+
+
+def test_tokens_that_were_run():
+    """The table of what was run has a row for each brand of the suite."""
+    table = DOCUMENT.read_text().split("## What was run")[1].split("###")[0]
+    rows = [line for line in table.splitlines() if line.startswith("| ")][1:]
+
+    assert len(BRANDS) == len(rows)

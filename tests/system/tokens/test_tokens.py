@@ -1,0 +1,210 @@
+"""Every brand of token does the same work: one suite for all of them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from hsm_kms.wrapping.record import Algorithm, Record
+from tests.harness.support import code_of, wait_for
+from tests.system.tokens.brands import Nss, SoftHsm
+
+ALGORITHMS = {
+    "aes-gcm": Algorithm.AES_256_GCM,
+    "aes-cbc-hmac-sha256": Algorithm.AES_256_CBC_HMAC_SHA256,
+}
+BIRTH = ("CKA_LOCAL", "CKA_ALWAYS_SENSITIVE", "CKA_NEVER_EXTRACTABLE")
+CLIENTS = 16
+SECONDS = 3.0
+
+
+def test_find(served):
+    """One key is found, whatever belongs to it, and Status announces it."""
+    assert 1 == len({key["cka_id"] for key in served.listed()})
+    assert served.current()["key_id"] == served.status().key_id
+
+
+def test_check(served):
+    """`check` finds nothing wrong, beside the running server."""
+    done = served.cli("check")
+
+    assert (0, "") == (done.returncode, done.stderr), done.stdout
+
+
+def test_generated_key(served, brand):
+    """A generated key passes the policy; every token but NSS says it was born there."""
+    key = served.current()
+
+    assert [] == key["offences"]
+    assert (brand is not Nss) == key["generated_on_token"]
+
+
+def test_attributes(served, brand, keyed):
+    """Every token tells all the attributes the policy looks at; NSS has LOCAL wrong."""
+    (told,) = keyed.attributes()
+    yes = {"CKA_SENSITIVE", "CKA_ENCRYPT", "CKA_DECRYPT", "CKA_TOKEN", "CKA_PRIVATE"}
+
+    assert 32 == told["CKA_VALUE_LEN"]
+    assert False is told["CKA_EXTRACTABLE"]
+    assert yes <= {name for name, value in told.items() if value is True}
+    assert [brand is not Nss, True, True] == [told[name] for name in BIRTH]
+
+
+def test_no_key_then_generate(make_token, serve, brand):
+    """A token without a key is said to be so; `keys generate` and a server follow."""
+    plugin = serve(make_token(brand))
+    empty = plugin.listed()
+    key_id = plugin.generate()
+    plugin.start().wait_healthz("ok")
+
+    assert [] == empty
+    assert key_id == plugin.current()["key_id"]
+    assert key_id == plugin.encrypt(b"d" * 32).key_id
+
+
+@pytest.mark.parametrize("size", [1, 15, 16, 17, 32, 1023, 1024])
+def test_round_trip(served, brand, size):
+    """What Encrypt wrapped Decrypt opens, by the mechanism the token is good for."""
+    plaintext = os.urandom(size)
+    sealed = served.encrypt(plaintext)
+    record = Record.decode(sealed.ciphertext)
+
+    assert ALGORITHMS[brand.mechanism] == record.header.algorithm
+    assert plaintext == served.decrypt(sealed.ciphertext, sealed.key_id)
+
+
+def test_v1(served):
+    """v1 wraps and unwraps too."""
+    assert b"ping" == served.v1_decrypt(served.v1_encrypt(b"ping"))
+
+
+def test_fresh_iv(served):
+    """A plaintext wrapped twice gives two IVs and two ciphertexts."""
+    records = [Record.decode(served.encrypt(b"d" * 32).ciphertext) for _ in range(50)]
+
+    assert 50 == len({record.iv for record in records})
+    assert 50 == len({record.ciphertext for record in records})
+
+
+def test_tampered(served):
+    """A flipped bit in any byte, or a cut, is the client's fault; nothing restarts."""
+    sealed = served.encrypt(b"d" * 32)
+    before = served.worker_pids()
+    codes = {
+        code_of(lambda bad=bad: served.decrypt(bad, sealed.key_id))
+        for bad in _damaged(sealed.ciphertext)
+    }
+
+    assert {"INVALID_ARGUMENT"} == codes
+    assert b"d" * 32 == served.decrypt(sealed.ciphertext, sealed.key_id)
+    assert before == served.worker_pids()
+    assert "ok" == served.healthz()
+
+
+def _damaged(record):
+    """One bit of each byte flipped, a different one from byte to byte; and cuts."""
+    for at in range(len(record)):
+        changed = bytearray(record)
+        changed[at] ^= 1 << at % 8
+        yield bytes(changed)
+    for length in (0, 1, len(record) // 2, len(record) - 16, len(record) - 1):
+        yield record[:length]
+    yield record + b"\0"
+
+
+def test_swapped_parts(served):
+    """The IV of one record does not open another, nor does one ciphertext."""
+    first, second = (
+        Record.decode(served.encrypt(b"d" * 32).ciphertext) for _ in range(2)
+    )
+    mixed = Record(header=first.header, iv=first.iv, ciphertext=second.ciphertext)
+
+    assert "INVALID_ARGUMENT" == code_of(
+        lambda: served.decrypt(mixed.encode(), first.header.key_id)
+    )
+
+
+def test_threads(served):
+    """Sixteen clients at once for three seconds: every answer right, every one OK."""
+    until = time.monotonic() + SECONDS
+    with ThreadPoolExecutor(CLIENTS) as clients:
+        rounds = list(
+            clients.map(lambda _: _round_trips(served, until), range(CLIENTS))
+        )
+
+    assert all(done > 0 for done in rounds), rounds
+    assert "ok" == served.healthz()
+
+
+def _round_trips(plugin, until):
+    done = 0
+    while time.monotonic() < until:
+        plaintext = os.urandom(32)
+        sealed = plugin.encrypt(plaintext)
+        assert plaintext == plugin.decrypt(sealed.ciphertext, sealed.key_id)
+        done += 1
+    return done
+
+
+def test_recover(keyed, serve):
+    """All workers killed under load: no wrong answer, and service without a restart."""
+    plugin = serve(keyed).start()
+    plugin.wait_healthz("ok")
+    old = plugin.encrypt(b"before")
+    before = set(plugin.worker_pids())
+    stop = threading.Event()
+    with ThreadPoolExecutor(4) as clients:
+        loads = [clients.submit(_load, plugin, stop) for _ in range(4)]
+        for pid in before:
+            os.kill(pid, signal.SIGKILL)
+            time.sleep(0.2)
+        wait_for(lambda: len(set(plugin.worker_pids()) - before) >= len(before))
+        plugin.wait_healthz("ok")
+        stop.set()
+    codes = set().union(*(load.result() for load in loads))
+
+    assert codes <= {"OK", "UNAVAILABLE", "RESOURCE_EXHAUSTED"}
+    assert b"before" == plugin.decrypt(old.ciphertext, old.key_id)
+    assert "OK" == code_of(lambda: plugin.encrypt(b"after"))
+    assert plugin.process.poll() is None
+
+
+def _load(plugin, stop):
+    """Codes of round trips until told to stop; a wrong answer fails at once."""
+    codes = set()
+    while not stop.is_set():
+        plaintext = os.urandom(32)
+
+        def once(plaintext=plaintext):
+            sealed = plugin.encrypt(plaintext)
+            assert plaintext == plugin.decrypt(sealed.ciphertext, sealed.key_id)
+
+        codes.add(code_of(once))
+    return codes
+
+
+def test_imported_key(make_token, serve, brand):
+    """The same key in SoftHSM and here: one key_id, and each reads the other's."""
+    kek, mac = os.urandom(32), _mac(brand)
+    here, there = make_token(brand), make_token(SoftHsm)
+    for token in (here, there):
+        token.import_kek(kek, mac, b"imported")
+    keys = {"mechanism": brand.mechanism, "policy": brand.imported_policy}
+    mine, other = (serve(token, keys=keys).start() for token in (here, there))
+    mine.wait_healthz("ok")
+    other.wait_healthz("ok")
+    sealed, foreign = mine.encrypt(b"d" * 32), other.encrypt(b"e" * 32)
+
+    assert sealed.key_id == foreign.key_id
+    assert b"d" * 32 == other.decrypt(sealed.ciphertext, sealed.key_id)
+    assert b"e" * 32 == mine.decrypt(foreign.ciphertext, foreign.key_id)
+    assert not mine.current()["generated_on_token"]
+
+
+def _mac(brand):
+    return None if brand.mechanism == "aes-gcm" else os.urandom(32)

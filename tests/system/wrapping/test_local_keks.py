@@ -1,0 +1,501 @@
+"""Local KEKs on a real token: born, read back, replaced and given up, come what may."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import pytest
+from structlog.testing import capture_logs
+
+from hsm_kms.clock import now
+from hsm_kms.errors import KeyRetiredError
+from hsm_kms.wrapping.by_local_kek import MAX_USES
+from hsm_kms.wrapping.record import Kind, Record
+from hsm_kms.wrapping.wrapper import UNREACHED, Path
+from tests.harness.shim.driver import Shim
+from tests.system.wrapping.wrapping_rig import (
+    DEK,
+    DOWN,
+    NESTED,
+    SELDOM,
+    Maker,
+    aged,
+    kind,
+    nested,
+    nodes,
+    running,
+)
+
+if TYPE_CHECKING:
+    from hsm_kms.wrapping.wrapper import Sealed
+    from tests.system.wrapping.wrapping_rig import Node
+
+NO_RNG = 0x121
+NO_BIRTH = f"C_GenerateRandom rv={NO_RNG:#x}"  # nothing else asks for it
+NOT_MADE = "no local KEK could be made"
+
+
+@pytest.fixture(scope="module")
+def aged_template(session_directory, token_template):
+    """A token whose only key is a day old."""
+    return aged(token_template, session_directory)
+
+
+@pytest.fixture
+def hsm(directory, aged_template):
+    """A token of this test's own, whose only key is a day old."""
+    return aged_template.copy(directory / "hsm")
+
+
+@pytest.fixture
+def shim(directory):
+    """A shim that does nothing yet."""
+    return Shim(directory)
+
+
+@pytest.fixture
+def logs():
+    """Events of the log."""
+    with capture_logs() as events:
+        yield events
+
+
+@pytest.fixture
+async def make_node(make_plugin, hsm, shim, logs):
+    """Make nodes on one token."""
+    async with nodes(make_plugin, hsm, shim) as make:
+        yield make
+
+
+@pytest.fixture
+def maker(hsm, pin_file, directory):
+    """Makes keys on that token."""
+    return Maker(hsm, pin_file, directory)
+
+
+@dataclass
+class Load:
+    """Encrypts without a pause; each must be answered at once, by a local KEK.
+
+    Attributes:
+        uses: How often each local KEK wrapped.
+        records: The last record by each.
+        key_ids: Each key_id that came, in this order.
+    """
+
+    node: Node
+    api: str = "v2"
+    uses: dict[bytes, int] = field(default_factory=dict)
+    records: dict[bytes, Sealed] = field(default_factory=dict)
+    key_ids: list[str] = field(default_factory=list)
+
+    def once(self):
+        """One Encrypt, which waits for nothing."""
+        sealed = at_once(self.node.wrap(api=self.api))
+        assert Path.LOCAL == sealed.path
+        carried = nested(sealed)
+        self.uses[carried] = self.uses.get(carried, 0) + 1
+        self.records[carried] = sealed
+        if sealed.key_id not in self.key_ids:
+            self.key_ids.append(sealed.key_id)
+        return sealed
+
+    async def until(self, condition):
+        """Go on until it is so."""
+        async with asyncio.timeout(20):
+            while not condition():
+                for _ in range(3):
+                    self.once()
+                await asyncio.sleep(0)
+
+
+def at_once(call):
+    """What a coroutine returns, which must not wait for anything."""
+    try:
+        call.send(None)
+    except StopIteration as end:
+        return end.value
+    call.close()
+    raise AssertionError("it waits")
+
+
+async def refused(call):
+    """Class of the error that a call ends with, None where it goes well."""
+    try:
+        await call
+    except Exception as error:  # noqa: BLE001 - any class may come
+        return type(error)
+    return None
+
+
+async def opens_after_restart(node, *records):
+    """Whether a new process gives the DEK for each of these records."""
+    await node.close()
+    async with running(node.plugin) as again:
+        await again.well()
+        return [(await again.unwrap(one)).plaintext for one in records] == [DEK] * len(
+            records
+        )
+
+
+def warnings(logs, event=NOT_MADE):
+    return [one["error"] for one in logs if one["event"] == event]
+
+
+# Birth
+
+
+async def test_birth(make_node, logs):
+    """One local KEK for both APIs, with a read-back, before anyone asks for it."""
+    node = await make_node(**SELDOM)
+    key_id = node.announce().key_id
+    both = [await node.wrap(api=api) for api in ("v1", "v2")]
+
+    assert [(key_id, Path.LOCAL)] * 2 == [(one.key_id, one.path) for one in both]
+    assert nested(both[0]) == nested(both[1])
+    assert (1, 1, 1) == tuple(map(node.calls, ("generaterandom", "encrypt", "decrypt")))
+    assert (1, 0) == (node.births(), node.births("failed"))
+    assert await opens_after_restart(node, *both)
+
+
+async def test_corrupt_result(make_node, shim, logs):
+    """What the token cannot read back wraps nothing; another one is made."""
+    node = await make_node("token", **SELDOM)
+    await node.quiet(shim)
+    shim.set("corrupt=1")
+    await node.wrapping("software")
+    await node.until(lambda: node.births("failed"))
+    found = []
+    while not found or found[-1].path is Path.TOKEN:
+        found.append(await node.wrap())
+        await asyncio.sleep(0.01)
+
+    assert (1, 1) == (node.births(), node.births("failed"))
+    assert ["the token cannot read back what it has just wrapped"] == warnings(logs)
+    assert len(found) > 1
+    assert "ok" == node.look().state
+    assert await opens_after_restart(node, *found)
+
+
+@pytest.mark.parametrize("rv", [NO_RNG, 0x30])
+async def test_no_random_bytes(make_node, shim, logs, rv):
+    """C_GenerateRandom fails: the log says so once, the token wraps, all is well."""
+    shim.set(f"C_GenerateRandom rv={rv:#x}")
+    node = await make_node()
+    await node.until(lambda: node.births("failed") > 6)
+    sealed = [await node.wrap(api=api) for api in ("v1", "v2")]
+
+    assert [Path.TOKEN] * 2 == [one.path for one in sealed]
+    assert "ok" == node.look().state
+    assert 1 == len(warnings(logs))
+    assert warnings(logs)[0].startswith("C_GenerateRandom returned CKR_")
+
+    shim.clear()
+    await node.until(node.births)
+    assert Path.LOCAL == (await node.wrap()).path
+
+
+MOMENTS = [
+    "C_GenerateRandom",
+    "C_EncryptInit",
+    "C_Encrypt",
+    "C_DecryptInit",
+    "C_Decrypt",
+]
+
+
+@pytest.mark.parametrize("how", ["rv=0x30", "abort"])
+async def test_token_fails_at_a_birth(make_node, shim, how):
+    """Whichever call fails, or takes the worker along: soon there is a local KEK."""
+    node = await make_node("token", **SELDOM)
+    sealed = []
+    for moment in MOMENTS:
+        await node.quiet(shim)
+        struck, born = shim.acted(moment), node.births()
+        shim.set(f"{moment} count=1 {how}")
+        await node.wrapping("software")
+        await node.until(lambda born=born: node.births() > born)
+        sealed.append(await node.wrap())
+        await node.wrapping("token")
+
+        assert 1 == shim.acted(moment) - struck, moment
+        assert Path.LOCAL == sealed[-1].path
+    assert await opens_after_restart(node, *sealed)
+
+
+async def test_token_is_away_at_the_first_birth(make_node, shim):
+    """Without one, and without the token, nothing is wrapped, and Status says so."""
+    node = await make_node("token")
+    shim.set(DOWN)
+    await node.wrapping("software")
+    state = await node.state("failed")
+
+    assert await refused(node.wrap()) in UNREACHED
+    assert state.key_id
+    shim.clear()
+    await node.until(node.births)
+    assert Path.LOCAL == (await node.wrap()).path
+
+
+# Replacement
+
+SLOW = [f"{name} sleep=300" for name in ("C_GenerateRandom", "C_Encrypt", "C_Decrypt")]
+
+
+async def test_replaced_by_uses(make_node, shim):
+    """Encrypts go on at full speed while the next one is made by a slow token."""
+    node = await make_node(local_keys={"max_uses": 50})
+    shim.set(*SLOW)
+    load = Load(node)
+    await load.until(lambda: len(load.uses) == 4)
+    shim.clear()
+    *replaced, _ = load.uses.values()
+
+    assert all(uses > 50 for uses in replaced)
+    assert await opens_after_restart(node, *load.records.values())
+
+
+async def test_replaced_by_age_if_used(make_node):
+    """One that was used is replaced in time; one that was not stays as it is."""
+    node = await make_node(local_keys={"max_age": "500ms"})
+    await asyncio.sleep(1.5)
+    unused = node.births()
+    first = await node.wrap()
+    await node.until(lambda: node.births() == 2)
+    await asyncio.sleep(1.5)
+    second = await node.wrap()
+
+    assert 1 == unused
+    assert 2 == node.births()
+    assert nested(first) != nested(second)
+
+
+async def test_token_is_away_at_a_replacement(make_node, shim):
+    """The one in use goes on, beyond its uses; the next one comes with the token."""
+    node = await make_node(local_keys={"max_uses": 50})
+    load = Load(node)
+    load.once()
+    shim.set(DOWN)
+    await node.state("degraded")
+    await load.until(lambda: sum(load.uses.values()) > 500)
+    await load.until(lambda: node.births("failed") > 2)
+    before = len(load.uses)
+    shim.clear()
+    await load.until(lambda: len(load.uses) > before)
+
+    assert 1 == before
+    assert await opens_after_restart(node, *load.records.values())
+
+
+async def test_hard_limit_in_an_outage(make_node, shim):
+    """At its hard limit it wraps no more: unavailable, until the token is back."""
+    node = await make_node()
+    load = Load(node)
+    load.once()
+    shim.set(DOWN)
+    await node.state("degraded")
+    (sealer,) = node.engine.local._sealers.values()
+    sealer.uses = MAX_USES - 2
+    load.once()
+    last = load.once()
+
+    assert await refused(node.wrap()) in UNREACHED
+    assert MAX_USES == sealer.uses
+    await node.state("failed")
+    assert DEK == (await node.unwrap(last)).plaintext
+
+    shim.clear()
+    await node.well()
+    await node.until(lambda: node.births() > 1)
+    assert nested(last) != nested(load.once())
+
+
+async def test_max_offline(make_node, shim):
+    """So long after the last good canary nothing is wrapped, and Status says so."""
+    node = await make_node(local_keys={"max_offline": "3s"})
+    load = Load(node)
+    loop = asyncio.get_running_loop()
+    shim.set(DOWN)
+    began = loop.time()
+    await node.state("degraded")
+    while loop.time() < began + 1:
+        load.once()
+        await asyncio.sleep(0.01)
+    await node.until(lambda: node.look().state == "failed")
+    error = await refused(node.wrap())
+    lasted = loop.time() - began
+    opened = await node.unwrap(next(iter(load.records.values())))
+
+    assert error in UNREACHED
+    assert 1 < lasted < 13
+    assert (DEK, Path.LOCAL) == (opened.plaintext, opened.path)
+
+    shim.clear()
+    await node.state("ok")
+    load.once()
+    assert {"ok"} == {node.look().state, node.look().sentence}
+
+
+async def test_no_time_offline(make_node, shim):
+    """With 0 local KEKs wrap only while the token is well."""
+    node = await make_node(local_keys={"max_offline": "0s"})
+    Load(node).once()
+    shim.set(DOWN)
+    await node.state("failed")
+
+    assert await refused(node.wrap()) in UNREACHED
+
+
+# Rotation
+
+
+async def test_rotation_waits_for_the_local_kek(make_node, shim, maker):
+    """A new key is shown once a local KEK is there under it, and wraps at once then."""
+    node = await make_node()
+    old = node.announce().key_id
+    load = Load(node)
+    load.once()
+    shim.set(NO_BIRTH)
+    await maker.make(now() - 1000)
+    await node.until(lambda: node.births("failed") > 3)
+    shown = {node.announce().key_id for _ in range(3)}
+    load.once()
+    pending = [one.key.key_id for one in node.engine.keys.ring.pending]
+    shim.clear()
+    await load.until(lambda: [node.announce().key_id] == pending)
+    load.once()
+
+    assert {old} == shown
+    assert [old, *pending] == load.key_ids
+    assert await opens_after_restart(node, *load.records.values())
+
+
+async def test_two_keys_at_once(make_node, shim, maker):
+    """Two keys have come due meanwhile: the younger one becomes current, and stays."""
+    node = await make_node()
+    old = node.announce().key_id
+    shim.set(NO_BIRTH)
+    for ago in (2000, 1000):
+        await maker.make(now() - ago)
+    await node.until(lambda: len(node.engine.keys.ring.pending) == 2)
+    youngest = node.engine.keys.ring.pending[-1].key.key_id
+    shim.clear()
+    load = Load(node)
+    await load.until(lambda: node.announce().key_id == youngest)
+    load.once()
+
+    assert [old, youngest] == [load.key_ids[0], load.key_ids[-1]]
+    assert node.births() <= 3
+    assert await opens_after_restart(node, *load.records.values())
+
+
+async def test_both_keys_of_a_switch(make_node, maker):
+    """Until Status has said it v2 goes on under the old key, v1 under the new one."""
+    node = await make_node()
+    old = node.announce().key_id
+    v2, v1 = Load(node, "v2"), Load(node, "v1")
+    v2.once()
+    await maker.make(now() - 1000)
+    await node.until(lambda: node.look().key_id != old)
+    new = node.look().key_id
+    for _ in range(3):
+        await asyncio.sleep(0.3)  # looks of the monitor
+        v1.once()
+        v2.once()
+    between = ([old], [new]) == (v2.key_ids, v1.key_ids)
+    node.announce()
+    v2.once()
+
+    assert between
+    assert [old, new] == v2.key_ids
+    assert 2 == node.births()
+    assert await opens_after_restart(node, *v1.records.values(), *v2.records.values())
+
+
+async def test_token_is_away_at_a_rotation(make_node, shim, maker):
+    """The time comes while the token is away: the old key goes on until it is back."""
+    node = await make_node()
+    old = node.announce().key_id
+    await maker.make(now() + 3600)
+    await node.until(lambda: node.engine.keys.ring.pending)
+    shim.set(DOWN)
+    await node.state("degraded")
+    node.engine.keys.clock = lambda: now() + 3601
+    load = Load(node)
+    end = asyncio.get_running_loop().time() + 1  # several looks
+    await load.until(lambda: asyncio.get_running_loop().time() > end)
+    shown = node.announce().key_id
+    shim.clear()
+    await load.until(lambda: node.announce().key_id != old)
+    load.once()
+
+    assert old == shown
+    assert [old, node.announce().key_id] == load.key_ids
+    assert await opens_after_restart(node, *load.records.values())
+
+
+async def test_suffix(make_node):
+    """A new key_id for the same key has a local KEK of its own, and reads the old."""
+    node = await make_node()
+    old = node.announce().key_id
+    load = Load(node)
+    before = load.once()
+    task = asyncio.create_task(node.reload(keys={"suffix": "two"}))
+    await load.until(lambda: node.announce().key_id != old)
+    after = load.once()
+    await task
+
+    assert [old, f"{old}.two"] == load.key_ids
+    inner = Record.decode(nested(after), kinds=NESTED).header
+    assert (f"{old}.two", Kind.LOCAL_KEK_BY_TOKEN) == (inner.key_id, inner.kind)
+    opened = [await node.unwrap(one) for one in (before, after)]
+    assert [(DEK, Path.LOCAL)] * 2 == [(one.plaintext, one.path) for one in opened]
+
+
+@pytest.mark.parametrize(
+    ("v2", "state"), [("software", "degraded"), ("token", "failed")]
+)
+async def test_reload_in_an_outage(make_node, shim, logs, v2, state):
+    """A configuration that needs the token changes nothing while it is away."""
+    node = await make_node(token={"start_timeout": "2s"})
+    if v2 != "software":
+        await node.wrapping(v2, "software")
+    old = node.announce().key_id
+    load = Load(node, "v1")
+    before = load.once()
+    shim.set(DOWN)
+    await node.state(state)
+    await node.reload(keys={"suffix": "two"})
+
+    assert old == node.announce().key_id == load.once().key_id
+    assert state == node.look().state
+    assert DEK == (await node.unwrap(before)).plaintext
+    assert [one for one in logs if "is not taken over" in one["event"]]
+
+
+async def test_retired_key(make_node, maker):
+    """What local KEKs under it wrapped is refused at once, and they are wiped."""
+    node = await make_node()
+    old = node.announce().key_id
+    before = await node.wrap()
+    (kek,) = node.lasting.opened._keks.values()
+    buffer, held = kek._material, bytes(kek._material)
+    del kek
+    await maker.make(now() - 1000)
+    await node.until(lambda: node.announce().key_id != old)
+    after = await node.wrap()
+    both = [(await node.unwrap(one)).path for one in (before, after)]
+    await node.reload(keys={"retired": [old]})
+
+    assert [Path.LOCAL] * 2 == both
+    for api in ("v1", "v2"):
+        assert KeyRetiredError == await refused(node.unwrap(before, api=api))
+    assert held != bytes(32) == buffer
+    assert DEK == (await node.unwrap(after)).plaintext
+    assert kind(before) is Kind.DEK_BY_LOCAL_KEK
+
+    await node.reload(keys={"retired": []})
+    opened = await node.unwrap(before)
+    assert (DEK, Path.LOCAL_COLD) == (opened.plaintext, opened.path)
