@@ -178,9 +178,9 @@ async def _check_keys(report: Report, config: Config, worker: Worker) -> None:
 
 def _describe_key(report: Report, key: TokenKey) -> None:
     report.ok(f"key {key.key_id}, label {key.ref.label!r}, current")
-    for offence in key.offences:
+    for offence in key.violations:
         report.warn(f"policy: {offence}")
-    if not key.offences:
+    if not key.violations:
         report.ok("policy: AES-256, sensitive, not extractable, encrypt and decrypt")
     if not key.born_here:
         report.warn("the key was imported, or could once be read from the token")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from hsm_kms.clock import now
 from hsm_kms.keys.discovery import Discovery
-from hsm_kms.keys.rotation import Memory, make_ring
+from hsm_kms.keys.rotation import Memory, build_keyring
 from hsm_kms.server import settings
 from hsm_kms.state_dir.directory import StateCorruptError, StateDir
 
@@ -28,7 +28,7 @@ async def read_ring(config: Config, worker: Worker) -> Keyring:
     """
     memory = remembered(config)
     sighting = await discovery_for(config).read(worker, memory.last, fresh=True)
-    return make_ring(
+    return build_keyring(
         sighting.keys,
         settings.key_settings(config),
         memory,

@@ -12,17 +12,17 @@ from hsm_kms.errors import HsmKmsError, WorkerLostError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from hsm_kms.ipc.messages import Prove
+    from hsm_kms.ipc.messages import RunCanary
     from hsm_kms.ipc.values import Mechanism
-    from hsm_kms.keys.inventory import Sightings
+    from hsm_kms.keys.inventory import Inventory
     from hsm_kms.keys.keyring import TokenKey
-    from hsm_kms.keys.node_keyring import KeyHolder
+    from hsm_kms.keys.node_keyring import NodeKeyring
     from hsm_kms.token.process import Worker
 
 _log = structlog.get_logger(__name__)
 
 
-class Proofs:
+class Canaries:
     """Proves keys on workers.
 
     Args:
@@ -33,9 +33,9 @@ class Proofs:
 
     def __init__(
         self,
-        holder: KeyHolder,
-        sightings: Sightings,
-        canary: Callable[[TokenKey, Mechanism], Prove],
+        holder: NodeKeyring,
+        sightings: Inventory,
+        canary: Callable[[TokenKey, Mechanism], RunCanary],
     ) -> None:
         self._holder = holder
         self._sightings = sightings

@@ -31,7 +31,7 @@ _TICK_SECONDS: Final = 0.5
 _log = structlog.get_logger(__name__)
 
 
-class Visits:
+class FreshWorkerChecks:
     """Looks by fresh workers.
 
     Args:

@@ -21,20 +21,20 @@ from hsm_kms.errors import (
     TokenTimeoutError,
     WorkerLostError,
 )
-from hsm_kms.health.canaries import Proofs
-from hsm_kms.health.fresh_worker import Seeker, Visits
+from hsm_kms.health.canaries import Canaries
+from hsm_kms.health.fresh_worker import FreshWorkerChecks, Seeker
 from hsm_kms.health.state import Health, WorkersSeen
-from hsm_kms.keys.inventory import Sightings
+from hsm_kms.keys.inventory import Inventory
 from hsm_kms.token.counts import End
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from hsm_kms.ipc.messages import Prove
+    from hsm_kms.ipc.messages import RunCanary
     from hsm_kms.ipc.values import Mechanism
-    from hsm_kms.keys.discovery import Discovery, Sighting
+    from hsm_kms.keys.discovery import Discovery, KeyListing
     from hsm_kms.keys.keyring import TokenKey
-    from hsm_kms.keys.node_keyring import KeyHolder
+    from hsm_kms.keys.node_keyring import NodeKeyring
     from hsm_kms.token.process import Worker
     from hsm_kms.token.workers import Workers
 
@@ -65,9 +65,9 @@ class Monitor:
     def __init__(
         self,
         discovery: Discovery,
-        holder: KeyHolder,
+        holder: NodeKeyring,
         *,
-        canary: Callable[[TokenKey, Mechanism], Prove],
+        canary: Callable[[TokenKey, Mechanism], RunCanary],
         interval: float,
         call_timeout: float,
         start_timeout: float,
@@ -83,11 +83,11 @@ class Monitor:
         self._ready: Callable[[TokenKey], bool] = lambda _: True
         self._wake = asyncio.Event()
         self._looking = asyncio.Lock()
-        self._sightings = Sightings()
-        self._proofs = Proofs(holder, self._sightings, canary)
+        self._sightings = Inventory()
+        self._proofs = Canaries(holder, self._sightings, canary)
         self._due: dict[tuple[str, str], float] = {}
         self._seeker = Seeker(self._look_once)
-        self._visits = Visits(
+        self._visits = FreshWorkerChecks(
             interval,
             read=self._read_visiting,
             is_behind=self._sightings.is_behind,
@@ -218,7 +218,7 @@ class Monitor:
                 _log.error("bug in the monitor", exc_info=error)
             self.health.evaluate()
 
-    async def _read(self, worker: Worker, *, fresh: bool) -> Sighting:
+    async def _read(self, worker: Worker, *, fresh: bool) -> KeyListing:
         sighting = await self._discovery.read(
             worker, self.holder.last_key_id, fresh=fresh
         )
@@ -255,7 +255,7 @@ class Monitor:
         if missing and age > FRESH_SECONDS:
             raise KeyNotFoundError("no current key is seen: a fresh worker looks")
 
-    def _adopt(self, worker: Worker, sighting: Sighting) -> None:
+    def _adopt(self, worker: Worker, sighting: KeyListing) -> None:
         there = [*self._serving(), worker]
         before, self._due = self._due, {}
         # Not by `there`: another one may just be starting, and serves soon.

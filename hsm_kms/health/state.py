@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from hsm_kms.keys.keyring import Keyring
-    from hsm_kms.keys.node_keyring import KeyHolder
+    from hsm_kms.keys.node_keyring import NodeKeyring
 
 DOWN_SECONDS: Final = 25.0
 _IN_SOFTWARE: Final = "; meanwhile Encrypt works in software"
@@ -107,7 +107,7 @@ class Health:
 
     def __init__(
         self,
-        holder: KeyHolder,
+        holder: NodeKeyring,
         workers: Callable[[], WorkersSeen],
         settings: HealthSettings | None = None,
     ) -> None:

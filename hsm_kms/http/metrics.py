@@ -62,7 +62,7 @@ class Snapshot:
         pin: Verdict on the PIN: "none", "untried", "proven", "rejected", "corrupt".
         local_uses: DEKs that the local KEK now current has wrapped; 0 without one.
         local_open: Local KEKs in memory.
-        local_births: Local KEKs made, by result: "ok" or "failed".
+        local_created: Local KEKs made, by result: "ok" or "failed".
         kek_wraps: Wraps by a KEK with an IV of ours that count on this node, by hash
             of its key_id.
     """
@@ -81,7 +81,7 @@ class Snapshot:
     pin: str
     local_uses: int = 0
     local_open: int = 0
-    local_births: Mapping[str, int] = field(default_factory=dict)
+    local_created: Mapping[str, int] = field(default_factory=dict)
     kek_wraps: Mapping[str, int] = field(default_factory=dict)
 
 
@@ -230,7 +230,7 @@ def _of_local_keks(now: Snapshot) -> Iterable[Metric]:
     )
     yield _number("hsm_kms_local_keks_open", "Local KEKs in memory.", now.local_open)
     yield _counts(
-        "hsm_kms_local_kek_births", "Local KEKs made.", "result", now.local_births
+        "hsm_kms_local_keks_generated", "Local KEKs made.", "result", now.local_created
     )
 
 

@@ -40,7 +40,7 @@ def snapshot(engine: Engine, lasting: Lasting) -> Snapshot:
         pin=engine.gate.verdict(),
         local_uses=engine.local.uses,
         local_open=len(engine.opened),
-        local_births=counts.births,
+        local_created=counts.created,
         kek_wraps=_wraps(engine.keys.ring, lasting.budget.used),
     )
 
@@ -113,7 +113,7 @@ def keys_of(ring: Keyring | None) -> list[dict[str, Any]]:
             "current_from": when(at)
             if (at := times.get(key.name)) is not None
             else None,
-            "offences": list(key.offences),
+            "policy_violations": list(key.violations),
         }
         for key in ring.keys
     ]
@@ -142,7 +142,7 @@ def status_of(engine: Engine, lasting: Lasting) -> dict[str, Any]:
         "local_keks": {
             "uses": now.local_uses,
             "open": now.local_open,
-            "births": dict(now.local_births),
+            "created": dict(now.local_created),
         },
         "breaker": "open" if now.breaker_open else "closed",
         "pin": now.pin,

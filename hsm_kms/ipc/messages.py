@@ -92,7 +92,7 @@ class FindKeys(_Message, frozen=True, kw_only=True):
         ids: Their CKA_IDs; empty: any.
         prefix: `label` is only how theirs begins.
         partners: List HMAC keys instead, by labels and CKA_IDs of their own.
-        skip: 0 looks anew; else `Keys.next` of the page before.
+        skip: 0 looks anew; else `KeyPage.next` of the page before.
         limit: How many objects to look at.
     """
 
@@ -168,7 +168,7 @@ class Probe(_Message, frozen=True, kw_only=True):
     wanted: tuple[Mechanism, ...]
 
 
-class Prove(_Message, frozen=True, kw_only=True):
+class RunCanary(_Message, frozen=True, kw_only=True):
     """Wrap and unwrap a canary; the result stays in the worker as known good."""
 
     ref: KeyRef
@@ -226,7 +226,7 @@ class Done(_Message, frozen=True, kw_only=True):
     """It worked and there is nothing to say."""
 
 
-class Keys(_Message, frozen=True, kw_only=True):
+class KeyPage(_Message, frozen=True, kw_only=True):
     """Answer to `FindKeys` and `GenerateKey`.
 
     Args:
@@ -297,7 +297,7 @@ Request = (
     | Destroy
     | Fingerprint
     | Probe
-    | Prove
+    | RunCanary
     | Encrypt
     | Decrypt
     | GenerateRandom
@@ -307,7 +307,7 @@ Reply = (
     Started
     | Tokens
     | Done
-    | Keys
+    | KeyPage
     | Block
     | Probed
     | Encrypted

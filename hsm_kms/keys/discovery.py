@@ -28,7 +28,7 @@ from hsm_kms.ipc.values import Cipher, KeySeen, Mechanism
 from hsm_kms.keys.key_id import activation_of, fingerprint_of_cka_id
 from hsm_kms.keys.keyring import KeySettings, TokenKey
 from hsm_kms.keys.listing import fingerprint, list_keys
-from hsm_kms.keys.policy import born_here, offences
+from hsm_kms.keys.policy import born_here, violations
 from hsm_kms.state_dir.directory import StateCorruptError, StateWriteError
 from hsm_kms.state_dir.records import FrozenMechanism
 
@@ -64,7 +64,7 @@ def wanted_mechanisms(settings: KeySettings) -> tuple[Mechanism, ...]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Sighting:
+class KeyListing:
     """What one worker sees of the keys at one time.
 
     Args:
@@ -104,7 +104,9 @@ class Discovery:
         self._mechanism: Mechanism | None = None
         self._identified: WeakKeyDictionary[Worker, Identified] = WeakKeyDictionary()
 
-    async def read(self, worker: Worker, last: str | None, *, fresh: bool) -> Sighting:
+    async def read(
+        self, worker: Worker, last: str | None, *, fresh: bool
+    ) -> KeyListing:
         """List and identify the keys, on the worker's control session.
 
         Args:
@@ -126,7 +128,7 @@ class Discovery:
         if found and (fresh or self._mechanism is None):
             self._mechanism = await self._probe(worker, ask, found, seen, last)
         how = self._mechanism
-        return Sighting(
+        return KeyListing(
             keys=tuple(_by_mechanism(key, how) for key in found), nameless=nameless
         )
 
@@ -160,7 +162,7 @@ class Discovery:
 
     async def _identify(self, ask: Ask, seen: KeySeen, cipher: Cipher) -> TokenKey:
         settings = self._settings
-        found = offences(seen, cipher, settings)
+        found = violations(seen, cipher, settings)
         try:
             fingerprint = await self._fingerprint(ask, seen, cipher)
         except MechanismError:
@@ -175,7 +177,7 @@ class Discovery:
             cipher=cipher,
             mechanism=None,
             activation=activation_of(seen.ref.cka_id),
-            offences=found,
+            violations=found,
             born_here=born_here(seen),
         )
 
@@ -257,7 +259,7 @@ def _to_probe(keys: Sequence[TokenKey], preferred: str | None) -> TokenKey:
         keys,
         key=lambda key: (
             key.fingerprint != fingerprint,
-            bool(key.offences),
+            bool(key.violations),
             key.cipher is not Cipher.CBC_HMAC,
         ),
     )

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from hsm_kms.ipc.values import Cipher, KeyRef
-    from hsm_kms.keys.discovery import Sighting
+    from hsm_kms.keys.discovery import KeyListing
     from hsm_kms.keys.keyring import TokenKey
     from hsm_kms.token.process import Worker
 
@@ -35,7 +35,7 @@ class _Held:
     misses: int = 0
 
 
-class Sightings:
+class Inventory:
     """The keys of one token."""
 
     def __init__(self) -> None:
@@ -52,7 +52,7 @@ class Sightings:
         held = (each.key for each in self._held.values())
         return tuple(sorted(held, key=lambda key: (key.age, key.cipher)))
 
-    def note(self, worker: Worker, sighting: Sighting, now: float) -> None:
+    def note(self, worker: Worker, sighting: KeyListing, now: float) -> None:
         """A worker has looked.
 
         Args:

@@ -55,7 +55,7 @@ class TokenKey:
             can only be named here.
         encrypts: This token wraps DEKs by this key's cipher.
         activation: Seconds since the Unix epoch; 0 for a key not made by us.
-        offences: What the policy has against it, in words.
+        violations: What the policy has against it, in words.
         born_here: Made on the token, sensitive and never extractable since.
     """
 
@@ -66,7 +66,7 @@ class TokenKey:
     mechanism: Mechanism | None
     encrypts: bool = True
     activation: int
-    offences: tuple[str, ...]
+    violations: tuple[str, ...]
     born_here: bool
 
     @property
@@ -121,7 +121,7 @@ class KeySettings:
 
     def refuses(self, key: TokenKey) -> bool:
         """Whether the key must not encrypt, whatever else speaks for it."""
-        return not key.encrypts or (self.enforce and bool(key.offences))
+        return not key.encrypts or (self.enforce and bool(key.violations))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

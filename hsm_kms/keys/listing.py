@@ -10,7 +10,7 @@ from hsm_kms.ipc.messages import (
     Block,
     FindKeys,
     Fingerprint,
-    Keys,
+    KeyPage,
     Reply,
     Request,
 )
@@ -49,7 +49,7 @@ async def list_keys(
         reply = await ask(
             FindKeys(label=label, ids=ids, prefix=prefix, partners=partners, skip=skip)
         )
-        if not isinstance(reply, Keys):
+        if not isinstance(reply, KeyPage):
             raise MechanismError("the worker answered FindKeys with something else")
         keys += reply.keys
         skip = reply.next

@@ -18,12 +18,12 @@ import structlog
 
 from hsm_kms.clock import now, when
 from hsm_kms.errors import HsmKmsError, KeyLostError, KeyNotFoundError
-from hsm_kms.keys.rotation import Memory, make_ring
+from hsm_kms.keys.rotation import Memory, build_keyring
 from hsm_kms.state_dir.directory import StateCorruptError, StateWriteError
 from hsm_kms.state_dir.records import FormerKey, LastKey
 
 if TYPE_CHECKING:
-    from hsm_kms.keys.inventory import Sightings
+    from hsm_kms.keys.inventory import Inventory
     from hsm_kms.keys.keyring import Keyring, KeySettings, TokenKey
     from hsm_kms.state_dir.directory import StateDir
 
@@ -36,7 +36,7 @@ OVERDUE_SECONDS: Final = 5.0  # after its time; one look of every worker takes l
 _log = structlog.get_logger(__name__)
 
 
-class KeyHolder:
+class NodeKeyring:
     """Which keys this node holds and uses.
 
     Args:
@@ -119,7 +119,7 @@ class KeyHolder:
 
     def adopt(
         self,
-        sightings: Sightings,
+        sightings: Inventory,
         nameless: HsmKmsError | None,
         usable: Usable,
         token_serial: str,
@@ -142,7 +142,7 @@ class KeyHolder:
         self._announced_ring = self._with_announced(ring)
 
     def preview(
-        self, sightings: Sightings, nameless: HsmKmsError | None, usable: Usable
+        self, sightings: Inventory, nameless: HsmKmsError | None, usable: Usable
     ) -> Keyring:
         """What `adopt` would make of it; nothing is remembered.
 
@@ -159,7 +159,7 @@ class KeyHolder:
         )
         moment = self.clock()
         make = partial(
-            make_ring, sightings.keys, self._settings, now=moment, nameless=nameless
+            build_keyring, sightings.keys, self._settings, now=moment, nameless=nameless
         )
         ring = make(memory)
         for key in () if self.fixed else _due(ring, moment):

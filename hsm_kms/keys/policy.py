@@ -22,7 +22,7 @@ _SIGNS: Final = {"CKA_SIGN": True, "CKA_VERIFY": True}
 _BIRTH: Final = ("CKA_LOCAL", "CKA_ALWAYS_SENSITIVE", "CKA_NEVER_EXTRACTABLE")
 
 
-def offences(seen: KeySeen, cipher: Cipher, settings: KeySettings) -> tuple[str, ...]:
+def violations(seen: KeySeen, cipher: Cipher, settings: KeySettings) -> tuple[str, ...]:
     """What the policy has against a key, as attribute and value.
 
     Args:

@@ -56,7 +56,7 @@ class Memory:
     not_yet: frozenset[tuple[str, Cipher]] = frozenset()
 
 
-def make_ring(
+def build_keyring(
     keys: Sequence[TokenKey],
     settings: KeySettings,
     memory: Memory,
@@ -289,9 +289,9 @@ def _forbidden(key: TokenKey, settings: KeySettings) -> HsmKmsError | None:
             f"this token cannot wrap under key {key.key_id}",
             hint="make a key with `hsm-kms keys generate`",
         )
-    if not key.offences or not settings.enforce:
+    if not key.violations or not settings.enforce:
         return None
     return KeyUnsuitableError(
-        f"key {key.key_id} breaks the policy: {', '.join(key.offences)}",
+        f"key {key.key_id} breaks the policy: {', '.join(key.violations)}",
         hint="make a key with `hsm-kms keys generate`, or set keys.policy: warn",
     )

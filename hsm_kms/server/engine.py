@@ -17,21 +17,21 @@ from hsm_kms.errors import HsmKmsError, NonceBudgetError, UnknownKeyIdError
 from hsm_kms.health.monitor import Monitor
 from hsm_kms.ipc.values import Mechanism
 from hsm_kms.keys.discovery import Discovery
-from hsm_kms.keys.node_keyring import KeyHolder
+from hsm_kms.keys.node_keyring import NodeKeyring
 from hsm_kms.server import settings as wiring
 from hsm_kms.token.counts import Counts
 from hsm_kms.token.login import PinGate
 from hsm_kms.token.pool import Pool
 from hsm_kms.token.workers import Workers
 from hsm_kms.wrapping.by_token import CIPHERS, ByToken, canary
-from hsm_kms.wrapping.kek_cache import OpenedKeks
+from hsm_kms.wrapping.kek_cache import KekCache
 from hsm_kms.wrapping.local_lifecycle import LocalKeks
-from hsm_kms.wrapping.wrapper import Opening, Wrapper
+from hsm_kms.wrapping.wrapper import DekWrapper, Opening
 
 if TYPE_CHECKING:
     from hsm_kms.config.schema import ApiV1, ApiV2, Config
     from hsm_kms.health.state import Health
-    from hsm_kms.ipc.messages import Prove
+    from hsm_kms.ipc.messages import RunCanary
     from hsm_kms.keys.keyring import Keyring, Pending, TokenKey
     from hsm_kms.state_dir.directory import StateDir
     from hsm_kms.wrapping.by_local_kek import LocalKek
@@ -82,7 +82,7 @@ class Lasting:
     state: StateDir
     budget: NonceBudget
     counts: Counts = field(default_factory=Counts)
-    opened: OpenedKeks = field(default_factory=OpenedKeks)
+    opened: KekCache = field(default_factory=KekCache)
 
 
 class Engine:
@@ -115,7 +115,7 @@ class Engine:
                 start_seconds=config.token.start_timeout,
                 freeze=True,
             ),
-            KeyHolder(settings, state),
+            NodeKeyring(settings, state),
             canary=self._canary,
             interval=min(config.health.interval, config.keys.discover),
             call_timeout=config.token.call_timeout,
@@ -144,7 +144,7 @@ class Engine:
             wiring.local_settings(config),
             offline=lambda: self.health.offline_for,
             on_born=self._monitor.look_soon,
-            births=counts.births,
+            created=counts.created,
         )
         self._opening = Opening(token, self.opened)
         self._announced_keys = Keys(self._monitor, announced=True)
@@ -156,7 +156,7 @@ class Engine:
         self._use(config)
 
     @property
-    def keys(self) -> KeyHolder:
+    def keys(self) -> NodeKeyring:
         """What was learnt about its keys."""
         return self._monitor.holder
 
@@ -190,13 +190,13 @@ class Engine:
         self.v2 = self._wrapper(config.apis.v2, self._announced_keys)
         self.v1 = self._wrapper(config.apis.v1, self._current_keys)
 
-    def _wrapper(self, api: ApiV2 | ApiV1, keys: Keys) -> Wrapper:
+    def _wrapper(self, api: ApiV2 | ApiV1, keys: Keys) -> DekWrapper:
         settings = wiring.wrap_settings(self.config, api)
         unreached = self.health.call_failed
-        return Wrapper(self._opening, self.local, keys, settings, unreached)
+        return DekWrapper(self._opening, self.local, keys, settings, unreached)
 
     def start(self) -> None:
-        """Start workers, monitor and births in the background."""
+        """Start workers, monitor and the creation of local KEKs in the background."""
         self._monitor.attach(self.workers, self._well, ready=self._ready)
         self.workers.start()
         self._tasks = [
@@ -204,7 +204,7 @@ class Engine:
             asyncio.create_task(self.local.run()),
         ]
 
-    def _canary(self, key: TokenKey, mechanism: Mechanism) -> Prove:
+    def _canary(self, key: TokenKey, mechanism: Mechanism) -> RunCanary:
         """The request for a canary; counted, and never refused."""
         if mechanism is Mechanism.GCM_CALLER:
             self._budget.spend(key.fingerprint, refuse=False)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from hsm_kms.config.schema import Config
     from hsm_kms.health.state import HealthState
-    from hsm_kms.wrapping.wrapper import Sealed, Unsealed, Wrapper
+    from hsm_kms.wrapping.wrapper import DekWrapper, Sealed, Unsealed
 
 DRAIN_SECONDS: Final = 1.5  # for calls under way, of the 3 s that a stop may take
 
@@ -222,7 +222,7 @@ class _Current:
     """
 
     def __init__(
-        self, *, seal: Callable[[], Wrapper], unseal: Callable[[], Wrapper]
+        self, *, seal: Callable[[], DekWrapper], unseal: Callable[[], DekWrapper]
     ) -> None:
         self._seal = seal
         self._unseal = unseal

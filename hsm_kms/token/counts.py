@@ -27,10 +27,10 @@ class Counts:
         calls: Requests sent to the token, by operation.
         errors: Failures it answered with, by CKR name or cause.
         ends: Workers that ended, by `End`.
-        births: Local KEKs made, by "ok" and "failed".
+        created: Local KEKs made, by "ok" and "failed".
     """
 
     calls: Counter[str] = field(default_factory=Counter)
     errors: Counter[str] = field(default_factory=Counter)
     ends: Counter[str] = field(default_factory=Counter)
-    births: Counter[str] = field(default_factory=Counter)
+    created: Counter[str] = field(default_factory=Counter)

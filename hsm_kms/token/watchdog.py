@@ -34,7 +34,7 @@ _POLL_SECONDS: Final = 0.05
 _log = structlog.get_logger(__name__)
 
 
-class Watch:
+class Watchdog:
     """Looks at the workers that serve.
 
     Args:

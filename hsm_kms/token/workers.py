@@ -27,7 +27,7 @@ from hsm_kms.token.backoff import Backoff
 from hsm_kms.token.counts import Counts, End
 from hsm_kms.token.process import Worker
 from hsm_kms.token.restarts import KillBudget
-from hsm_kms.token.watchdog import Watch
+from hsm_kms.token.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -98,7 +98,7 @@ class Workers:
         self.last_error: HsmKmsError | None = None
         self._budget = KillBudget()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._watch = Watch(
+        self._watch = Watchdog(
             settings,
             ready=self.ready,
             pool=pool,

@@ -8,7 +8,7 @@ import msgspec
 from pkcs11 import Attribute, KeyType, ObjectClass
 
 from hsm_kms.ipc import ckr
-from hsm_kms.ipc.messages import Keys
+from hsm_kms.ipc.messages import KeyPage
 from hsm_kms.ipc.values import KeyRef, KeySeen
 from hsm_kms.worker import search
 from hsm_kms.worker.errors import WorkerError
@@ -68,7 +68,7 @@ class Listing:
             find(c, session, {}, KeyType.GENERIC_SECRET)
         )
 
-    def page(self, skip: int, limit: int) -> Keys:
+    def page(self, skip: int, limit: int) -> KeyPage:
         """Describe the next objects.
 
         Args:
@@ -89,7 +89,7 @@ class Listing:
                 keys.append(seen)
                 room -= len(msgspec.msgpack.encode(seen))
         more = position < len(self._found)
-        return Keys(keys=tuple(keys), next=position if more else None)
+        return KeyPage(keys=tuple(keys), next=position if more else None)
 
     def _look(self, handle: int) -> KeySeen | None:
         seen = describe(self._c, self._session, handle)

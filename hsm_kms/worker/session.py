@@ -30,18 +30,18 @@ from hsm_kms.ipc.messages import (
     Fingerprint,
     GenerateKey,
     GenerateRandom,
-    Keys,
+    KeyPage,
     Leave,
     ListTokens,
     Login,
     OpenSession,
     Probe,
     Probed,
-    Prove,
     Random,
     Relabel,
     Reply,
     Request,
+    RunCanary,
     Tokens,
 )
 from hsm_kms.ipc.values import Cipher, KeyRef
@@ -61,7 +61,7 @@ KnownGood = dict[tuple[KeyRef, Cipher], Decrypt]
 _REPEATABLE = (
     Encrypt,
     Decrypt,
-    Prove,
+    RunCanary,
     Probe,
     FindKeys,
     Fingerprint,
@@ -130,7 +130,7 @@ class TokenSession:
                 return Decrypted(plaintext=self._decrypt(request))
             case GenerateRandom(count=count):
                 return Random(data=self._cryptoki.random(self._handle, count))
-            case Prove():
+            case RunCanary():
                 self._prove(request)
                 return Done()
             case Probe(ref=ref, paired=paired, wanted=wanted):
@@ -142,7 +142,7 @@ class TokenSession:
                 return self._fingerprint(request)
             case GenerateKey():
                 made = objects.generate(self._cryptoki, self._open(), request)
-                return Keys(keys=() if made is None else (made,))
+                return KeyPage(keys=() if made is None else (made,))
             case Relabel():
                 objects.relabel(self._open(), request)
                 return self._changed()
@@ -188,7 +188,7 @@ class TokenSession:
             mac=self._find(mac, KeyType.GENERIC_SECRET) if paired else None,
         )
 
-    def _list(self, request: FindKeys) -> Keys:
+    def _list(self, request: FindKeys) -> KeyPage:
         """One page; the objects are looked up anew only for the first."""
         self._require_login()
         if self._listing is None or request.skip == 0:
@@ -220,7 +220,7 @@ class TokenSession:
             on, cipher, request.aad, request.iv, request.ciphertext
         )
 
-    def _prove(self, request: Prove) -> None:
+    def _prove(self, request: RunCanary) -> None:
         how = request.mechanism
         canary = os.urandom(CANARY_BYTES)
         on = self._keyed(request.ref, paired=how.cipher is Cipher.CBC_HMAC)

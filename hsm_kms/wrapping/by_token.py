@@ -18,8 +18,8 @@ from hsm_kms.ipc.messages import (
     Encrypt,
     Encrypted,
     GenerateRandom,
-    Prove,
     Random,
+    RunCanary,
 )
 from hsm_kms.ipc.values import Cipher, Mechanism
 from hsm_kms.wrapping.record import Algorithm, Header, Kind, Record
@@ -59,7 +59,7 @@ class Budget(Protocol):
         ...
 
 
-def canary(key: TokenKey, mechanism: Mechanism, scope: str) -> Prove:
+def canary(key: TokenKey, mechanism: Mechanism, scope: str) -> RunCanary:
     """The request that wraps and unwraps a canary under a key.
 
     Args:
@@ -70,7 +70,7 @@ def canary(key: TokenKey, mechanism: Mechanism, scope: str) -> Prove:
     header = Header(
         kind=Kind.CANARY, algorithm=ALGORITHMS[key.cipher], key_id=key.key_id
     )
-    return Prove(ref=key.ref, mechanism=mechanism, aad=header.aad(scope))
+    return RunCanary(ref=key.ref, mechanism=mechanism, aad=header.aad(scope))
 
 
 class ByToken:

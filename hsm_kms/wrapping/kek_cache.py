@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 MAX_OPENED: Final = 16_384  # about 1 KB each
 
 
-class OpenedKeks:
+class KekCache:
     """A bounded store; only what the token has authenticated is put in.
 
     Args:

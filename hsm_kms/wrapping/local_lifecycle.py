@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from hsm_kms.keys.keyring import TokenKey
     from hsm_kms.wrapping.by_token import ByToken
-    from hsm_kms.wrapping.kek_cache import OpenedKeks
+    from hsm_kms.wrapping.kek_cache import KekCache
     from hsm_kms.wrapping.settings import LocalSettings
 
 RETRY_SECONDS: Final = 5.0
@@ -49,25 +49,25 @@ class LocalKeks:
         settings: When they are replaced; may be exchanged while it runs.
         offline: Seconds since the token was last well, None: it never was.
         on_born: Called whenever there is a new one.
-        births: Counts births by "ok" and "failed".
+        created: Counts local KEKs created, by "ok" and "failed".
     """
 
     def __init__(
         self,
         token: ByToken,
-        opened: OpenedKeks,
+        opened: KekCache,
         settings: LocalSettings,
         *,
         offline: Callable[[], float | None],
         on_born: Callable[[], None],
-        births: Counter[str],
+        created: Counter[str],
     ) -> None:
         self._token = token
         self._opened = opened
         self.settings = settings
         self._offline = offline
         self._on_born = on_born
-        self._births = births
+        self._created = created
         self._wanted: dict[str, TokenKey] = {}
         self._sealers: dict[str, Sealer] = {}
         self._errors: dict[str, str] = {}
@@ -140,13 +140,13 @@ class LocalKeks:
         try:
             sealer = await self._birth(key)
         except HsmKmsError as error:
-            self._births["failed"] += 1
+            self._created["failed"] += 1
             self._tell(key, error)
             return False
-        except Exception as error:  # noqa: BLE001 - a bug must not end the births
+        except Exception as error:  # noqa: BLE001 - a bug must not end the creation
             _log.error("bug in the making of a local KEK", exc_info=error)
             return False
-        self._births["ok"] += 1
+        self._created["ok"] += 1
         self._errors.pop(key.key_id, None)
         if key.key_id in self._wanted:
             _log.info("local KEK", key_id=key.key_id, replaces=self.has(key))

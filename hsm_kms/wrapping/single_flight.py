@@ -32,7 +32,7 @@ class _Flight(Generic[T]):
     waiting: int = 0
 
 
-class Flights(Generic[T]):
+class SingleFlight(Generic[T]):
     """Calls under way, by what they open."""
 
     def __init__(self) -> None:

@@ -42,13 +42,13 @@ from hsm_kms.errors import (
 from hsm_kms.wrapping.by_local_kek import LocalKek
 from hsm_kms.wrapping.by_token import CIPHERS, ByToken
 from hsm_kms.wrapping.record import MAX_PLAINTEXT_BYTES, Kind, Record
-from hsm_kms.wrapping.single_flight import Flights
+from hsm_kms.wrapping.single_flight import SingleFlight
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from hsm_kms.keys.keyring import Keyring, TokenKey
-    from hsm_kms.wrapping.kek_cache import OpenedKeks
+    from hsm_kms.wrapping.kek_cache import KekCache
     from hsm_kms.wrapping.local_lifecycle import LocalKeks
     from hsm_kms.wrapping.record import Header
     from hsm_kms.wrapping.settings import WrapSettings
@@ -139,14 +139,14 @@ class Opening:
         keks: The local KEKs in memory.
     """
 
-    def __init__(self, token: ByToken, keks: OpenedKeks) -> None:
+    def __init__(self, token: ByToken, keks: KekCache) -> None:
         self.token = token
         self.keks = keks
-        self.deks: Flights[bytes] = Flights()
-        self.locals: Flights[LocalKek] = Flights()
+        self.deks: SingleFlight[bytes] = SingleFlight()
+        self.locals: SingleFlight[LocalKek] = SingleFlight()
 
 
-class Wrapper:
+class DekWrapper:
     """Wraps and unwraps for one of the APIs.
 
     Args:

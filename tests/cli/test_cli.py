@@ -205,13 +205,13 @@ def test_keys_json(make_plugin, hsm):
         "retired_since": "NoneType",
         "generated_on_token": "bool",
         "cipher": "str",
-        "offences": "list",
+        "policy_violations": "list",
         "also": "list",
     }
     assert ("current", True, []) == (
         key["state"],
         key["generated_on_token"],
-        key["offences"],
+        key["policy_violations"],
     )
     assert int(key["cka_id"][10:26], 16) == key["activation"]
 

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from hsm_kms.clock import now
-from hsm_kms.ipc.messages import Destroy, Done, FindKeys, Keys, Relabel
+from hsm_kms.ipc.messages import Destroy, Done, FindKeys, KeyPage, Relabel
 from hsm_kms.ipc.values import KeyRef
 from tests.cli import keys_rig
 from tests.cli.odd_keys import LABEL, make_key
@@ -178,7 +178,7 @@ def test_pages(keys, hsm):
     assert [2, 4, None] == [page.next for page in (first, *others)]
     seen = [key.ref.cka_id for page in (first, *others) for key in page.keys]
     assert [bytes([number]) for number in range(5)] == sorted(seen)
-    assert [Done(), Done(), Keys(keys=())] == [relabelled, destroyed, gone]
+    assert [Done(), Done(), KeyPage(keys=())] == [relabelled, destroyed, gone]
     assert [after] == [key.ref for key in found.keys]
 
 

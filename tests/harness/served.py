@@ -17,10 +17,10 @@ from hsm_kms.ipc.messages import (
     Encrypt,
     Encrypted,
     FindKeys,
+    KeyPage,
     KeyRef,
-    Keys,
     Mechanism,
-    Prove,
+    RunCanary,
 )
 from hsm_kms.state_dir.directory import StateDir
 from hsm_kms.token.counts import Counts
@@ -130,9 +130,9 @@ class Served:
     async def qualify(self, worker: Worker) -> None:
         """Find the key and leave a canary, as the server does."""
         keys = await worker.ask(FindKeys(label=LABEL), 5)
-        assert isinstance(keys, Keys)
+        assert isinstance(keys, KeyPage)
         self.ref = keys.keys[0].ref
-        prove = Prove(ref=self.ref, mechanism=Mechanism.GCM_CALLER, aad=AAD)
+        prove = RunCanary(ref=self.ref, mechanism=Mechanism.GCM_CALLER, aad=AAD)
         await worker.ask(prove, 5)
 
     async def until(self, condition: Callable[[], Any]) -> None:
@@ -210,7 +210,7 @@ async def ask(worker, request):
 
 async def keys(worker, label=LABEL):
     reply = await ask(worker, FindKeys(label=label))
-    assert isinstance(reply, Keys), reply
+    assert isinstance(reply, KeyPage), reply
     return reply.keys
 
 

@@ -18,7 +18,7 @@ from hsm_kms.errors import HsmKmsError
 from hsm_kms.ipc.values import Cipher
 from hsm_kms.keys.key_id import activation_of
 from hsm_kms.keys.keyring import KeyState
-from hsm_kms.keys.policy import born_here, offences
+from hsm_kms.keys.policy import born_here, violations
 from hsm_kms.state_dir.directory import StateDir
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ unfinished    half a pair that an earlier run left
 -o json gives a list; of each key: key_id (null where there is none), state, reason,
 cipher, label, cka_id, activation (seconds since 1970, 0 where its CKA_ID has none),
 activation_time, becomes_current and retired_since (RFC 3339 or null),
-generated_on_token, offences, also (key_ids of the same AES key by another cipher).
+generated_on_token, violations, also (key_ids of the same AES key by another cipher).
 """
 
 
@@ -105,7 +105,9 @@ def _line(given: Given, survey: Survey, found: Found, remarks: tuple[str, ...]) 
         "becomes_current": when(at) if at is not None else None,
         "retired_since": when(since) if since is not None else None,
         "generated_on_token": born_here(found.seen),
-        "offences": list(offences(found.seen, cipher or Cipher.GCM, settings)),
+        "policy_violations": list(
+            violations(found.seen, cipher or Cipher.GCM, settings)
+        ),
         "also": [
             {"key_id": survey.key_id(name), "cipher": str(other)}
             for other, name in found.names.items()
@@ -139,7 +141,7 @@ def _against(survey: Survey, found: Found) -> str:
         return "it has no HMAC key beside it, which this token needs"
     if not key.encrypts:
         return f"this token does not wrap by {key.cipher}"
-    return ", ".join(key.offences)
+    return ", ".join(key.violations)
 
 
 def _retired_since(given: Given, found: Found) -> float | None:
@@ -206,7 +208,7 @@ def _leftover(ref: KeyRef, key_id: str | None, reason: str) -> dict[str, Any]:
         "becomes_current": None,
         "retired_since": None,
         "generated_on_token": None,
-        "offences": [],
+        "policy_violations": [],
         "also": [],
     }
 

@@ -17,7 +17,7 @@ from hsm_kms.ipc.values import Cipher, KeyRef
 from hsm_kms.keys.key_id import fingerprint_of_cka_id
 from hsm_kms.keys.keyring import Keyring
 from hsm_kms.keys.listing import fingerprint, list_keys
-from hsm_kms.keys.policy import offences
+from hsm_kms.keys.policy import violations
 from hsm_kms.server import settings as wiring
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def _known(seen: KeySeen, ring: Keyring, live: Sequence[KeySeen]) -> Found:
     if sum(each.ref == seen.ref for each in live) > 1:
         keys, problem = (), "another key has the same CKA_LABEL and CKA_ID"
     elif not keys:
-        against = offences(seen, Cipher.GCM, ring.settings)
+        against = violations(seen, Cipher.GCM, ring.settings)
         problem = ", ".join(against) or "it was not identified"
     return Found(
         seen=seen,

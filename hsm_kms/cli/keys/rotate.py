@@ -156,7 +156,7 @@ def _require_pending(survey: Survey, made: Found, key_id: str) -> None:
     if pending_of(survey, made) or survey.state(made) is KeyState.CURRENT:
         return
     key = survey.key(made)
-    why = ", ".join(key.offences) if key else made.problem
+    why = ", ".join(key.violations) if key else made.problem
     if key is not None and not key.born_here:
         why = "the token does not say that it made the key (CKA_LOCAL)"
     raise HsmKmsError(

@@ -24,7 +24,7 @@ def metrics(plugin: Plugin) -> dict[str, float]:
 
 
 def token_calls(plugin: Plugin, operation: str) -> int:
-    """Requests of clients, and births of local KEKs, that were sent to the token."""
+    """Count the requests sent to the token for clients, and to create local KEKs."""
     name = f'hsm_kms_token_calls_total{{operation="{operation}"}}'
     return int(metrics(plugin).get(name, 0))
 

@@ -15,7 +15,7 @@ import pytest
 from hsm_kms.api.codes import INTERNAL
 from hsm_kms.errors import TokenTimeoutError
 from hsm_kms.wrapping.record import Kind
-from hsm_kms.wrapping.single_flight import Flights
+from hsm_kms.wrapping.single_flight import SingleFlight
 from tests.harness.shim.driver import Shim
 from tests.harness.support import Plugin, code_of, wait_for
 from tests.system.conformance.clients import (
@@ -251,7 +251,7 @@ async def test_42_the_time_is_over_when_it_comes(rig):
     call = rig.call(deadline=now, before=lambda: begun.append("call"))
     with pytest.raises(TokenTimeoutError):
         await call
-    flights: Flights[bytes] = Flights()
+    flights: SingleFlight[bytes] = SingleFlight()
     with pytest.raises(TokenTimeoutError):
         await flights.join(b"record", lambda: begun.append("flight"), deadline=now)
     await rig.settle()

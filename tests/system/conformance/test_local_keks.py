@@ -20,7 +20,7 @@ from tests.system.conformance.wrappings import WRAPPINGS, apis
 
 KEK = bytes(range(32))
 LOW = 20  # uses of a local KEK, instead of a million
-BIRTHS = 'hsm_kms_local_kek_births_total{result="ok"}'
+GENERATED = 'hsm_kms_local_keks_generated_total{result="ok"}'
 REFUSED = (
     "FAILED_PRECONDITION",
     "records by a local KEK are refused by the configuration",
@@ -72,7 +72,7 @@ async def test_22_and_29_replaced_after_its_uses(
     # None is used again once the next one is there.
     in_turn = [kek for kek, count in uses.items() for _ in range(count)]
     assert in_turn == [header.nested for header in headers]
-    assert len(uses) <= now[BIRTHS] <= len(uses) + 1
+    assert len(uses) <= now[GENERATED] <= len(uses) + 1
     assert now["hsm_kms_local_kek_uses"] in {0, uses[last]}
 
 

@@ -74,7 +74,7 @@ class Operator:
         return {key["key_id"]: key["state"] for key in listed}
 
     def unused(self, key_id: str) -> str:
-        """Prove that nothing in etcd needs the key."""
+        """RunCanary that nothing in etcd needs the key."""
         return self.run(
             *("etcd", "scan", self.endpoints, "--fail-if", f"key_id={key_id}")
         )

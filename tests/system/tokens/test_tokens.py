@@ -40,7 +40,7 @@ def test_generated_key(served, brand):
     """A generated key passes the policy; every token but NSS says it was born there."""
     key = served.current()
 
-    assert [] == key["offences"]
+    assert [] == key["policy_violations"]
     assert (brand is not Nss) == key["generated_on_token"]
 
 

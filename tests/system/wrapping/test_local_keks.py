@@ -156,7 +156,7 @@ async def test_birth(make_node, logs):
     assert [(key_id, Path.LOCAL)] * 2 == [(one.key_id, one.path) for one in both]
     assert nested(both[0]) == nested(both[1])
     assert (1, 1, 1) == tuple(map(node.calls, ("generaterandom", "encrypt", "decrypt")))
-    assert (1, 0) == (node.births(), node.births("failed"))
+    assert (1, 0) == (node.created(), node.created("failed"))
     assert await opens_after_restart(node, *both)
 
 
@@ -166,13 +166,13 @@ async def test_corrupt_result(make_node, shim, logs):
     await node.quiet(shim)
     shim.set("corrupt=1")
     await node.wrapping("software")
-    await node.until(lambda: node.births("failed"))
+    await node.until(lambda: node.created("failed"))
     found = []
     while not found or found[-1].path is Path.TOKEN:
         found.append(await node.wrap())
         await asyncio.sleep(0.01)
 
-    assert (1, 1) == (node.births(), node.births("failed"))
+    assert (1, 1) == (node.created(), node.created("failed"))
     assert ["the token cannot read back what it has just wrapped"] == warnings(logs)
     assert len(found) > 1
     assert "ok" == node.look().state
@@ -184,7 +184,7 @@ async def test_no_random_bytes(make_node, shim, logs, rv):
     """C_GenerateRandom fails: the log says so once, the token wraps, all is well."""
     shim.set(f"C_GenerateRandom rv={rv:#x}")
     node = await make_node()
-    await node.until(lambda: node.births("failed") > 6)
+    await node.until(lambda: node.created("failed") > 6)
     sealed = [await node.wrap(api=api) for api in ("v1", "v2")]
 
     assert [Path.TOKEN] * 2 == [one.path for one in sealed]
@@ -193,7 +193,7 @@ async def test_no_random_bytes(make_node, shim, logs, rv):
     assert warnings(logs)[0].startswith("C_GenerateRandom returned CKR_")
 
     shim.clear()
-    await node.until(node.births)
+    await node.until(node.created)
     assert Path.LOCAL == (await node.wrap()).path
 
 
@@ -213,10 +213,10 @@ async def test_token_fails_at_a_birth(make_node, shim, how):
     sealed = []
     for moment in MOMENTS:
         await node.quiet(shim)
-        struck, born = shim.acted(moment), node.births()
+        struck, born = shim.acted(moment), node.created()
         shim.set(f"{moment} count=1 {how}")
         await node.wrapping("software")
-        await node.until(lambda born=born: node.births() > born)
+        await node.until(lambda born=born: node.created() > born)
         sealed.append(await node.wrap())
         await node.wrapping("token")
 
@@ -235,7 +235,7 @@ async def test_token_is_away_at_the_first_birth(make_node, shim):
     assert await refused(node.wrap()) in UNREACHED
     assert state.key_id
     shim.clear()
-    await node.until(node.births)
+    await node.until(node.created)
     assert Path.LOCAL == (await node.wrap()).path
 
 
@@ -261,14 +261,14 @@ async def test_replaced_by_age_if_used(make_node):
     """One that was used is replaced in time; one that was not stays as it is."""
     node = await make_node(local_keys={"max_age": "500ms"})
     await asyncio.sleep(1.5)
-    unused = node.births()
+    unused = node.created()
     first = await node.wrap()
-    await node.until(lambda: node.births() == 2)
+    await node.until(lambda: node.created() == 2)
     await asyncio.sleep(1.5)
     second = await node.wrap()
 
     assert 1 == unused
-    assert 2 == node.births()
+    assert 2 == node.created()
     assert nested(first) != nested(second)
 
 
@@ -280,7 +280,7 @@ async def test_token_is_away_at_a_replacement(make_node, shim):
     shim.set(DOWN)
     await node.state("degraded")
     await load.until(lambda: sum(load.uses.values()) > 500)
-    await load.until(lambda: node.births("failed") > 2)
+    await load.until(lambda: node.created("failed") > 2)
     before = len(load.uses)
     shim.clear()
     await load.until(lambda: len(load.uses) > before)
@@ -308,7 +308,7 @@ async def test_hard_limit_in_an_outage(make_node, shim):
 
     shim.clear()
     await node.well()
-    await node.until(lambda: node.births() > 1)
+    await node.until(lambda: node.created() > 1)
     assert nested(last) != nested(load.once())
 
 
@@ -359,7 +359,7 @@ async def test_rotation_waits_for_the_local_kek(make_node, shim, maker):
     load.once()
     shim.set(NO_BIRTH)
     await maker.make(now() - 1000)
-    await node.until(lambda: node.births("failed") > 3)
+    await node.until(lambda: node.created("failed") > 3)
     shown = {node.announce().key_id for _ in range(3)}
     load.once()
     pending = [one.key.key_id for one in node.engine.keys.ring.pending]
@@ -387,7 +387,7 @@ async def test_two_keys_at_once(make_node, shim, maker):
     load.once()
 
     assert [old, youngest] == [load.key_ids[0], load.key_ids[-1]]
-    assert node.births() <= 3
+    assert node.created() <= 3
     assert await opens_after_restart(node, *load.records.values())
 
 
@@ -410,7 +410,7 @@ async def test_both_keys_of_a_switch(make_node, maker):
 
     assert between
     assert [old, new] == v2.key_ids
-    assert 2 == node.births()
+    assert 2 == node.created()
     assert await opens_after_restart(node, *v1.records.values(), *v2.records.values())
 
 

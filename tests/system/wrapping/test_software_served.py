@@ -172,7 +172,7 @@ def test_path_is_told(make_server):
     server.plugin.stop()
     server.start()
     server.well()
-    wait_for(lambda: server.metrics().get(births("ok")))
+    wait_for(lambda: server.metrics().get(created("ok")))
     server.plugin.decrypt(sealed, key_id, uid="cold")
     server.plugin.decrypt(sealed, key_id, uid="warm")
     server.plugin.encrypt(DEK, uid="software")
@@ -203,8 +203,8 @@ def test_path_is_told(make_server):
     }
 
 
-def births(result):
-    return f'hsm_kms_local_kek_births_total{{result="{result}"}}'
+def created(result):
+    return f'hsm_kms_local_keks_generated_total{{result="{result}"}}'
 
 
 def test_scopes(make_server):

@@ -11,7 +11,7 @@ import pytest
 
 from hsm_kms.clock import now
 from hsm_kms.config import load as configuration
-from hsm_kms.ipc.messages import GenerateKey, Keys
+from hsm_kms.ipc.messages import GenerateKey, KeyPage
 from hsm_kms.ipc.values import KeyRef
 from hsm_kms.keys.key_id import make_cka_id
 from hsm_kms.server import reload
@@ -19,7 +19,7 @@ from hsm_kms.server.engine import Engine, Lasting
 from hsm_kms.server.serve import Server
 from hsm_kms.state_dir.directory import StateDir
 from hsm_kms.token.process import Worker
-from hsm_kms.wrapping.kek_cache import MAX_OPENED, OpenedKeks
+from hsm_kms.wrapping.kek_cache import MAX_OPENED, KekCache
 from hsm_kms.wrapping.nonce_budget import NonceBudget
 from hsm_kms.wrapping.record import Kind, Record
 from tests.cli.odd_keys import make_key
@@ -70,7 +70,7 @@ class Node(Server):
         self.lasting = self._lasting = Lasting(
             state=state,
             budget=NonceBudget(state, **limits),
-            opened=OpenedKeks(most),
+            opened=KekCache(most),
         )
         self._engine = self._announced = Engine(config, self._lasting)
         self._announcing = asyncio.Event()
@@ -87,9 +87,9 @@ class Node(Server):
         """Requests that were sent to the token; no canary is among them."""
         return self.lasting.counts.calls[operation]
 
-    def births(self, result: str = "ok") -> int:
+    def created(self, result: str = "ok") -> int:
         """Local KEKs that were made, or could not be."""
-        return self.lasting.counts.births[result]
+        return self.lasting.counts.created[result]
 
     async def until(
         self, condition: Callable[[], Any], seconds: float = SECONDS
@@ -266,7 +266,7 @@ class Maker:
             await self._gate.login(worker)
             ref = KeyRef(LABEL, make_cka_id(int(activation)))
             made = await worker.ask(GenerateKey(ref=ref), SECONDS)
-            assert isinstance(made, Keys)
+            assert isinstance(made, KeyPage)
             assert made.keys
         finally:
             await worker.leave()

@@ -20,10 +20,10 @@ from hsm_kms.errors import (
 )
 from hsm_kms.health import healthz
 from hsm_kms.health.state import DOWN_SECONDS, Health, HealthSettings, WorkersSeen
-from hsm_kms.keys.discovery import Sighting
-from hsm_kms.keys.inventory import Sightings
+from hsm_kms.keys.discovery import KeyListing
+from hsm_kms.keys.inventory import Inventory
 from hsm_kms.keys.keyring import KeySettings
-from hsm_kms.keys.node_keyring import KeyHolder
+from hsm_kms.keys.node_keyring import NodeKeyring
 from hsm_kms.state_dir.directory import StateDir
 from tests.harness.support import wait_for
 from tests.unit.keys.node_rig import LABEL, Engine, Peer, make_key
@@ -38,7 +38,7 @@ class Node:
 
     def __init__(self, directory, clock):
         self.clock = clock
-        self.holder = KeyHolder(
+        self.holder = NodeKeyring(
             KeySettings(label=LABEL, shared=True), StateDir(directory).open()
         )
         self.workers = WorkersSeen(ready=0, error=None)
@@ -48,8 +48,8 @@ class Node:
 
     async def well(self):
         """A worker serves, and its canary passes."""
-        sightings, peer = Sightings(), Peer(set())
-        sighting = Sighting(keys=(make_key(0, now() - 9000),), nameless=None)
+        sightings, peer = Inventory(), Peer(set())
+        sighting = KeyListing(keys=(make_key(0, now() - 9000),), nameless=None)
         sightings.note(peer, sighting, now())
         self.workers = WorkersSeen(ready=1, error=None)
         self.health.canary_passed()

@@ -124,12 +124,12 @@ def test_health(state):
 
 
 def test_local_keks():
-    """How far the local KEK is used up, how many are open, and how births ended."""
-    seen = of(local_uses=17, local_open=3, local_births={"ok": 4, "failed": 1})
+    """Metrics tell how often the local KEK was used, how many are open, and created."""
+    seen = of(local_uses=17, local_open=3, local_created={"ok": 4, "failed": 1})
 
     assert (17, 3) == (seen["hsm_kms_local_kek_uses"], seen["hsm_kms_local_keks_open"])
-    assert 4 == seen['hsm_kms_local_kek_births_total{result="ok"}']
-    assert 1 == seen['hsm_kms_local_kek_births_total{result="failed"}']
+    assert 4 == seen['hsm_kms_local_keks_generated_total{result="ok"}']
+    assert 1 == seen['hsm_kms_local_keks_generated_total{result="failed"}']
 
 
 def test_nonce_budget():

@@ -6,8 +6,8 @@ import asyncio
 from dataclasses import dataclass, field
 
 from hsm_kms.ipc.values import Cipher, KeyRef, Mechanism
-from hsm_kms.keys.discovery import Sighting
-from hsm_kms.keys.inventory import Sightings
+from hsm_kms.keys.discovery import KeyListing
+from hsm_kms.keys.inventory import Inventory
 from hsm_kms.keys.keyring import KeySettings, TokenKey
 
 LABEL = "kek"
@@ -32,7 +32,7 @@ def key(fingerprint: str = A, at: float = 0, **changes: object) -> TokenKey:
         "cipher": Cipher.GCM,
         "mechanism": Mechanism.GCM_CALLER,
         "activation": int(at),
-        "offences": (),
+        "violations": (),
         "born_here": True,
     }
     return TokenKey(**(given | changes))
@@ -54,10 +54,10 @@ class Looker:
 OLD, YOUNG, YOUNGEST = Looker(1.0), Looker(2.0), Looker(3.0)
 
 
-class Seen(Sightings):
-    """Sightings, told in a line each."""
+class Seen(Inventory):
+    """Inventory, told in a line each."""
 
     def by(self, worker: Looker, *keys: TokenKey, now: float = 0.0) -> Seen:
         """A worker has looked, and saw these keys."""
-        self.note(worker, Sighting(keys=keys, nameless=None), now)
+        self.note(worker, KeyListing(keys=keys, nameless=None), now)
         return self

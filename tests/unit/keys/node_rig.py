@@ -14,10 +14,10 @@ from hsm_kms.errors import HsmKmsError, MechanismError, WorkerLostError
 from hsm_kms.health.monitor import Monitor
 from hsm_kms.ipc.messages import Block
 from hsm_kms.ipc.values import Cipher, KeyRef, Mechanism
-from hsm_kms.keys.discovery import Sighting
+from hsm_kms.keys.discovery import KeyListing
 from hsm_kms.keys.key_id import fingerprint_of
 from hsm_kms.keys.keyring import TokenKey
-from hsm_kms.keys.node_keyring import KeyHolder
+from hsm_kms.keys.node_keyring import NodeKeyring
 from hsm_kms.state_dir.directory import StateDir
 from hsm_kms.wrapping.by_token import canary
 
@@ -50,7 +50,7 @@ def make_key(
         cipher=Cipher.GCM,
         mechanism=Mechanism.GCM_CALLER,
         activation=int(activation),
-        offences=("CKA_EXTRACTABLE is True",) if offending else (),
+        violations=("CKA_EXTRACTABLE is True",) if offending else (),
         born_here=born_here,
     )
 
@@ -109,7 +109,7 @@ class _Sight:
     def __init__(self, settings: KeySettings) -> None:
         self._suffix = f".{settings.suffix}" if settings.suffix else ""
 
-    async def read(self, worker: Peer, _last: str | None, *, fresh: bool) -> Sighting:
+    async def read(self, worker: Peer, _last: str | None, *, fresh: bool) -> KeyListing:
         """What this worker sees."""
         if worker.lost.is_set():
             raise WorkerLostError("it is gone")
@@ -119,7 +119,7 @@ class _Sight:
             replace(key, key_id=key.fingerprint + self._suffix)
             for key in sorted(seen, key=lambda key: key.ref.cka_id)
         )
-        return Sighting(keys=tuple(keys), nameless=None)
+        return KeyListing(keys=tuple(keys), nameless=None)
 
 
 class Engine:
@@ -138,7 +138,7 @@ class Engine:
 
     def __init__(self, settings: KeySettings, directory: Path, clock, token) -> None:
         self.settings = settings
-        self.holder = KeyHolder(settings, StateDir(directory).open(), clock)
+        self.holder = NodeKeyring(settings, StateDir(directory).open(), clock)
         self.monitor = Monitor(
             _Sight(settings),
             self.holder,

@@ -121,7 +121,7 @@ def test_for_encrypt():
         ring().for_encrypt()
 
 
-OFFENDS = {"offences": ("CKA_SENSITIVE is False",)}
+OFFENDS = {"violations": ("CKA_SENSITIVE is False",)}
 
 # name: the key · what it is, beside the current key A, C pending, and GONE retired
 STATES = {

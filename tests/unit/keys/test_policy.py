@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from hsm_kms.ipc.values import Cipher, KeyRef, KeySeen
-from hsm_kms.keys.policy import born_here, offences
+from hsm_kms.keys.policy import born_here, violations
 from tests.unit.keys.key_samples import settings
 
 GOOD = {
@@ -52,14 +52,14 @@ def test_offences(name):
     """Each attribute that is not as it must be is named, with what it is."""
     changes, length, wanted = OFFENCES[name]
 
-    assert wanted == offences(seen(changes, length), Cipher.GCM, settings())
+    assert wanted == violations(seen(changes, length), Cipher.GCM, settings())
 
 
 def test_public_where_no_login():
     """A token without login holds public keys only, and that is no offence."""
     public = seen({"CKA_PRIVATE": False})
 
-    assert () == offences(public, Cipher.GCM, settings(private=False))
+    assert () == violations(public, Cipher.GCM, settings(private=False))
 
 
 def test_partner():
@@ -67,8 +67,8 @@ def test_partner():
     partner = seen({"CKA_SIGN": True, "CKA_VERIFY": None, "CKA_ENCRYPT": False})
     pair = seen({}, partner=partner)
 
-    assert () == offences(pair, Cipher.GCM, settings())
-    assert ("CKA_VERIFY is not readable (HMAC key)",) == offences(
+    assert () == violations(pair, Cipher.GCM, settings())
+    assert ("CKA_VERIFY is not readable (HMAC key)",) == violations(
         pair, Cipher.CBC_HMAC, settings()
     )
 

@@ -14,8 +14,8 @@ from hsm_kms.ipc.messages import (
     Failure,
     Fingerprint,
     GenerateKey,
+    KeyPage,
     KeyRef,
-    Keys,
 )
 from tests.cli.odd_keys import Spy
 from tests.harness.served import (
@@ -135,7 +135,7 @@ async def test_generate(make):
     ref = KeyRef("fresh", b"hkms" + bytes(17))
     async with make(read_write=True) as worker:
         reply = await ask(worker, GenerateKey(ref=ref))
-        assert isinstance(reply, Keys), reply
+        assert isinstance(reply, KeyPage), reply
         (made,) = reply.keys
         assert (made,) == await keys(worker, "fresh")
         assert isinstance(await ask(worker, wrapping(ref, b"dek")), Encrypted)

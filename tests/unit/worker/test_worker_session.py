@@ -17,7 +17,7 @@ from hsm_kms.ipc.messages import (
     KeyRef,
     Mechanism,
     OpenSession,
-    Prove,
+    RunCanary,
 )
 from hsm_kms.token.process import Worker
 from tests.cli.odd_keys import Spy
@@ -59,7 +59,7 @@ async def worker(make):
 
 async def prove(worker, ref):
     reply = await ask(
-        worker, Prove(ref=ref, mechanism=Mechanism.GCM_CALLER, aad=b"canary")
+        worker, RunCanary(ref=ref, mechanism=Mechanism.GCM_CALLER, aad=b"canary")
     )
     assert Done() == reply
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from hsm_kms.keys.node_keyring import KeyHolder
+from hsm_kms.keys.node_keyring import NodeKeyring
 from hsm_kms.state_dir.directory import StateDir
 from tests.unit.keys.key_samples import NOW, OLD, A, B, C, Seen, key, settings
 
@@ -29,7 +29,7 @@ class Node:
         """Start the process."""
         section = {"shared": True} | keys_section
         state = StateDir(self.directory).open()
-        self.holder = KeyHolder(settings(**section), state, lambda: self.now)
+        self.holder = NodeKeyring(settings(**section), state, lambda: self.now)
         return self
 
     def sees(self, *keys: TokenKey, usable=lambda _: True) -> Node:

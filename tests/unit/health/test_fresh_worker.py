@@ -9,7 +9,12 @@ import math
 import pytest
 
 from hsm_kms.errors import TokenAbsentError
-from hsm_kms.health.fresh_worker import APART_SECONDS, SEEK_SECONDS, Seeker, Visits
+from hsm_kms.health.fresh_worker import (
+    APART_SECONDS,
+    SEEK_SECONDS,
+    FreshWorkerChecks,
+    Seeker,
+)
 
 INTERVAL = 30.0
 
@@ -127,7 +132,7 @@ class Member:
 
 @pytest.fixture
 async def visited(clock, monkeypatch):
-    """Visits under way; `after` moves the clock."""
+    """FreshWorkerChecks under way; `after` moves the clock."""
     ticks = asyncio.Event()
 
     async def tick(_seconds):
@@ -140,7 +145,9 @@ async def visited(clock, monkeypatch):
     async def read(worker):
         reads.append(worker)
 
-    visits = Visits(INTERVAL, read=read, is_behind=lambda worker: worker.behind)
+    visits = FreshWorkerChecks(
+        INTERVAL, read=read, is_behind=lambda worker: worker.behind
+    )
     real = asyncio.sleep
     monkeypatch.setattr("hsm_kms.health.fresh_worker.asyncio.sleep", tick)
     task = asyncio.ensure_future(visits.run(workers))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hsm_kms.errors import KeyLostError, KeyReusedError, KeyUnsuitableError
 from tests.unit.keys.key_samples import GONE, NOW, A, B, C, key
-from tests.unit.keys.succession_cases import LONG_AGO, NEVER, OFFENDS, SHARED, Case
+from tests.unit.keys.rotation_cases import LONG_AGO, NEVER, OFFENDS, SHARED, Case
 
 
 def two(at, **given):

@@ -7,10 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hsm_kms.errors import KeyLostError, KeyUnsuitableError
-from hsm_kms.keys.rotation import Memory, make_ring
+from hsm_kms.keys.rotation import Memory, build_keyring
 from tests.unit.keys.key_samples import GONE, NOW, A, B, C, key, settings
-from tests.unit.keys.succession_cases import FIRST, NAMED, NEVER, Case
-from tests.unit.keys.succession_cases_later import AS_BEFORE
+from tests.unit.keys.rotation_cases import FIRST, NAMED, NEVER, Case
+from tests.unit.keys.rotation_cases_later import AS_BEFORE
 
 
 @pytest.mark.parametrize("name", NAMED)
@@ -37,7 +37,7 @@ def test_key_without_a_name():
 
     def fault(keys, **keys_section):
         given = settings(**keys_section)
-        return make_ring(keys, given, Memory(), NOW, nameless=trouble).fault
+        return build_keyring(keys, given, Memory(), NOW, nameless=trouble).fault
 
     assert trouble is fault(())
     assert None is fault((key(A),))
@@ -168,7 +168,7 @@ any_key = st.builds(
     times,
     born_here=st.booleans(),
     encrypts=st.booleans(),
-    offences=st.sampled_from([(), ("CKA_SENSITIVE is False",)]),
+    violations=st.sampled_from([(), ("CKA_SENSITIVE is False",)]),
 )
 some_keys = st.lists(any_key, max_size=4, unique_by=lambda one: one.fingerprint)
 moments = st.lists(st.tuples(some_keys, st.floats(-2, 8)), max_size=8)
@@ -187,13 +187,13 @@ def test_nothing_goes_back(moments, shared):
             former=frozenset(told[:-1]),
             first_seen=dict.fromkeys((A, B, C, GONE), -1000.0),
         )
-        ring = make_ring(keys, settings(shared=shared), memory, now)
+        ring = build_keyring(keys, settings(shared=shared), memory, now)
         if ring.fault is not None or ring.current.key_id in told[-1:]:
             continue
         assert ring.current.key_id not in told
         assert ring.current.activation <= now
         assert ring.current.encrypts
-        assert not ring.current.offences
+        assert not ring.current.violations
         if told:
             assert shared
             assert ring.current.born_here

@@ -11,7 +11,7 @@ from structlog.testing import capture_logs
 from hsm_kms.errors import KeyLostError, KeyNotFoundError, KeyReusedError
 from hsm_kms.state_dir.directory import StateDir
 from tests.unit.keys.key_samples import LABEL, NOW, OLD, A, B, C, Seen, key
-from tests.unit.keys.keyholder_node import FIRST, NEXT, SERIAL, THIRD, Node
+from tests.unit.keys.keyring_node import FIRST, NEXT, SERIAL, THIRD, Node
 
 
 @pytest.fixture

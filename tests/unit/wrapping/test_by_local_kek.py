@@ -9,7 +9,7 @@ import pytest
 
 from hsm_kms.errors import CiphertextError
 from hsm_kms.wrapping.by_local_kek import MAX_USES, LocalKek, Sealer, make_material
-from hsm_kms.wrapping.kek_cache import MAX_OPENED, OpenedKeks
+from hsm_kms.wrapping.kek_cache import MAX_OPENED, KekCache
 from hsm_kms.wrapping.record import (
     CIPHERTEXT_SENTENCE,
     GCM_TAG_BYTES,
@@ -222,7 +222,7 @@ def test_token_gave_another_number_of_bytes(size):
 def test_wiped_when_nobody_holds_it():
     """Its buffer is all zeros once the last who held it lets it go."""
     sealer = Sealer(make_kek(), 0)
-    opened = OpenedKeks()
+    opened = KekCache()
     opened.add(sealer.kek)
     buffer = sealer.kek._material
     sealed = sealer.seal(DEK)
@@ -240,7 +240,7 @@ def test_wiped_when_nobody_holds_it():
 
 def test_wiped_when_pushed_out():
     """Also when it gives way to another one."""
-    opened = OpenedKeks(most=1)
+    opened = KekCache(most=1)
     opened.add(make_kek(1))
     (first,) = opened._keks.values()
     buffer = first._material
@@ -264,7 +264,7 @@ def test_nothing_in_a_repr():
     """No key byte and no DEK in what a log or a debugger would show."""
     kek = make_kek()
     sealer = Sealer(kek, 0)
-    opened = OpenedKeks()
+    opened = KekCache()
     opened.add(kek)
     secrets = [SECRET, DEK]
     parts = [
@@ -289,7 +289,7 @@ def test_nothing_in_a_repr():
 
 def test_store_is_bounded():
     """It holds so many, and the one not used for longest gives way."""
-    opened = OpenedKeks(most=3)
+    opened = KekCache(most=3)
     keks = [make_kek(number) for number in range(5)]
 
     def there():
@@ -310,7 +310,7 @@ def test_store_is_bounded():
 
 def test_store_by_default():
     """16,384 of them, which is what the specification says."""
-    opened = OpenedKeks()
+    opened = KekCache()
     for number in range(MAX_OPENED + 5):
         opened.add(make_kek(number))
 
@@ -319,7 +319,7 @@ def test_store_by_default():
 
 def test_store_tells_scopes_apart():
     """Opened under one scope, it is not found under another."""
-    opened = OpenedKeks()
+    opened = KekCache()
     kek = make_kek()
     opened.add(kek)
     sealed = Sealer(kek, 0).seal(DEK)
@@ -331,7 +331,7 @@ def test_store_tells_scopes_apart():
 
 def test_store_takes_anything():
     """Bytes from anywhere are only looked up: nothing is raised, nothing is moved."""
-    opened = OpenedKeks(most=1)
+    opened = KekCache(most=1)
     kek = make_kek()
     opened.add(kek)
     sealed = Sealer(kek, 0).seal(DEK)
@@ -349,7 +349,7 @@ def test_store_takes_anything():
 
 def test_store_drops_what_is_not_wanted():
     """Those that are kept stay as they are."""
-    opened = OpenedKeks()
+    opened = KekCache()
     keks = [make_kek(number) for number in range(3)]
     for kek in keks:
         opened.add(kek)

@@ -15,10 +15,10 @@ from hsm_kms.errors import (
     KeyUnsuitableError,
 )
 from hsm_kms.ipc.values import Cipher
-from hsm_kms.keys.rotation import Memory, make_ring
+from hsm_kms.keys.rotation import Memory, build_keyring
 from tests.unit.keys.key_samples import GONE, NOW, A, B, C, key, settings
 
-OFFENDS = {"offences": ("CKA_SENSITIVE is False",)}
+OFFENDS = {"violations": ("CKA_SENSITIVE is False",)}
 NEVER = 2**64 - 1  # the latest activation time that a CKA_ID can hold
 LONG_AGO = NOW - 1000
 
@@ -58,7 +58,7 @@ class Case:
             first_seen=self.seen,
             not_yet=frozenset((each, Cipher.GCM) for each in self.not_yet),
         )
-        return make_ring(self.keys, settings(**self.keys_section), memory, self.now)
+        return build_keyring(self.keys, settings(**self.keys_section), memory, self.now)
 
     def check(self):
         ring = self.ring()

@@ -12,7 +12,7 @@ from hsm_kms.errors import KeyLostError
 from hsm_kms.state_dir.directory import StateDir
 from hsm_kms.state_dir.records import MAX_FORMER_KEYS
 from tests.unit.keys.key_samples import A, B
-from tests.unit.keys.keyholder_node import FIRST, NEXT, Node
+from tests.unit.keys.keyring_node import FIRST, NEXT, Node
 from tests.unit.state_dir.state_samples import BEFORE, KEY
 
 

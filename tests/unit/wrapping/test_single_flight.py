@@ -15,7 +15,11 @@ from hsm_kms.errors import (
     WorkerLostError,
 )
 from hsm_kms.wrapping.record import CIPHERTEXT_SENTENCE
-from hsm_kms.wrapping.single_flight import MAX_REMEMBERED, REMEMBER_SECONDS, Flights
+from hsm_kms.wrapping.single_flight import (
+    MAX_REMEMBERED,
+    REMEMBER_SECONDS,
+    SingleFlight,
+)
 
 A, B = b"one record", b"another"
 
@@ -55,7 +59,7 @@ class Desk:
 
     def __init__(self, clock):
         self.token = Token()
-        self.flights = Flights()
+        self.flights = SingleFlight()
         self.clock = clock
 
     async def come(self, number=1, what=A, seconds=None):

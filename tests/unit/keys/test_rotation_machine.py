@@ -148,7 +148,7 @@ class NodeMachine(NodeRules):
             key = ring.for_encrypt()
         except HsmKmsError:
             return None
-        assert not key.offences
+        assert not key.violations
         return key
 
     def can_read(self, key):
