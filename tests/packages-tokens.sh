@@ -15,7 +15,7 @@ found /usr/bin/certutil || set -- "$@" libnss3-tools
 found /usr/lib/*/libsoftokn3.so /usr/lib/*/nss/libsoftokn3.so /usr/lib64/libsoftokn3.so ||
     set -- "$@" libnss3
 found /usr/sbin/pkcsslotd || set -- "$@" opencryptoki
-found /usr/lib/*/p11-kit-proxy.so /usr/lib64/p11-kit-proxy.so || set -- "$@" libp11-kit0
+found /usr/lib/*/p11-kit-proxy.so /usr/lib64/p11-kit-proxy.so || set -- "$@" p11-kit-modules
 # To build Kryoptic. Rust itself is not among them: Debian's is too old.
 found /usr/bin/clang || set -- "$@" clang
 found /usr/bin/pkg-config || set -- "$@" pkg-config

@@ -41,7 +41,7 @@ class P11Kit(SoftHsm):
     brand = "p11-kit"
 
     def __init__(self, directory: Path) -> None:
-        proxy = library("p11-kit-proxy.so", "libp11-kit0")
+        proxy = library("p11-kit-proxy.so", "p11-kit-modules")
         super().__init__(directory)
         config = directory / "xdg" / "pkcs11"
         (config / "modules").mkdir(parents=True)
