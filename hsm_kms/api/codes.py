@@ -93,9 +93,6 @@ REFUSALS: Final[Mapping[type[BaseException], Refusal]] = MappingProxyType(
         errors.PoolClosedError: Refusal(
             StatusCode.UNAVAILABLE, "the server is shutting down"
         ),
-        # Raised at start only; here they would be a bug.
-        errors.ConfigError: INTERNAL,
-        errors.SocketError: INTERNAL,
     }
 )
 

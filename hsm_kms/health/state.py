@@ -152,7 +152,7 @@ class Health:
         if ring is None:
             error = self._workers().error
             error = error or WorkerLostError("the token has not been reached yet")
-            raise error.with_traceback(None)  # perhaps shared by all who ask
+            raise error.again()
         return ring
 
     @property

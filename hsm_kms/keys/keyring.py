@@ -171,7 +171,7 @@ class Keyring:
             HsmKmsError: There is none, or the policy forbids it.
         """
         if self.fault is not None:
-            raise self.fault.with_traceback(None)  # shared by all who ask
+            raise self.fault.again()
         if self.current is None:
             raise KeyNotFoundError("there is no current key")
         return self.current

@@ -39,8 +39,7 @@ class Breaker:
             HsmKmsError: It is open; the error that opened it.
         """
         if self._open is not None:
-            # Shared by all who come: its traceback must not grow with each.
-            raise self._open.with_traceback(None)
+            raise self._open.again()
 
     def failed(self, error: HsmKmsError) -> None:
         """The token, not the request, was at fault."""

@@ -59,6 +59,4 @@ TABLE: Final[dict[str, tuple[type[HsmKmsError], str | None]]] = {
 def error_from(failure: Failure) -> HsmKmsError:
     """The error for a failure; a cause this version does not know is the device's."""
     kind, hint = TABLE.get(failure.cause, TABLE["device"])
-    if issubclass(kind, TokenError):
-        return kind(failure.detail, function=failure.function, rv=failure.rv, hint=hint)
-    return kind(failure.detail, hint=hint)
+    return kind(failure.detail, function=failure.function, rv=failure.rv, hint=hint)

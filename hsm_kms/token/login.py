@@ -27,7 +27,6 @@ from hsm_kms.errors import (
     PinRejectedError,
     PinSettlingError,
     PinUnavailableError,
-    TokenError,
     WorkerLostError,
 )
 from hsm_kms.ipc import ckr
@@ -234,7 +233,7 @@ class PinGate:
 
 def _may_be_about_the_pin(error: HsmKmsError) -> bool:
     """Some tokens reject a PIN with an error that could mean anything."""
-    if not isinstance(error, TokenError) or error.function != "C_Login":
+    if error.function != "C_Login":
         return False
     return error.rv not in ckr.known() or ckr.fault(error.rv) is ckr.Fault.AMBIGUOUS
 

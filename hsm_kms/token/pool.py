@@ -21,8 +21,8 @@ from hsm_kms.errors import (
     PoolClosedError,
     PoolTimeoutError,
     RequestError,
+    RequestRefusedError,
     SessionLostError,
-    TokenError,
     TokenTimeoutError,
     WorkerLostError,
 )
@@ -133,7 +133,7 @@ class Pool:
         while self._waiting:
             waiter = self._waiting.popleft()
             if not waiter.done():
-                waiter.set_exception(error)
+                waiter.set_exception(error.again())
 
     async def call(
         self,
@@ -152,7 +152,7 @@ class Pool:
         Raises:
             PoolTimeoutError: No session became free in time.
             TokenTimeoutError: The token did not answer in time.
-            TokenError: The token is down, or said no.
+            HsmKmsError: The token is unavailable, or refused.
             CiphertextError: The token found the ciphertext not authentic.
         """
         now = self._loop.time()
@@ -229,7 +229,7 @@ class Pool:
             raise RequestError(str(error))
         elif isinstance(request, Decrypt) and reply.cause == ckr.Fault.AMBIGUOUS:
             pass  # no canary could settle it, and what came from etcd trips nothing
-        elif isinstance(error, TokenError):
+        elif not isinstance(error, RequestRefusedError):
             self._on_fault(error)
             if reply.cause in _TOKEN_AT_FAULT:
                 self.breaker.failed(error)
@@ -244,9 +244,7 @@ class Pool:
                 return channel
             self._sessions.discard(channel)
         if self._down is not None:
-            # One exception for all who come: without this its traceback, and all
-            # that its frames hold, would grow with each of them.
-            raise self._down.with_traceback(None)
+            raise self._down.again()
         waiter: asyncio.Future[Channel] = self._loop.create_future()
         self._waiting.append(waiter)
         until = min(latest, self._loop.time() + self._session_wait)

@@ -12,7 +12,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
-from hsm_kms.errors import CiphertextError, TokenTimeoutError
+from hsm_kms.errors import CiphertextError, HsmKmsError, TokenTimeoutError
 from hsm_kms.wrapping.record import CIPHERTEXT_SENTENCE
 
 if TYPE_CHECKING:
@@ -72,6 +72,8 @@ class SingleFlight(Generic[T]):
                 return await asyncio.shield(flight.task)
         except TimeoutError:
             raise TokenTimeoutError("the token did not answer in time") from None
+        except HsmKmsError as error:
+            raise error.again() from None  # every caller of this flight gets it
         finally:
             flight.waiting -= 1
             if not flight.waiting and not flight.task.done():

@@ -20,24 +20,11 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from hsm_kms.errors import (
     CiphertextError,
-    HsmKmsError,
-    KeyAmbiguousError,
-    KeyNotActiveError,
-    KeyNotFoundError,
     KeyRetiredError,
     LocalRefusedError,
-    MechanismError,
-    PinSettlingError,
-    PinUnavailableError,
-    PoolClosedError,
-    PoolTimeoutError,
     RequestError,
-    SessionLostError,
-    TokenAbsentError,
-    TokenError,
-    TokenTimeoutError,
+    UnavailableError,
     UnknownKeyIdError,
-    WorkerLostError,
 )
 from hsm_kms.wrapping.by_local_kek import LocalKek
 from hsm_kms.wrapping.by_token import CIPHERS, ByToken
@@ -52,26 +39,6 @@ if TYPE_CHECKING:
     from hsm_kms.wrapping.local_lifecycle import LocalKeks
     from hsm_kms.wrapping.record import Header
     from hsm_kms.wrapping.settings import WrapSettings
-
-UNREACHED: Final = frozenset(
-    {
-        KeyAmbiguousError,
-        KeyNotActiveError,
-        KeyNotFoundError,
-        MechanismError,
-        PinSettlingError,
-        PinUnavailableError,
-        PoolClosedError,
-        PoolTimeoutError,
-        SessionLostError,
-        TokenAbsentError,
-        TokenError,
-        TokenTimeoutError,
-        WorkerLostError,
-    }
-)
-"""What a local KEK helps against, where the keyring has a current key: all that would
-be UNAVAILABLE or RESOURCE_EXHAUSTED."""
 
 ANSWER_SECONDS: Final = 0.1  # kept of a client's time for the answer by a local KEK
 
@@ -196,9 +163,7 @@ class DekWrapper:
                 return sealed
         try:
             return await self._by_token(key, plaintext, deadline)
-        except HsmKmsError as error:
-            if type(error) not in UNREACHED:
-                raise
+        except UnavailableError:
             if self._settings.wrapping == "fallback":
                 sealed = self._by_local(key, plaintext)
                 if sealed is not None:
@@ -247,9 +212,8 @@ class DekWrapper:
             if kek is not None:
                 return await self._from_memory(kek, ciphertext, key_id, deadline)
             return await self._cold(ciphertext, key_id, deadline)
-        except HsmKmsError as error:
-            if type(error) in UNREACHED:
-                self._on_unreached()
+        except UnavailableError:
+            self._on_unreached()
             raise
 
     async def _from_memory(

@@ -10,10 +10,10 @@ import pytest
 from structlog.testing import capture_logs
 
 from hsm_kms.clock import now
-from hsm_kms.errors import KeyRetiredError
+from hsm_kms.errors import KeyRetiredError, UnavailableError
 from hsm_kms.wrapping.by_local_kek import MAX_USES
 from hsm_kms.wrapping.record import Kind, Record
-from hsm_kms.wrapping.wrapper import UNREACHED, Path
+from hsm_kms.wrapping.wrapper import Path
 from tests.harness.shim.driver import Shim
 from tests.system.wrapping.wrapping_rig import (
     DEK,
@@ -232,7 +232,7 @@ async def test_token_is_away_at_the_first_birth(make_node, shim):
     await node.wrapping("software")
     state = await node.state("failed")
 
-    assert await refused(node.wrap()) in UNREACHED
+    assert issubclass(await refused(node.wrap()), UnavailableError)
     assert state.key_id
     shim.clear()
     await node.until(node.created)
@@ -301,7 +301,7 @@ async def test_hard_limit_in_an_outage(make_node, shim):
     load.once()
     last = load.once()
 
-    assert await refused(node.wrap()) in UNREACHED
+    assert issubclass(await refused(node.wrap()), UnavailableError)
     assert MAX_USES == sealer.uses
     await node.state("failed")
     assert DEK == (await node.unwrap(last)).plaintext
@@ -328,7 +328,7 @@ async def test_max_offline(make_node, shim):
     lasted = loop.time() - began
     opened = await node.unwrap(next(iter(load.records.values())))
 
-    assert error in UNREACHED
+    assert issubclass(error, UnavailableError)
     assert 1 < lasted < 13
     assert (DEK, Path.LOCAL) == (opened.plaintext, opened.path)
 
@@ -345,7 +345,7 @@ async def test_no_time_offline(make_node, shim):
     shim.set(DOWN)
     await node.state("failed")
 
-    assert await refused(node.wrap()) in UNREACHED
+    assert issubclass(await refused(node.wrap()), UnavailableError)
 
 
 # Rotation

@@ -36,11 +36,12 @@ from hsm_kms.errors import (
     KeyNotFoundError,
     KeyRetiredError,
     LocalRefusedError,
+    UnavailableError,
     UnknownKeyIdError,
 )
 from hsm_kms.wrapping.record import Kind, Record
-from hsm_kms.wrapping.wrapper import UNREACHED, Sealed
 from hsm_kms.wrapping.wrapper import Path as By
+from hsm_kms.wrapping.wrapper import Sealed
 from tests.harness.shim.driver import Shim
 from tests.harness.support import Plugin
 from tests.system.wrapping.wrapping_rig import DOWN, Maker, Node, aged, on_shim, quick
@@ -188,7 +189,8 @@ class WrappingMachine(RuleBasedStateMachine):
     def _is_clear(self, error):
         """Whether an error says that the token is away, and it may be."""
         assert not self.calm, error
-        assert type(error) in UNREACHED or (self.taken and type(error) in BLIND), error
+        blind = self.taken and type(error) in BLIND
+        assert isinstance(error, UnavailableError) or blind, error
 
     @invariant()
     def traffic(self):
