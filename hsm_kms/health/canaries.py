@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from hsm_kms.errors import HsmKmsError, WorkerLostError
+from hsm_kms.keys.key_id import fingerprint_in
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -81,7 +82,7 @@ class Canaries:
         ring = self._holder.ring
         if ring is None:
             last = self._holder.last_key_id
-            return last is not None and last.partition(".")[0] == key.fingerprint
+            return last is not None and fingerprint_in(last) == key.fingerprint
         if ring.current is None or ring.fault is not None:
             return False
         return ring.current.name == key.name

@@ -25,7 +25,11 @@ from hsm_kms.errors import (
 )
 from hsm_kms.ipc.messages import Probe, Probed
 from hsm_kms.ipc.values import Cipher, KeySeen, Mechanism
-from hsm_kms.keys.key_id import activation_of, fingerprint_of_cka_id
+from hsm_kms.keys.key_id import (
+    activation_of,
+    fingerprint_in,
+    fingerprint_of_cka_id,
+)
 from hsm_kms.keys.keyring import KeySettings, TokenKey
 from hsm_kms.keys.listing import fingerprint, list_keys
 from hsm_kms.keys.policy import born_here, violations
@@ -246,7 +250,7 @@ def _by_mechanism(key: TokenKey, how: Mechanism | None) -> TokenKey:
 
 def _but(known: Identified, last: str | None) -> Identified:
     """What is known, the current key aside: it is looked at anew each time."""
-    fingerprint = last.partition(".")[0] if last else None
+    fingerprint = fingerprint_in(last) if last else None
     return {
         name: each for name, each in known.items() if each[0].fingerprint != fingerprint
     }
@@ -254,7 +258,7 @@ def _but(known: Identified, last: str | None) -> Identified:
 
 def _to_probe(keys: Sequence[TokenKey], preferred: str | None) -> TokenKey:
     """The key that will probably be current; a pair before a lone key."""
-    fingerprint = preferred.partition(".")[0] if preferred else None
+    fingerprint = fingerprint_in(preferred) if preferred else None
     ranked = sorted(
         keys,
         key=lambda key: (

@@ -46,6 +46,15 @@ def _base32(data: bytes) -> str:
     return base64.b32encode(data).decode("ascii").rstrip("=").lower()
 
 
+def fingerprint_in(key_id: str) -> str:
+    """Return the fingerprint that a key_id begins with, without its suffix.
+
+    Args:
+        key_id: A key_id, or a fingerprint alone.
+    """
+    return key_id.partition(".")[0]
+
+
 def make_cka_id(activation: int) -> bytes:
     """CKA_ID of a new key: 21 bytes with its activation time.
 

@@ -22,6 +22,7 @@ from hsm_kms.errors import (
     KeyRetiredError,
     UnknownKeyIdError,
 )
+from hsm_kms.keys.key_id import fingerprint_in
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -192,7 +193,7 @@ class Keyring:
             KeyRetiredError: The configuration says that it is retired.
             UnknownKeyIdError: No key held here has this fingerprint.
         """
-        fingerprint = key_id.partition(".")[0]
+        fingerprint = fingerprint_in(key_id)
         if fingerprint in self.settings.retired:
             raise KeyRetiredError("the key with this key_id is retired")
         key = self._by_name.get((fingerprint, cipher)) or self._alias(key_id, cipher)

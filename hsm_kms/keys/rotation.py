@@ -25,6 +25,7 @@ from hsm_kms.errors import (
     KeyReusedError,
     KeyUnsuitableError,
 )
+from hsm_kms.keys.key_id import fingerprint_in
 from hsm_kms.keys.keyring import Keyring, KeySettings, Pending, TokenKey
 
 if TYPE_CHECKING:
@@ -114,7 +115,7 @@ def _named(
 def _named_is_missing(
     keys: Sequence[TokenKey], wanted: str, settings: KeySettings
 ) -> HsmKmsError:
-    fingerprint = _fingerprint(wanted)
+    fingerprint = fingerprint_in(wanted)
     if fingerprint in settings.retired:
         return KeyUnsuitableError(
             f"keys.current names {wanted}, and keys.retired does, too",
@@ -161,7 +162,7 @@ def _as_before(
 def _last_is_missing(
     keys: Sequence[TokenKey], last: str, settings: KeySettings
 ) -> HsmKmsError:
-    fingerprint = _fingerprint(last)
+    fingerprint = fingerprint_in(last)
     if fingerprint in settings.retired:
         return KeyUnsuitableError(
             f"the key last current here, {last}, is in keys.retired",
@@ -235,7 +236,7 @@ def _coming(
     now: float,
 ) -> Iterable[Pending]:
     """The keys that may come after `base`, and from when."""
-    former = {_fingerprint(key_id) for key_id in memory.former}
+    former = {fingerprint_in(key_id) for key_id in memory.former}
     passed = {*former, base.fingerprint}  # also a copy of it with another CKA_ID
     for key in keys:
         if key.age <= base.age or key.fingerprint in passed:
@@ -257,15 +258,11 @@ def _time_of(key: TokenKey, memory: Memory, now: float) -> float:
 
 
 def _find(keys: Sequence[TokenKey], key_id: str) -> TokenKey | None:
-    fingerprint = _fingerprint(key_id)
+    fingerprint = fingerprint_in(key_id)
     for key in keys:
         if key.fingerprint == fingerprint and key.encrypts:
             return key
     return None
-
-
-def _fingerprint(key_id: str) -> str:
-    return key_id.partition(".")[0]
 
 
 def _several(keys: Sequence[TokenKey], settings: KeySettings) -> KeyAmbiguousError:

@@ -8,6 +8,7 @@ from hsm_kms.config import pkcs11_uri
 from hsm_kms.config.pkcs11_uri import Pkcs11Uri
 from hsm_kms.health.state import HealthSettings
 from hsm_kms.ipc.messages import Configure
+from hsm_kms.keys.key_id import fingerprint_in
 from hsm_kms.keys.keyring import KeySettings
 from hsm_kms.token.login import PinSource
 from hsm_kms.token.workers import WorkerSettings
@@ -86,7 +87,7 @@ def key_settings(config: Config) -> KeySettings:
         fingerprint=keys.fingerprint,
         current=keys.current,
         suffix=keys.suffix,
-        retired=frozenset(each.partition(".")[0] for each in keys.retired),
+        retired=frozenset(fingerprint_in(each) for each in keys.retired),
         also_known_as={
             key_id: bytes.fromhex(cka_id)
             for key_id, cka_id in keys.also_known_as.items()
