@@ -9,6 +9,7 @@ that fails is replaced; one that is merely slow is left to the hang watch of
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import secrets
 from typing import TYPE_CHECKING, Final
 
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from hsm_kms.keys.discovery import Discovery, KeyListing
     from hsm_kms.keys.keyring import TokenKey
     from hsm_kms.keys.node_keyring import NodeKeyring
+    from hsm_kms.token.alarm import Alarm
     from hsm_kms.token.process import Worker
     from hsm_kms.token.workers import Workers
 
@@ -52,6 +54,7 @@ class Monitor:
     Args:
         discovery: Reads the keys.
         holder: Holds them.
+        alarm: Raised when something happened that a look should find.
         canary: The request that wraps and unwraps a canary under a key.
         interval: Seconds between looks while all is well.
         call_timeout: Longest wait for one answer of the token, in seconds.
@@ -62,10 +65,11 @@ class Monitor:
         holder: What was learnt of its keys.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - one object each
         self,
         discovery: Discovery,
         holder: NodeKeyring,
+        alarm: Alarm,
         *,
         canary: Callable[[TokenKey, Mechanism], RunCanary],
         interval: float,
@@ -81,7 +85,7 @@ class Monitor:
         self._workers: Workers | None = None
         self._on_well: Callable[[], None] | None = None
         self._ready: Callable[[TokenKey], bool] = lambda _: True
-        self._wake = asyncio.Event()
+        self._alarm = alarm
         self._looking = asyncio.Lock()
         self._sightings = Inventory()
         self._proofs = Canaries(holder, self._sightings, canary)
@@ -109,20 +113,6 @@ class Monitor:
         self._workers = workers
         self._on_well = on_well
         self._ready = ready
-
-    def look_soon(self) -> None:
-        """Something has changed that a look should find."""
-        self._wake.set()
-
-    def fault_seen(self, error: HsmKmsError) -> None:
-        """A request met an error that speaks about the token: look at once."""
-        _log.info("token fault under a request", error=str(error))
-        self._wake.set()
-
-    def worker_changed(self) -> None:
-        """A worker came, went, or could not start."""
-        self.health.evaluate()
-        self._wake.set()
 
     async def qualify(self, worker: Worker) -> None:
         """Read the keys with a new worker and prove them on it.
@@ -183,20 +173,22 @@ class Monitor:
         return WorkersSeen(ready=len(workers.ready), error=workers.last_error)
 
     async def _pause(self) -> None:
-        await asyncio.sleep(_AT_MOST_EVERY)
+        """Wait for the next look; an alarm changes the state of health at once."""
+        loop = asyncio.get_running_loop()
+        soonest = loop.time() + _AT_MOST_EVERY
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._seconds_to_next()):
+                await self._alarm.wait()
+        self.health.evaluate()
+        await asyncio.sleep(soonest - loop.time())
+        self._alarm.clear()
+
+    def _seconds_to_next(self) -> float:
         retry = min(RETRY_SECONDS, self._interval)
         seconds = self._interval if self.health.settled else retry
         seconds *= 1 + _JITTER * (secrets.SystemRandom().random() - 0.5)
         coming = self.holder.seconds_to_next()
-        try:
-            async with asyncio.timeout(
-                seconds if coming is None else min(seconds, coming)
-            ):
-                await self._wake.wait()
-        except TimeoutError:
-            return
-        finally:
-            self._wake.clear()
+        return seconds if coming is None else min(seconds, coming)
 
     # One worker's look
 
@@ -227,7 +219,7 @@ class Monitor:
 
     async def _read_visiting(self, worker: Worker) -> None:
         await self._read(worker, fresh=False)
-        self._wake.set()  # what do the others see now?
+        self._alarm.notify("a fresh worker read the keys")  # what do the others see?
 
     def _misses_current(self, worker: Worker) -> bool:
         """Whether a key that is held, and current, is not seen by this worker."""
@@ -276,6 +268,6 @@ class Monitor:
         """Whether wrap and unwrap have worked on every worker since its time came."""
         if since is None:
             since = asyncio.get_running_loop().time()
-            self._wake.set()  # for a look at once
+            self._alarm.notify("the activation time of a key has come")
         self._due[key.name] = since
         return self._sightings.proven_by_all(workers, key, since) and self._ready(key)

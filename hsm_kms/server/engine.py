@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 import structlog
@@ -19,6 +20,7 @@ from hsm_kms.ipc.values import Mechanism
 from hsm_kms.keys.discovery import Discovery
 from hsm_kms.keys.node_keyring import NodeKeyring
 from hsm_kms.server import settings as wiring
+from hsm_kms.token.alarm import Alarm
 from hsm_kms.token.counts import Counts
 from hsm_kms.token.login import PinGate
 from hsm_kms.token.pool import Pool
@@ -94,6 +96,7 @@ class Engine:
 
     Attributes:
         config: The configuration.
+        alarm: Raised when an inspection should run soon.
         pool: The sessions.
         workers: The worker processes.
         gate: The PIN.
@@ -107,6 +110,7 @@ class Engine:
         state, counts = lasting.state, lasting.counts
         self._budget = lasting.budget
         settings = wiring.key_settings(config)
+        self.alarm = Alarm()
         self._monitor = Monitor(
             Discovery(
                 settings,
@@ -116,6 +120,7 @@ class Engine:
                 freeze=True,
             ),
             NodeKeyring(settings, state),
+            self.alarm,
             canary=self._canary,
             interval=min(config.health.interval, config.keys.discover),
             call_timeout=config.token.call_timeout,
@@ -124,7 +129,7 @@ class Engine:
         self.pool = Pool(
             session_wait=config.token.session_wait,
             call_timeout=config.token.call_timeout,
-            on_fault=self._monitor.fault_seen,
+            alarm=self.alarm,
             counts=counts,
         )
         self.gate = PinGate(wiring.pin_source(config), state)
@@ -133,7 +138,7 @@ class Engine:
             pool=self.pool,
             gate=self.gate,
             qualify=self._monitor.qualify,
-            on_change=self._monitor.worker_changed,
+            alarm=self.alarm,
             counts=counts,
         )
         token = ByToken(self.pool, lasting.budget, scope=config.scope)
@@ -143,7 +148,7 @@ class Engine:
             self.opened,
             wiring.local_settings(config),
             offline=lambda: self.health.offline_for,
-            on_born=self._monitor.look_soon,
+            on_born=partial(self.alarm.notify, "a local KEK was created"),
             created=counts.created,
         )
         self._opening = Opening(token, self.opened)

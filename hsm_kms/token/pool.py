@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from hsm_kms.ipc.messages import Reply, Request
+    from hsm_kms.token.alarm import Alarm
     from hsm_kms.token.channel import Channel
 
 
@@ -60,7 +61,7 @@ class Pool:
     Args:
         session_wait: Longest wait for a session, in seconds.
         call_timeout: Longest wait for a token's answer, in seconds.
-        on_fault: Told of every error that speaks about the token, not the request.
+        alarm: Raised by every error of the token, as opposed to one of the request.
         counts: Running totals.
 
     Attributes:
@@ -72,14 +73,14 @@ class Pool:
         *,
         session_wait: float,
         call_timeout: float,
-        on_fault: Callable[[HsmKmsError], None],
+        alarm: Alarm,
         counts: Counts | None = None,
     ) -> None:
         self.breaker = Breaker()
         self._counts = counts or Counts()
         self._session_wait = session_wait
         self._call_timeout = call_timeout
-        self._on_fault = on_fault
+        self._alarm = alarm
         self._sessions: set[Channel] = set()
         self._idle: list[Channel] = []
         self._waiting: deque[asyncio.Future[Channel]] = deque()
@@ -164,13 +165,13 @@ class Pool:
         try:
             return await self._attempt(request, latest, before)
         except (SessionLostError, WorkerLostError) as error:
-            self._on_fault(error)
+            self._alarm.fault(error)
             if self._loop.time() >= latest:
                 raise TokenTimeoutError("no time is left for another try") from None
         try:
             return await self._attempt(request, latest, before)
         except (SessionLostError, WorkerLostError) as error:
-            self._on_fault(error)
+            self._alarm.fault(error)
             raise WorkerLostError(
                 "the token was lost twice under one request"
             ) from None
@@ -209,7 +210,7 @@ class Pool:
         patient = self._call_timeout * _PATIENT
         if since is not None and self._loop.time() - since >= patient:
             self._counts.errors["timeout"] += 1
-            self._on_fault(error)
+            self._alarm.fault(error)
             self.breaker.failed(error)
         return error
 
@@ -230,7 +231,7 @@ class Pool:
         elif isinstance(request, Decrypt) and reply.cause == ckr.Fault.AMBIGUOUS:
             pass  # no canary could settle it, and what came from etcd trips nothing
         elif not isinstance(error, RequestRefusedError):
-            self._on_fault(error)
+            self._alarm.fault(error)
             if reply.cause in _TOKEN_AT_FAULT:
                 self.breaker.failed(error)
         else:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
     from hsm_kms.ipc.messages import Configure
+    from hsm_kms.token.alarm import Alarm
     from hsm_kms.token.channel import Channel
     from hsm_kms.token.login import PinGate
     from hsm_kms.token.pool import Pool
@@ -74,7 +75,7 @@ class Workers:
         gate: Logs a worker in.
         qualify: Called with a worker that is logged in, before its sessions are
             lent; raises to refuse it.
-        on_change: Called when a worker came, went, or could not start.
+        alarm: Raised when a worker came, went, or could not start.
         counts: Running totals.
     """
 
@@ -85,7 +86,7 @@ class Workers:
         pool: Pool,
         gate: PinGate,
         qualify: Callable[[Worker], Awaitable[None]],
-        on_change: Callable[[], None],
+        alarm: Alarm,
         counts: Counts | None = None,
     ) -> None:
         self._settings = settings
@@ -93,7 +94,7 @@ class Workers:
         self._pool = pool
         self._gate = gate
         self._qualify = qualify
-        self._on_change = on_change
+        self._alarm = alarm
         self.ready: list[Worker] = []
         self.last_error: HsmKmsError | None = None
         self._budget = KillBudget()
@@ -235,7 +236,7 @@ class Workers:
             _log.warning("token worker cannot start", error=error.sentence)
         self.last_error = error
         self._pool.fail(error)
-        self._on_change()
+        self._alarm.notify("a token worker cannot start")
 
     async def _serve(self, worker: Worker, channels: list[Channel]) -> None:
         _log.info("token worker started", pid=worker.pid, sessions=len(channels))
@@ -243,7 +244,7 @@ class Workers:
         self.ready.append(worker)
         for channel in channels:
             self._pool.add(channel)
-        self._on_change()
+        self._alarm.notify("a token worker started")
         try:
             await worker.lost.wait()
         finally:
@@ -259,7 +260,7 @@ class Workers:
                 end=str(end),
                 reason=worker.reason,
             )
-            self._on_change()
+            self._alarm.notify("a token worker ended")
 
 
 def _as_known(error: Exception) -> HsmKmsError:

@@ -23,6 +23,7 @@ from hsm_kms.ipc.messages import (
     RunCanary,
 )
 from hsm_kms.state_dir.directory import StateDir
+from hsm_kms.token.alarm import Alarm
 from hsm_kms.token.counts import Counts
 from hsm_kms.token.login import PinGate, PinSource
 from hsm_kms.token.pool import Pool
@@ -40,6 +41,8 @@ from tests.harness.support import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from hsm_kms.errors import HsmKmsError
 
 
 LABEL = "k8s-kek"
@@ -77,6 +80,22 @@ def unwrapping(ref: KeyRef, sealed: Encrypted, aad: bytes = AAD) -> Decrypt:
     )
 
 
+class FaultLog(Alarm):
+    """Keep every fault that raised the alarm.
+
+    Attributes:
+        faults: The errors, in order.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.faults: list[Exception] = []
+
+    def fault(self, error: HsmKmsError) -> None:
+        self.faults.append(error)
+        super().fault(error)
+
+
 class Served:
     """Workers that stock a pool, on a token with one KEK.
 
@@ -102,14 +121,14 @@ class Served:
         self.settings = WorkerSettings(**(given | settings))
         self._gate = gate(pin_file, directory)
         self.ref = KeyRef(LABEL, b"")
-        self.faults: list[Exception] = []
+        self.alarm = FaultLog()
 
     async def __aenter__(self) -> Self:
         self.counts = Counts()
         self.pool = Pool(
             session_wait=self.settings.call_timeout,
             call_timeout=self.settings.call_timeout,
-            on_fault=self.faults.append,
+            alarm=self.alarm,
             counts=self.counts,
         )
         self.workers = Workers(
@@ -117,7 +136,7 @@ class Served:
             pool=self.pool,
             gate=self._gate,
             qualify=self.qualify,
-            on_change=lambda: None,
+            alarm=self.alarm,
             counts=self.counts,
         )
         self.workers.start()

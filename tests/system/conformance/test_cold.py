@@ -258,7 +258,7 @@ async def test_42_the_time_is_over_when_it_comes(rig):
 
     assert [] == begun
     assert [] == rig.busy()
-    assert [] == rig.faults
+    assert [] == rig.alarm.faults
 
 
 async def test_39_forged_headers_by_the_thousand(cold):

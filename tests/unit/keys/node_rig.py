@@ -19,6 +19,7 @@ from hsm_kms.keys.key_id import fingerprint_of
 from hsm_kms.keys.keyring import TokenKey
 from hsm_kms.keys.node_keyring import NodeKeyring
 from hsm_kms.state_dir.directory import StateDir
+from hsm_kms.token.alarm import Alarm
 from hsm_kms.wrapping.by_token import canary
 
 if TYPE_CHECKING:
@@ -142,6 +143,7 @@ class Engine:
         self.monitor = Monitor(
             _Sight(settings),
             self.holder,
+            Alarm(),
             canary=lambda key, how: canary(key, how, ""),
             interval=30,
             call_timeout=2,
@@ -174,7 +176,7 @@ class Engine:
         else:
             self.peers.last_error = None
             self.peers.ready.append(peer)
-        self.monitor.worker_changed()
+        self.monitor.health.evaluate()
 
     async def look(self, peer: Peer) -> None:
         """One regular look; a worker that does not pass it is gone."""
@@ -187,7 +189,7 @@ class Engine:
         peer.retire()
         if peer in self.peers.ready:
             self.peers.ready.remove(peer)
-        self.monitor.worker_changed()
+        self.monitor.health.evaluate()
 
     async def visit(self) -> None:
         """A fresh worker looks; who is behind is replaced."""

@@ -11,6 +11,7 @@ from hsm_kms.ipc import framing
 from hsm_kms.ipc.messages import Block, Failure, FindKeys
 from hsm_kms.token.channel import Channel
 from hsm_kms.token.pool import Pool
+from tests.harness.served import FaultLog
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -94,11 +95,11 @@ class Rig:
     """The pool, its workers, and the requests under way."""
 
     def __init__(self) -> None:
-        self.faults: list[Exception] = []
+        self.alarm = FaultLog()
         self.pool = Pool(
             session_wait=SESSION_WAIT,
             call_timeout=CALL_TIMEOUT,
-            on_fault=self.faults.append,
+            alarm=self.alarm,
         )
         self.workers: list[PeerWorker] = []
         self.asked = 0

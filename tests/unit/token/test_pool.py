@@ -58,7 +58,7 @@ async def test_no_session_in_time(rig):
 
     with pytest.raises(PoolTimeoutError):
         await waiting
-    assert [] == rig.faults
+    assert [] == rig.alarm.faults
 
 
 async def test_own_deadline(rig):
@@ -120,7 +120,7 @@ async def test_lost_under_a_request(rig):
     other.answer()
 
     assert "request 1" == await task
-    assert [WorkerLostError] == [type(fault) for fault in rig.faults]
+    assert [WorkerLostError] == [type(fault) for fault in rig.alarm.faults]
 
 
 async def test_lost_twice(rig):
@@ -243,5 +243,5 @@ async def test_refused_before_a_try(rig):
 
     assert [] == rig.busy()
     assert PoolStats(sessions=1, idle=1, waiting=0) == rig.pool.stats()
-    assert [] == rig.faults
+    assert [] == rig.alarm.faults
     assert not rig.pool._counts.calls

@@ -34,7 +34,7 @@ async def test_refused(rig, cause, error, faults):
 
     with pytest.raises(error):
         await task
-    assert faults == len(rig.faults)
+    assert faults == len(rig.alarm.faults)
     assert 1 == rig.pool.stats().idle
 
 
@@ -122,7 +122,7 @@ async def test_short_deadlines_do_not_trip_the_breaker(rig):
             await task
 
     assert not rig.pool.breaker.is_open
-    assert [] == rig.faults
+    assert [] == rig.alarm.faults
 
 
 async def test_clients_that_gave_up_trip_the_breaker(rig):
@@ -136,7 +136,9 @@ async def test_clients_that_gave_up_trip_the_breaker(rig):
         await rig.settle()
         assert task.cancelled()
 
-    assert [TokenTimeoutError] * TRIP_AFTER == [type(fault) for fault in rig.faults]
+    assert [TokenTimeoutError] * TRIP_AFTER == [
+        type(fault) for fault in rig.alarm.faults
+    ]
     assert TRIP_AFTER == rig.pool._counts.errors["timeout"]
     with pytest.raises(TokenTimeoutError, match="did not answer in time"):
         await rig.call()
@@ -155,7 +157,7 @@ async def test_impatient_clients_do_not_trip_the_breaker(rig):
             worker.sessions[0].answer()
             await rig.settle()
 
-    assert [] == rig.faults
+    assert [] == rig.alarm.faults
     assert not rig.pool.breaker.is_open
     assert 0 == rig.pool._counts.errors["timeout"]
 
@@ -172,7 +174,7 @@ async def test_gone_as_the_answer_comes(rig, steps):
     await rig.settle()
 
     assert task.done()
-    assert [] == rig.faults
+    assert [] == rig.alarm.faults
 
 
 async def test_who_waits_for_a_session_blames_nobody(rig):
@@ -185,4 +187,4 @@ async def test_who_waits_for_a_session_blames_nobody(rig):
     await rig.settle()
 
     assert waiting.cancelled()
-    assert [] == rig.faults
+    assert [] == rig.alarm.faults

@@ -80,7 +80,7 @@ async def test_load_with_cancellations(make):
 
         await asyncio.gather(*(client() for _ in range(12)))
         await served.until(lambda: served.pool.stats().idle == 8)
-        assert 0 == counts["failed"], served.faults
+        assert 0 == counts["failed"], served.alarm.faults
 
 
 async def test_load_with_kills(make, monkeypatch):
