@@ -145,6 +145,15 @@ class Monitor:
             visits.cancel()
             await asyncio.gather(visits, return_exceptions=True)
 
+    @property
+    def error(self) -> HsmKmsError | None:
+        """Why the latest worker could not start; None if it could, or none tried."""
+        return self._seen().error
+
+    async def first_news(self) -> None:
+        """Wait until the keys have been read, or a worker could not start."""
+        await self.health.first_news()
+
     async def look_again(self, until: float) -> None:
         """A request names a key that is not held: see whether it has just come.
 

@@ -15,7 +15,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, Literal
 
@@ -134,26 +133,9 @@ class Health:
         self._holder.announce(self._state.key_id)
         return self._state
 
-    async def ring_soon(self, until: float, *, announced: bool) -> Keyring:
-        """The keyring as last read; right after the start, wait for the first one.
-
-        Args:
-            until: Longest wait, in the loop's time.
-            announced: Encrypt under the key that Status gave last, as v2 must.
-
-        Raises:
-            HsmKmsError: The token could not be reached.
-        """
-        if self._holder.ring is None and self._workers().error is None:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout_at(until):
-                    await self._first_news.wait()
-        ring = self._holder.announced_ring if announced else self._holder.ring
-        if ring is None:
-            error = self._workers().error
-            error = error or WorkerLostError("the token has not been reached yet")
-            raise error.again()
-        return ring
+    async def first_news(self) -> None:
+        """Wait until the keys have been read, or a worker could not start."""
+        await self._first_news.wait()
 
     @property
     def detail(self) -> str:

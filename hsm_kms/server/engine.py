@@ -19,6 +19,7 @@ from hsm_kms.health.monitor import Monitor
 from hsm_kms.ipc.values import Mechanism
 from hsm_kms.keys.discovery import Discovery
 from hsm_kms.keys.node_keyring import NodeKeyring
+from hsm_kms.keys.view import AnnouncedKeys, CurrentKeys
 from hsm_kms.server import settings as wiring
 from hsm_kms.token.alarm import Alarm
 from hsm_kms.token.counts import Counts
@@ -35,39 +36,12 @@ if TYPE_CHECKING:
     from hsm_kms.health.state import Health
     from hsm_kms.ipc.messages import RunCanary
     from hsm_kms.keys.keyring import Keyring, Pending, TokenKey
+    from hsm_kms.keys.view import KeyView
     from hsm_kms.state_dir.directory import StateDir
     from hsm_kms.wrapping.by_local_kek import LocalKek
     from hsm_kms.wrapping.nonce_budget import NonceBudget
 
 _log = structlog.get_logger(__name__)
-
-
-class Keys:
-    """What a wrapper knows of keys.
-
-    Args:
-        monitor: Looks for them.
-        announced: Encrypt under the key that Status gave last, as v2 must.
-    """
-
-    def __init__(self, monitor: Monitor, *, announced: bool) -> None:
-        self._monitor = monitor
-        self._announced = announced
-
-    @property
-    def ring(self) -> Keyring | None:
-        """The keyring as last read; None before that."""
-        holder = self._monitor.holder
-        return holder.announced_ring if self._announced else holder.ring
-
-    async def ring_soon(self, until: float) -> Keyring:
-        """See `Health.ring_soon`."""
-        return await self._monitor.health.ring_soon(until, announced=self._announced)
-
-    async def ring_after_look(self, until: float) -> Keyring:
-        """The keyring, after a look for keys that have just come."""
-        await self._monitor.look_again(until)
-        return await self.ring_soon(until)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,8 +126,8 @@ class Engine:
             created=counts.created,
         )
         self._opening = Opening(token, self.opened)
-        self._announced_keys = Keys(self._monitor, announced=True)
-        self._current_keys = Keys(self._monitor, announced=False)
+        self._announced_keys = AnnouncedKeys(self.keys, self._monitor)
+        self._current_keys = CurrentKeys(self.keys, self._monitor)
         self._coming: dict[str, TokenKey] = {}  # by key_id, see `_ready`
         self._held: object = None
         self._tasks: list[asyncio.Task[None]] = []
@@ -195,7 +169,7 @@ class Engine:
         self.v2 = self._wrapper(config.apis.v2, self._announced_keys)
         self.v1 = self._wrapper(config.apis.v1, self._current_keys)
 
-    def _wrapper(self, api: ApiV2 | ApiV1, keys: Keys) -> DekWrapper:
+    def _wrapper(self, api: ApiV2 | ApiV1, keys: KeyView) -> DekWrapper:
         settings = wiring.wrap_settings(self.config, api)
         unreached = self.health.call_failed
         return DekWrapper(self._opening, self.local, keys, settings, unreached)

@@ -16,7 +16,7 @@ import asyncio
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import partial
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 from hsm_kms.errors import (
     CiphertextError,
@@ -34,7 +34,8 @@ from hsm_kms.wrapping.single_flight import SingleFlight
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from hsm_kms.keys.keyring import Keyring, TokenKey
+    from hsm_kms.keys.keyring import TokenKey
+    from hsm_kms.keys.view import KeyView
     from hsm_kms.wrapping.kek_cache import KekCache
     from hsm_kms.wrapping.local_lifecycle import LocalKeks
     from hsm_kms.wrapping.record import Header
@@ -51,23 +52,6 @@ class Path(StrEnum):
     TOKEN = "token"  # noqa: S105 - of PKCS#11
     LOCAL = "local"  # a local KEK in memory
     LOCAL_COLD = "local-cold"  # a local KEK that the token opened for it
-
-
-class Keyholder(Protocol):
-    """Knows the keyring; `engine.Keys` does."""
-
-    @property
-    def ring(self) -> Keyring | None:
-        """The keyring as last read; None before that."""
-        ...
-
-    async def ring_soon(self, until: float) -> Keyring:
-        """The keyring; right after the start, wait for the first one."""
-        ...
-
-    async def ring_after_look(self, until: float) -> Keyring:
-        """The keyring, after a look for keys that have just come."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +113,7 @@ class DekWrapper:
         self,
         opening: Opening,
         local: LocalKeks,
-        keys: Keyholder,
+        keys: KeyView,
         settings: WrapSettings,
         on_unreached: Callable[[], None],
     ) -> None:
