@@ -8,8 +8,10 @@ import sys
 import urllib.request
 from typing import TYPE_CHECKING, Any
 
+from tests.harness.plugin import Plugin
 from tests.harness.shim.driver import Shim
-from tests.harness.support import PIN, Plugin, SoftHsm, wait_for
+from tests.harness.softhsm import PIN, SoftHsm
+from tests.harness.wait import wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -21,11 +21,12 @@ from typing import TYPE_CHECKING
 from bench import load
 from bench.common import SESSIONS, empty_handler, not_ok, prepare, slow
 from hsm_kms.api.rpc import kms_v1beta1_pb2
-from tests.harness.support import code_of, wait_for
+from tests.harness.plugin import code_of
+from tests.harness.wait import wait_for
 
 if TYPE_CHECKING:
+    from tests.harness.plugin import Plugin
     from tests.harness.shim.driver import Shim
-    from tests.harness.support import Plugin
 
 LATENCIES = (0.0, 0.5, 1.0, 5.0)  # milliseconds
 SECONDS = float(sys.argv[1]) if len(sys.argv) > 1 else 5.0

@@ -15,9 +15,11 @@ from pathlib import Path
 
 from hsm_kms.clock import now
 from hsm_kms.keys.key_id import make_cka_id
-from tests.cli.odd_keys import make_keys
+from tests.harness.plugin import Plugin
 from tests.harness.shim.driver import Shim
-from tests.harness.support import PIN, Plugin, SoftHsm, wait_for
+from tests.harness.softhsm import PIN, SoftHsm
+from tests.harness.token_keys import make_keys
+from tests.harness.wait import wait_for
 
 SIZES = (1, 10, 100)
 CALLS = 300

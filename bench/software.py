@@ -35,8 +35,8 @@ from hsm_kms.wrapping.record import Record
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from tests.harness.plugin import Plugin
     from tests.harness.shim.driver import Shim
-    from tests.harness.support import Plugin
 
 SECONDS = float(sys.argv[1]) if len(sys.argv) > 1 else 2.0
 ROUNDS = 5

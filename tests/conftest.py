@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import settings
 
-from tests.harness.support import PIN, Plugin, SoftHsm
+from tests.harness.plugin import Plugin
+from tests.harness.softhsm import PIN, SoftHsm
 from tests.unit.token.pool_rig import Rig
 
 if TYPE_CHECKING:

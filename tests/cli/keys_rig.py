@@ -15,15 +15,15 @@ from hsm_kms.cli import main
 from hsm_kms.ipc.messages import Relabel
 from hsm_kms.ipc.values import KeyRef
 from hsm_kms.token.process import Worker
-from tests.cli.odd_keys import LABEL
-from tests.harness.served import configure, gate
-from tests.harness.support import PIN
+from tests.harness.one_worker import configure, gate
+from tests.harness.softhsm import PIN
+from tests.harness.token_keys import LABEL
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from hsm_kms.ipc.messages import Reply, Request
-    from tests.harness.support import Plugin
+    from tests.harness.plugin import Plugin
 
 
 class Ended(NamedTuple):

@@ -15,8 +15,9 @@ import pytest
 
 from hsm_kms import __version__
 from hsm_kms.cli import cli
-from tests.cli.odd_keys import command_lines
-from tests.harness.support import PIN, children_of, softhsm_module, wait_for
+from tests.harness.processes import children_of, command_lines
+from tests.harness.softhsm import PIN, softhsm_module
+from tests.harness.wait import wait_for
 
 HSM_KMS = [sys.executable, "-m", "hsm_kms.cli"]
 TRANSCRIPTS = sorted((Path(__file__).parent / "transcripts").glob("*.txt"))
@@ -258,7 +259,7 @@ def test_pin_prompt(make_plugin, hsm, directory):
 
 def test_pin_prompt_without_terminal(make_plugin, hsm):
     """Without a terminal and without input there is a sentence, and no traceback."""
-    result = make_plugin(hsm).cli("keys", "list", "--pin-prompt", stdin="")
+    result = make_plugin(hsm).cli("keys", "list", "--pin-prompt", spawn=True)
 
     assert 1 == result.returncode
     assert "Traceback" not in result.stderr

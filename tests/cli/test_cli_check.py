@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.odd_keys import Spy
 from tests.cli.test_cli import run
-from tests.harness.support import softhsm_module
+from tests.harness.softhsm import softhsm_module
+from tests.harness.spy import Spy
 
 CANARY = "8467-A-Secret"
 GOOD = f"""\

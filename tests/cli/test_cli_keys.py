@@ -10,8 +10,9 @@ import pytest
 
 from hsm_kms.clock import now
 from tests.cli.keys_rig import Keys, etcd_json, stored_value
-from tests.cli.odd_keys import make_key
-from tests.harness.support import code_of, wait_for
+from tests.harness.plugin import code_of
+from tests.harness.token_keys import make_key
+from tests.harness.wait import wait_for
 
 LABEL = "k8s-kek"
 UNREACHABLE = ("--endpoints", "127.0.0.1:1")

@@ -14,7 +14,7 @@ import time
 import pytest
 
 from tests.cli.keys_rig import Keys
-from tests.harness.support import SECONDS
+from tests.harness.wait import SECONDS
 
 
 @pytest.fixture

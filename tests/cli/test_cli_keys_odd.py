@@ -11,9 +11,8 @@ from hsm_kms.clock import now
 from hsm_kms.ipc.messages import Destroy, Done, FindKeys, KeyPage, Relabel
 from hsm_kms.ipc.values import KeyRef
 from tests.cli import keys_rig
-from tests.cli.odd_keys import LABEL, make_key
-from tests.harness.served import create
-from tests.harness.support import PIN, TOKEN_LABEL, softhsm_module
+from tests.harness.softhsm import PIN, TOKEN_LABEL, softhsm_module
+from tests.harness.token_keys import LABEL, create, make_key
 
 SIGNED = ("--without-scan", "--yes")
 

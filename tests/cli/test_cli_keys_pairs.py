@@ -8,9 +8,10 @@ import sys
 import pytest
 
 from tests.cli.keys_rig import Keys
-from tests.cli.odd_keys import make_key
 from tests.harness.shim.driver import Shim
-from tests.harness.support import softhsm_module, wait_for
+from tests.harness.softhsm import softhsm_module
+from tests.harness.token_keys import make_key
+from tests.harness.wait import wait_for
 
 SIGNED = ("--without-scan", "--yes")
 # Where the worker dies: before or after the first or second of the two calls.

@@ -11,8 +11,8 @@ from hsm_kms.migrate.rewrite import PAGE
 from tests.cli import kubectl_stub
 from tests.cli.kubectl_stub import LISTS, status
 from tests.cli.migrating import TEXT, Migrating
-from tests.cli.odd_keys import alive
-from tests.harness.support import children_of, wait_for
+from tests.harness.processes import alive, children_of
+from tests.harness.wait import wait_for
 
 SLOWLY = ("--rate", "0.1")  # the second one is ten seconds behind the first
 

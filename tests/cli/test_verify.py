@@ -17,7 +17,7 @@ from tests.cli.verifying import (
     verify,
     verify_json,
 )
-from tests.harness.support import PIN
+from tests.harness.softhsm import PIN
 
 
 def test_everything_opens(plugin):

@@ -23,7 +23,8 @@ from hsm_kms.etcd.verify import MAX_FAILURES, NOT_LISTED, Verification
 from hsm_kms.ipc.messages import Encrypt
 from hsm_kms.wrapping.record import Algorithm, Header, Kind, Record
 from tests.cli.verifying import failures, flipped, pairs_of, v1, v2, v2_of
-from tests.harness.support import children_of, wait_for
+from tests.harness.processes import children_of
+from tests.harness.wait import wait_for
 
 KEY_ID = "a" * 26
 

@@ -10,6 +10,8 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tests.harness.wait import patient
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -37,7 +39,7 @@ def shared_library(source: Path, *flags: str, parts: Sequence[Path] = ()) -> Pat
             subprocess.run(
                 ["gcc", *_ALWAYS, str(source), "-o", str(unfinished), *flags],
                 check=True,
-                timeout=60,
+                timeout=patient(60),
             )
             unfinished.rename(library)
     return library

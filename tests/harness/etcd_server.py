@@ -30,6 +30,7 @@ from hsm_kms.etcd.rpc.rpc_pb2_grpc import (
     add_AuthServicer_to_server,
     add_KVServicer_to_server,
 )
+from tests.harness.wait import patient
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -157,7 +158,9 @@ def made_objects(count: int, size: int = 10) -> dict[bytes, bytes]:
 
 def read(server: EtcdServer, **access: object) -> list[Item]:
     """Everything below /registry/ in a server, which may be slow."""
-    with Etcd([server.endpoint], Access(command_timeout=60.0, **access)) as source:
+    with Etcd(
+        [server.endpoint], Access(command_timeout=patient(60.0), **access)
+    ) as source:
         return list(source)
 
 

@@ -12,6 +12,8 @@ import h2.config
 import h2.connection
 import h2.events
 
+from tests.harness.wait import patient
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -90,7 +92,7 @@ async def call(
     connection.send_data(1, body, end_stream=True)
     writer.write(connection.data_to_send())
     try:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(patient()):
             return await _answer(connection, reader, writer)
     finally:
         writer.close()

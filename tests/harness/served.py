@@ -2,19 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import os
-import signal
-import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from hsm_kms.ipc.messages import (
-    Cipher,
-    Configure,
-    Decrypt,
-    Encrypt,
     Encrypted,
     FindKeys,
     KeyPage,
@@ -22,62 +12,21 @@ from hsm_kms.ipc.messages import (
     Mechanism,
     RunCanary,
 )
-from hsm_kms.state_dir.directory import StateDir
 from hsm_kms.token.alarm import Alarm
 from hsm_kms.token.counts import Counts
-from hsm_kms.token.login import PinGate, PinSource
 from hsm_kms.token.pool import Pool
-from hsm_kms.token.process import Worker
 from hsm_kms.token.workers import Workers, WorkerSettings
-from tests.harness.support import (
-    PIN,
-    SECONDS,
-    TOKEN_LABEL,
-    SoftHsm,
-    children_of,
-    softhsm_module,
-    wait_for,
-)
+from tests.harness.one_worker import AAD, configure, gate, unwrapping, wrapping
+from tests.harness.token_keys import LABEL
+from tests.harness.wait import until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from hsm_kms.errors import HsmKmsError
-
-
-LABEL = "k8s-kek"
-AAD = b"aad of the test"
-CKU_USER = 1
-
-
-def configure(**changes: Any) -> Configure:
-    """First message to a worker on the test token."""
-    given = {"module": softhsm_module(), "token_label": TOKEN_LABEL}
-    return Configure(**(given | changes))
-
-
-def gate(pin_file: Path, directory: Path) -> PinGate:
-    """Logs in with this PIN; the verdict is kept in `directory`."""
-    state = StateDir(directory / "state").open()
-    return PinGate(PinSource(path=pin_file, user_type=CKU_USER), state)
-
-
-def wrapping(ref: KeyRef, plaintext: bytes, aad: bytes = AAD) -> Encrypt:
-    """A request to wrap."""
-    return Encrypt(
-        ref=ref, mechanism=Mechanism.GCM_CALLER, aad=aad, plaintext=plaintext
-    )
-
-
-def unwrapping(ref: KeyRef, sealed: Encrypted, aad: bytes = AAD) -> Decrypt:
-    """The request that undoes it."""
-    return Decrypt(
-        ref=ref,
-        cipher=Cipher.GCM,
-        aad=aad,
-        iv=sealed.iv,
-        ciphertext=sealed.ciphertext,
-    )
+    from hsm_kms.token.process import Worker
+    from tests.harness.softhsm import SoftHsm
 
 
 class FaultLog(Alarm):
@@ -156,9 +105,7 @@ class Served:
 
     async def until(self, condition: Callable[[], Any]) -> None:
         """Wait until it is so."""
-        async with asyncio.timeout(SECONDS):
-            while not condition():  # noqa: ASYNC110 - polls what has no event
-                await asyncio.sleep(0.01)
+        await until(condition)
 
     async def stocked(self) -> Self:
         """Wait until all workers serve."""
@@ -176,86 +123,3 @@ class Served:
         """Unwrap on some session."""
         reply = await self.pool.call(unwrapping(self.ref, sealed), deadline=None)
         return reply.plaintext
-
-
-def descriptors() -> int:
-    """How many this process has open."""
-    return len(list(Path("/proc/self/fd").iterdir()))
-
-
-def children() -> set[int]:
-    """Process ids of the token workers that this very process started.
-
-    Servers of other tests may be its children too; their workers are not.
-    """
-    return {pid for pid in children_of(os.getpid()) if _is_worker(pid)}
-
-
-def stop(pid: int) -> None:
-    """Stop a process, with all its threads."""
-    os.kill(pid, signal.SIGSTOP)
-    threads = list(Path(f"/proc/{pid}/task").iterdir())
-    wait_for(lambda: all(" T " in (t / "stat").read_text() for t in threads))
-
-
-def _is_worker(pid: int) -> bool:
-    try:
-        return b"hsm_kms.worker" in Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:
-        return False
-
-
-MATERIAL = bytes(range(1, 33))
-IMPORTED = KeyRef("imported", b"\x07")
-
-
-@contextlib.asynccontextmanager
-async def one_worker(env, pin_gate, **changes):
-    """A worker that is logged in, with one session besides the control session."""
-    worker = await Worker.spawn(1, env)
-    try:
-        await worker.configure(configure(**changes))
-        await pin_gate.login(worker)
-        await worker.open_sessions(worker.sessions)
-        yield worker
-    finally:
-        await worker.leave()
-
-
-async def ask(worker, request):
-    """One exchange on its session."""
-    return await worker.sessions[0].exchange(request)
-
-
-async def keys(worker, label=LABEL):
-    reply = await ask(worker, FindKeys(label=label))
-    assert isinstance(reply, KeyPage), reply
-    return reply.keys
-
-
-async def only_ref(worker, label=LABEL):
-    (key,) = await keys(worker, label)
-    return key.ref
-
-
-# A process of its own: the tests themselves never load a module.
-_CREATE = """
-import sys, pkcs11
-from pkcs11 import Attribute as A
-module, token, pin, label, cka_id, value = sys.argv[1:]
-with pkcs11.lib(module).get_token(token_label=token).open(rw=True, user_pin=pin) as s:
-    s.create_object({
-        A.CLASS: pkcs11.ObjectClass.SECRET_KEY, A.KEY_TYPE: pkcs11.KeyType.AES,
-        A.LABEL: label, A.ID: bytes.fromhex(cka_id), A.VALUE: bytes.fromhex(value),
-        A.TOKEN: True, A.PRIVATE: True, A.SENSITIVE: True, A.EXTRACTABLE: False,
-        A.ENCRYPT: True, A.DECRYPT: True,
-    })
-"""
-
-
-def create(hsm, ref=IMPORTED, value=MATERIAL):
-    """Create a key of known material from another process."""
-    hsm.run(
-        *(sys.executable, "-c", _CREATE, softhsm_module(), TOKEN_LABEL, PIN),
-        *(ref.label, ref.cka_id.hex(), value.hex()),
-    )

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import pytest
 
 from tests.harness.compiled import shared_library
-from tests.harness.support import softhsm_module
+from tests.harness.softhsm import softhsm_module
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

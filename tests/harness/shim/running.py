@@ -10,11 +10,12 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tests.harness.support import PIN, SECONDS, TOKEN_LABEL
+from tests.harness.softhsm import PIN, TOKEN_LABEL
+from tests.harness.wait import SECONDS, patient
 
 if TYPE_CHECKING:
     from tests.harness.shim.driver import Shim
-    from tests.harness.support import SoftHsm
+    from tests.harness.softhsm import SoftHsm
 
 ROOT = Path(__file__).parents[3]
 IV = "a1" * 12
@@ -61,7 +62,7 @@ class Client:
 
     def read(self, seconds=SECONDS):
         """The answer, or `NO_ANSWER` in this time."""
-        if not select.select([self._process.stdout], [], [], seconds)[0]:
+        if not select.select([self._process.stdout], [], [], patient(seconds))[0]:
             return NO_ANSWER
         answer = json.loads(self._process.stdout.readline())
         if "rv" in answer:
@@ -89,7 +90,7 @@ class Client:
 
     def wait(self):
         """Exit code and stderr."""
-        stderr = self._process.communicate(timeout=SECONDS)[1]
+        stderr = self._process.communicate(timeout=patient())[1]
         return self._process.returncode, stderr
 
     def kill(self):

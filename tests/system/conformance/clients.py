@@ -23,8 +23,8 @@ from hsm_kms.api.rpc import (
     kms_v2_pb2_grpc,
 )
 from hsm_kms.wrapping.record import Algorithm, Header, Kind, Record
-from tests.harness.served import stop
-from tests.harness.support import wait_for
+from tests.harness.processes import stop
+from tests.harness.wait import wait_for
 
 if TYPE_CHECKING:
     from collections.abc import (
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
         Sequence,
     )
 
-    from tests.harness.support import Plugin
+    from tests.harness.plugin import Plugin
 
 DEK = bytes(range(0x40, 0x60))
 TIMEOUT = 10.0  # seconds; the API server has 3, the machine of a test is slower

@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from tests.harness.support import wait_for
+from tests.harness.wait import wait_for
 from tests.system.conformance.replica import Replica
 
 if TYPE_CHECKING:
+    from tests.harness.plugin import Plugin
     from tests.harness.shim.driver import Calls, Shim
-    from tests.harness.support import Plugin
 
 KEK = bytes(range(32))
 SLOW = 0.3  # seconds, of a token that takes its time

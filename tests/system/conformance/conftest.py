@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.cli.odd_keys import Spy
-from tests.harness.support import Plugin
+from tests.harness.plugin import Plugin
+from tests.harness.spy import Spy
 from tests.system.conformance.clients import workers_of
 from tests.system.conformance.inside import start_well
 from tests.system.conformance.wrappings import apis
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from tests.harness.support import SoftHsm
+    from tests.harness.softhsm import SoftHsm
 
 USUAL = "token"  # where the wrapping makes no difference
 

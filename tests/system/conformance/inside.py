@@ -7,11 +7,11 @@ import re
 import urllib.request
 from typing import TYPE_CHECKING
 
-from tests.harness.support import wait_for
+from tests.harness.wait import wait_for
 from tests.system.conformance.wrappings import apis
 
 if TYPE_CHECKING:
-    from tests.harness.support import Plugin
+    from tests.harness.plugin import Plugin
 
 
 def metrics(plugin: Plugin) -> dict[str, float]:

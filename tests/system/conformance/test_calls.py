@@ -8,7 +8,7 @@ from collections import Counter
 
 import pytest
 
-from tests.harness.support import wait_for
+from tests.harness.wait import wait_for
 from tests.system.conformance.clients import DEK
 
 TIMES = 10

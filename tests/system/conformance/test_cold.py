@@ -16,8 +16,9 @@ from hsm_kms.api.codes import INTERNAL
 from hsm_kms.errors import TokenTimeoutError
 from hsm_kms.wrapping.record import Kind
 from hsm_kms.wrapping.single_flight import SingleFlight
+from tests.harness.plugin import Plugin, code_of
 from tests.harness.shim.driver import Shim
-from tests.harness.support import Plugin, code_of, wait_for
+from tests.harness.wait import wait_for
 from tests.system.conformance.clients import (
     DEK,
     NOT_AUTHENTIC,

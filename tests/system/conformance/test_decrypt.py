@@ -9,7 +9,8 @@ import pytest
 
 from hsm_kms.errors import CiphertextError
 from hsm_kms.wrapping.record import Kind, Record
-from tests.harness.support import Plugin, wait_for
+from tests.harness.plugin import Plugin
+from tests.harness.wait import wait_for
 from tests.system.conformance.clients import (
     BAD_REQUEST,
     DEK,

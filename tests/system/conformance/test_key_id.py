@@ -11,7 +11,7 @@ from functools import partial
 import pytest
 
 from hsm_kms.wrapping.record import Kind, Record
-from tests.harness.support import PIN, TOKEN_LABEL, SoftHsm, softhsm_module
+from tests.harness.softhsm import PIN, TOKEN_LABEL, SoftHsm, softhsm_module
 from tests.system.conformance.clients import (
     DEK,
     NOT_AUTHENTIC,

@@ -10,8 +10,8 @@ from collections import Counter
 import pytest
 
 from hsm_kms.wrapping.record import Kind, Record
-from tests.cli.odd_keys import make_key
-from tests.harness.support import wait_for
+from tests.harness.token_keys import make_key
+from tests.harness.wait import wait_for
 from tests.system.conformance.clients import DEK, connected, sync_said
 from tests.system.conformance.inside import metrics, restart, start_well
 from tests.system.conformance.replica import key_id_of

@@ -7,7 +7,8 @@ import time
 import grpc
 
 from hsm_kms.wrapping.record import Kind, Record
-from tests.harness.support import code_of, wait_for
+from tests.harness.plugin import code_of
+from tests.harness.wait import wait_for
 from tests.system.conformance.clients import DEK, take_token
 from tests.system.conformance.inside import health, start_well
 from tests.system.conformance.wrappings import apis

@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from hsm_kms.wrapping.record import Kind
-from tests.cli.odd_keys import alive
-from tests.harness.support import wait_for
+from tests.harness.processes import alive
+from tests.harness.wait import wait_for
 from tests.system.conformance.clients import (
     DEK,
     connected,

@@ -6,8 +6,10 @@ import asyncio
 import os
 
 from hsm_kms.log import key_id_hash
-from tests.cli.odd_keys import command_lines
-from tests.harness.support import PIN, code_of, wait_for
+from tests.harness.plugin import code_of
+from tests.harness.processes import command_lines
+from tests.harness.softhsm import PIN
+from tests.harness.wait import wait_for
 from tests.system.conformance.clients import (
     DEK,
     SENTENCES,

@@ -12,8 +12,10 @@ from functools import partial
 import pytest
 
 from hsm_kms.wrapping.record import Kind
-from tests.cli.odd_keys import make_key
-from tests.harness.support import PIN, code_of, wait_for
+from tests.harness.plugin import code_of
+from tests.harness.softhsm import PIN
+from tests.harness.token_keys import make_key
+from tests.harness.wait import wait_for
 from tests.system.conformance.clients import (
     DEK,
     NOT_HELD,

@@ -9,7 +9,7 @@ import pytest
 
 from hsm_kms.api.rpc import kms_v1beta1_pb2
 from hsm_kms.wrapping.record import Record
-from tests.harness.support import wait_for
+from tests.harness.wait import wait_for
 from tests.system.conformance.clients import BAD_REQUEST, NOT_HELD, sync_said
 from tests.system.conformance.wrappings import WRAPPINGS, each_wrapping
 

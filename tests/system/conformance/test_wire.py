@@ -7,8 +7,8 @@ from urllib.parse import quote
 import pytest
 
 from hsm_kms.api.rpc import kms_v1beta1_pb2_grpc, kms_v2_pb2_grpc
+from tests.harness.plugin import code_of
 from tests.harness.raw_http2 import call
-from tests.harness.support import code_of
 from tests.system.conformance.clients import DEK
 from tests.system.conformance.wire import field, parse
 from tests.unit.api.test_api_wire import UNKNOWN

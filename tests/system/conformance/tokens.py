@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from tests.harness.support import SoftHsm
+    from tests.harness.softhsm import SoftHsm
 
 
 def import_kek(hsm: SoftHsm, kek: bytes, cka_id: bytes = b"\x01") -> SoftHsm:

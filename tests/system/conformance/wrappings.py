@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from tests.harness.support import Plugin
+    from tests.harness.plugin import Plugin
 
 WRAPPINGS = ("token", "fallback", "software")
 

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 import grpc.aio
 
 from hsm_kms.api.rpc import kms_v2_pb2, kms_v2_pb2_grpc
-from tests.harness.support import SECONDS, wait_for
+from tests.harness.wait import SECONDS, wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from tests.harness.support import Plugin
+    from tests.harness.plugin import Plugin
 
 STREAMS = 8
 PAUSE_SECONDS = 0.005

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from hsm_kms.http.client import UnixConnection
-from tests.harness.support import SECONDS, wait_for
+from tests.harness.wait import SECONDS, wait_for
 
 if TYPE_CHECKING:
+    from tests.harness.plugin import Plugin
     from tests.harness.shim.driver import Shim
-    from tests.harness.support import Plugin, SoftHsm
+    from tests.harness.softhsm import SoftHsm
 
 _SAMPLE = re.compile(r"^(hsm_kms_\w+)(\{[^}]*\})? (\S+)$", re.MULTILINE)
 

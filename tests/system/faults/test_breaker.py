@@ -7,7 +7,8 @@ import time
 
 import pytest
 
-from tests.harness.support import code_of, wait_for
+from tests.harness.plugin import code_of
+from tests.harness.wait import wait_for
 from tests.system.faults.load import Flood, Load
 
 PLAINTEXT = b"f" * 77  # of a length that no canary has

@@ -11,8 +11,10 @@ import pytest
 
 from hsm_kms.token import watchdog
 from hsm_kms.token.counts import End
-from tests.harness.served import Served, configure
-from tests.harness.support import code_of, wait_for
+from tests.harness.one_worker import configure
+from tests.harness.plugin import code_of
+from tests.harness.served import Served
+from tests.harness.wait import wait_for
 from tests.system.faults.load import Load
 
 SESSION_HANDLE_INVALID = 0xB3

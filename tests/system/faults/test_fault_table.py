@@ -9,7 +9,8 @@ import pytest
 
 from hsm_kms.ipc import ckr
 from hsm_kms.ipc.ckr import Fault
-from tests.harness.support import code_of, wait_for
+from tests.harness.plugin import code_of
+from tests.harness.wait import wait_for
 
 # No request of the server itself, a canary or a read-back, has this length.
 PLAINTEXT = b"f" * 77

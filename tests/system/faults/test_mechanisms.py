@@ -7,7 +7,8 @@ import time
 import pytest
 
 from hsm_kms.wrapping.record import Algorithm, Record
-from tests.harness.support import code_of, wait_for
+from tests.harness.plugin import code_of
+from tests.harness.wait import wait_for
 
 DEK = b"d" * 32
 GCM = {

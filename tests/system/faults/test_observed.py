@@ -6,7 +6,8 @@ import stat
 
 import pytest
 
-from tests.harness.support import code_of, wait_for
+from tests.harness.plugin import code_of
+from tests.harness.wait import wait_for
 
 
 def test_well(rig):

@@ -9,7 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from tests.harness.support import PIN, TOKEN_LABEL, softhsm_module, wait_for
+from tests.harness.softhsm import PIN, TOKEN_LABEL, softhsm_module
+from tests.harness.wait import wait_for
 
 LONG = os.environ.get("HSM_KMS_LONG") == "1"
 FAULTY_SECONDS = 60.0 if LONG else 10.0

@@ -18,7 +18,7 @@ import pytest
 
 from hsm_kms.ipc import ckr
 from hsm_kms.ipc.ckr import Fault
-from tests.harness.support import wait_for
+from tests.harness.wait import wait_for
 from tests.system.faults.load import EXCUSED, Load
 
 SECONDS = float(os.environ.get("HSM_KMS_FAULT_SECONDS", "20"))

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from hsm_kms.token.watchdog import SPARE_SECONDS
-from tests.harness.support import code_of, wait_for
+from tests.harness.plugin import code_of
+from tests.harness.wait import wait_for
 from tests.system.faults.load import EXCUSED, Load
 
 SESSION_HANDLE_INVALID = 0xB3

@@ -8,7 +8,7 @@ import signal
 
 import pytest
 
-from tests.harness.support import wait_for
+from tests.harness.wait import wait_for
 from tests.system.faults.load import Load
 
 NOT_TAKEN = "the configuration is not taken over"

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from hsm_kms.wrapping.record import Kind, Record
-from tests.harness.support import wait_for
+from tests.harness.wait import wait_for
 from tests.system.faults.load import OLD, Kept
 from tests.system.faults.test_recovery import (
     all_killed,

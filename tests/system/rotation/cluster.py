@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 
 import grpc.aio
 
-from tests.harness.support import SECONDS, wait_for
+from tests.harness.wait import SECONDS, wait_for
 from tests.system.conformance.clients import Client, connected
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from tests.harness.support import SoftHsm
+    from tests.harness.softhsm import SoftHsm
 
 
 @pytest.fixture

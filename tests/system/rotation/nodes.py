@@ -9,14 +9,17 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from hsm_kms.keys.key_id import make_cka_id
-from tests.cli.odd_keys import make_key
 from tests.harness.clock.driver import Clock
-from tests.harness.support import Plugin, SoftHsm, wait_for
+from tests.harness.plugin import Plugin
+from tests.harness.token_keys import make_key
+from tests.harness.wait import wait_for
 from tests.system.faults.observed import Rig
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
+
+    from tests.harness.softhsm import SoftHsm
 
 AHEAD = 600.0  # how far ahead a key's time is when it is made
 

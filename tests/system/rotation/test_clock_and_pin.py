@@ -8,7 +8,8 @@ import signal
 import pytest
 
 from tests.harness.clock.driver import YEAR
-from tests.harness.support import PIN, wait_for
+from tests.harness.softhsm import PIN
+from tests.harness.wait import wait_for
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import pytest
 
 from hsm_kms.keys.rotation import LATE_WAIT_SECONDS
 from tests.harness.clock.driver import YEAR
-from tests.harness.support import wait_for
+from tests.harness.wait import wait_for
 from tests.system.rotation.cluster import Cluster
 from tests.system.rotation.nodes import AHEAD, announce_key, forward, make_kek
 

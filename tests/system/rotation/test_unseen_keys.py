@@ -12,7 +12,8 @@ from collections import Counter
 from hsm_kms.health.fresh_worker import SEEK_SECONDS
 from hsm_kms.keys.key_id import fingerprint_of
 from hsm_kms.wrapping.record import Kind
-from tests.harness.support import code_of, wait_for
+from tests.harness.plugin import code_of
+from tests.harness.wait import wait_for
 from tests.system.conformance.clients import STRANGER, connected, said, shaped
 from tests.system.faults.load import Load
 from tests.system.rotation.cluster import Cluster

@@ -8,7 +8,8 @@ import time
 import pytest
 
 from hsm_kms.keys.key_id import fingerprint_of_cka_id
-from tests.harness.support import code_of, wait_for
+from tests.harness.plugin import code_of
+from tests.harness.wait import wait_for
 from tests.system.rotation.cluster import Cluster
 from tests.system.rotation.nodes import (
     AHEAD,

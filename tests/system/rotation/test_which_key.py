@@ -14,8 +14,9 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from hsm_kms.keys.key_id import FINGERPRINT_BLOCK, fingerprint_of, make_cka_id
 from hsm_kms.keys.rotation import LATE_WAIT_SECONDS
 from hsm_kms.wrapping.record import Algorithm, Header, Kind, Record
-from tests.cli.odd_keys import LABEL
-from tests.harness.support import PIN, TOKEN_LABEL, softhsm_module, wait_for
+from tests.harness.softhsm import PIN, TOKEN_LABEL, softhsm_module
+from tests.harness.token_keys import LABEL
+from tests.harness.wait import wait_for
 from tests.system.conformance.tokens import import_kek
 from tests.system.faults.load import Load
 from tests.system.rotation.cluster import Cluster

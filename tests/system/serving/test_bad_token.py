@@ -7,8 +7,10 @@ import json
 import grpc
 import pytest
 
-from tests.cli.odd_keys import LABEL, make_key
-from tests.harness.support import code_of, softhsm_module, wait_for
+from tests.harness.plugin import code_of
+from tests.harness.softhsm import softhsm_module
+from tests.harness.token_keys import LABEL, make_key
+from tests.harness.wait import wait_for
 
 NOT_READY = "UNAVAILABLE: the token is not ready: see hsm-kms check"
 NOT_THERE = (

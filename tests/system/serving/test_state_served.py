@@ -8,8 +8,9 @@ import sys
 
 import pytest
 
-from tests.cli.odd_keys import in_namespace, namespace_prefix
-from tests.harness.support import code_of, wait_for
+from tests.harness.plugin import code_of
+from tests.harness.processes import in_namespace, namespace_prefix
+from tests.harness.wait import wait_for
 
 LOST = (
     "the key last current here is not on the token; "

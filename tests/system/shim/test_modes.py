@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.harness.shim.running import DATA, IV
-from tests.harness.support import PIN
+from tests.harness.softhsm import PIN
 
 GENERAL_ERROR = 0x05
 FUNCTION_FAILED = 0x06

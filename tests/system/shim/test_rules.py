@@ -8,7 +8,8 @@ import time
 import pytest
 
 from tests.harness.shim.running import DATA, IV, NO_ANSWER
-from tests.harness.support import PIN, wait_for
+from tests.harness.softhsm import PIN
+from tests.harness.wait import wait_for
 
 GENERAL_ERROR = 0x05
 DEVICE_ERROR = 0x30

@@ -9,7 +9,9 @@ import sys
 from pathlib import Path
 from typing import Any, ClassVar
 
-from tests.harness.support import PIN, TOKEN_LABEL, Plugin, wait_for
+from tests.harness.plugin import Plugin
+from tests.harness.softhsm import PIN, TOKEN_LABEL
+from tests.harness.wait import wait_for
 
 KEK_LABEL = "k8s-kek"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from typing import TYPE_CHECKING
 
-from tests.harness.support import SO_PIN, TOKEN_LABEL, softhsm_module
+from tests.harness.softhsm import SO_PIN, TOKEN_LABEL, softhsm_module
 from tests.system.tokens import kryoptic_module
 from tests.system.tokens.base import MissingTokenError, Token, library
 

@@ -12,7 +12,8 @@ import subprocess
 from pathlib import Path
 from typing import ClassVar
 
-from tests.harness.support import SECONDS, TOKEN_LABEL, wait_for
+from tests.harness.softhsm import TOKEN_LABEL
+from tests.harness.wait import SECONDS, wait_for
 from tests.system.tokens.base import MissingTokenError, Token, library
 
 _SLOT = "3"

@@ -11,7 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from hsm_kms.wrapping.record import Algorithm, Record
-from tests.harness.support import code_of, wait_for
+from tests.harness.plugin import code_of
+from tests.harness.wait import wait_for
 from tests.system.tokens.brands import Nss, SoftHsm
 
 ALGORITHMS = {

@@ -15,8 +15,10 @@ from hsm_kms.ipc.messages import Decrypt, Decrypted, FindKeys
 from hsm_kms.ipc.values import Cipher
 from hsm_kms.token.process import Worker
 from hsm_kms.wrapping.record import Kind, Record
-from tests.harness.served import LABEL, configure, gate
-from tests.harness.support import code_of, wait_for
+from tests.harness.one_worker import configure, gate
+from tests.harness.plugin import code_of
+from tests.harness.token_keys import LABEL
+from tests.harness.wait import wait_for
 from tests.system.faults.observed import Rig
 from tests.system.wrapping.wrapping_rig import DEK, NESTED
 

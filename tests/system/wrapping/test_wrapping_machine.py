@@ -42,8 +42,8 @@ from hsm_kms.errors import (
 from hsm_kms.wrapping.record import Kind, Record
 from hsm_kms.wrapping.wrapper import Path as By
 from hsm_kms.wrapping.wrapper import Sealed
+from tests.harness.plugin import Plugin
 from tests.harness.shim.driver import Shim
-from tests.harness.support import Plugin
 from tests.system.wrapping.wrapping_rig import DOWN, Maker, Node, aged, on_shim, quick
 
 STEPS = int(os.environ.get("HSM_KMS_STEPS", "10000")) // 80

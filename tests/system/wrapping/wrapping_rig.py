@@ -22,9 +22,9 @@ from hsm_kms.token.process import Worker
 from hsm_kms.wrapping.kek_cache import MAX_OPENED, KekCache
 from hsm_kms.wrapping.nonce_budget import NonceBudget
 from hsm_kms.wrapping.record import Kind, Record
-from tests.cli.odd_keys import make_key
-from tests.harness.served import LABEL, configure, gate
-from tests.harness.support import SECONDS
+from tests.harness.one_worker import configure, gate
+from tests.harness.token_keys import LABEL, make_key
+from tests.harness.wait import SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
@@ -33,8 +33,9 @@ if TYPE_CHECKING:
     from hsm_kms.config.schema import Config
     from hsm_kms.health.state import HealthState
     from hsm_kms.wrapping.wrapper import Sealed, Unsealed
+    from tests.harness.plugin import Plugin
     from tests.harness.shim.driver import Shim
-    from tests.harness.support import Plugin, SoftHsm
+    from tests.harness.softhsm import SoftHsm
 
 DOWN: Final = "* rv=0x30"  # CKR_DEVICE_ERROR, whatever is asked
 DEK: Final = b"d" * 32

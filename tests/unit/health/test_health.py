@@ -25,7 +25,7 @@ from hsm_kms.keys.inventory import Inventory
 from hsm_kms.keys.keyring import KeySettings
 from hsm_kms.keys.node_keyring import NodeKeyring
 from hsm_kms.state_dir.directory import StateDir
-from tests.harness.support import wait_for
+from tests.harness.wait import wait_for
 from tests.unit.keys.node_rig import LABEL, Engine, Peer, make_key
 
 SLOW = TokenTimeoutError("slot 3 did not answer", hint="look at the HSM")

@@ -8,8 +8,8 @@ import sys
 import textwrap
 from pathlib import Path
 
-from tests.cli.odd_keys import alive
-from tests.harness.support import wait_for
+from tests.harness.processes import alive
+from tests.harness.wait import wait_for
 
 HARDENED = """
     import json, os, resource

@@ -19,7 +19,7 @@ from hsm_kms.state_dir.directory import (
     StateCorruptError,
     StateDir,
 )
-from tests.harness.support import wait_for
+from tests.harness.wait import wait_for
 from tests.unit.state_dir.state_samples import BEFORE, KEY, PIN, REJECTED
 
 

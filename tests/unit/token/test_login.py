@@ -13,15 +13,11 @@ from hsm_kms.ipc.messages import Configure
 from hsm_kms.state_dir.directory import StateDir
 from hsm_kms.token.login import PinGate, PinSource
 from hsm_kms.token.process import Worker
-from tests.cli.odd_keys import Spy, alive, command_lines
-from tests.harness.support import (
-    PIN,
-    SECONDS,
-    TOKEN_LABEL,
-    code_of,
-    softhsm_module,
-    wait_for,
-)
+from tests.harness.plugin import code_of
+from tests.harness.processes import alive, command_lines
+from tests.harness.softhsm import PIN, TOKEN_LABEL, softhsm_module
+from tests.harness.spy import Spy
+from tests.harness.wait import SECONDS, wait_for
 
 WAITING = "the PIN is not there or cannot be tried yet; see hsm-kms check on the node"
 REJECTED = "the token rejected the PIN; put the right one into the PIN file"

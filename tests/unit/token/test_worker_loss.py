@@ -6,8 +6,10 @@ import os
 import signal
 import time
 
-from tests.cli.odd_keys import alive
-from tests.harness.support import SECONDS, code_of, softhsm_module, wait_for
+from tests.harness.plugin import code_of
+from tests.harness.processes import alive
+from tests.harness.softhsm import softhsm_module
+from tests.harness.wait import SECONDS, wait_for
 
 SESSIONS = 2
 

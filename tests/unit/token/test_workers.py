@@ -17,9 +17,11 @@ from hsm_kms.errors import (
 from hsm_kms.token import backoff, watchdog
 from hsm_kms.token.counts import End
 from hsm_kms.token.process import Worker
-from tests.cli.odd_keys import Spy, alive
-from tests.harness.served import Served, children, configure, descriptors, stop
-from tests.harness.support import SECONDS, wait_for
+from tests.harness.one_worker import configure
+from tests.harness.processes import alive, children, descriptors, stop
+from tests.harness.served import Served
+from tests.harness.spy import Spy
+from tests.harness.wait import SECONDS, wait_for
 
 ANOTHER = {"token_label": "another"}
 HANG = {"call_timeout": 1.0, "hang_timeout": 6.0}  # a spare starts between the two

@@ -9,7 +9,8 @@ import signal
 import pytest
 
 from hsm_kms.token.counts import End
-from tests.harness.served import Served, children, stop
+from tests.harness.processes import children, stop
+from tests.harness.served import Served
 
 
 @pytest.fixture

@@ -15,7 +15,8 @@ import pytest
 from hsm_kms.errors import HsmKmsError
 from hsm_kms.token import backoff
 from hsm_kms.token.counts import End
-from tests.harness.served import Served, children, descriptors
+from tests.harness.processes import children, descriptors
+from tests.harness.served import Served
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import pytest
 from click.testing import CliRunner
 
 from hsm_kms.cli import cli
-from tests.harness.support import PIN, SoftHsm, softhsm_module
+from tests.harness.softhsm import PIN, SoftHsm, softhsm_module
 
 TWIN = "twin"
 MODULE = softhsm_module()

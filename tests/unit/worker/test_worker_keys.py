@@ -17,19 +17,10 @@ from hsm_kms.ipc.messages import (
     KeyPage,
     KeyRef,
 )
-from tests.cli.odd_keys import Spy
-from tests.harness.served import (
-    IMPORTED,
-    MATERIAL,
-    ask,
-    create,
-    gate,
-    keys,
-    one_worker,
-    unwrapping,
-    wrapping,
-)
-from tests.harness.support import PIN, TOKEN_LABEL, softhsm_module
+from tests.harness.one_worker import ask, gate, keys, one_worker, unwrapping, wrapping
+from tests.harness.softhsm import PIN, TOKEN_LABEL, softhsm_module
+from tests.harness.spy import Spy
+from tests.harness.token_keys import IMPORTED, MATERIAL, create
 
 BLOCK = b"hsm-kms fp block"
 

@@ -20,21 +20,18 @@ from hsm_kms.ipc.messages import (
     RunCanary,
 )
 from hsm_kms.token.process import Worker
-from tests.cli.odd_keys import Spy
-from tests.harness.served import (
+from tests.harness.one_worker import (
     AAD,
-    IMPORTED,
-    LABEL,
-    MATERIAL,
     ask,
     configure,
-    create,
     gate,
     one_worker,
     only_ref,
     unwrapping,
     wrapping,
 )
+from tests.harness.spy import Spy
+from tests.harness.token_keys import IMPORTED, LABEL, MATERIAL, create
 
 BLOCK = b"hsm-kms fp block"
 UNKNOWN = KeyRef(LABEL, b"no such key")

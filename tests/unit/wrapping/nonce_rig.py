@@ -6,7 +6,7 @@ import asyncio
 
 from hsm_kms.state_dir.directory import StateDir
 from hsm_kms.wrapping.nonce_budget import NonceBudget
-from tests.harness.support import SECONDS
+from tests.harness.wait import SECONDS
 from tests.unit.keys.key_samples import A
 
 OFTEN = "the key has wrapped often: make another with hsm-kms keys rotate"

@@ -18,7 +18,7 @@ from hsm_kms.state_dir.directory import StateDir
 from hsm_kms.state_dir.records import MAX_NONCE_KEYS, MAX_NONCES, NoncesFile
 from hsm_kms.wrapping import nonce_budget
 from hsm_kms.wrapping.nonce_budget import BLOCK, STOP_AT, WARN_AT, NonceBudget
-from tests.harness.support import SECONDS
+from tests.harness.wait import SECONDS
 from tests.unit.keys.key_samples import A, B, C
 from tests.unit.wrapping.nonce_rig import (
     NO_MORE,

@@ -15,7 +15,7 @@ from structlog.testing import capture_logs
 from hsm_kms.state_dir.directory import StateDir
 from hsm_kms.state_dir.records import NoncesFile
 from hsm_kms.wrapping.nonce_budget import BLOCK
-from tests.cli.odd_keys import in_namespace, namespace_prefix
+from tests.harness.processes import in_namespace, namespace_prefix
 from tests.unit.keys.key_samples import A, B, C
 from tests.unit.wrapping.nonce_rig import (
     IN_MEMORY,

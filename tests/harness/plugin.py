@@ -1,15 +1,11 @@
-"""Real tokens and a real server for the tests."""
+"""A server process on a token, and a client of it."""
 
 from __future__ import annotations
 
+import asyncio
 import json
-import os
-import shutil
 import signal
 import subprocess
-import sys
-import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -21,117 +17,16 @@ from hsm_kms.api.rpc import (
     kms_v2_pb2,
     kms_v2_pb2_grpc,
 )
+from tests.harness import command_line
+from tests.harness.processes import children_of
+from tests.harness.softhsm import TOKEN_LABEL, SoftHsm, softhsm_module
+from tests.harness.wait import SECONDS, patient, wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
-TOKEN_LABEL = "test"  # noqa: S105 - a PKCS#11 token
-PIN = "8467-Test-PIN"  # looked for in logs, so it must be unlike anything else
-SO_PIN = "so-pin-9911"
-SECONDS = 20.0  # how long a test waits for what should take a tenth of it
-
-_MODULES = (
-    "/usr/lib/softhsm/libsofthsm2.so",
-    "/usr/lib/x86_64-linux-gnu/softhsm/libsofthsm2.so",
-    "/usr/lib/aarch64-linux-gnu/softhsm/libsofthsm2.so",
-    "/usr/lib64/softhsm/libsofthsm2.so",
-    "/usr/lib64/pkcs11/libsofthsm2.so",
-)
-
-
-def softhsm_module() -> str:
-    """Path of SoftHSM2."""
-    for path in _MODULES:
-        if Path(path).exists():
-            return path
-    raise FileNotFoundError("SoftHSM2 is not installed: run `make test`")
-
-
-def wait_for(condition: Callable[[], Any], seconds: float = SECONDS) -> Any:
-    """The condition's first true value; fails after `seconds`."""
-    until = time.monotonic() + seconds
-    while True:
-        value = condition()
-        if value:
-            return value
-        if time.monotonic() > until:
-            raise AssertionError(f"nothing came of it in {seconds:g} s: {value!r}")
-        time.sleep(0.02)
-
-
-def children_of(pid: int) -> list[int]:
-    """Processes that the main thread of a process started; none once it is gone."""
-    try:
-        text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
-    except OSError:
-        return []
-    return [int(child) for child in text.split()]
-
-
-class SoftHsm:
-    """A SoftHSM2 store in a directory of its own."""
-
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        self.tokens = directory / "tokens"
-        self.tokens.mkdir(parents=True, exist_ok=True)
-        self.conf = directory / "softhsm2.conf"
-        self.conf.write_text(
-            f"directories.tokendir = {self.tokens}\n"
-            "objectstore.backend = file\nlog.level = ERROR\nslots.removable = false\n"
-        )
-        self.env = {"SOFTHSM2_CONF": str(self.conf)}
-
-    def run(self, *command: str) -> subprocess.CompletedProcess[str]:
-        """Run a tool on this store."""
-        return subprocess.run(
-            command,
-            env={**os.environ, **self.env},
-            check=True,
-            capture_output=True,
-            text=True,
-            errors="replace",
-        )
-
-    def init_token(self, label: str = TOKEN_LABEL, pin: str = PIN) -> None:
-        """Make a token."""
-        self.run(
-            *("softhsm2-util", "--init-token", "--free", "--label", label),
-            *("--pin", pin, "--so-pin", SO_PIN),
-        )
-
-    def import_aes(self, key: bytes, *, label: str, cka_id: bytes) -> None:
-        """Import an AES key; its CKA_LOCAL is false from then on."""
-        assert 0 not in key, "softhsm2-util ends a key at a NUL byte"
-        file = self.directory / "key.bin"
-        file.write_bytes(key)
-        self.run(
-            *("softhsm2-util", "--import", str(file), "--aes"),
-            *("--token", TOKEN_LABEL, "--pin", PIN),
-            *("--label", label, "--id", cka_id.hex()),
-        )
-        file.unlink()
-
-    def pkcs11_tool(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """Run pkcs11-tool on the test token, logged in."""
-        return self.run(
-            *("pkcs11-tool", "--module", softhsm_module()),
-            *("--token-label", TOKEN_LABEL, "--login", "--pin", PIN),
-            *arguments,
-        )
-
-    def take_away(self) -> None:
-        """Move the tokens out of reach."""
-        self.tokens.rename(self.directory / "tokens.away")
-
-    def put_back(self) -> None:
-        """Undo `take_away`."""
-        (self.directory / "tokens.away").rename(self.tokens)
-
-    def copy(self, directory: Path) -> SoftHsm:
-        """The same tokens in another store."""
-        shutil.copytree(self.tokens, directory / "tokens")
-        return SoftHsm(directory)
+RPC_SECONDS = 10.0  # three times as long as kube-apiserver waits
 
 
 class Plugin:
@@ -191,7 +86,7 @@ class Plugin:
         with self.log_file.open("ab") as log:
             self.process = subprocess.Popen(
                 [
-                    *(sys.executable, "-m", "hsm_kms.cli"),
+                    *command_line.HSM_KMS,
                     *("serve", "--config", str(self.config_file)),
                 ],
                 stderr=log,
@@ -220,7 +115,7 @@ class Plugin:
     def wait(self, seconds: float = SECONDS) -> int:
         """Wait for the process to end."""
         assert self.process is not None
-        code = self.process.wait(seconds)
+        code = self.process.wait(patient(seconds))
         self.process = None
         return code
 
@@ -231,7 +126,7 @@ class Plugin:
             self.process.send_signal(signal.SIGCONT)
             self.process.terminate()
             try:
-                self.process.wait(SECONDS)
+                self.process.wait(patient())
             except subprocess.TimeoutExpired:
                 self.process.kill()
                 self.process.wait()
@@ -246,9 +141,10 @@ class Plugin:
 
     def events(self, event: str) -> list[dict[str, Any]]:
         """The log events of this name."""
-        lines = (
-            json.loads(line) for line in self.log().splitlines() if line[:1] == "{"
-        )
+        complete = (
+            self.log().rpartition("\n")[0].splitlines()
+        )  # the last is half written
+        lines = (json.loads(line) for line in complete if line[:1] == "{")
         return [line for line in lines if line.get("event") == event]
 
     # The client
@@ -280,41 +176,49 @@ class Plugin:
     def v1(self) -> kms_v1beta1_pb2_grpc.KeyManagementServiceStub:
         return kms_v1beta1_pb2_grpc.KeyManagementServiceStub(self.channel())
 
-    def status(self, timeout: float = 3.0) -> kms_v2_pb2.StatusResponse:
+    def status(self, timeout: float = RPC_SECONDS) -> kms_v2_pb2.StatusResponse:
         """v2 Status."""
         return self.v2.Status(
-            kms_v2_pb2.StatusRequest(), timeout=timeout, wait_for_ready=True
+            kms_v2_pb2.StatusRequest(), timeout=patient(timeout), wait_for_ready=True
         )
 
     def encrypt(
-        self, plaintext: bytes, timeout: float = 3.0, uid: str = "test"
+        self, plaintext: bytes, timeout: float = RPC_SECONDS, uid: str = "test"
     ) -> kms_v2_pb2.EncryptResponse:
         """v2 Encrypt."""
         return self.v2.Encrypt(
             kms_v2_pb2.EncryptRequest(plaintext=plaintext, uid=uid),
-            timeout=timeout,
+            timeout=patient(timeout),
             wait_for_ready=True,
         )
 
     def decrypt(
-        self, ciphertext: bytes, key_id: str, timeout: float = 3.0, uid: str = "test"
+        self,
+        ciphertext: bytes,
+        key_id: str,
+        timeout: float = RPC_SECONDS,
+        uid: str = "test",
     ) -> bytes:
         """v2 Decrypt."""
         return self.v2.Decrypt(
             kms_v2_pb2.DecryptRequest(ciphertext=ciphertext, key_id=key_id, uid=uid),
-            timeout=timeout,
+            timeout=patient(timeout),
             wait_for_ready=True,
         ).plaintext
 
     def v1_encrypt(self, plain: bytes, version: str = "v1beta1") -> bytes:
         """v1 Encrypt."""
         request = kms_v1beta1_pb2.EncryptRequest(version=version, plain=plain)
-        return self.v1.Encrypt(request, timeout=3, wait_for_ready=True).cipher
+        return self.v1.Encrypt(
+            request, timeout=patient(RPC_SECONDS), wait_for_ready=True
+        ).cipher
 
     def v1_decrypt(self, cipher: bytes, version: str = "v1beta1") -> bytes:
         """v1 Decrypt."""
         request = kms_v1beta1_pb2.DecryptRequest(version=version, cipher=cipher)
-        return self.v1.Decrypt(request, timeout=3, wait_for_ready=True).plain
+        return self.v1.Decrypt(
+            request, timeout=patient(RPC_SECONDS), wait_for_ready=True
+        ).plain
 
     def healthz(self) -> str:
         """Status.healthz, or the code's name where the RPC fails."""
@@ -333,20 +237,35 @@ class Plugin:
     # The command line
 
     def cli(
-        self, *arguments: str, stdin: str | None = None
+        self, *arguments: str, stdin: str = "", spawn: bool = False
     ) -> subprocess.CompletedProcess[str]:
-        """Run a command with this configuration."""
+        """Run a command with this configuration.
+
+        Args:
+            arguments: The command and its options.
+            stdin: What it can read.
+            spawn: Run it in a process of its own; so it is in any case for `serve`,
+                and where an event loop runs in this one.
+        """
+        command = (*arguments, "--config", str(self.config_file))
+        if not spawn and arguments[0] != "serve" and not _in_event_loop():
+            return command_line.run(*command, stdin=stdin)
         return subprocess.run(
-            [
-                *(sys.executable, "-m", "hsm_kms.cli", *arguments),
-                *("--config", str(self.config_file)),
-            ],
+            [*command_line.HSM_KMS, *command],
             check=False,
             capture_output=True,
             text=True,
             input=stdin,
-            timeout=60,
+            timeout=patient(60),
         )
+
+
+def _in_event_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
 
 
 def code_of(call: Callable[[], Any]) -> str:

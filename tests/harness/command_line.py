@@ -1,0 +1,106 @@
+"""`hsm-kms` commands, run in the process of the test.
+
+A process of their own costs most commands more than all that they do. Spawn one where
+the process is the point: signals, terminals, hardening, what its streams are.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import sys
+from pathlib import Path
+from subprocess import CompletedProcess
+from typing import TYPE_CHECKING
+
+import structlog
+
+from hsm_kms import hardening
+from hsm_kms.cli import main
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+HSM_KMS = (sys.executable, "-m", "hsm_kms.cli")  # in a process of its own
+
+
+def run(
+    *arguments: object,
+    env: Mapping[str, str] | None = None,
+    stdin: str | bytes = b"",
+    cwd: Path | None = None,
+) -> CompletedProcess[str]:
+    """Run `hsm-kms ARGUMENT...`, and return its exit code and what it wrote.
+
+    An exception that the command line does not handle reaches the test. Call this
+    where no event loop runs; the commands start one of their own.
+
+    Args:
+        arguments: The command and its options.
+        env: Environment variables that are set meanwhile.
+        stdin: What the command can read; it is not a terminal.
+        cwd: The working directory; this process's if None.
+    """
+    argv = ["hsm-kms", *map(str, arguments)]
+    out, err = _stream(), _stream()
+    source = stdin.encode() if isinstance(stdin, str) else stdin
+    with _as_a_process(argv, env or {}, cwd), contextlib.ExitStack() as streams:
+        streams.enter_context(contextlib.redirect_stdout(out))
+        streams.enter_context(contextlib.redirect_stderr(err))
+        streams.enter_context(_stdin(source))
+        code = _exit_code()
+    return CompletedProcess(argv, code, _text(out), _text(err))
+
+
+def _exit_code() -> int:
+    try:
+        main()
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
+
+
+@contextlib.contextmanager
+def _as_a_process(
+    argv: list[str], env: Mapping[str, str], cwd: Path | None
+) -> Iterator[None]:
+    """Undo what a command changes in its process, which would otherwise end."""
+    before = sys.argv, os.environ.copy(), hardening.harden_process
+    logging = structlog.get_config()
+    structlog.reset_defaults()
+    sys.argv = argv
+    os.environ.update(env)
+    hardening.harden_process = _stay_as_it_is
+    try:
+        with contextlib.chdir(cwd or Path.cwd()):
+            yield
+    finally:
+        sys.argv, environ, hardening.harden_process = before
+        os.environ.clear()
+        os.environ.update(environ)
+        structlog.configure(**logging)
+
+
+def _stay_as_it_is() -> None:
+    """Stand in for `harden_process`, which cannot be undone."""
+
+
+@contextlib.contextmanager
+def _stdin(source: bytes) -> Iterator[None]:
+    before, sys.stdin = sys.stdin, io.TextIOWrapper(io.BytesIO(source), "utf-8")
+    try:
+        yield
+    finally:
+        sys.stdin = before
+
+
+def _stream() -> io.TextIOWrapper:
+    return io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True)
+
+
+def _text(stream: io.TextIOWrapper) -> str:
+    stream.flush()
+    data = stream.buffer
+    assert isinstance(data, io.BytesIO)
+    return data.getvalue().decode()

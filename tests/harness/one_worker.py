@@ -1,0 +1,88 @@
+"""One worker on the test token, and the requests that tests send it."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, Any
+
+from hsm_kms.ipc.messages import (
+    Cipher,
+    Configure,
+    Decrypt,
+    Encrypt,
+    Encrypted,
+    FindKeys,
+    KeyPage,
+    KeyRef,
+    Mechanism,
+)
+from hsm_kms.state_dir.directory import StateDir
+from hsm_kms.token.login import PinGate, PinSource
+from hsm_kms.token.process import Worker
+from tests.harness.softhsm import TOKEN_LABEL, softhsm_module
+from tests.harness.token_keys import LABEL
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+AAD = b"aad of the test"
+CKU_USER = 1
+
+
+def configure(**changes: Any) -> Configure:
+    """First message to a worker on the test token."""
+    given = {"module": softhsm_module(), "token_label": TOKEN_LABEL}
+    return Configure(**(given | changes))
+
+
+def gate(pin_file: Path, directory: Path) -> PinGate:
+    """Logs in with this PIN; the verdict is kept in `directory`."""
+    state = StateDir(directory / "state").open()
+    return PinGate(PinSource(path=pin_file, user_type=CKU_USER), state)
+
+
+def wrapping(ref: KeyRef, plaintext: bytes, aad: bytes = AAD) -> Encrypt:
+    """A request to wrap."""
+    return Encrypt(
+        ref=ref, mechanism=Mechanism.GCM_CALLER, aad=aad, plaintext=plaintext
+    )
+
+
+def unwrapping(ref: KeyRef, sealed: Encrypted, aad: bytes = AAD) -> Decrypt:
+    """The request that undoes it."""
+    return Decrypt(
+        ref=ref,
+        cipher=Cipher.GCM,
+        aad=aad,
+        iv=sealed.iv,
+        ciphertext=sealed.ciphertext,
+    )
+
+
+@contextlib.asynccontextmanager
+async def one_worker(env, pin_gate, **changes):
+    """A worker that is logged in, with one session besides the control session."""
+    worker = await Worker.spawn(1, env)
+    try:
+        await worker.configure(configure(**changes))
+        await pin_gate.login(worker)
+        await worker.open_sessions(worker.sessions)
+        yield worker
+    finally:
+        await worker.leave()
+
+
+async def ask(worker, request):
+    """One exchange on its session."""
+    return await worker.sessions[0].exchange(request)
+
+
+async def keys(worker, label=LABEL):
+    reply = await ask(worker, FindKeys(label=label))
+    assert isinstance(reply, KeyPage), reply
+    return reply.keys
+
+
+async def only_ref(worker, label=LABEL):
+    (key,) = await keys(worker, label)
+    return key.ref

@@ -1,0 +1,82 @@
+"""Processes of a test: their children, their state, their mount namespace."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+from tests.harness.wait import wait_for
+
+
+def children_of(pid: int) -> list[int]:
+    """Processes that the main thread of a process started; none once it is gone."""
+    try:
+        text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    except OSError:
+        return []
+    return [int(child) for child in text.split()]
+
+
+def children() -> set[int]:
+    """Process ids of the token workers that this very process started.
+
+    Servers of other tests may be its children too; their workers are not.
+    """
+    return {pid for pid in children_of(os.getpid()) if _is_worker(pid)}
+
+
+def descriptors() -> int:
+    """How many this process has open."""
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def command_lines(pid: int) -> str:
+    """Arguments and environment of a process, as others on the node see them."""
+    parts = []
+    for name in ("cmdline", "environ"):
+        try:
+            parts.append(Path(f"/proc/{pid}/{name}").read_bytes())
+        except OSError:  # gone meanwhile
+            continue
+    return b"\0".join(parts).decode(errors="replace")
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs; a zombie does not."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+    return stat.rpartition(")")[2].split()[0] != "Z"
+
+
+def in_namespace(prefix: list[str], script: str, *arguments: str) -> list[str]:
+    """A command that runs a shell script in a mount namespace, then the arguments."""
+    return [*prefix, "sh", "-c", f'{script} && exec "$@"', "sh", *arguments]
+
+
+def namespace_prefix() -> list[str] | None:
+    """The command that makes a mount namespace, or None where none can be made."""
+    prefix = ["unshare", "--mount"]
+    if os.geteuid() != 0:
+        prefix.append("--map-root-user")
+    probe = [*prefix, "mount", "-t", "tmpfs", "tmpfs", "/mnt"]
+    if subprocess.run(probe, capture_output=True, check=False).returncode:
+        return None
+    return prefix
+
+
+def stop(pid: int) -> None:
+    """Stop a process, with all its threads."""
+    os.kill(pid, signal.SIGSTOP)
+    threads = list(Path(f"/proc/{pid}/task").iterdir())
+    wait_for(lambda: all(" T " in (t / "stat").read_text() for t in threads))
+
+
+def _is_worker(pid: int) -> bool:
+    try:
+        return b"hsm_kms.worker" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False

@@ -1,0 +1,91 @@
+"""Keys that another tool put on the token."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+from hsm_kms.ipc.messages import KeyRef
+from tests.harness.softhsm import PIN, TOKEN_LABEL, softhsm_module
+
+if TYPE_CHECKING:
+    from tests.harness.softhsm import SoftHsm
+
+LABEL = "k8s-kek"
+MATERIAL = bytes(range(1, 33))
+IMPORTED = KeyRef("imported", b"\x07")
+
+# A process of its own: the tests themselves never load a module.
+_MAKER = """
+import json, sys, pkcs11
+module, token, pin, key = sys.argv[1:]
+key = json.loads(key)
+capabilities = pkcs11.MechanismFlag(0)
+for name in key["usage"]:
+    capabilities |= pkcs11.MechanismFlag[name]
+template = {pkcs11.Attribute[name]: value for name, value in key["template"].items()}
+with pkcs11.lib(module).get_token(token_label=token).open(rw=True, user_pin=pin) as s:
+    for cka_id in key["ids"]:
+        s.generate_key(
+            pkcs11.KeyType.AES, key["bits"], id=bytes.fromhex(cka_id), store=True,
+            label=key["label"], capabilities=capabilities, template=template,
+        )
+"""
+
+_CREATE = """
+import sys, pkcs11
+from pkcs11 import Attribute as A
+module, token, pin, label, cka_id, value = sys.argv[1:]
+with pkcs11.lib(module).get_token(token_label=token).open(rw=True, user_pin=pin) as s:
+    s.create_object({
+        A.CLASS: pkcs11.ObjectClass.SECRET_KEY, A.KEY_TYPE: pkcs11.KeyType.AES,
+        A.LABEL: label, A.ID: bytes.fromhex(cka_id), A.VALUE: bytes.fromhex(value),
+        A.TOKEN: True, A.PRIVATE: True, A.SENSITIVE: True, A.EXTRACTABLE: False,
+        A.ENCRYPT: True, A.DECRYPT: True,
+    })
+"""
+
+
+def make_key(
+    hsm: SoftHsm,
+    cka_id: bytes = b"odd",
+    *,
+    bits: int = 256,
+    usage: tuple[str, ...] = ("ENCRYPT", "DECRYPT"),
+    label: str = LABEL,
+    **template: Any,
+) -> None:
+    """Generate an AES key with exactly these attributes."""
+    make_keys(hsm, [cka_id], bits=bits, usage=usage, label=label, **template)
+
+
+def make_keys(
+    hsm: SoftHsm,
+    cka_ids: list[bytes],
+    *,
+    bits: int = 256,
+    usage: tuple[str, ...] = ("ENCRYPT", "DECRYPT"),
+    label: str = LABEL,
+    **template: Any,
+) -> None:
+    """Generate one AES key for each CKA_ID."""
+    key = {
+        "ids": [each.hex() for each in cka_ids],
+        "bits": bits,
+        "usage": usage,
+        "label": label,
+        "template": {"SENSITIVE": True, "EXTRACTABLE": False, **template},
+    }
+    hsm.run(
+        *(sys.executable, "-c", _MAKER, softhsm_module()),
+        *(TOKEN_LABEL, PIN, json.dumps(key)),
+    )
+
+
+def create(hsm, ref=IMPORTED, value=MATERIAL):
+    """Create a key of known material from another process."""
+    hsm.run(
+        *(sys.executable, "-c", _CREATE, softhsm_module(), TOKEN_LABEL, PIN),
+        *(ref.label, ref.cka_id.hex(), value.hex()),
+    )
