@@ -441,7 +441,7 @@ class WrappingMachine(RuleBasedStateMachine):
         return (
             len(ring.keys) == 1 + self.keys
             and ring.current.name == youngest.name
-            and (not engine._uses_local or engine.local.has(youngest))
+            and (not engine.standby.uses_local or engine.local.has(youngest))
         )
 
 
