@@ -27,7 +27,7 @@ def test_configuration(directory, number):
 
 def test_tokens_that_were_run():
     """The table of what was run has a row for each brand of the suite."""
-    table = DOCUMENT.read_text().split("## What was run")[1].split("###")[0]
+    table = DOCUMENT.read_text().split("## Tested tokens")[1].split("###")[0]
     rows = [line for line in table.splitlines() if line.startswith("| ")][1:]
 
     assert len(BRANDS) == len(rows)
