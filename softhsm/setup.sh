@@ -49,7 +49,7 @@ install_softhsm() {
             command -v sudo >/dev/null || die "SoftHSM2 is missing; as root run: $*"
             as_root=sudo
         fi
-        say "SoftHSM2 is missing; running: $as_root $*"
+        say "SoftHSM2 is missing; running: ${as_root:+$as_root }$*"
         $as_root "$@" >&2 || {
             $as_root apt-get update >&2
             $as_root "$@" >&2
