@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from hsm_kms.cli import main
+from tests.harness.command_line import HSM_KMS
 from tests.harness.etcd_samples import v1, v2
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ OBJECTS = {
     "/registry/leases/kube-system/f": IN_CLEAR,
     "/registry/example.com/widgets/g": IN_CLEAR,
 }
-COMMAND = [sys.executable, "-m", "hsm_kms.cli", "etcd"]
+COMMAND = [*HSM_KMS, "etcd"]
 
 
 @dataclass(frozen=True)

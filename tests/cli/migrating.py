@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 from tests.cli import kubectl_stub
+from tests.harness.command_line import HSM_KMS
 
 TEXT = "c2VjcmV0LXRleHQ="  # what is in every Secret here
 
@@ -53,7 +54,8 @@ class Migrating(Command):
 
     def command(self, *arguments):
         return [
-            *(sys.executable, "-m", "hsm_kms.cli", "migrate"),
+            *HSM_KMS,
+            "migrate",
             *("--kubectl", str(self.kubectl), "--rate", "10000", *arguments),
         ]
 

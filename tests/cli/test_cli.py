@@ -8,18 +8,17 @@ import pty
 import re
 import shlex
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from hsm_kms import __version__
 from hsm_kms.cli import cli
+from tests.harness.command_line import HSM_KMS
 from tests.harness.processes import children_of, command_lines
 from tests.harness.softhsm import PIN, softhsm_module
 from tests.harness.wait import wait_for
 
-HSM_KMS = [sys.executable, "-m", "hsm_kms.cli"]
 TRANSCRIPTS = sorted((Path(__file__).parent / "transcripts").glob("*.txt"))
 PATTERNS = {
     "KEY_ID": r"[a-z2-7]{26}",

@@ -8,12 +8,12 @@ import pty
 import select
 import signal
 import subprocess
-import sys
 import time
 
 import pytest
 
 from tests.cli.keys_rig import Keys
+from tests.harness.command_line import HSM_KMS
 from tests.harness.wait import SECONDS
 
 
@@ -31,7 +31,7 @@ class Terminal:
         path = str(keys.plugin.config_file)
         self.process = subprocess.Popen(
             [
-                *("setsid", "--ctty", sys.executable, "-m", "hsm_kms.cli", "keys"),
+                *("setsid", "--ctty", *HSM_KMS, "keys"),
                 *(*arguments, "--config", path),
             ],
             stdin=inner,

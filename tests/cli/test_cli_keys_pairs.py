@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 
 import pytest
 
 from tests.cli.keys_rig import Keys
+from tests.harness.command_line import HSM_KMS
 from tests.harness.shim.driver import Shim
 from tests.harness.softhsm import softhsm_module
 from tests.harness.token_keys import make_key
@@ -160,7 +160,7 @@ def test_undo(keys, shim, when, then):
 def test_killed(keys, shim, empty_hsm):
     """SIGKILL of the command itself between the two keys of a pair."""
     shim.set("C_GenerateKey skip=1 hang")
-    command = [sys.executable, "-m", "hsm_kms.cli", "keys", "generate"]
+    command = [*HSM_KMS, "keys", "generate"]
     with subprocess.Popen(
         [*command, "--config", str(keys.plugin.config_file)], stderr=subprocess.DEVNULL
     ) as process:

@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 from fcntl import ioctl
 from termios import FIONREAD
 
@@ -23,6 +22,7 @@ from hsm_kms.etcd.verify import MAX_FAILURES, NOT_LISTED, Verification
 from hsm_kms.ipc.messages import Encrypt
 from hsm_kms.wrapping.record import Algorithm, Header, Kind, Record
 from tests.cli.verifying import failures, flipped, pairs_of, v1, v2, v2_of
+from tests.harness.command_line import HSM_KMS
 from tests.harness.processes import children_of
 from tests.harness.wait import wait_for
 
@@ -35,7 +35,9 @@ def test_token_fails_half_way(plugin):
     plugin.stop()
     process = subprocess.Popen(
         [
-            *(sys.executable, "-m", "hsm_kms.cli", "etcd", "verify"),
+            *HSM_KMS,
+            "etcd",
+            "verify",
             *("--from-json", "-", "--config", str(plugin.config_file)),
         ],
         stdin=subprocess.PIPE,

@@ -22,7 +22,11 @@ from hsm_kms.cli import main
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-HSM_KMS = (sys.executable, "-m", "hsm_kms.cli")  # in a process of its own
+# A process of its own runs the package of this interpreter: the checkout, unless CI
+# names the environment that it installed the built wheel in. With -P the working
+# directory, which is the checkout, does not come before that.
+PYTHON = os.environ.get("HSM_KMS_PYTHON") or sys.executable
+HSM_KMS = (PYTHON, "-P", "-m", "hsm_kms.cli")
 
 
 def run(

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import re
 import socket
-import sys
 from functools import partial
 
 import pytest
 
 from hsm_kms.wrapping.record import Kind, Record
+from tests.harness.command_line import HSM_KMS
 from tests.harness.softhsm import PIN, TOKEN_LABEL, SoftHsm, softhsm_module
 from tests.system.conformance.clients import (
     DEK,
@@ -118,7 +118,7 @@ def test_19_the_scope_keeps_clusters_apart(make_plugin, imported):
 def test_20_tells_nothing(served):
     """The key_id is a bare hash: no PIN, label, serial, CKA_ID, host or path in it."""
     key_id = served.status().key_id
-    command = (sys.executable, "-m", "hsm_kms.cli", "token", "list", "--module")
+    command = (*HSM_KMS, "token", "list", "--module")
     tokens = served.hsm.run(*command, softhsm_module()).stdout
     listed = served.hsm.pkcs11_tool("--list-objects", "--type", "secrkey").stdout
     told = set(re.findall(r"\w{4,}", f"{tokens} {listed} {served.socket}"))

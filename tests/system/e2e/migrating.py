@@ -5,13 +5,13 @@ from __future__ import annotations
 import base64
 import json
 import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
 
 from hsm_kms.migrate.rewrite import PAGE
 from tests.cli.migrating import Command
+from tests.harness.command_line import HSM_KMS
 from tests.system.e2e.world import prefix
 
 TEXT = "what-nobody-may-see"
@@ -68,7 +68,8 @@ class Migrating(Command):
 
     def command(self, *arguments, kubeconfig=None):
         return [
-            *(sys.executable, "-m", "hsm_kms.cli", "migrate"),
+            *HSM_KMS,
+            "migrate",
             *("--kubectl", str(self.world.binaries.kubectl)),
             *("--kubeconfig", str(kubeconfig or self.kubeconfig)),
             *arguments,
@@ -79,7 +80,11 @@ class Migrating(Command):
         etcd, plugin = self.world.etcd, self.world.plugin
         return subprocess.run(
             [
-                *(sys.executable, "-m", "hsm_kms.cli", "etcd", "verify", "-o", "json"),
+                *HSM_KMS,
+                "etcd",
+                "verify",
+                "-o",
+                "json",
                 *("--endpoints", etcd.url, "--config", str(plugin.config_file)),
             ],
             check=False,

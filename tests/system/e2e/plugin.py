@@ -9,7 +9,6 @@ import secrets
 import shutil
 import signal
 import subprocess
-import sys
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +21,7 @@ from hsm_kms.api.rpc import kms_v1beta1_pb2_grpc as v1_grpc
 from hsm_kms.api.rpc import kms_v2_pb2 as v2
 from hsm_kms.api.rpc import kms_v2_pb2_grpc as v2_grpc
 from hsm_kms.cli.admin import read_status
+from tests.harness.command_line import HSM_KMS
 from tests.harness.processes import children_of
 from tests.system.e2e.processes import Child, wait_for
 
@@ -36,7 +36,6 @@ MODULES = (
     "/usr/lib64/softhsm/libsofthsm2.so",
     "/usr/local/lib/softhsm/libsofthsm2.so",
 )
-HSM_KMS = [sys.executable, "-m", "hsm_kms.cli"]
 LABEL = "e2e"
 RPC_TIMEOUT = 3.0  # seconds, as the API server's default
 READY_TIMEOUT = 30.0  # seconds

@@ -7,8 +7,8 @@ import os
 import subprocess
 from typing import TYPE_CHECKING
 
+from tests.harness.command_line import HSM_KMS
 from tests.harness.etcd_server import make_certificates
-from tests.system.e2e.plugin import HSM_KMS
 from tests.system.e2e.processes import Child, free_ports, wait_for
 
 if TYPE_CHECKING:

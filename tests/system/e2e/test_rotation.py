@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.harness.clock.driver import Clock
-from tests.system.e2e.plugin import HSM_KMS, Plugin
+from tests.harness.command_line import HSM_KMS
+from tests.system.e2e.plugin import Plugin
 from tests.system.e2e.processes import wait_for
 from tests.system.e2e.stored import parse_v2
 from tests.system.e2e.world import NAMESPACE, Client, World, Writer, running_world

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from hsm_kms.wrapping.record import Kind, Record
+from tests.harness.command_line import HSM_KMS
 from tests.harness.shim.driver import Shim
-from tests.system.e2e.plugin import HSM_KMS, softhsm_module
+from tests.system.e2e.plugin import softhsm_module
 from tests.system.e2e.processes import wait_for
 from tests.system.e2e.stored import encrypted_dek_v1
 from tests.system.e2e.world import NAMESPACE, World, running_world, secret

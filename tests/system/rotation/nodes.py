@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 from typing import TYPE_CHECKING, Any
 
 from hsm_kms.keys.key_id import make_cka_id
 from tests.harness.clock.driver import Clock
+from tests.harness.command_line import HSM_KMS
 from tests.harness.plugin import Plugin
 from tests.harness.token_keys import make_key
 from tests.harness.wait import wait_for
@@ -55,7 +55,7 @@ class Node(Plugin):
         command = ["serve", "--config", str(self.config_file)]
         with self.log_file.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "hsm_kms.cli", *command],
+                [*HSM_KMS, *command],
                 env={**os.environ, **self.clock.env},
                 stderr=log,
                 stdout=log,

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 
 import pytest
 
+from tests.harness.command_line import HSM_KMS
 from tests.harness.plugin import code_of
 from tests.harness.processes import in_namespace, namespace_prefix
 from tests.harness.wait import wait_for
@@ -205,7 +205,7 @@ def prefix():
 
 def start_in(plugin, prefix, script):
     """Start the server in a mount namespace that the script has arranged."""
-    command = [sys.executable, "-m", "hsm_kms.cli", "serve"]
+    command = [*HSM_KMS, "serve"]
     with plugin.log_file.open("ab") as log:
         plugin.process = subprocess.Popen(
             [

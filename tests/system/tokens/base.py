@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any, ClassVar
 
+from tests.harness.command_line import HSM_KMS
 from tests.harness.plugin import Plugin
 from tests.harness.softhsm import PIN, TOKEN_LABEL
 from tests.harness.wait import wait_for
@@ -152,7 +153,7 @@ class TokenPlugin(Plugin):
         self.write_config()
 
     def _command(self, *arguments: str) -> list[str]:
-        program = [sys.executable, "-m", "hsm_kms.cli", *arguments]
+        program = [*HSM_KMS, *arguments]
         return [*self.token.inside, *program, "--config", str(self.config_file)]
 
     def start(self, *, listening: bool = True) -> TokenPlugin:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 import tracemalloc
 
 import pytest
@@ -16,6 +15,7 @@ from hsm_kms.etcd import stream
 from hsm_kms.etcd.json_file import JsonFile
 from hsm_kms.etcd.source import EtcdError, Item
 from hsm_kms.etcd.tally import scan
+from tests.harness.command_line import HSM_KMS
 from tests.harness.etcd_samples import KEY_ID, etcdctl_json, v1, v2, written
 
 MIB = 1024**2
@@ -183,7 +183,7 @@ def test_long_values(tmp_path):
 
 def peak_of_scan(objects: int) -> tuple[dict, int]:
     """Pipe so many objects into `etcd scan`; its answer, and its peak in KiB."""
-    command = [sys.executable, "-m", "hsm_kms.cli", "etcd", "scan"]
+    command = [*HSM_KMS, "etcd", "scan"]
     process = subprocess.Popen(
         [*command, "--from-json", "-", "-o", "json"],
         stdin=subprocess.PIPE,

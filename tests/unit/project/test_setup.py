@@ -6,7 +6,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -15,10 +14,11 @@ import pytest
 import yaml
 
 from hsm_kms.config.load import load
+from tests.harness.command_line import PYTHON
 
 ROOT = Path(__file__).parents[3]
 SETUP = ROOT / "softhsm" / "setup.sh"
-COMMAND = Path(sys.executable).parent / "hsm-kms"
+COMMAND = Path(PYTHON).parent / "hsm-kms"
 
 # Writes down how it was called, then becomes the real program.
 WRAPPER = """#!/bin/sh

@@ -1,0 +1,49 @@
+"""The package that servers and workers under test run."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.harness.command_line import PYTHON
+from tests.harness.processes import children_of
+
+ROOT = Path(__file__).parents[3]
+
+
+def package_of(pid):
+    """Path of the package that the interpreter of this process finds."""
+    arguments = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+    interpreter = arguments[: arguments.index("-m")]
+    code = "import hsm_kms; print(hsm_kms.__file__)"
+    found = subprocess.run(
+        [*interpreter, "-c", code],
+        cwd=Path(f"/proc/{pid}/cwd").resolve(),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return Path(found.stdout.strip())
+
+
+@pytest.fixture
+def packages(plugin):
+    """Package paths of a server and of its workers."""
+    server = plugin.process.pid
+    return {package_of(pid) for pid in [server, *children_of(server)]}
+
+
+def test_package(packages):
+    """Server and workers run the package that is under test.
+
+    That is the checkout, or the wheel in the environment that HSM_KMS_PYTHON names; the
+    checkout, which is the working directory, does not shadow it.
+    """
+    (package,) = packages
+
+    if "HSM_KMS_PYTHON" not in os.environ:
+        assert ROOT / "hsm_kms" / "__init__.py" == package
+    else:
+        assert "site-packages" == package.parents[1].name
+        assert Path(PYTHON).parents[1] in package.parents
