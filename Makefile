@@ -2,14 +2,18 @@
 
 PYTHON ?= python3
 PYTEST_ARGS ?=
+BARE_STEPS ?=
 BIN := .venv/bin
+PYTEST := $(BIN)/pytest
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+SHELL_SCRIPTS := softhsm/setup.sh proto/generate.sh .ci/run $(wildcard tests/*.sh tests/bare/*.sh)
 LOCK := $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header \
 	--no-annotate --python-version 3.11
 
 .SHELLFLAGS := -euc
 .DELETE_ON_ERROR:
-.PHONY: help run test test-faults test-e2e bench test-tokens lint types proto lock image clean packages
+.PHONY: help run test test-faults test-e2e bench test-tokens test-bare coverage lint types \
+	proto lock image clean packages
 
 help:
 	@echo 'make run          serve with a SoftHSM2 token made in .dev'
@@ -17,6 +21,8 @@ help:
 	@echo 'make test-faults  recovery from every fault of a token, rotations, local KEKs, under load'
 	@echo 'make test-e2e     a real kube-apiserver and etcd (Go, or KUBEBUILDER_ASSETS)'
 	@echo 'make test-tokens  Kryoptic, NSS, opencryptoki and p11-kit beside SoftHSM2'
+	@echo 'make test-bare    what a fresh Debian lacks, in a root made by debootstrap (as root)'
+	@echo 'make coverage     make test, with what it covers of hsm_kms, in every process'
 	@echo 'make bench        figures of both ways to wrap, and of many keys (Go; h2load, from nghttp2-client)'
 	@echo 'make lint         ruff, import-linter, shellcheck where it is installed'
 	@echo 'make types        mypy'
@@ -36,7 +42,7 @@ run: .venv/run
 	@exec $(BIN)/hsm-kms serve --config .dev/config.yaml
 
 test: .venv/dev packages
-	@$(BIN)/pytest -n auto tests/unit tests/cli tests/system/conformance tests/system/serving \
+	@$(PYTEST) -n auto tests/unit tests/cli tests/system/conformance tests/system/serving \
 		$(PYTEST_ARGS)
 	@echo
 	@echo 'Not run here, each with a command of its own:'
@@ -56,6 +62,16 @@ test-tokens: .venv/dev packages
 	@$(BIN)/python -m tests.system.tokens.kryoptic_module || echo 'going on without Kryoptic'
 	@$(BIN)/pytest -n auto --dist loadgroup tests/system/tokens $(PYTEST_ARGS)
 
+# BARE_STEPS names some of the steps; tests/bare/run.sh lists them.
+test-bare:
+	@tests/bare/run.sh $(BARE_STEPS)
+
+coverage: .venv/dev packages
+	@rm -f .coverage .coverage.*
+	@$(MAKE) --no-print-directory test PYTEST='$(BIN)/coverage run -m pytest'
+	@$(BIN)/coverage combine --quiet
+	@$(BIN)/coverage report
+
 bench: .venv/dev packages
 	@$(BIN)/python -m bench.direct
 	@$(BIN)/python -m bench.software
@@ -66,8 +82,7 @@ lint: .venv/dev
 	@$(BIN)/ruff format --check .
 	@$(BIN)/lint-imports
 	@if command -v shellcheck >/dev/null; then \
-		shellcheck softhsm/setup.sh tests/packages.sh tests/packages-tokens.sh \
-			proto/generate.sh .ci/run; \
+		shellcheck $(SHELL_SCRIPTS); \
 	else echo 'Not run: shellcheck, which is not installed'; fi
 
 types: .venv/dev
@@ -79,6 +94,7 @@ proto: .venv/dev
 lock: .venv/dev
 	@$(LOCK) pyproject.toml --group build -o requirements/run.txt
 	@$(LOCK) pyproject.toml --group dev -o requirements/dev.txt
+	@$(LOCK) --group coverage --constraints requirements/dev.txt -o requirements/coverage.txt
 
 image:
 	@for tool in docker podman buildah; do \
