@@ -18,7 +18,8 @@ import click
 from hsm_kms.errors import ConfigError, PinSettlingError, TokenTimeoutError
 from hsm_kms.server import settings
 from hsm_kms.state_dir.directory import StateDir
-from hsm_kms.token.login import STABLE_SECONDS, PinGate, PinSource
+from hsm_kms.token.login import PinGate
+from hsm_kms.token.pin_file import STABLE_SECONDS, PinSource
 from hsm_kms.token.process import Worker
 
 if TYPE_CHECKING:

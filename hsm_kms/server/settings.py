@@ -10,8 +10,8 @@ from hsm_kms.health.state import HealthSettings
 from hsm_kms.ipc.messages import Configure
 from hsm_kms.keys.key_id import fingerprint_in
 from hsm_kms.keys.keyring import KeySettings
-from hsm_kms.token.login import PinSource
-from hsm_kms.token.workers import WorkerSettings
+from hsm_kms.token.pin_file import PinSource
+from hsm_kms.token.settings import WorkerSettings
 from hsm_kms.wrapping.settings import LocalSettings, WrapSettings
 
 if TYPE_CHECKING:

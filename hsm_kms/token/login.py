@@ -13,10 +13,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import stat
-from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
 import structlog
@@ -25,7 +21,6 @@ from msgspec.structs import astuple
 from hsm_kms.errors import (
     HsmKmsError,
     PinRejectedError,
-    PinSettlingError,
     PinUnavailableError,
     WorkerLostError,
 )
@@ -35,38 +30,21 @@ from hsm_kms.state_dir.directory import StateCorruptError, StateWriteError
 from hsm_kms.state_dir.records import PinIdentity, PinRecord
 from hsm_kms.token.counts import End
 from hsm_kms.token.errors import error_from
+from hsm_kms.token.pin_file import identify, require_stable
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from hsm_kms.state_dir.directory import StateDir
+    from hsm_kms.token.pin_file import PinSource
     from hsm_kms.token.process import Worker
 
-STABLE_SECONDS: Final = 2.0
 MOST_TRIES: Final = 2
 _LOCK_POLL_SECONDS: Final = 0.05
 _LOGIN_END_SECONDS: Final = 1.5  # for a C_Login under way, of the 3 s of a stop
-_TOO_OPEN: Final = stat.S_IRWXO | stat.S_IWGRP
 _REPLACE: Final = (
     "put the right PIN into the PIN file, or run `hsm-kms token retry-pin`"
 )
 
 _log = structlog.get_logger(__name__)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PinSource:
-    """Where the PIN comes from.
-
-    Args:
-        path: The file, as the worker opens it.
-        typed: It was typed in for this one command: no file to remember.
-        user_type: CK_USER_TYPE to log in as.
-    """
-
-    path: Path
-    typed: bool = False
-    user_type: int
 
 
 class PinGate:
@@ -94,7 +72,7 @@ class PinGate:
             PinRejectedError: The token rejected this PIN before.
         """
         if self._source is not None and not self._source.typed:
-            self._may_try(_identity(self._source.path))
+            self._may_try(identify(self._source.path))
 
     def verdict(self) -> str:
         """What is known about the PIN, in one word."""
@@ -149,7 +127,7 @@ class PinGate:
         if source.typed:
             await _exchange(worker, source, None, refuse_low=False)
             return
-        identity = _identity(source.path)
+        identity = identify(source.path)
         if self._retry:
             self._state.forget_pin(identity)
         before = self._may_try(identity)
@@ -213,7 +191,7 @@ class PinGate:
                 "an unproven PIN is not tried while its fate cannot be remembered: "
                 f"{self._state.open().problem or 'the state directory is back'}"
             )
-        _require_stable(identity)
+        require_stable(identity)
         return record
 
     def _known(self, identity: PinIdentity) -> PinRecord:
@@ -250,43 +228,3 @@ async def _exchange(
     reply = await worker.control.exchange(request)
     if isinstance(reply, Failure):
         raise error_from(reply)
-
-
-def _identity(path: Path) -> PinIdentity:
-    """What the PIN file is now.
-
-    Raises:
-        PinUnavailableError: Absent, empty, too new, or open to others.
-    """
-    try:
-        found = path.stat()
-    except OSError as error:
-        raise PinUnavailableError(
-            f"waiting for the PIN file {path}: {error.strerror}"
-        ) from None
-    if not stat.S_ISREG(found.st_mode):
-        raise PinUnavailableError(f"the PIN file {path} is not a regular file")
-    if found.st_size == 0:
-        raise PinUnavailableError(f"waiting for the PIN file {path}: it is empty")
-    if found.st_mode & _TOO_OPEN:
-        raise PinUnavailableError(
-            f"the PIN file {path} is open to others (mode {found.st_mode & 0o777:04o})",
-            hint=f"chmod 0600 {path}, and consider the PIN known",
-        )
-    if found.st_uid not in {0, os.geteuid()}:
-        raise PinUnavailableError(
-            f"the PIN file {path} belongs to uid {found.st_uid}",
-            hint="it must belong to root or to the user hsm-kms runs as",
-        )
-    return PinIdentity.from_stat(found)
-
-
-def _require_stable(identity: PinIdentity) -> None:
-    """Wait for a file that somebody may still be writing.
-
-    Raises:
-        PinSettlingError: It changed within the last two seconds.
-    """
-    age = datetime.now(UTC).timestamp() - identity.ctime_ns / 1e9
-    if 0 <= age < STABLE_SECONDS:
-        raise PinSettlingError("waiting until the PIN file has been still for 2 s")

@@ -1,21 +1,57 @@
-"""How often workers may be killed: some HSMs keep the sessions of dead clients.
+"""When the next worker starts: after which pause, and after how many kills.
 
-After `MOST` kills within `WINDOW_SECONDS` only one worker is started, with one session,
-until a canary has passed, on it or on one that still serves.
+Some HSMs keep the sessions of dead clients. After `MOST` kills within
+`WINDOW_SECONDS` only one worker is started, with one session, until a canary has
+passed, on it or on one that still serves.
 """
 
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections import deque
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import structlog
 
+from hsm_kms.errors import PinRejectedError, PinUnavailableError
+
+if TYPE_CHECKING:
+    from hsm_kms.errors import HsmKmsError
+
 MOST: Final = 3
 WINDOW_SECONDS: Final = 5 * 60.0
+FIRST_SECONDS: Final = 0.1
+LONGEST_SECONDS: Final = 5.0
+PIN_SECONDS: Final = 1.0  # only a stat() of the PIN file each time
 
 _log = structlog.get_logger(__name__)
+
+
+class Backoff:
+    """The pauses of one worker."""
+
+    def __init__(self) -> None:
+        self._next = FIRST_SECONDS
+
+    def pause(self, error: HsmKmsError | None = None) -> float:
+        """Seconds to wait before the next try.
+
+        Args:
+            error: Why the last one failed; None: the worker ended soon.
+        """
+        if isinstance(error, (PinRejectedError, PinUnavailableError)):
+            return PIN_SECONDS
+        if error is None and self._next == FIRST_SECONDS:
+            self._next *= 2
+            return 0.0  # the first time: perhaps it does not always crash
+        seconds = self._next * (0.5 + secrets.SystemRandom().random())
+        self._next = min(self._next * 2, LONGEST_SECONDS)
+        return seconds
+
+    def reset(self) -> None:
+        """A worker has lived well."""
+        self._next = FIRST_SECONDS
 
 
 class KillBudget:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from hsm_kms.token.channel import Channel
     from hsm_kms.token.pool import Pool
     from hsm_kms.token.process import Worker
-    from hsm_kms.token.workers import WorkerSettings
+    from hsm_kms.token.settings import WorkerSettings
 
 DRAIN_SECONDS: Final = 1.0
 WATCH_SECONDS: Final = 0.25

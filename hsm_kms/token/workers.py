@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -23,47 +22,23 @@ from hsm_kms.errors import (
     TokenTimeoutError,
     WorkerLostError,
 )
-from hsm_kms.token.backoff import Backoff
 from hsm_kms.token.counts import Counts, End
 from hsm_kms.token.process import Worker
-from hsm_kms.token.restarts import KillBudget
+from hsm_kms.token.restarts import Backoff, KillBudget
 from hsm_kms.token.watchdog import Watchdog
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
-    from hsm_kms.ipc.messages import Configure
     from hsm_kms.token.alarm import Alarm
     from hsm_kms.token.channel import Channel
     from hsm_kms.token.login import PinGate
     from hsm_kms.token.pool import Pool
+    from hsm_kms.token.settings import WorkerSettings
 
 _WELL_SECONDS: Final = 10.0  # a worker that lived this long resets the pauses
 
 _log = structlog.get_logger(__name__)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerSettings:
-    """How workers are made.
-
-    Args:
-        configure: First message to each worker.
-        env: Environment for the module.
-        workers: How many worker processes.
-        sessions: Session channels of each.
-        call_timeout: Seconds after which a call counts as stuck.
-        hang_timeout: Seconds after which its worker is ended.
-        start_timeout: Seconds from exec to the first lent session.
-    """
-
-    configure: Configure
-    env: Mapping[str, str] = field(default_factory=dict)
-    workers: int
-    sessions: int
-    call_timeout: float
-    hang_timeout: float
-    start_timeout: float
 
 
 class Workers:

@@ -17,7 +17,8 @@ from hsm_kms.ipc.messages import (
     Mechanism,
 )
 from hsm_kms.state_dir.directory import StateDir
-from hsm_kms.token.login import PinGate, PinSource
+from hsm_kms.token.login import PinGate
+from hsm_kms.token.pin_file import PinSource
 from hsm_kms.token.process import Worker
 from tests.harness.softhsm import TOKEN_LABEL, softhsm_module
 from tests.harness.token_keys import LABEL

@@ -15,7 +15,8 @@ from hsm_kms.ipc.messages import (
 from hsm_kms.token.alarm import Alarm
 from hsm_kms.token.counts import Counts
 from hsm_kms.token.pool import Pool
-from hsm_kms.token.workers import Workers, WorkerSettings
+from hsm_kms.token.settings import WorkerSettings
+from hsm_kms.token.workers import Workers
 from tests.harness.one_worker import AAD, configure, gate, unwrapping, wrapping
 from tests.harness.token_keys import LABEL
 from tests.harness.wait import until

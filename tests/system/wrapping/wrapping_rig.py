@@ -47,7 +47,7 @@ _QUICK: Final = {
     "hsm_kms.health.monitor.RETRY_SECONDS": 0.1,
     "hsm_kms.health.monitor._AT_MOST_EVERY": 0.02,
     "hsm_kms.server.serve.DRAIN_SECONDS": 0.05,
-    "hsm_kms.token.backoff.LONGEST_SECONDS": 0.2,
+    "hsm_kms.token.restarts.LONGEST_SECONDS": 0.2,
     "hsm_kms.wrapping.local_lifecycle.RETRY_SECONDS": 0.1,
 }
 

@@ -11,7 +11,8 @@ import pytest
 from hsm_kms.errors import PinRejectedError, WorkerLostError
 from hsm_kms.ipc.messages import Configure
 from hsm_kms.state_dir.directory import StateDir
-from hsm_kms.token.login import PinGate, PinSource
+from hsm_kms.token.login import PinGate
+from hsm_kms.token.pin_file import PinSource
 from hsm_kms.token.process import Worker
 from tests.harness.plugin import code_of
 from tests.harness.processes import alive, command_lines

@@ -14,7 +14,7 @@ from hsm_kms.errors import (
     TokenAbsentError,
     TokenTimeoutError,
 )
-from hsm_kms.token import backoff, watchdog
+from hsm_kms.token import restarts, watchdog
 from hsm_kms.token.counts import End
 from hsm_kms.token.process import Worker
 from tests.harness.one_worker import configure
@@ -114,7 +114,7 @@ async def test_late_answers_after_a_hang(make):
 
 async def test_start_timeout(make, monkeypatch):
     """A worker that does not get ready in time is ended; requests fail with that."""
-    monkeypatch.setattr(backoff, "FIRST_SECONDS", 10.0)
+    monkeypatch.setattr(restarts, "FIRST_SECONDS", 10.0)
     served = make(workers=1, start_timeout=0.4)
 
     async def never(worker):

@@ -13,7 +13,7 @@ import threading
 import pytest
 
 from hsm_kms.errors import HsmKmsError
-from hsm_kms.token import backoff
+from hsm_kms.token import restarts
 from hsm_kms.token.counts import End
 from tests.harness.processes import children, descriptors
 from tests.harness.served import Served
@@ -37,7 +37,7 @@ def held():
 
 async def test_no_leak_over_restarts(make, monkeypatch):
     """Ten restarts leave no descriptor, process, thread or task behind."""
-    monkeypatch.setattr(backoff, "LONGEST_SECONDS", 0.01)
+    monkeypatch.setattr(restarts, "LONGEST_SECONDS", 0.01)
     async with make(workers=1, sessions=2) as served:
         await served.stocked()
         before = held()
@@ -86,7 +86,7 @@ async def test_load_with_cancellations(make):
 
 async def test_load_with_kills(make, monkeypatch):
     """Under load, with workers killed, no answer is wrong, and all is well again."""
-    monkeypatch.setattr(backoff, "LONGEST_SECONDS", 0.01)
+    monkeypatch.setattr(restarts, "LONGEST_SECONDS", 0.01)
     async with make() as served:
         await served.stocked()
         stop, right = asyncio.Event(), 0
