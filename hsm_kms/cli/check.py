@@ -17,7 +17,7 @@ from hsm_kms.config import load as configuration
 from hsm_kms.errors import HsmKmsError, PinSettlingError, TokenAbsentError
 from hsm_kms.server import settings
 from hsm_kms.state_dir.directory import StateDir
-from hsm_kms.token.login import PinGate
+from hsm_kms.token.pin_verdict import PinVerdict
 from hsm_kms.wrapping.by_token import canary
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ def _check_pin(report: Report, config: Config) -> None:
         report.ok("no login wanted (token.login: none)")
         return
     try:
-        PinGate(source, StateDir(config.state_dir).open()).check()
+        PinVerdict(source, StateDir(config.state_dir).open()).check()
     except PinSettlingError:
         pass  # the login below waits for it
     except HsmKmsError as error:

@@ -18,7 +18,7 @@ import click
 from hsm_kms.errors import ConfigError, PinSettlingError, TokenTimeoutError
 from hsm_kms.server import settings
 from hsm_kms.state_dir.directory import StateDir
-from hsm_kms.token.login import PinGate
+from hsm_kms.token.login import PinLogin
 from hsm_kms.token.pin_file import STABLE_SECONDS, PinSource
 from hsm_kms.token.process import Worker
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
 
     from hsm_kms.config.schema import Config
+    from hsm_kms.token.pin_verdict import PinVerdict
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,15 +84,15 @@ async def one_worker(
     """
     state = StateDir(config.state_dir).open()
     with _pin_source(config, choice or LoginChoice()) as (source, descriptors):
-        gate = PinGate(source, state, retry=retry)
-        await _wait_until_stable(gate)
+        login = PinLogin(source, state, retry=retry)
+        await _wait_until_stable(login.verdict)
         worker = await Worker.spawn(0, config.token.env, descriptors)
         try:
             async with asyncio.timeout(config.token.start_timeout):
                 await worker.configure(
                     settings.configure_message(config, read_write=read_write)
                 )
-                await gate.login(worker)
+                await login.login(worker)
             yield worker
         except TimeoutError:
             raise TokenTimeoutError(
@@ -101,12 +102,12 @@ async def one_worker(
             await worker.leave()
 
 
-async def _wait_until_stable(gate: PinGate) -> None:
+async def _wait_until_stable(verdict: PinVerdict) -> None:
     try:
-        gate.check()
+        verdict.check()
     except PinSettlingError:
         await asyncio.sleep(STABLE_SECONDS)
-        gate.check()
+        verdict.check()
 
 
 @contextlib.contextmanager

@@ -37,7 +37,7 @@ def snapshot(engine: Engine, lasting: Lasting) -> Snapshot:
         calls=counts.calls,
         errors=counts.errors,
         breaker_open=engine.pool.breaker.is_open,
-        pin=engine.gate.verdict(),
+        pin=engine.login.verdict.word,
         local_uses=engine.local.uses,
         local_open=len(engine.opened),
         local_created=counts.created,

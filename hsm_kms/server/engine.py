@@ -22,7 +22,7 @@ from hsm_kms.keys.view import AnnouncedKeys, CurrentKeys
 from hsm_kms.server import settings as wiring
 from hsm_kms.token.alarm import Alarm
 from hsm_kms.token.counts import Counts
-from hsm_kms.token.login import PinGate
+from hsm_kms.token.login import PinLogin
 from hsm_kms.token.pool import Pool
 from hsm_kms.token.workers import Workers
 from hsm_kms.wrapping.by_token import ByToken, canary
@@ -72,7 +72,7 @@ class Engine:
         alarm: Raised when an inspection should run soon.
         pool: The sessions.
         workers: The worker processes.
-        gate: The PIN.
+        login: Logs workers in, and knows what became of the PIN.
         local: The local KEKs that it wraps with.
         standby: Decides which local KEKs must exist.
         opened: The local KEKs that it can open records with.
@@ -106,11 +106,11 @@ class Engine:
             alarm=self.alarm,
             counts=counts,
         )
-        self.gate = PinGate(wiring.pin_source(config), state)
+        self.login = PinLogin(wiring.pin_source(config), state)
         self.workers = Workers(
             wiring.worker_settings(config),
             pool=self.pool,
-            gate=self.gate,
+            login=self.login,
             qualify=self._monitor.qualify,
             alarm=self.alarm,
             counts=counts,

@@ -15,39 +15,32 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Final
 
-import structlog
 from msgspec.structs import astuple
 
 from hsm_kms.errors import (
     HsmKmsError,
     PinRejectedError,
-    PinUnavailableError,
     WorkerLostError,
 )
 from hsm_kms.ipc import ckr
 from hsm_kms.ipc.messages import Failure, Login
-from hsm_kms.state_dir.directory import StateCorruptError, StateWriteError
-from hsm_kms.state_dir.records import PinIdentity, PinRecord
+from hsm_kms.state_dir.records import PinRecord
 from hsm_kms.token.counts import End
 from hsm_kms.token.errors import error_from
-from hsm_kms.token.pin_file import identify, require_stable
+from hsm_kms.token.pin_file import identify
+from hsm_kms.token.pin_verdict import PinVerdict
 
 if TYPE_CHECKING:
     from hsm_kms.state_dir.directory import StateDir
+    from hsm_kms.state_dir.records import PinIdentity
     from hsm_kms.token.pin_file import PinSource
     from hsm_kms.token.process import Worker
 
-MOST_TRIES: Final = 2
 _LOCK_POLL_SECONDS: Final = 0.05
 _LOGIN_END_SECONDS: Final = 1.5  # for a C_Login under way, of the 3 s of a stop
-_REPLACE: Final = (
-    "put the right PIN into the PIN file, or run `hsm-kms token retry-pin`"
-)
-
-_log = structlog.get_logger(__name__)
 
 
-class PinGate:
+class PinLogin:
     """Logs workers in, and remembers what became of the PIN.
 
     Args:
@@ -62,27 +55,7 @@ class PinGate:
         self._source = source
         self._state = state
         self._retry = retry
-        self._unsaved: PinRecord | None = None
-
-    def check(self) -> None:
-        """Find out without a worker whether a login could be tried now.
-
-        Raises:
-            PinUnavailableError: There is no PIN to try yet, or it may not be tried.
-            PinRejectedError: The token rejected this PIN before.
-        """
-        if self._source is not None and not self._source.typed:
-            self._may_try(identify(self._source.path))
-
-    def verdict(self) -> str:
-        """What is known about the PIN, in one word."""
-        if self._source is None:
-            return "none"
-        try:
-            found = self._source.path.stat()
-        except OSError:
-            return "absent"
-        return self._known(PinIdentity.from_stat(found)).verdict
+        self.verdict = PinVerdict(source, state, retry=retry)
 
     async def login(self, worker: Worker) -> None:
         """Log the worker's process in, if the token wants that.
@@ -130,7 +103,7 @@ class PinGate:
         identity = identify(source.path)
         if self._retry:
             self._state.forget_pin(identity)
-        before = self._may_try(identity)
+        before = self.verdict.may_try(identity)
         if before.verdict == "proven":
             await self._try(worker, source, before)
             return
@@ -143,16 +116,16 @@ class PinGate:
             raise  # judged, or died inside C_Login: the try is used up
         except HsmKmsError as error:
             if not _may_be_about_the_pin(error):
-                self._remember(before)  # no try was used up
+                self.verdict.remember(before)  # no try was used up
             raise
-        self._remember(PinRecord(identity=identity, verdict="proven"))
+        self.verdict.remember(PinRecord(identity=identity, verdict="proven"))
 
     async def _try(self, worker: Worker, source: PinSource, record: PinRecord) -> None:
         low = record.verdict != "proven" and not self._retry
         try:
             await _exchange(worker, source, record.identity, refuse_low=low)
         except PinRejectedError as error:
-            self._remember(
+            self.verdict.remember(
                 PinRecord(
                     identity=record.identity,
                     verdict="rejected",
@@ -162,51 +135,6 @@ class PinGate:
                 )
             )
             raise
-
-    def _may_try(self, identity: PinIdentity) -> PinRecord:
-        record = self._known(identity)
-        if record.verdict == "proven":
-            return record
-        if self._retry:
-            return PinRecord(identity=identity)
-        if record.verdict == "rejected":
-            raise PinRejectedError(
-                "the token rejected the PIN in the PIN file",
-                function=record.function,
-                rv=record.rv,
-                hint=_REPLACE,
-            )
-        if record.verdict == "corrupt":
-            raise PinUnavailableError(
-                "the record of PIN tries in the state directory is damaged",
-                hint="run `hsm-kms token retry-pin` when the PIN is known to be right",
-            )
-        if record.tries >= MOST_TRIES:
-            raise PinRejectedError(
-                "two logins with this PIN were broken off; it may have been rejected",
-                hint=_REPLACE,
-            )
-        if not self._state.writable:
-            raise PinUnavailableError(
-                "an unproven PIN is not tried while its fate cannot be remembered: "
-                f"{self._state.open().problem or 'the state directory is back'}"
-            )
-        require_stable(identity)
-        return record
-
-    def _known(self, identity: PinIdentity) -> PinRecord:
-        if self._unsaved is not None and self._unsaved.identity == identity:
-            return self._unsaved
-        return self._state.read_pin(identity)
-
-    def _remember(self, record: PinRecord) -> None:
-        """Write the verdict; keep it in memory where that fails."""
-        try:
-            self._state.write_pin(record)
-            self._unsaved = None
-        except (StateWriteError, StateCorruptError) as error:
-            self._unsaved = record
-            _log.warning("what became of the PIN is not saved", error=error.sentence)
 
 
 def _may_be_about_the_pin(error: HsmKmsError) -> bool:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from hsm_kms.token.alarm import Alarm
     from hsm_kms.token.channel import Channel
-    from hsm_kms.token.login import PinGate
+    from hsm_kms.token.login import PinLogin
     from hsm_kms.token.pool import Pool
     from hsm_kms.token.settings import WorkerSettings
 
@@ -47,7 +47,7 @@ class Workers:
     Args:
         settings: See `WorkerSettings`.
         pool: Gets the sessions.
-        gate: Logs a worker in.
+        login: Logs a worker in.
         qualify: Called with a worker that is logged in, before its sessions are
             lent; raises to refuse it.
         alarm: Raised when a worker came, went, or could not start.
@@ -59,7 +59,7 @@ class Workers:
         settings: WorkerSettings,
         *,
         pool: Pool,
-        gate: PinGate,
+        login: PinLogin,
         qualify: Callable[[Worker], Awaitable[None]],
         alarm: Alarm,
         counts: Counts | None = None,
@@ -67,7 +67,7 @@ class Workers:
         self._settings = settings
         self._counts = counts or Counts()
         self._pool = pool
-        self._gate = gate
+        self._login = login
         self._qualify = qualify
         self._alarm = alarm
         self.ready: list[Worker] = []
@@ -101,14 +101,14 @@ class Workers:
         if self._watch.has_spare or self._budget.spent:
             yield None
             return
-        self._gate.check()
+        self._login.verdict.check()
         settings = self._settings
         worker = await Worker.spawn(0, settings.env)
         try:
             try:
                 async with asyncio.timeout(settings.start_timeout):
                     await worker.configure(settings.configure)
-                    await self._gate.login(worker)
+                    await self._login.login(worker)
             except TimeoutError:
                 raise TokenTimeoutError(
                     "a fresh worker did not start in time"
@@ -165,14 +165,14 @@ class Workers:
                 await asyncio.sleep(backoff.pause())
 
     async def _start(self) -> tuple[Worker, list[Channel]]:
-        self._gate.check()
+        self._login.verdict.check()
         settings = self._settings
         spent = self._budget.spent
         worker = await Worker.spawn(settings.sessions, settings.env)
         try:
             async with asyncio.timeout(settings.start_timeout):
                 started = await worker.configure(settings.configure)
-                await self._gate.login(worker)
+                await self._login.login(worker)
                 granted = worker.sessions if started.os_locking else worker.sessions[:1]
                 channels = await worker.open_sessions(granted[:1] if spent else granted)
                 await self._qualify(worker)

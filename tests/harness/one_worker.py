@@ -17,7 +17,7 @@ from hsm_kms.ipc.messages import (
     Mechanism,
 )
 from hsm_kms.state_dir.directory import StateDir
-from hsm_kms.token.login import PinGate
+from hsm_kms.token.login import PinLogin
 from hsm_kms.token.pin_file import PinSource
 from hsm_kms.token.process import Worker
 from tests.harness.softhsm import TOKEN_LABEL, softhsm_module
@@ -36,10 +36,10 @@ def configure(**changes: Any) -> Configure:
     return Configure(**(given | changes))
 
 
-def gate(pin_file: Path, directory: Path) -> PinGate:
+def gate(pin_file: Path, directory: Path) -> PinLogin:
     """Logs in with this PIN; the verdict is kept in `directory`."""
     state = StateDir(directory / "state").open()
-    return PinGate(PinSource(path=pin_file, user_type=CKU_USER), state)
+    return PinLogin(PinSource(path=pin_file, user_type=CKU_USER), state)
 
 
 def wrapping(ref: KeyRef, plaintext: bytes, aad: bytes = AAD) -> Encrypt:

@@ -84,7 +84,7 @@ class Served:
         self.workers = Workers(
             self.settings,
             pool=self.pool,
-            gate=self._gate,
+            login=self._gate,
             qualify=self.qualify,
             alarm=self.alarm,
             counts=self.counts,

@@ -11,7 +11,7 @@ import pytest
 from hsm_kms.errors import PinRejectedError, WorkerLostError
 from hsm_kms.ipc.messages import Configure
 from hsm_kms.state_dir.directory import StateDir
-from hsm_kms.token.login import PinGate
+from hsm_kms.token.login import PinLogin
 from hsm_kms.token.pin_file import PinSource
 from hsm_kms.token.process import Worker
 from tests.harness.plugin import code_of
@@ -199,12 +199,12 @@ def test_proven_pin_needs_no_lock(make_plugin, hsm):
 async def test_killed_inside_login(hsm, directory, pin_file):
     """A worker that dies inside C_Login has used up a try, and there are two."""
     state = StateDir(directory / "state").open()
-    gate = PinGate(PinSource(path=pin_file, user_type=1), state)
+    gate = PinLogin(PinSource(path=pin_file, user_type=1), state)
     for _ in range(2):
         await die_inside_login(hsm, gate)
 
     with pytest.raises(PinRejectedError, match="two logins with this PIN"):
-        gate.check()
+        gate.verdict.check()
 
 
 async def die_inside_login(hsm, gate):
