@@ -12,34 +12,47 @@ import sys
 import click
 
 from hsm_kms import __version__
-from hsm_kms.cli.check import check
-from hsm_kms.cli.config import config_group
-from hsm_kms.cli.etcd.scan import etcd_group
-from hsm_kms.cli.keys import keys_group
-from hsm_kms.cli.migrate import migrate
-from hsm_kms.cli.serve import serve
-from hsm_kms.cli.status import status
-from hsm_kms.cli.token import token_group
+from hsm_kms.cli.lazy import Lazy, LazyGroup
 from hsm_kms.errors import ConfigError, HsmKmsError
 
+_COMMANDS = {
+    "serve": Lazy(
+        "hsm_kms.cli.serve:serve",
+        "Serve the Kubernetes KMS API until SIGTERM.",
+    ),
+    "check": Lazy(
+        "hsm_kms.cli.check:check",
+        "Check configuration, module, token, login, key, policy and mechanism.",
+    ),
+    "status": Lazy(
+        "hsm_kms.cli.status:status",
+        "Ask a running server for its Status, over the KMS socket.",
+    ),
+    "keys": Lazy(
+        "hsm_kms.cli.keys:keys_group",
+        "Make, list, rotate, retire and destroy the keys on the token.",
+    ),
+    "etcd": Lazy(
+        "hsm_kms.cli.etcd:etcd_group",
+        "Count, explain and verify what the API server stored in etcd.",
+    ),
+    "migrate": Lazy(
+        "hsm_kms.cli.migrate:migrate",
+        "Have the API server encrypt what it has stored anew.",
+    ),
+    "token": Lazy("hsm_kms.cli.token:token_group", "Look at tokens."),
+    "config": Lazy("hsm_kms.cli.config:config_group", "Look at the configuration."),
+}
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+
+@click.group(
+    cls=LazyGroup,
+    lazy=_COMMANDS,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 @click.version_option(__version__, prog_name="hsm-kms")
 def cli() -> None:
     """Kubernetes KMS provider whose key never leaves a PKCS#11 token."""
-
-
-for command in (
-    serve,
-    check,
-    status,
-    keys_group,
-    etcd_group,
-    migrate,
-    token_group,
-    config_group,
-):
-    cli.add_command(command)
 
 
 def main() -> None:

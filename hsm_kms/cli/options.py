@@ -7,14 +7,15 @@ from typing import Any, Final
 
 import click
 
-from hsm_kms.config.fields import parse_duration
-from hsm_kms.config.load import DEFAULT_PATH
+from hsm_kms.config.formats import parse_duration
+
+_DEFAULT_PATH: Final = Path("/etc/hsm-kms/config.yaml")
 
 config_option = click.option(
     "--config",
     "path",
     type=click.Path(path_type=Path, dir_okay=False),
-    default=DEFAULT_PATH,
+    default=_DEFAULT_PATH,
     show_default=True,
     help="The configuration file.",
 )

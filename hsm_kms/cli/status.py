@@ -9,9 +9,7 @@ from typing import Any
 
 import click
 
-from hsm_kms.cli.admin import read_status
 from hsm_kms.cli.options import config_option, output_option
-from hsm_kms.config import load as configuration
 from hsm_kms.errors import HsmKmsError
 
 SECONDS = 3.0  # the API server's own default timeout
@@ -33,11 +31,15 @@ def status(path: Path, socket: Path | None, output: str) -> None:
     answers; all of it where only KMS v1 is served, which has no Status. Exits with 0
     when healthz is ok.
     """
-    admin = None
+    server = None
     if socket is None:
-        config = configuration.load(path)
+        # pydantic and http.client take longer to load than all else but gRPC.
+        from hsm_kms.cli.admin import read_status  # noqa: PLC0415
+        from hsm_kms.config.load import load  # noqa: PLC0415
+
+        config = load(path)
         socket, admin = config.listen.socket, config.http.admin_socket
-    server = read_status(admin) if admin else None
+        server = read_status(admin) if admin else None
     answer = _ask(socket, server)
     if output == "json":
         click.echo(json.dumps(answer | ({"server": server} if server else {})))

@@ -6,7 +6,7 @@ import textwrap
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Final
 
-from hsm_kms.config.fields import format_duration
+from hsm_kms.config.formats import format_duration
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -11,41 +11,18 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
+from hsm_kms.config.formats import KEY_ID, parse_duration
+
 MAX_SOCKET_PATH_BYTES = 107
 """`sun_path` is 108 bytes with its closing NUL."""
 
 _MAX_PORT = 65535
-_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-_DURATION = re.compile(r"([0-9]{1,9})(ms|s|m|h|d)")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 _PORT = re.compile(r"0|[1-9][0-9]{0,4}")
 _HOST_AND_PORT = re.compile(r"(?:\[([0-9a-fA-F:.]+)\]|([0-9.]+)):(.*)", re.DOTALL)
 _MAX_IDS = 64
-KEY_ID = re.compile(r"[a-z2-7]{26}(\.[a-z0-9]{1,16})?")
 _HEX_BYTES = re.compile(r"([0-9a-fA-F]{2}){1,255}")
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-
-
-def parse_duration(value: object) -> float:
-    """Turn "500ms", "2s", "5m", "24h" or "7d" into seconds.
-
-    Raises:
-        ValueError: If it is anything else, a bare number included.
-    """
-    found = _DURATION.fullmatch(value) if isinstance(value, str) else None
-    if found is None:
-        raise ValueError("must be a whole number with its unit: 500ms, 2s, 5m, 24h, 7d")
-    return int(found[1]) * _UNITS[found[2]]
-
-
-def format_duration(seconds: float) -> str:
-    """Write seconds the way the file does, in the largest unit that is exact."""
-    millis = round(seconds * 1000)
-    for unit, size in reversed(_UNITS.items()):
-        count, rest = divmod(millis, round(size * 1000))
-        if rest == 0 and (count > 0 or unit == "s"):
-            return f"{count}{unit}"
-    return f"{millis}ms"
 
 
 def _within(most: str, *, zero: bool = False) -> AfterValidator:

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from hsm_kms.config.fields import format_duration, parse_duration, parse_socket
+from hsm_kms.config.fields import parse_socket
+from hsm_kms.config.formats import format_duration, parse_duration
 from hsm_kms.config.from_uri import expand, said_by
 from hsm_kms.config.schema import (
     ApiV1,
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Config", "effective", "load", "load_yaml", "parse"]
 
-DEFAULT_PATH = Path("/etc/hsm-kms/config.yaml")
 MAX_FILE_BYTES = 64 * 1024
 VERSION = 1
 

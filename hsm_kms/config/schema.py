@@ -7,7 +7,6 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from hsm_kms.config.fields import (
-    KEY_ID,
     AbsolutePath,
     Aliases,
     CkaIds,
@@ -24,6 +23,7 @@ from hsm_kms.config.fields import (
     parse_tcp,
     sized,
 )
+from hsm_kms.config.formats import KEY_ID
 
 # What wraps the DEKs of an API: the token; a local KEK where the token cannot be had;
 # a local KEK.

@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from hsm_kms.config.fields import KEY_ID
+from hsm_kms.config.formats import KEY_ID
 from hsm_kms.etcd.resources import resource_of
 from hsm_kms.etcd.source import DEFAULT_PREFIX, EtcdError, Source
 from hsm_kms.etcd.text import printable, text_of

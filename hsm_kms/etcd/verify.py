@@ -17,7 +17,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Protocol
 
-from hsm_kms.config.fields import KEY_ID
+from hsm_kms.config.formats import KEY_ID
 from hsm_kms.errors import HsmKmsError
 from hsm_kms.etcd.values import Provider, Stored, explain
 from hsm_kms.wrapping.record import FINGERPRINT_CHARS, Record

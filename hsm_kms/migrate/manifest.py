@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-import yaml
-
 from hsm_kms.migrate.resources import served_versions
 
 if TYPE_CHECKING:
@@ -34,6 +32,8 @@ def manifests(resources: Sequence[Resource], version: str) -> str:
         resources: What is to be migrated.
         version: Of storagemigration.k8s.io.
     """
+    import yaml  # noqa: PLC0415 - only --explain needs it
+
     return yaml.safe_dump_all(
         [_manifest(resource, version) for resource in resources],
         sort_keys=False,

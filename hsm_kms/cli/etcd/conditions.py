@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from hsm_kms.config.fields import KEY_ID
+from hsm_kms.config.formats import KEY_ID
 
 if TYPE_CHECKING:
     from hsm_kms.etcd.tally import Tally

@@ -13,18 +13,33 @@ from __future__ import annotations
 
 import click
 
-from hsm_kms.cli.keys.cancel import cancel
-from hsm_kms.cli.keys.destroy import destroy
-from hsm_kms.cli.keys.generate import generate
-from hsm_kms.cli.keys.list import list_keys
-from hsm_kms.cli.keys.retire import retire
-from hsm_kms.cli.keys.rotate import rotate
+from hsm_kms.cli.lazy import Lazy, LazyGroup
+
+_COMMANDS = {
+    "generate": Lazy(
+        "hsm_kms.cli.keys.generate:generate",
+        "Generate an AES-256 KEK on the token, under the configured label.",
+    ),
+    "list": Lazy(
+        "hsm_kms.cli.keys.list:list_keys",
+        "List the keys under the configured label, and what each is to this node.",
+    ),
+    "rotate": Lazy(
+        "hsm_kms.cli.keys.rotate:rotate",
+        "Generate the next key; every node turns to it at the same time, by itself.",
+    ),
+    "cancel": Lazy(
+        "hsm_kms.cli.keys.cancel:cancel",
+        "Destroy a pending key before its time, or half a pair by its CKA_ID.",
+    ),
+    "retire": Lazy(
+        "hsm_kms.cli.keys.retire:retire",
+        "Retire a key that is not used any more: no node opens anything with it then.",
+    ),
+    "destroy": Lazy("hsm_kms.cli.keys.destroy:destroy", "Destroy a retired key."),
+}
 
 
-@click.group("keys")
+@click.group("keys", cls=LazyGroup, lazy=_COMMANDS)
 def keys_group() -> None:
     """Make, list, rotate, retire and destroy the keys on the token."""
-
-
-for command in (generate, list_keys, rotate, cancel, retire, destroy):
-    keys_group.add_command(command)

@@ -27,7 +27,7 @@ from hsm_kms.cli.keys.options import (
 from hsm_kms.cli.keys.read_survey import ask_of, read_survey
 from hsm_kms.cli.one_worker import one_worker
 from hsm_kms.clock import now, when
-from hsm_kms.config.fields import KEY_ID
+from hsm_kms.config.formats import KEY_ID
 from hsm_kms.errors import HsmKmsError
 from hsm_kms.keys.keyring import KeyState
 

@@ -15,7 +15,7 @@ import click
 from hsm_kms.cli.one_worker import LoginChoice, login_options
 from hsm_kms.cli.options import config_option, output_option
 from hsm_kms.config import load as configuration
-from hsm_kms.config.fields import KEY_ID
+from hsm_kms.config.formats import KEY_ID
 from hsm_kms.errors import ConfigError, HsmKmsError
 
 if TYPE_CHECKING:

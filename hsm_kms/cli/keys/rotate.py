@@ -20,7 +20,7 @@ from hsm_kms.cli.keys.read_survey import ask_of, read_survey
 from hsm_kms.cli.one_worker import one_worker
 from hsm_kms.cli.options import SECONDS_TYPE
 from hsm_kms.clock import now, when
-from hsm_kms.config.fields import format_duration
+from hsm_kms.config.formats import format_duration
 from hsm_kms.errors import ConfigError, HsmKmsError
 from hsm_kms.keys.keyring import KeyState, TokenKey
 

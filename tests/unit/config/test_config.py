@@ -7,7 +7,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hsm_kms.config.fields import format_duration, parse_duration
+from hsm_kms.config.formats import format_duration, parse_duration
 from hsm_kms.config.load import effective, parse
 from hsm_kms.config.schema import Config, Section, sections
 from hsm_kms.errors import ConfigError

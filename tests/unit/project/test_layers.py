@@ -66,14 +66,47 @@ def test_the_server_loads_no_pkcs11():
     assert set() == {name for name in loaded if name.split(".")[0] == "pkcs11"}
 
 
-@pytest.mark.parametrize("module", ["hsm_kms.cli", "hsm_kms.server.settings"])
-def test_commands_load_neither_pkcs11_nor_cryptography(module):
-    """A command that does not need them starts without them."""
-    loaded = modules_after(f"import {module}")
+HEAVY = {
+    *("asyncio", "cryptography", "google.protobuf", "grpc", "http.client", "msgspec"),
+    *("pkcs11", "prometheus_client", "pydantic", "structlog", "yaml"),
+}
 
-    assert set() == {
-        name for name in loaded if name.split(".")[0] in {"pkcs11", "cryptography"}
-    }
+
+def run_of(*arguments):
+    """Return the statement that runs a command, which may fail."""
+    return (
+        "import contextlib, io, sys\n"
+        "from hsm_kms.cli import main\n"
+        f"sys.argv = {['hsm-kms', *arguments]!r}\n"
+        "with contextlib.redirect_stdout(io.StringIO()):\n"
+        "    with contextlib.suppress(SystemExit):\n"
+        "        main()"
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "loaded"),
+    [
+        (("--version",), set()),
+        (("--help",), set()),
+        (("keys", "--help"), set()),
+        (("etcd", "--help"), set()),
+        (("status", "--socket", "/none"), set()),
+        (("config", "show", "--help"), {"pydantic", "yaml"}),
+        (("serve", "--config", "/none"), {"pydantic", "structlog", "yaml", "asyncio"}),
+        (("etcd", "scan", "--help"), {"google.protobuf"}),
+        (("migrate", "--help"), {"msgspec", "http.client"}),
+        (
+            ("keys", "list", "--help"),
+            {"asyncio", "msgspec", "pydantic", "structlog", "yaml"},
+        ),
+        (("check", "--help"), {"asyncio", "msgspec", "pydantic", "structlog", "yaml"}),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_a_command_loads_only_what_it_uses(arguments, loaded):
+    """No command pays for the libraries of another when it starts."""
+    assert set() == HEAVY & modules_after(run_of(*arguments)) - loaded
 
 
 def test_a_worker_loads_no_grpc():

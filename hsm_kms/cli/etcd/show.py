@@ -1,0 +1,84 @@
+"""`hsm-kms etcd show`: explain one stored value."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import click
+
+from hsm_kms.cli.etcd import output as etcd_shown
+from hsm_kms.cli.etcd.options import STDIN, etcd_options, open_source
+from hsm_kms.cli.options import output_option
+from hsm_kms.errors import ConfigError, HsmKmsError
+from hsm_kms.etcd.text import printable
+from hsm_kms.etcd.values import explain
+
+if TYPE_CHECKING:
+    from hsm_kms.cli.etcd.options import EtcdChoice
+    from hsm_kms.etcd.source import Item
+    from hsm_kms.etcd.values import Stored
+
+MAX_VALUE_BYTES: Final = 64 * 1024**2
+
+
+@click.command("show")
+@click.argument("name", metavar="[KEY]", required=False)
+@click.option(
+    "--value-file",
+    type=click.Path(path_type=Path, dir_okay=False, allow_dash=True),
+    help="Explain this value, not one of etcd's; - is stdin.",
+)
+@etcd_options
+@output_option
+def show_command(
+    name: str | None, *, value_file: Path | None, etcd: EtcdChoice, output: str
+) -> None:
+    """Explain one stored value; no key is needed, and nothing is decrypted.
+
+    KEY is its key in etcd, such as /registry/secrets/default/NAME; a key that does
+    not begin with a slash is taken to be below --prefix.
+    """
+    if (name is None) == (value_file is None):
+        raise ConfigError(["give either a KEY or --value-file"])
+    if value_file is not None:
+        shown = etcd_shown.value_as_json(_of_file(value_file))
+    else:
+        item = _of_etcd(name or "", etcd)
+        shown = etcd_shown.item_as_json(item, etcd.prefix)
+    if output == "json":
+        click.echo(json.dumps(shown))
+    else:
+        etcd_shown.print_value(shown)
+
+
+def _of_etcd(name: str, choice: EtcdChoice) -> Item:
+    if not name.startswith("/"):
+        name = choice.prefix + name
+    with open_source(choice) as source:
+        found = source.get(name.encode("utf-8", "surrogateescape"))
+        if found is None:
+            raise HsmKmsError(
+                f"there is no {printable(name)} in {source.name}",
+                hint="a key is such as /registry/secrets/NAMESPACE/NAME",
+            )
+        return found
+
+
+def _of_file(path: Path) -> Stored:
+    """The value in a file; a newline that etcdctl put behind it is taken off."""
+    name = "stdin" if path == STDIN else str(path)
+    try:
+        with sys.stdin.buffer if path == STDIN else path.open("rb") as file:
+            value = file.read(MAX_VALUE_BYTES + 1)
+    except OSError as error:
+        raise HsmKmsError(f"{name} cannot be read: {error.strerror}") from None
+    if len(value) > MAX_VALUE_BYTES:
+        raise HsmKmsError(f"{name} is longer than any value of etcd")
+    stored = explain(value)
+    if stored.problem and value.endswith(b"\n"):
+        without = explain(value[:-1])
+        return stored if without.problem else without
+    return stored

@@ -1,0 +1,74 @@
+"""Import a command when it is used, so that no command pays for the others."""
+
+from __future__ import annotations
+
+from collections.abc import MutableMapping
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+
+import click
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+
+class Lazy(NamedTuple):
+    """Where a command is defined, and what its group's help says of it.
+
+    Attributes:
+        source: "module:attribute".
+        help: The first line of the command's own help, so that the help of the group
+            imports no command. A test compares the two.
+    """
+
+    source: str
+    help: str
+
+
+class LazyGroup(click.Group):
+    """Group that imports a command when it is run or asked for help.
+
+    Args:
+        lazy: The commands by name.
+        attrs: The arguments of `click.Group`.
+    """
+
+    def __init__(self, *, lazy: Mapping[str, Lazy], **attrs: Any) -> None:
+        super().__init__(commands=_Commands(lazy), **attrs)
+        self.lazy = lazy
+
+    def format_commands(
+        self, ctx: click.Context, formatter: click.HelpFormatter
+    ) -> None:
+        """Write the list of commands without importing any of them."""
+        with formatter.section("Commands"):
+            formatter.write_dl(
+                [(name, self.lazy[name].help) for name in self.list_commands(ctx)]
+            )
+
+
+class _Commands(MutableMapping[str, click.Command]):
+    """Commands by name; reading one imports its module."""
+
+    def __init__(self, lazy: Mapping[str, Lazy]) -> None:
+        self._lazy = lazy
+
+    def __getitem__(self, name: str) -> click.Command:
+        module, _, attribute = self._lazy[name].source.partition(":")
+        command: click.Command = getattr(import_module(module), attribute)
+        return command
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._lazy
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._lazy)
+
+    def __len__(self) -> int:
+        return len(self._lazy)
+
+    def __setitem__(self, name: str, command: click.Command) -> NoReturn:
+        raise TypeError("the commands of a lazy group are those of its table")
+
+    def __delitem__(self, name: str) -> NoReturn:
+        raise TypeError("the commands of a lazy group are those of its table")

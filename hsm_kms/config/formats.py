@@ -1,0 +1,37 @@
+"""Read durations and key_ids as both the configuration and the command line do.
+
+These are apart from `fields` so that a command can use them without pydantic.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+KEY_ID: Final = re.compile(r"[a-z2-7]{26}(\.[a-z0-9]{1,16})?")
+"""A fingerprint, and `keys.suffix` after a dot where there is one."""
+
+_UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_DURATION: Final = re.compile(r"([0-9]{1,9})(ms|s|m|h|d)")
+
+
+def parse_duration(value: object) -> float:
+    """Turn "500ms", "2s", "5m", "24h" or "7d" into seconds.
+
+    Raises:
+        ValueError: If it is anything else, a bare number included.
+    """
+    found = _DURATION.fullmatch(value) if isinstance(value, str) else None
+    if found is None:
+        raise ValueError("must be a whole number with its unit: 500ms, 2s, 5m, 24h, 7d")
+    return int(found[1]) * _UNITS[found[2]]
+
+
+def format_duration(seconds: float) -> str:
+    """Write seconds the way the file does, in the largest unit that is exact."""
+    millis = round(seconds * 1000)
+    for unit, size in reversed(_UNITS.items()):
+        count, rest = divmod(millis, round(size * 1000))
+        if rest == 0 and (count > 0 or unit == "s"):
+            return f"{count}{unit}"
+    return f"{millis}ms"
