@@ -26,7 +26,7 @@ from hsm_kms.health.canaries import Canaries
 from hsm_kms.health.fresh_worker import FreshWorkerChecks, Seeker
 from hsm_kms.health.state import Health, WorkersSeen
 from hsm_kms.keys.inventory import Inventory
-from hsm_kms.token.counts import End
+from hsm_kms.token.ends import End
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from hsm_kms.ipc.messages import Reply, Request
-    from hsm_kms.token.counts import End
+    from hsm_kms.token.ends import End
 
 _POLL_SECONDS: Final = 0.01
 

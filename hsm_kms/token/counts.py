@@ -4,19 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
-from enum import StrEnum
-
-
-class End(StrEnum):
-    """Why a worker ended."""
-
-    ASKED = "asked"  # the server stops, reloads, or needs it no more
-    LOST = "lost"  # it crashed, or was killed from outside
-    START = "start"  # it could not start, or not in time
-    HANG = "hang"  # one call ran longer than hang_timeout
-    CANARY = "canary"  # its canary failed, or it misses a key
-    RECYCLED = "recycled"  # a fresh worker sees more keys
-    LOGIN = "login"  # it was logged out
 
 
 @dataclass(slots=True, kw_only=True)
@@ -26,7 +13,7 @@ class Counts:
     Args:
         calls: Requests sent to the token, by operation.
         errors: Failures it answered with, by CKR name or cause.
-        ends: Workers that ended, by `End`.
+        ends: Workers that ended, by `token.ends.End`.
         created: Local KEKs made, by "ok" and "failed".
     """
 

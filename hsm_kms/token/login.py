@@ -25,7 +25,7 @@ from hsm_kms.errors import (
 from hsm_kms.ipc import ckr
 from hsm_kms.ipc.messages import Failure, Login
 from hsm_kms.state_dir.records import PinRecord
-from hsm_kms.token.counts import End
+from hsm_kms.token.ends import End
 from hsm_kms.token.errors import error_from
 from hsm_kms.token.pin_file import identify
 from hsm_kms.token.pin_verdict import PinVerdict

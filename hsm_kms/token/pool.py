@@ -29,7 +29,8 @@ from hsm_kms.errors import (
 from hsm_kms.ipc import ckr
 from hsm_kms.ipc.messages import Decrypt, Encrypt, Failure
 from hsm_kms.token.breaker import Breaker
-from hsm_kms.token.counts import Counts, End
+from hsm_kms.token.counts import Counts
+from hsm_kms.token.ends import End
 from hsm_kms.token.errors import error_from
 
 if TYPE_CHECKING:

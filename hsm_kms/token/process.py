@@ -28,7 +28,7 @@ from hsm_kms.ipc.messages import (
     Started,
 )
 from hsm_kms.token.channel import Channel
-from hsm_kms.token.counts import End
+from hsm_kms.token.ends import End
 from hsm_kms.token.errors import error_from
 from hsm_kms.token.stderr import Stderr
 

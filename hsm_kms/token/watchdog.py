@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 import structlog
 
 from hsm_kms.errors import WorkerLostError
-from hsm_kms.token.counts import End
+from hsm_kms.token.ends import End
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence

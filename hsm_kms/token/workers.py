@@ -22,7 +22,8 @@ from hsm_kms.errors import (
     TokenTimeoutError,
     WorkerLostError,
 )
-from hsm_kms.token.counts import Counts, End
+from hsm_kms.token.counts import Counts
+from hsm_kms.token.ends import End
 from hsm_kms.token.process import Worker
 from hsm_kms.token.restarts import Backoff, KillBudget
 from hsm_kms.token.watchdog import Watchdog

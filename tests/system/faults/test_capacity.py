@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from hsm_kms.token import watchdog
-from hsm_kms.token.counts import End
+from hsm_kms.token.ends import End
 from tests.harness.one_worker import configure
 from tests.harness.plugin import code_of
 from tests.harness.served import Served

@@ -16,7 +16,7 @@ from tests.harness.served import FaultLog
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from hsm_kms.token.counts import End
+    from hsm_kms.token.ends import End
 
 SESSION_WAIT = 1.0
 CALL_TIMEOUT = 2.0

@@ -15,7 +15,7 @@ from hsm_kms.errors import (
     WorkerLostError,
 )
 from hsm_kms.ipc.messages import Failure
-from hsm_kms.token.counts import End
+from hsm_kms.token.ends import End
 from hsm_kms.token.pool import PoolStats
 from tests.unit.token.pool_rig import CALL_TIMEOUT, SESSION_WAIT, later, one_busy
 

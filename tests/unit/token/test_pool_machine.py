@@ -17,7 +17,7 @@ from hypothesis.stateful import (
 
 from hsm_kms.errors import HsmKmsError, NonceBudgetError, TokenAbsentError
 from hsm_kms.ipc.messages import Failure
-from hsm_kms.token.counts import End
+from hsm_kms.token.ends import End
 from tests.unit.token.pool_rig import CALL_TIMEOUT, Loop, Rig
 
 CAUSES = ["session", "login", "device", "not-authentic", "ambiguous", "from the future"]

@@ -15,7 +15,7 @@ from hsm_kms.errors import (
     TokenTimeoutError,
 )
 from hsm_kms.token import restarts, watchdog
-from hsm_kms.token.counts import End
+from hsm_kms.token.ends import End
 from hsm_kms.token.process import Worker
 from tests.harness.one_worker import configure
 from tests.harness.processes import alive, children, descriptors, stop

@@ -8,7 +8,7 @@ import signal
 
 import pytest
 
-from hsm_kms.token.counts import End
+from hsm_kms.token.ends import End
 from tests.harness.processes import children, stop
 from tests.harness.served import Served
 

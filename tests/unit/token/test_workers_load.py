@@ -14,7 +14,7 @@ import pytest
 
 from hsm_kms.errors import HsmKmsError
 from hsm_kms.token import restarts
-from hsm_kms.token.counts import End
+from hsm_kms.token.ends import End
 from tests.harness.processes import children, descriptors
 from tests.harness.served import Served
 
