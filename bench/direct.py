@@ -119,15 +119,20 @@ def status_while_hung(plugin: Plugin, shim: Shim) -> float:
 
 def memory(plugin: Plugin) -> tuple[float, float]:
     """RSS of the server and PSS of the largest worker, in MB."""
-    status = Path(f"/proc/{plugin.process.pid}/status").read_text()
-    rss = int(re.search(r"VmRSS:\s+(\d+)", status)[1])
-    pss = max(
-        int(
-            re.search(r"Pss:\s+(\d+)", Path(f"/proc/{pid}/smaps_rollup").read_text())[1]
-        )
-        for pid in plugin.worker_pids()
-    )
+    if plugin.process is None:
+        raise SystemExit("the server does not run")
+    rss = _kilobytes("VmRSS", Path(f"/proc/{plugin.process.pid}/status"))
+    workers = plugin.worker_pids()
+    pss = max(_kilobytes("Pss", Path(f"/proc/{pid}/smaps_rollup")) for pid in workers)
     return rss / 1024, pss / 1024
+
+
+def _kilobytes(name: str, file: Path) -> int:
+    """Read one field of a file of /proc."""
+    found = re.search(rf"^{name}:\s+(\d+) kB", file.read_text(), re.MULTILINE)
+    if found is None:
+        raise SystemExit(f"{file} has no {name}")
+    return int(found[1])
 
 
 def main() -> None:

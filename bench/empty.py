@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from typing import Any
 
 import grpc.aio
 
@@ -25,7 +26,7 @@ async def main() -> None:
     async def decrypt(_request: object, _context: object) -> object:
         return opened
 
-    methods = {
+    methods: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
         "Encrypt": grpc.unary_unary_rpc_method_handler(
             encrypt,
             request_deserializer=kms_v1beta1_pb2.EncryptRequest.FromString,

@@ -101,7 +101,7 @@ def decrypt(
 
 
 def _run(socket: Path, records: Path, *arguments: str) -> Report:
-    command = [_client(), f"-socket={socket}", f"-records={records}", *arguments]
+    command = [str(_client()), f"-socket={socket}", f"-records={records}", *arguments]
     result = subprocess.run(command, check=True, stdout=subprocess.PIPE)
     return Report(**json.loads(result.stdout))
 

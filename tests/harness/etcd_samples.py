@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hsm_kms.wrapping.record import Algorithm, Header, Kind, Record
 
@@ -75,7 +75,7 @@ def envelope(
     return field(1, data) + field(2, key_id.encode()) + field(3, wrapped) + extra + kind
 
 
-def v2(wrapped: bytes | None = None, name: str = "hsm", **fields: object) -> bytes:
+def v2(wrapped: bytes | None = None, name: str = "hsm", **fields: Any) -> bytes:
     """A value written through KMS v2, by default one of ours."""
     wrapped = record(fields.get("key_id", KEY_ID)) if wrapped is None else wrapped
     return b"k8s:enc:kms:v2:" + name.encode() + b":" + envelope(wrapped, **fields)
@@ -115,7 +115,7 @@ def etcdctl_json(
     ).encode()
 
 
-def written(path: Path, objects: dict[str, bytes], **others: object) -> Path:
+def written(path: Path, objects: dict[str, bytes], **others: Any) -> Path:
     """The same in a file."""
     path.write_bytes(etcdctl_json(objects, **others))
     return path

@@ -9,7 +9,7 @@ import ipaddress
 from concurrent import futures
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import grpc
 from cryptography import x509
@@ -20,7 +20,9 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from hsm_kms.etcd.live import Access, Etcd
 from hsm_kms.etcd.rpc.kv_pb2 import KeyValue
 from hsm_kms.etcd.rpc.rpc_pb2 import (
+    AuthenticateRequest,
     AuthenticateResponse,
+    RangeRequest,
     RangeResponse,
     ResponseHeader,
 )
@@ -70,7 +72,7 @@ class _Services(KVServicer, AuthServicer):
     def __init__(self, knobs: Knobs) -> None:
         self._knobs = knobs
 
-    def Range(self, request, context):  # noqa: N802
+    def Range(self, request: RangeRequest, context: Any) -> RangeResponse:  # noqa: N802
         knobs = self._knobs
         knobs.limits.append(request.limit)
         knobs.revisions.append(request.revision)
@@ -87,7 +89,7 @@ class _Services(KVServicer, AuthServicer):
         knobs.sizes.append(answer.ByteSize())
         return answer
 
-    def _answer(self, request) -> RangeResponse:
+    def _answer(self, request: RangeRequest) -> RangeResponse:
         knobs, end = self._knobs, request.range_end
         held = knobs.objects
         if not end:
@@ -105,7 +107,9 @@ class _Services(KVServicer, AuthServicer):
             count=len(keys),
         )
 
-    def Authenticate(self, request, context):  # noqa: N802
+    def Authenticate(  # noqa: N802
+        self, request: AuthenticateRequest, context: Any
+    ) -> AuthenticateResponse:
         knobs = self._knobs
         if not knobs.users:
             context.abort(
@@ -130,8 +134,8 @@ class EtcdServer:
         self.knobs = objects if isinstance(objects, Knobs) else Knobs(objects)
         self._server = grpc.server(futures.ThreadPoolExecutor(4))
         services = _Services(self.knobs)
-        add_KVServicer_to_server(services, self._server)
-        add_AuthServicer_to_server(services, self._server)
+        add_KVServicer_to_server(services, self._server)  # type: ignore[no-untyped-call]
+        add_AuthServicer_to_server(services, self._server)  # type: ignore[no-untyped-call]
         if tls:
             credentials = grpc.ssl_server_credentials(
                 [(tls.server_key.read_bytes(), tls.server.read_bytes())],
@@ -156,7 +160,7 @@ def made_objects(count: int, size: int = 10) -> dict[bytes, bytes]:
     return {f"/registry/secrets/n/{n:06}".encode(): bytes(size) for n in range(count)}
 
 
-def read(server: EtcdServer, **access: object) -> list[Item]:
+def read(server: EtcdServer, **access: Any) -> list[Item]:
     """Everything below /registry/ in a server, which may be slow."""
     with Etcd(
         [server.endpoint], Access(command_timeout=patient(60.0), **access)

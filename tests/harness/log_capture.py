@@ -6,7 +6,7 @@ import contextlib
 import io
 import json
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import structlog
 
@@ -25,7 +25,10 @@ class Captured(io.StringIO):
 
 
 @contextlib.contextmanager
-def captured(level: str = "debug", form: str = "json") -> Iterator[Captured]:
+def captured(
+    level: Literal["debug", "info", "warning", "error"] = "debug",
+    form: Literal["json", "text"] = "json",
+) -> Iterator[Captured]:
     """Configure logging for the block, and undo it afterwards."""
     names = (None, "asyncio", "grpc")
     levels = {name: logging.getLogger(name).level for name in names}

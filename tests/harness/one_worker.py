@@ -6,16 +6,16 @@ import contextlib
 from typing import TYPE_CHECKING, Any
 
 from hsm_kms.ipc.messages import (
-    Cipher,
     Configure,
     Decrypt,
     Encrypt,
     Encrypted,
     FindKeys,
     KeyPage,
-    KeyRef,
-    Mechanism,
+    Reply,
+    Request,
 )
+from hsm_kms.ipc.values import Cipher, KeyRef, KeySeen, Mechanism
 from hsm_kms.state_dir.directory import StateDir
 from hsm_kms.token.login import PinLogin
 from hsm_kms.token.pin_file import PinSource
@@ -24,6 +24,7 @@ from tests.harness.softhsm import TOKEN_LABEL, softhsm_module
 from tests.harness.token_keys import LABEL
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping
     from pathlib import Path
 
 AAD = b"aad of the test"
@@ -61,7 +62,9 @@ def unwrapping(ref: KeyRef, sealed: Encrypted, aad: bytes = AAD) -> Decrypt:
 
 
 @contextlib.asynccontextmanager
-async def one_worker(env, pin_gate, **changes):
+async def one_worker(
+    env: Mapping[str, str], pin_gate: PinLogin, **changes: Any
+) -> AsyncIterator[Worker]:
     """A worker that is logged in, with one session besides the control session."""
     worker = await Worker.spawn(1, env)
     try:
@@ -73,17 +76,17 @@ async def one_worker(env, pin_gate, **changes):
         await worker.leave()
 
 
-async def ask(worker, request):
+async def ask(worker: Worker, request: Request) -> Reply:
     """One exchange on its session."""
     return await worker.sessions[0].exchange(request)
 
 
-async def keys(worker, label=LABEL):
+async def keys(worker: Worker, label: str = LABEL) -> tuple[KeySeen, ...]:
     reply = await ask(worker, FindKeys(label=label))
     assert isinstance(reply, KeyPage), reply
     return reply.keys
 
 
-async def only_ref(worker, label=LABEL):
+async def only_ref(worker: Worker, label: str = LABEL) -> KeyRef:
     (key,) = await keys(worker, label)
     return key.ref

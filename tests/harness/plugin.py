@@ -84,7 +84,7 @@ class Plugin:
     def start(self, *, listening: bool = True) -> Plugin:
         """Start `hsm-kms serve`, and wait until it listens."""
         with self.log_file.open("ab") as log:
-            self.process = subprocess.Popen(
+            started = self.process = subprocess.Popen(
                 [
                     *command_line.HSM_KMS,
                     *("serve", "--config", str(self.config_file)),
@@ -93,7 +93,7 @@ class Plugin:
                 stdout=log,
             )
         if listening:
-            wait_for(lambda: self.socket.exists() or self.process.poll() is not None)
+            wait_for(lambda: self.socket.exists() or started.poll() is not None)
         return self
 
     def stop(self) -> int:
@@ -170,27 +170,31 @@ class Plugin:
 
     @property
     def v2(self) -> kms_v2_pb2_grpc.KeyManagementServiceStub:
-        return kms_v2_pb2_grpc.KeyManagementServiceStub(self.channel())
+        """A client of API v2."""
+        return kms_v2_pb2_grpc.KeyManagementServiceStub(self.channel())  # type: ignore[no-untyped-call]
 
     @property
     def v1(self) -> kms_v1beta1_pb2_grpc.KeyManagementServiceStub:
-        return kms_v1beta1_pb2_grpc.KeyManagementServiceStub(self.channel())
+        """A client of API v1."""
+        return kms_v1beta1_pb2_grpc.KeyManagementServiceStub(self.channel())  # type: ignore[no-untyped-call]
 
     def status(self, timeout: float = RPC_SECONDS) -> kms_v2_pb2.StatusResponse:
         """v2 Status."""
-        return self.v2.Status(
+        response: kms_v2_pb2.StatusResponse = self.v2.Status(
             kms_v2_pb2.StatusRequest(), timeout=patient(timeout), wait_for_ready=True
         )
+        return response
 
     def encrypt(
         self, plaintext: bytes, timeout: float = RPC_SECONDS, uid: str = "test"
     ) -> kms_v2_pb2.EncryptResponse:
         """v2 Encrypt."""
-        return self.v2.Encrypt(
+        response: kms_v2_pb2.EncryptResponse = self.v2.Encrypt(
             kms_v2_pb2.EncryptRequest(plaintext=plaintext, uid=uid),
             timeout=patient(timeout),
             wait_for_ready=True,
         )
+        return response
 
     def decrypt(
         self,
@@ -200,25 +204,28 @@ class Plugin:
         uid: str = "test",
     ) -> bytes:
         """v2 Decrypt."""
-        return self.v2.Decrypt(
+        response: kms_v2_pb2.DecryptResponse = self.v2.Decrypt(
             kms_v2_pb2.DecryptRequest(ciphertext=ciphertext, key_id=key_id, uid=uid),
             timeout=patient(timeout),
             wait_for_ready=True,
-        ).plaintext
+        )
+        return response.plaintext
 
     def v1_encrypt(self, plain: bytes, version: str = "v1beta1") -> bytes:
         """v1 Encrypt."""
         request = kms_v1beta1_pb2.EncryptRequest(version=version, plain=plain)
-        return self.v1.Encrypt(
+        response: kms_v1beta1_pb2.EncryptResponse = self.v1.Encrypt(
             request, timeout=patient(RPC_SECONDS), wait_for_ready=True
-        ).cipher
+        )
+        return response.cipher
 
     def v1_decrypt(self, cipher: bytes, version: str = "v1beta1") -> bytes:
         """v1 Decrypt."""
         request = kms_v1beta1_pb2.DecryptRequest(version=version, cipher=cipher)
-        return self.v1.Decrypt(
+        response: kms_v1beta1_pb2.DecryptResponse = self.v1.Decrypt(
             request, timeout=patient(RPC_SECONDS), wait_for_ready=True
-        ).plain
+        )
+        return response.plain
 
     def healthz(self) -> str:
         """Status.healthz, or the code's name where the RPC fails."""

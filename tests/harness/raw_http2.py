@@ -15,6 +15,7 @@ import h2.events
 from tests.harness.wait import patient
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
 PREFIX = struct.Struct(">BI")  # compressed or not, length of the message
@@ -98,6 +99,11 @@ async def call(
         writer.close()
 
 
+def _text(headers: Iterable[tuple[bytes | str, bytes | str]]) -> dict[str, str]:
+    """Return decoded header fields by name; h2 types them as bytes or str."""
+    return {str(name): str(value) for name, value in headers}
+
+
 async def _answer(
     connection: h2.connection.H2Connection,
     reader: asyncio.StreamReader,
@@ -108,7 +114,7 @@ async def _answer(
         for event in connection.receive_data(data):
             match event:
                 case h2.events.ResponseReceived() | h2.events.TrailersReceived():
-                    answer.headers |= dict(event.headers)
+                    answer.headers |= _text(event.headers)
                 case h2.events.DataReceived():
                     answer.body += event.data
                 case h2.events.StreamReset():
@@ -116,5 +122,7 @@ async def _answer(
                     return answer
                 case h2.events.StreamEnded():
                     return answer
+                case _:
+                    pass
         writer.write(connection.data_to_send())
     return answer

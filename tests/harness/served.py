@@ -4,14 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Self
 
-from hsm_kms.ipc.messages import (
-    Encrypted,
-    FindKeys,
-    KeyPage,
-    KeyRef,
-    Mechanism,
-    RunCanary,
-)
+from hsm_kms.ipc.messages import Decrypted, Encrypted, FindKeys, KeyPage, RunCanary
+from hsm_kms.ipc.values import KeyRef, Mechanism
 from hsm_kms.token.alarm import Alarm
 from hsm_kms.token.counts import Counts
 from hsm_kms.token.pool import Pool
@@ -123,4 +117,5 @@ class Served:
     async def unwrap(self, sealed: Encrypted) -> bytes:
         """Unwrap on some session."""
         reply = await self.pool.call(unwrapping(self.ref, sealed), deadline=None)
+        assert isinstance(reply, Decrypted)
         return reply.plaintext

@@ -6,7 +6,7 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any
 
-from hsm_kms.ipc.messages import KeyRef
+from hsm_kms.ipc.values import KeyRef
 from tests.harness.softhsm import PIN, TOKEN_LABEL, softhsm_module
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def make_keys(
     )
 
 
-def create(hsm, ref=IMPORTED, value=MATERIAL):
+def create(hsm: SoftHsm, ref: KeyRef = IMPORTED, value: bytes = MATERIAL) -> None:
     """Create a key of known material from another process."""
     hsm.run(
         *(sys.executable, "-c", _CREATE, softhsm_module(), TOKEN_LABEL, PIN),

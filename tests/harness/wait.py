@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -101,10 +101,10 @@ async def settle(rounds: int = 10) -> None:
         await asyncio.sleep(0)
 
 
-class _Stillness:
+class _Stillness(Generic[T]):
     """A reading, and since when it has been the same."""
 
-    def __init__(self, reading: Callable[[], Any], still: float) -> None:
+    def __init__(self, reading: Callable[[], T], still: float) -> None:
         self._reading = reading
         self._still = still
         self.last = reading()

@@ -84,7 +84,7 @@ class Client:
 
     def storm(self, key: int, threads: int, rounds: int) -> int:
         """Encrypt on a session for each thread at once; how many calls failed."""
-        handles = [self._module.open_session().handle for _ in range(threads)]
+        handles = [self._module.open_session().handle for _ in range(threads)]  # type: ignore[attr-defined]
 
         def one(handle: int) -> int:
             failed = 0
@@ -114,7 +114,8 @@ class Client:
 
     @property
     def _handle(self) -> int:
-        return self._sessions[-1].handle
+        handle: int = self._sessions[-1].handle
+        return handle
 
 
 def answer(client: Client, command: str, arguments: list[Any]) -> dict[str, Any]:

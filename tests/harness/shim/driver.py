@@ -9,7 +9,7 @@ import mmap
 import shutil
 import struct
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
@@ -116,6 +116,6 @@ class Shim:
 
     def _records(
         self, layout: struct.Struct, start: int, count: int
-    ) -> Iterator[tuple[int, int, int]]:
+    ) -> Iterator[tuple[Any, int, int]]:
         data = self._counts.read_bytes()[start : start + layout.size * count]
         yield from layout.iter_unpack(data)

@@ -26,7 +26,7 @@ NO_ANSWER = object()
 class RefusedError(Exception):
     """The client's answer was a CK_RV other than CKR_OK."""
 
-    def __init__(self, rv, function):
+    def __init__(self, rv: int, function: str) -> None:
         super().__init__(f"{function}: {rv:#x}")
         self.rv = rv
 
@@ -50,21 +50,24 @@ class Client:
             stderr=subprocess.PIPE,
             text=True,
         )
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._stdin, self._stdout = self._process.stdin, self._process.stdout
 
     @property
-    def pid(self):
+    def pid(self) -> int:
         return self._process.pid
 
-    def ask(self, *command):
+    def ask(self, *command: Any) -> None:
         """Send a command and do not wait."""
-        self._process.stdin.write(json.dumps(command) + "\n")
-        self._process.stdin.flush()
+        self._stdin.write(json.dumps(command) + "\n")
+        self._stdin.flush()
 
-    def read(self, seconds=SECONDS):
+    def read(self, seconds: float = SECONDS) -> Any:
         """The answer, or `NO_ANSWER` in this time."""
-        if not select.select([self._process.stdout], [], [], patient(seconds))[0]:
+        if not select.select([self._stdout], [], [], patient(seconds))[0]:
             return NO_ANSWER
-        answer = json.loads(self._process.stdout.readline())
+        answer = json.loads(self._stdout.readline())
         if "rv" in answer:
             raise RefusedError(answer["rv"], answer["function"])
         return answer["result"]
@@ -73,7 +76,7 @@ class Client:
         self.ask(*command)
         return self.read()
 
-    def rv(self, *command):
+    def rv(self, *command: Any) -> int:
         """CK_RV of a command, 0 where it works."""
         try:
             self.do(*command)
@@ -81,19 +84,20 @@ class Client:
             return error.rv
         return 0
 
-    def log_in(self):
+    def log_in(self) -> int:
         """Start, open a session, log in; the handle of the one key."""
         self.do("start")
         self.do("open")
         self.do("login", PIN)
-        return self.do("find")[0]
+        key: int = self.do("find")[0]
+        return key
 
-    def wait(self):
+    def wait(self) -> tuple[int, str]:
         """Exit code and stderr."""
         stderr = self._process.communicate(timeout=patient())[1]
         return self._process.returncode, stderr
 
-    def kill(self):
+    def kill(self) -> None:
         if self._process.poll() is None:
             self._process.kill()
         self._process.communicate()
