@@ -6,25 +6,46 @@ import asyncio
 import math
 import os
 import shutil
+import signal
 import tempfile
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
+from tests.harness.examples import examples
 from tests.harness.plugin import Plugin
 from tests.harness.softhsm import PIN, SoftHsm
+from tests.harness.wait import patient
 from tests.unit.token.pool_rig import Rig
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 # A busy machine takes any time for an example; pytest's own timeout is enough.
-settings.register_profile("tests", deadline=None)
+settings.register_profile(
+    "tests",
+    deadline=None,
+    max_examples=examples(30, 300),
+    suppress_health_check=[HealthCheck.too_slow],
+)
 settings.load_profile("tests")
 
+os.environ.setdefault("PYTEST_TIMEOUT", str(patient(120)))  # pytest-timeout reads it
+
 REQUIRED = frozenset(filter(None, os.environ.get("HSM_KMS_REQUIRE", "").split(",")))
+
+
+def pytest_configure() -> None:
+    """Let Ctrl-C reach the commands of the tests, also where a shell ignores it.
+
+    A shell without job control starts what ends in "&" with SIGINT ignored, and
+    every process inherits that.
+    """
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -26,7 +26,7 @@ from hsm_kms.config.schema import Apis, ApiV1, ApiV2
 from hsm_kms.server.kms_socket import UnixSocket
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator
 
     from hsm_kms.api.call import Observe
 
@@ -181,13 +181,6 @@ def client(socket: Path) -> grpc.aio.Channel:
     return grpc.aio.insecure_channel(
         f"unix:{socket}", options=[("grpc.default_authority", "localhost")]
     )
-
-
-async def until(happened: Callable[[], object]) -> None:
-    """Wait until something on the other side has happened."""
-    async with asyncio.timeout(10):
-        while not happened():  # noqa: ASYNC110 -- there is nothing to wait for
-            await asyncio.sleep(0.01)
 
 
 async def refused(call) -> tuple[grpc.StatusCode, str]:

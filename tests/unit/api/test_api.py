@@ -10,7 +10,8 @@ import pytest
 
 import hsm_kms
 from hsm_kms.api.call import OBSERVER
-from tests.unit.api.api_service import KEY_ID, State, refused, serve, until
+from tests.harness.wait import until
+from tests.unit.api.api_service import KEY_ID, State, refused, serve
 
 
 async def test_v2_round_trip():

@@ -14,7 +14,8 @@ from hsm_kms.api.call import MAX_UID_LOGGED, safe_uid
 from hsm_kms.log import key_id_hash
 from hsm_kms.wrapping.record import MAX_PLAINTEXT_BYTES, MAX_RECORD_BYTES
 from tests.harness.log_capture import captured
-from tests.unit.api.api_service import KEY_ID, refused, serve, until
+from tests.harness.wait import until
+from tests.unit.api.api_service import KEY_ID, refused, serve
 
 SECRET = "sesame-1234"  # noqa: S105
 BAD_REQUEST = (

@@ -22,6 +22,7 @@ from tests.harness.etcd_samples import (
     v1,
     v2,
 )
+from tests.harness.examples import examples
 
 ETCD_VALUE_BYTES = 1536 * 1024  # etcd's own limit on a request
 PREFIXES = [
@@ -56,7 +57,7 @@ def bounded(value):
 
 
 @given(st.sampled_from(PREFIXES), st.binary(max_size=2000))
-@settings(max_examples=500)
+@settings(max_examples=examples(100, 2000))
 def test_any_bytes_are_explained(prefix, rest):
     """No bytes make it raise, and what is wrong is one of the fixed sentences."""
     bounded(prefix + rest)
@@ -67,7 +68,7 @@ def test_any_bytes_are_explained(prefix, rest):
     st.integers(0, 400),
     st.binary(min_size=1, max_size=3),
 )
-@settings(max_examples=500)
+@settings(max_examples=examples(100, 2000))
 def test_a_good_value_with_bytes_exchanged(value, at, garbage):
     """A value of ours that was garbled anywhere is explained all the same."""
     at %= len(value)

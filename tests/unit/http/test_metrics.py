@@ -13,7 +13,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from hsm_kms import errors
 from hsm_kms.http.metrics import Metrics, Snapshot
 from hsm_kms.log import key_id_hash
-from tests.unit.api.api_service import KEY_ID, refused, serve, until
+from tests.harness.wait import until
+from tests.unit.api.api_service import KEY_ID, refused, serve
 
 IDLE = Snapshot(
     health="ok",

@@ -6,7 +6,6 @@ Conformance 15, 17, 18 and 37. HSM_KMS_STEPS is how many steps to take.
 from __future__ import annotations
 
 import os
-from datetime import timedelta
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -15,10 +14,11 @@ from hypothesis.stateful import invariant, precondition, rule
 from hsm_kms.errors import HsmKmsError
 from hsm_kms.keys.keyring import KeySettings
 from hsm_kms.state_dir.directory import StateDir
+from tests.harness.examples import examples
 from tests.unit.keys.node_rig import LABEL
 from tests.unit.keys.node_rules import NodeRules, which
 
-STEPS = int(os.environ.get("HSM_KMS_STEPS", "10000"))
+STEPS = int(os.environ.get("HSM_KMS_STEPS", examples(3_000, 30_000)))
 EACH = 50  # steps of one history
 suffixes = st.sampled_from([None, "two", "three", "four"])
 
@@ -219,6 +219,5 @@ TestNode.__doc__ = "No order of events makes a node write under the wrong key."
 TestNode.settings = settings(
     max_examples=max(1, STEPS // EACH),
     stateful_step_count=EACH,
-    deadline=timedelta(seconds=5),
     suppress_health_check=[HealthCheck.too_slow],
 )

@@ -12,6 +12,7 @@ from urllib.parse import quote
 import grpc.aio
 
 from hsm_kms.server.kms_socket import UnixSocket
+from tests.harness.wait import patient
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -38,7 +39,7 @@ async def answers(path: Path) -> bool:
     options = [("grpc.default_authority", "localhost")]
     async with grpc.aio.insecure_channel(target, options=options) as channel:
         try:
-            await channel.unary_unary("/any/Method")(b"", timeout=5)
+            await channel.unary_unary("/any/Method")(b"", timeout=patient())
         except grpc.aio.AioRpcError as e:
             return e.code() is grpc.StatusCode.UNIMPLEMENTED
     return False

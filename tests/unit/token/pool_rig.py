@@ -134,7 +134,8 @@ class Rig:
 
     async def settle(self) -> None:
         """Let everything happen that can happen now."""
-        for _ in range(8):
+        # A session passes from one request that waits to the next in a few rounds.
+        for _ in range(8 + 4 * len(asyncio.all_tasks())):
             await asyncio.sleep(0)
             for session in self.sessions():
                 session.take()

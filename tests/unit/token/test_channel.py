@@ -11,6 +11,7 @@ from hsm_kms.errors import WorkerLostError
 from hsm_kms.ipc import framing
 from hsm_kms.ipc.messages import Decrypted, Done, FindKeys, OpenSession
 from hsm_kms.token.channel import Channel
+from tests.harness.wait import patient, until
 
 
 class Peer:
@@ -18,7 +19,7 @@ class Peer:
 
     def __init__(self):
         ours, self.socket = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.socket.settimeout(2)
+        self.socket.settimeout(patient())
         self.lost = []
         self.channel = Channel(ours, self.lost.append)
 
@@ -43,7 +44,7 @@ async def peer():
 async def lost_with(peer, future):
     """What the channel said when it was lost under this exchange."""
     with pytest.raises(WorkerLostError, match="the token worker is gone"):
-        await asyncio.wait_for(future, 2)
+        await asyncio.wait_for(future, patient())
     assert not peer.channel.lendable
     assert peer.channel.busy_since is None
     assert 1 == len(peer.lost)
@@ -95,7 +96,7 @@ async def test_another_number(peer, number):
 async def test_unasked(peer):
     """A message while nothing is asked ends the channel, whatever its number."""
     peer.answer(0, Done())
-    await asyncio.sleep(0.05)
+    await until(lambda: peer.lost)
 
     assert ["it answered a request that was not asked"] == peer.lost
     with pytest.raises(WorkerLostError):
@@ -108,7 +109,7 @@ async def test_answered_twice(peer):
     peer.answer(1, Done())
     peer.answer(1, Decrypted(plaintext=b"late"))
     assert Done() == await future
-    await asyncio.sleep(0.05)
+    await until(lambda: peer.lost)
 
     assert ["it answered a request that was not asked"] == peer.lost
 
@@ -124,7 +125,7 @@ async def test_end(peer):
 async def test_end_while_idle(peer):
     """An idle channel notices that its worker is gone."""
     peer.socket.close()
-    await asyncio.sleep(0.05)
+    await until(lambda: peer.lost)
 
     assert ["it ended"] == peer.lost
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from datetime import timedelta
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -18,6 +17,7 @@ from hypothesis.stateful import (
 from hsm_kms.errors import HsmKmsError, NonceBudgetError, TokenAbsentError
 from hsm_kms.ipc.messages import Failure
 from hsm_kms.token.ends import End
+from tests.harness.examples import examples
 from tests.unit.token.pool_rig import CALL_TIMEOUT, Loop, Rig
 
 CAUSES = ["session", "login", "device", "not-authentic", "ambiguous", "from the future"]
@@ -223,8 +223,7 @@ class PoolMachine(RuleBasedStateMachine):
 TestPool = PoolMachine.TestCase
 TestPool.__doc__ = "No order of events breaks the pool's rules."
 TestPool.settings = settings(
-    max_examples=100,
+    max_examples=examples(30, 300),
     stateful_step_count=50,
-    deadline=timedelta(seconds=5),
     suppress_health_check=[HealthCheck.too_slow],
 )

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
-
 from hsm_kms.state_dir.directory import StateDir
 from hsm_kms.wrapping.nonce_budget import NonceBudget
-from tests.harness.wait import SECONDS
 from tests.unit.keys.key_samples import A
 
 OFTEN = "the key has wrapped often: make another with hsm-kms keys rotate"
@@ -31,13 +28,6 @@ async def settled(budget):
     """Nothing is being written any more."""
     if budget._reserving is not None:
         await budget._reserving
-
-
-async def until(condition):
-    """Wait for something that comes about in another task or thread."""
-    async with asyncio.timeout(SECONDS):
-        while not condition():  # noqa: ASYNC110 - polls what has no event
-            await asyncio.sleep(0.005)
 
 
 def kept(state):

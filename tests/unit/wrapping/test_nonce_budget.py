@@ -18,7 +18,8 @@ from hsm_kms.state_dir.directory import StateDir
 from hsm_kms.state_dir.records import MAX_NONCE_KEYS, MAX_NONCES, NoncesFile
 from hsm_kms.wrapping import nonce_budget
 from hsm_kms.wrapping.nonce_budget import BLOCK, STOP_AT, WARN_AT, NonceBudget
-from tests.harness.wait import SECONDS
+from tests.harness.examples import examples
+from tests.harness.wait import patient, until
 from tests.unit.keys.key_samples import A, B, C
 from tests.unit.wrapping.nonce_rig import (
     NO_MORE,
@@ -28,7 +29,6 @@ from tests.unit.wrapping.nonce_rig import (
     kept,
     settled,
     spend,
-    until,
 )
 
 
@@ -92,7 +92,7 @@ class SlowDisk(StateDir):
 
     def save_nonces(self, file):
         self.begun.set()
-        assert self.go_on.wait(SECONDS)
+        assert self.go_on.wait(patient())
         super().save_nonces(file)
 
 
@@ -273,7 +273,7 @@ steps = st.lists(
 )
 
 
-@settings(max_examples=60)
+@settings(max_examples=examples(30, 300))
 @given(steps)
 def test_never_too_few(steps):
     """However processes end, no attempt is forgotten; a crash adds a block at most."""

@@ -16,6 +16,7 @@ from hsm_kms.state_dir.directory import StateDir
 from hsm_kms.state_dir.records import NoncesFile
 from hsm_kms.wrapping.nonce_budget import BLOCK
 from tests.harness.processes import in_namespace, namespace_prefix
+from tests.harness.wait import until
 from tests.unit.keys.key_samples import A, B, C
 from tests.unit.wrapping.nonce_rig import (
     IN_MEMORY,
@@ -27,7 +28,6 @@ from tests.unit.wrapping.nonce_rig import (
     kept,
     settled,
     spend,
-    until,
 )
 
 ROOT = Path(__file__).parents[3]
@@ -54,7 +54,7 @@ async def main():
     began = budget.used.get(KEY, 0)
     budget.spend(KEY)
     if budget._reserving:
-        await asyncio.wait([budget._reserving], timeout=0.3)
+        await asyncio.wait([budget._reserving], timeout=60)
     BREAK
     for _ in range(20_000):
         budget.spend(KEY)
@@ -155,7 +155,7 @@ async def test_written_once_it_can_be(state):
     with capture_logs() as logs:
         state.path.chmod(0o777)  # others could change it: it is not used
         spend(budget, 60)
-        await asyncio.sleep(0.1)
+        await until(lambda: logs)
         assert [IN_MEMORY] == events(logs)
         state.path.chmod(0o700)
         await settled(budget)
@@ -202,10 +202,10 @@ async def test_mounted_later(state, tmp_path):
     await before.close()
     state.path.rename(tmp_path / "elsewhere")
     budget = budget_on(state, retry=0.01)
-    with capture_logs():
+    with capture_logs() as logs:
         spend(budget, 5)
         spend(budget, 1, C)
-        await asyncio.sleep(0.05)
+        await until(lambda: logs)  # it was in vain
     (tmp_path / "elsewhere").rename(state.path)
     await settled(budget)
     assert {A: 45, B: 2, C: 1} == budget.used
