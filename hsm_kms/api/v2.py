@@ -77,12 +77,12 @@ class KmsV2:
         """
         state = self._health.look()
         if not state.answers:
-            raise TokenError(state.sentence)
+            raise TokenError(state.healthz)
         if not call.only_looks:
             state = self._health.announce()
         call.key_id = state.key_id
         return StatusResponse(
-            version=self._version, healthz=state.sentence, key_id=state.key_id
+            version=self._version, healthz=state.healthz, key_id=state.key_id
         )
 
     async def encrypt(self, request: EncryptRequest, call: Call) -> EncryptResponse:

@@ -1,4 +1,13 @@
-"""Canaries: which key wraps and unwraps on which worker, as just tried."""
+"""Prove keys on workers with canaries, and remember what was proven where.
+
+A canary is a constant that a worker wraps and unwraps under one key.
+
+1. The current key and the keys to come are proven at each inspection, any other key
+   once per worker.
+2. A key may be switched to when, since its activation time came, it has been proven on
+   every worker that serves.
+3. The token counts as available while the latest canary passed and a worker serves.
+"""
 
 from __future__ import annotations
 
@@ -8,44 +17,57 @@ from typing import TYPE_CHECKING
 import structlog
 
 from hsm_kms.errors import HsmKmsError, WorkerLostError
+from hsm_kms.ipc.values import Mechanism
 from hsm_kms.keys.key_id import fingerprint_in
+from hsm_kms.wrapping.by_token import canary
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Iterable
 
-    from hsm_kms.ipc.messages import RunCanary
-    from hsm_kms.ipc.values import Mechanism
-    from hsm_kms.keys.inventory import Inventory
+    from hsm_kms.ipc.values import Cipher, KeyRef
     from hsm_kms.keys.keyring import TokenKey
-    from hsm_kms.keys.node_keyring import NodeKeyring
+    from hsm_kms.keys.node_keyring import NodeKeyring, Usable
+    from hsm_kms.token.alarm import Alarm
     from hsm_kms.token.process import Worker
+    from hsm_kms.wrapping.nonce_budget import NonceBudget
 
 _log = structlog.get_logger(__name__)
 
 
 class Canaries:
-    """Proves keys on workers.
+    """Run canaries, and answer what they have proven.
 
     Args:
-        holder: Knows which keys are in use.
-        sightings: Where the outcome is noted.
-        canary: The request that wraps and unwraps a canary under a key.
+        node_keyring: Knows which keys are in use.
+        alarm: Raised when a key should be proven at once.
+        budget: Counts the wraps.
+        scope: Cluster name, authenticated in each canary.
+
+    Attributes:
+        error: Why the latest canary failed; None if it passed, or none has run.
+        passes: How many inspections have passed.
     """
 
     def __init__(
-        self,
-        holder: NodeKeyring,
-        sightings: Inventory,
-        canary: Callable[[TokenKey, Mechanism], RunCanary],
+        self, node_keyring: NodeKeyring, alarm: Alarm, budget: NonceBudget, scope: str
     ) -> None:
-        self._holder = holder
-        self._sightings = sightings
-        self._canary = canary
+        self._node_keyring = node_keyring
+        self._alarm = alarm
+        self._budget = budget
+        self._scope = scope
+        self._proven: dict[tuple[Worker, tuple[KeyRef, Cipher]], float] = {}
+        self._due: dict[tuple[str, Cipher], float] = {}
+        self._qualified: list[Worker] = []
+        self._passed_at: float | None = None
+        self.error: HsmKmsError | None = None
+        self.passes = 0
+
+    # One key on one worker
 
     def is_due(self, worker: Worker, key: TokenKey) -> bool:
-        """The current key and those to come, each time; any other once a worker."""
-        ring = self._holder.ring
-        if ring is None or self._sightings.proven(worker, key) is None:
+        """Return True if this inspection must prove `key` on `worker`."""
+        ring = self._node_keyring.ring
+        if ring is None or not self.has_proven(worker, key):
             return True
         in_use = [ring.current, *(each.key for each in ring.pending)]
         return any(each is not None and each.name == key.name for each in in_use)
@@ -53,36 +75,114 @@ class Canaries:
     async def prove(
         self, worker: Worker, key: TokenKey, seconds: float, *, needed: bool = False
     ) -> None:
-        """Wrap and unwrap a canary.
+        """Wrap and unwrap a canary under `key` on `worker`.
 
         Args:
-            worker: Where.
-            key: Under which key.
+            worker: The worker.
+            key: The key.
             seconds: Longest wait.
-            needed: The worker is of no use without it.
+            needed: The worker is of no use without this key.
 
         Raises:
-            HsmKmsError: It failed under a key that must work, or the worker is lost.
+            HsmKmsError: The canary failed under a key that must work, or the worker
+                is lost.
         """
         if key.mechanism is None:
             return
         began = asyncio.get_running_loop().time()
+        if key.mechanism is Mechanism.GCM_CALLER:
+            # A canary is counted, and never refused: health depends on it.
+            self._budget.spend(key.fingerprint, refuse=False)
         try:
-            await worker.ask(self._canary(key, key.mechanism), seconds)
+            await worker.ask(canary(key, key.mechanism, self._scope), seconds)
         except HsmKmsError as error:
-            self._sightings.prove(worker, key, None)
+            self._proven.pop((worker, key.found_by), None)
             # A key that cannot encrypt may still decrypt.
             if needed or self._is_current(key) or isinstance(error, WorkerLostError):
                 raise
             _log.info("canary under another key", key_id=key.key_id, error=str(error))
         else:
-            self._sightings.prove(worker, key, began)
+            # The time before the request: a key that comes due meanwhile has not
+            # been proven since.
+            self._proven[worker, key.found_by] = began
+
+    def has_proven(self, worker: Worker, key: TokenKey) -> bool:
+        """Return True if the latest canary under `key` on `worker` passed."""
+        return (worker, key.found_by) in self._proven
 
     def _is_current(self, key: TokenKey) -> bool:
-        ring = self._holder.ring
+        ring = self._node_keyring.ring
         if ring is None:
-            last = self._holder.last_key_id
+            last = self._node_keyring.last_key_id
             return last is not None and fingerprint_in(last) == key.fingerprint
         if ring.current is None or ring.fault is not None:
             return False
         return ring.current.name == key.name
+
+    # One inspection
+
+    def passed(self, worker: Worker) -> None:
+        """Note that an inspection with `worker` read the keys and proved them."""
+        if worker not in self._qualified:
+            self._qualified.append(worker)
+        self._passed_at = asyncio.get_running_loop().time()
+        self.error = None
+        self.passes += 1
+
+    def failed(self, error: HsmKmsError) -> None:
+        """Note that an inspection failed, or was not answered in time."""
+        _log.warning("canary failed", error=str(error))
+        self.error = error
+
+    def forget(self, held: Iterable[TokenKey]) -> None:
+        """Forget workers that are gone, and what was proven of keys no longer held.
+
+        Args:
+            held: The keys held.
+        """
+        names = {key.found_by for key in held}
+        self._qualified = [each for each in self._qualified if not each.lost.is_set()]
+        self._proven = {
+            (worker, name): at
+            for (worker, name), at in self._proven.items()
+            if name in names and not worker.lost.is_set()
+        }
+
+    # All workers
+
+    def usable(self) -> Usable:
+        """Return the test for a key to switch to, for one adoption of the keys.
+
+        A due key passes the test once it has been proven on every worker that serves,
+        after the first adoption that asked for it. A key that this adoption does not
+        ask for starts anew.
+        """
+        before, self._due = self._due, {}
+        serving = [
+            each
+            for each in self._qualified
+            if not each.retiring and not each.lost.is_set()
+        ]
+
+        def is_usable(key: TokenKey) -> bool:
+            since = before.get(key.name)
+            if since is None:
+                since = asyncio.get_running_loop().time()
+                self._alarm.notify("the activation time of a key has come")
+            self._due[key.name] = since
+            proofs = [self._proven.get((each, key.found_by)) for each in serving]
+            return all(proof is not None and proof >= since for proof in proofs)
+
+        return is_usable
+
+    def offline_for(self) -> float | None:
+        """Return the seconds since the token was last known to be available.
+
+        0 while a worker serves and no canary has failed since the last one passed;
+        otherwise counted from that last one. None if none has passed yet.
+        """
+        if self._passed_at is None:
+            return None
+        if self.error is None and any(not one.lost.is_set() for one in self._qualified):
+            return 0.0
+        return asyncio.get_running_loop().time() - self._passed_at

@@ -1,10 +1,10 @@
-"""Looks at the keys beside the regular ones: by fresh workers, and on request.
+"""Read the keys beside the regular inspections: by fresh workers, and on request.
 
-1. Now and then a fresh worker looks: some modules show an old process only what was
-   there when it started. What only the fresh one sees has the others replaced, one
-   by one.
-2. A request that names an unknown key may cause one look in `SEEK_SECONDS`, however
-   many such requests come.
+1. Now and then a fresh worker reads the keys: some modules show an old process only
+   the keys that existed when it started. A worker that still misses a key after a
+   fresh worker saw it is replaced, one worker at a time.
+2. A request that names an unknown key can cause one look in `REQUESTED_SECONDS`,
+   however many such requests come.
 """
 
 from __future__ import annotations
@@ -20,74 +20,82 @@ from hsm_kms.errors import HsmKmsError
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from hsm_kms.token.process import Worker
+    from hsm_kms.health.inspection import Inspection
+    from hsm_kms.token.alarm import Alarm
     from hsm_kms.token.workers import Workers
 
-SEEK_SECONDS: Final = 5.0
+REQUESTED_SECONDS: Final = 5.0  # between two looks on request
 APART_SECONDS: Final = 60.0  # two fresh workers: each is a process, and a login
-VISIT_EVERY: Final = 10  # regular intervals between two looks by a fresh worker
+CHECK_EVERY: Final = 10  # regular intervals between two fresh-worker checks
 _TICK_SECONDS: Final = 0.5
 
 _log = structlog.get_logger(__name__)
 
 
 class FreshWorkerChecks:
-    """Looks by fresh workers.
+    """Let a fresh worker read the keys from time to time.
 
     Args:
-        interval: Seconds between regular looks.
-        read: Reads the keys with a worker.
-        is_behind: Whether a worker sees less than a younger one.
+        workers: Starts fresh workers, and replaces those that are behind.
+        inspection: Reads the keys, and knows which worker is behind.
+        alarm: Raised after each check: do the other workers see as much?
+        interval: Seconds between regular inspections.
     """
 
     def __init__(
-        self,
-        interval: float,
-        *,
-        read: Callable[[Worker], Awaitable[object]],
-        is_behind: Callable[[Worker], bool],
+        self, workers: Workers, inspection: Inspection, alarm: Alarm, interval: float
     ) -> None:
-        self._period = max(interval * VISIT_EVERY, APART_SECONDS)
-        self._read = read
-        self._is_behind = is_behind
+        self._workers = workers
+        self._inspection = inspection
+        self._alarm = alarm
+        self._period = max(interval * CHECK_EVERY, APART_SECONDS)
         self._next = 0.0
         self._soonest = 0.0
 
     def soon(self) -> None:
-        """Let a fresh worker look, but not often."""
+        """Let a fresh worker read the keys soon, but at most every `APART_SECONDS`."""
         now = asyncio.get_running_loop().time()
-        self._next = min(self._next, max(now + SEEK_SECONDS, self._soonest))
+        self._next = min(self._next, max(now + REQUESTED_SECONDS, self._soonest))
 
-    async def run(self, workers: Workers) -> None:
-        """Visit from time to time, until cancelled."""
+    async def run(self) -> None:
+        """Check from time to time, until cancelled."""
         loop = asyncio.get_running_loop()
         self._next = loop.time() + self._period
         while True:
             await asyncio.sleep(_TICK_SECONDS)
-            self.recycle(workers)
-            if loop.time() < self._next or not workers.ready:
+            self.recycle()
+            if loop.time() < self._next or not self._workers.ready:
                 continue
             self._next = loop.time() + self._period
             self._soonest = loop.time() + APART_SECONDS
             try:
-                async with workers.visitor() as worker:
-                    if worker is not None:
-                        await self._read(worker)
+                await self.check()
             except HsmKmsError as error:
-                _log.info("a fresh worker could not look", error=str(error))
-            except Exception as error:  # noqa: BLE001 - a bug must not end the visits
-                _log.error("bug in the look by a fresh worker", exc_info=error)
+                _log.info("fresh worker could not read the keys", error=str(error))
+            except Exception as error:  # noqa: BLE001 - a bug must not end the checks
+                _log.error("bug in a fresh-worker check", exc_info=error)
 
-    def recycle(self, workers: Workers) -> None:
-        """Replace one worker that sees less than a younger one."""
-        for worker in workers.ready:
-            if not worker.retiring and self._is_behind(worker):
-                workers.recycle(worker)
+    async def check(self) -> None:
+        """Let one fresh worker read the keys, unless no place for it is free.
+
+        Raises:
+            HsmKmsError: The worker could not be started, or could not read.
+        """
+        async with self._workers.visitor() as worker:
+            if worker is not None:
+                await self._inspection.read_fresh(worker)
+                self._alarm.notify("a fresh worker read the keys")
+
+    def recycle(self) -> None:
+        """Replace one worker that misses a key after a younger worker saw it."""
+        for worker in self._workers.ready:
+            if not worker.retiring and self._inspection.is_behind(worker):
+                self._workers.recycle(worker)
                 return
 
 
-class Seeker:
-    """Looks on request, and seldom.
+class RequestedLooks:
+    """Look at the token on request, at most once in `REQUESTED_SECONDS`.
 
     Args:
         look: Looks once with a regular worker.
@@ -98,29 +106,31 @@ class Seeker:
         self._task: asyncio.Future[None] | None = None
         self._next = 0.0
 
-    async def seek(self, until: float) -> bool:
+    async def look(self, until: float) -> bool:
         """Look, or wait for a look that is under way.
 
         Args:
             until: Longest wait, in the loop's time.
 
         Returns:
-            Whether this call began a look.
+            True if this call began a look.
         """
         now = asyncio.get_running_loop().time()
         begins = self._task is None or self._task.done()
         if begins:
             if now < self._next:
                 return False
-            self._next = now + SEEK_SECONDS
+            self._next = now + REQUESTED_SECONDS
             self._task = asyncio.ensure_future(self._look())
         if self._task is not None:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout_at(until):
+                    # Shielded: a request that gives up must not end the look that
+                    # other requests wait for.
                     await asyncio.shield(self._task)
         return begins
 
     def close(self) -> None:
-        """Let go of a look under way."""
+        """Cancel a look that is under way."""
         if self._task is not None:
             self._task.cancel()

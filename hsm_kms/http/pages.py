@@ -74,7 +74,7 @@ def public_pages(engine: Callable[[], Engine], metrics: Metrics) -> Pages:
     def readyz() -> Page:
         health = engine().health.look()
         status = HTTPStatus.OK if health.ready else HTTPStatus.SERVICE_UNAVAILABLE
-        return Page(status=status, body=health.sentence.encode() + b"\n")
+        return Page(status=status, body=health.healthz.encode() + b"\n")
 
     def metrics_page() -> Page:
         return Page(body=metrics.render(), content_type=CONTENT_TYPE)
@@ -126,7 +126,7 @@ def status_of(engine: Engine, lasting: Lasting) -> dict[str, Any]:
     return {
         "version": __version__,
         "state": health.state,
-        "healthz": health.sentence,
+        "healthz": health.healthz,
         "answers": health.answers,
         "detail": engine.health.detail,
         "key_id": health.key_id,

@@ -5,7 +5,6 @@
    that did. Some modules show an old process only what was there when it started.
 2. A worker that still lacks what a younger one saw before is behind, and should be
    replaced.
-3. What worked under a key is remembered for each worker by itself.
 """
 
 from __future__ import annotations
@@ -15,8 +14,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from hsm_kms.ipc.values import Cipher, KeyRef
     from hsm_kms.keys.discovery import KeyListing
     from hsm_kms.keys.keyring import TokenKey
@@ -43,7 +40,6 @@ class Inventory:
         self._seen: dict[Worker, frozenset[_Object]] = {}
         self._ever: dict[Worker, set[_Object]] = {}
         self._lacks: dict[Worker, Counter[_Object]] = {}
-        self._proven: dict[tuple[Worker, _Object], float] = {}
         self.first_seen: dict[str, float] = {}
 
     @property
@@ -52,15 +48,15 @@ class Inventory:
         held = (each.key for each in self._held.values())
         return tuple(sorted(held, key=lambda key: (key.age, key.cipher)))
 
-    def note(self, worker: Worker, sighting: KeyListing, now: float) -> None:
+    def note(self, worker: Worker, listing: KeyListing, now: float) -> None:
         """A worker has looked.
 
         Args:
             worker: Who.
-            sighting: What it saw.
+            listing: What it saw.
             now: Seconds since the Unix epoch.
         """
-        seen = {_object(key): key for key in sighting.keys}
+        seen = {key.found_by: key for key in listing.keys}
         self._seen[worker] = frozenset(seen)
         self._ever.setdefault(worker, set()).update(seen)
         before = self._lacks.get(worker, Counter())
@@ -102,7 +98,7 @@ class Inventory:
 
     def sees(self, worker: Worker, key: TokenKey) -> bool:
         """Whether this worker saw the key when it last looked."""
-        return _object(key) in self._seen.get(worker, frozenset())
+        return key.found_by in self._seen.get(worker, frozenset())
 
     def is_behind(self, worker: Worker) -> bool:
         """Whether a younger worker saw what this one, looking later, did not.
@@ -115,30 +111,6 @@ class Inventory:
             for name, held in self._held.items()
         )
 
-    def prove(self, worker: Worker, key: TokenKey, at: float | None) -> None:
-        """Wrap and unwrap under the key have worked on this worker, or have not.
-
-        Args:
-            worker: Who tried.
-            key: The key.
-            at: When it worked, in the loop's time; None: it failed.
-        """
-        if at is None:
-            self._proven.pop((worker, _object(key)), None)
-        else:
-            self._proven[worker, _object(key)] = at
-
-    def proven(self, worker: Worker, key: TokenKey) -> float | None:
-        """When it last worked on this worker, in the loop's time; None: it did not."""
-        return self._proven.get((worker, _object(key)))
-
-    def proven_by_all(
-        self, workers: Iterable[Worker], key: TokenKey, since: float
-    ) -> bool:
-        """Whether it has worked on each of these workers since then."""
-        proofs = [self.proven(each, key) for each in workers]
-        return all(proof is not None and proof >= since for proof in proofs)
-
     def forget_lost(self) -> None:
         """Forget what workers saw that are gone, the keys aside."""
         there = {who for who in self._seen if not who.lost.is_set()}
@@ -149,12 +121,3 @@ class Inventory:
             if who in there
         }
         self._lacks = {who: some for who, some in self._lacks.items() if who in there}
-        self._proven = {
-            (who, name): at
-            for (who, name), at in self._proven.items()
-            if who in there and name in self._held
-        }
-
-
-def _object(key: TokenKey) -> _Object:
-    return key.ref, key.cipher

@@ -76,6 +76,11 @@ class TokenKey:
         return self.fingerprint, self.cipher
 
     @property
+    def found_by(self) -> tuple[KeyRef, Cipher]:
+        """What a session finds it by, and which of the two KEKs of a pair it is."""
+        return self.ref, self.cipher
+
+    @property
     def age(self) -> tuple[int, str]:
         """Orders keys by activation time, and those with one time by fingerprint."""
         return self.activation, self.fingerprint

@@ -47,7 +47,6 @@ class NodeKeyring:
     Attributes:
         clock: The clock.
         ring: The keys as last read; None until then.
-        fixed: Nothing becomes current any more: another engine has taken over.
     """
 
     def __init__(
@@ -65,7 +64,7 @@ class NodeKeyring:
         self._overdue: set[str] = set()
         self._unsaved: str | None = None  # why the last key is not in the directory
         self.ring: Keyring | None = None
-        self.fixed = False
+        self._frozen = False
 
     @property
     def last_key_id(self) -> str | None:
@@ -105,6 +104,14 @@ class NodeKeyring:
         self._announced = key_id
         self._announced_ring = self._with_announced(self.ring)
 
+    def freeze(self) -> None:
+        """Switch to no other key any more: another engine is about to serve."""
+        self._frozen = True
+
+    def unfreeze(self) -> None:
+        """Switch to other keys again: the other engine was rejected."""
+        self._frozen = False
+
     def seconds_to_next(self) -> float | None:
         """Until the next key's time comes; None where none has one."""
         if self.ring is None:
@@ -119,7 +126,7 @@ class NodeKeyring:
 
     def adopt(
         self,
-        sightings: Inventory,
+        inventory: Inventory,
         nameless: HsmKmsError | None,
         usable: Usable,
         token_serial: str,
@@ -127,42 +134,42 @@ class NodeKeyring:
         """The keys were read: make the keyring anew, and switch where it is time.
 
         Args:
-            sightings: What the workers saw.
+            inventory: What the workers saw.
             nameless: What is wrong with a key that could not be identified, or None.
             usable: Whether a key may be switched to.
             token_serial: Serial number of the token.
         """
-        ring = self.preview(sightings, nameless, usable)
+        ring = self.preview(inventory, nameless, usable)
         if self._state_fault is not None and self._settings.current is None:
             ring = replace(ring, fault=self._state_fault)
-        if ring.fault is None and ring.current is not None and not self.fixed:
+        if ring.fault is None and ring.current is not None and not self._frozen:
             self._remember(ring.current, token_serial)
         self.ring = ring
         self._tell_pending(ring)
         self._announced_ring = self._with_announced(ring)
 
     def preview(
-        self, sightings: Inventory, nameless: HsmKmsError | None, usable: Usable
+        self, inventory: Inventory, nameless: HsmKmsError | None, usable: Usable
     ) -> Keyring:
         """What `adopt` would make of it; nothing is remembered.
 
         Args:
-            sightings: As for `adopt`, and so the others.
+            inventory: As for `adopt`, and so the others.
             nameless: Likewise.
             usable: Likewise.
         """
         memory = Memory(
             last=self.last_key_id,
             former=frozenset(each.key_id for each in self._former),
-            first_seen=sightings.first_seen,
-            not_yet=frozenset(key.name for key in sightings.keys),
+            first_seen=inventory.first_seen,
+            not_yet=frozenset(key.name for key in inventory.keys),
         )
         moment = self.clock()
         make = partial(
-            build_keyring, sightings.keys, self._settings, now=moment, nameless=nameless
+            build_keyring, inventory.keys, self._settings, now=moment, nameless=nameless
         )
         ring = make(memory)
-        for key in () if self.fixed else _due(ring, moment):
+        for key in () if self._frozen else _due(ring, moment):
             if usable(key):
                 return make(replace(memory, not_yet=memory.not_yet - {key.name}))
         return ring
@@ -190,7 +197,7 @@ class NodeKeyring:
         ids = frozenset(each.key.key_id for each in ring.pending)
         overdue = self.clock() - OVERDUE_SECONDS
         for each in ring.pending:
-            if each.at is not None and each.at < overdue and not self.fixed:
+            if each.at is not None and each.at < overdue and not self._frozen:
                 self._warn_once(each.key.key_id)
             if each.key.key_id not in self._told:
                 _log.info(

@@ -1,7 +1,7 @@
-"""Everything that stands behind the services, for one configuration.
+"""Put together everything that stands behind the services, for one configuration.
 
-A reload that touches token, keys or scope makes a new engine and drops the old one;
-any other changes the settings of this one. The services do not notice.
+A reload that changes token, keys or scope makes a new engine and closes the old one;
+any other adjusts the settings of this one. The services do not notice.
 """
 
 from __future__ import annotations
@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from dataclasses import dataclass, field
-from functools import partial
 from typing import TYPE_CHECKING
 
 import structlog
 
+from hsm_kms.health.canaries import Canaries
+from hsm_kms.health.inspection import Inspection
 from hsm_kms.health.monitor import Monitor
-from hsm_kms.ipc.values import Mechanism
+from hsm_kms.health.state import Health
 from hsm_kms.keys.discovery import Discovery
 from hsm_kms.keys.node_keyring import NodeKeyring
 from hsm_kms.keys.view import AnnouncedKeys, CurrentKeys
@@ -25,7 +26,7 @@ from hsm_kms.token.counts import Counts
 from hsm_kms.token.login import PinLogin
 from hsm_kms.token.pool import Pool
 from hsm_kms.token.workers import Workers
-from hsm_kms.wrapping.by_token import ByToken, canary
+from hsm_kms.wrapping.by_token import ByToken
 from hsm_kms.wrapping.kek_cache import KekCache
 from hsm_kms.wrapping.local_lifecycle import LocalKeks
 from hsm_kms.wrapping.standby import Standby
@@ -33,9 +34,6 @@ from hsm_kms.wrapping.wrapper import DekWrapper, Opening
 
 if TYPE_CHECKING:
     from hsm_kms.config.schema import ApiV1, ApiV2, Config
-    from hsm_kms.health.state import Health
-    from hsm_kms.ipc.messages import RunCanary
-    from hsm_kms.keys.keyring import TokenKey
     from hsm_kms.keys.view import KeyView
     from hsm_kms.state_dir.directory import StateDir
     from hsm_kms.wrapping.nonce_budget import NonceBudget
@@ -45,7 +43,7 @@ _log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lasting:
-    """What outlives an engine.
+    """Hold what outlives an engine.
 
     Args:
         state: The state directory.
@@ -61,7 +59,7 @@ class Lasting:
 
 
 class Engine:
-    """Pool, workers, monitor, local KEKs and wrappers.
+    """Put the parts together that serve one configuration, start and close them.
 
     Args:
         config: The configuration.
@@ -70,60 +68,34 @@ class Engine:
     Attributes:
         config: The configuration.
         alarm: Raised when an inspection should run soon.
+        keys: The keys of this node.
+        canaries: What has been proven on which worker.
         pool: The sessions.
-        workers: The worker processes.
         login: Logs workers in, and knows what became of the PIN.
-        local: The local KEKs that it wraps with.
+        workers: The worker processes.
+        health: The state that Status reports.
+        local: The local KEKs to wrap with.
         standby: Decides which local KEKs must exist.
-        opened: The local KEKs that it can open records with.
-        v2: What seals and opens for v2.
-        v1: The same for v1.
+        opened: The local KEKs in memory.
+        v2: Wraps and unwraps for v2.
+        v1: Wraps and unwraps for v1.
     """
 
     def __init__(self, config: Config, lasting: Lasting) -> None:
-        state, counts = lasting.state, lasting.counts
-        self._budget = lasting.budget
-        settings = wiring.key_settings(config)
-        self.alarm = Alarm()
-        self._monitor = Monitor(
-            Discovery(
-                settings,
-                state,
-                seconds=config.token.call_timeout,
-                start_seconds=config.token.start_timeout,
-                freeze=True,
-            ),
-            NodeKeyring(settings, state),
-            self.alarm,
-            canary=self._canary,
-            interval=min(config.health.interval, config.keys.discover),
-            call_timeout=config.token.call_timeout,
-            start_timeout=config.token.start_timeout,
-        )
-        self.pool = Pool(
-            session_wait=config.token.session_wait,
-            call_timeout=config.token.call_timeout,
-            alarm=self.alarm,
-            counts=counts,
-        )
-        self.login = PinLogin(wiring.pin_source(config), state)
-        self.workers = Workers(
-            wiring.worker_settings(config),
-            pool=self.pool,
-            login=self.login,
-            qualify=self._monitor.qualify,
-            alarm=self.alarm,
-            counts=counts,
-        )
-        token = ByToken(self.pool, lasting.budget, scope=config.scope)
+        self.config = config
         self.opened = lasting.opened
+        self.alarm = Alarm()
+        self.keys = NodeKeyring(wiring.key_settings(config), lasting.state)
+        self.canaries = Canaries(self.keys, self.alarm, lasting.budget, config.scope)
+        self.pool = _pool(config, self.alarm, lasting.counts)
+        token = ByToken(self.pool, lasting.budget, scope=config.scope)
         self.local = LocalKeks(
             token,
             self.opened,
-            wiring.local_settings(config),
-            offline=lambda: self.health.offline_for,
-            on_born=partial(self.alarm.notify, "a local KEK was created"),
-            created=counts.created,
+            config.local_keys,
+            offline_for=self.canaries.offline_for,
+            alarm=self.alarm,
+            created=lasting.counts.created,
         )
         self.standby = Standby(
             config.apis,
@@ -132,26 +104,42 @@ class Engine:
             opened=self.opened,
             budget=lasting.budget,
         )
+        inspection = Inspection(
+            _discovery(config, lasting.state),
+            self.keys,
+            self.canaries,
+            self.standby,
+            self.pool.breaker,
+            call_timeout=config.token.call_timeout,
+            start_timeout=config.token.start_timeout,
+        )
+        self.login = PinLogin(wiring.pin_source(config), lasting.state)
+        self.workers = Workers(
+            wiring.worker_settings(config),
+            pool=self.pool,
+            login=self.login,
+            qualify=inspection.qualify,
+            alarm=self.alarm,
+            counts=lasting.counts,
+        )
+        self.health = Health(
+            self.keys, self.canaries, self.workers, self.standby, config.health
+        )
+        self._monitor = Monitor(
+            self.workers,
+            inspection,
+            self.health,
+            self.keys,
+            self.alarm,
+            interval=min(config.health.interval, config.keys.discover),
+        )
         self._opening = Opening(token, self.opened)
-        self._announced_keys = AnnouncedKeys(self.keys, self._monitor)
-        self._current_keys = CurrentKeys(self.keys, self._monitor)
+        self._wrap_as_configured()
         self._tasks: list[asyncio.Task[None]] = []
-        self.config = config
-        self._use(config)
-
-    @property
-    def keys(self) -> NodeKeyring:
-        """What was learnt about its keys."""
-        return self._monitor.holder
-
-    @property
-    def health(self) -> Health:
-        """What was learnt about the token."""
-        return self._monitor.health
 
     @property
     def well(self) -> bool:
-        """Whether it serves as its configuration says."""
+        """True if the engine serves as its configuration says."""
         return self.health.look().state == "ok" and self.local.settled
 
     @property
@@ -159,54 +147,43 @@ class Engine:
         """True if, without the token, Encrypt of some API would be answered now."""
         return self.standby.in_software
 
-    def adjust(self, config: Config) -> None:
-        """Go on with a configuration that is `wiring.adjustable`."""
-        for name in ("v2", "v1"):
-            before = getattr(self.config.apis, name).wrapping
-            now = getattr(config.apis, name).wrapping
-            if now != before:
-                _log.info("wrapping", api=name, wrapping=now, before=before)
-        self._use(config)
-        self.standby.adjust(config.apis)
-        self.health.evaluate()
-
-    def _use(self, config: Config) -> None:
-        self.config = config
-        self.local.settings = wiring.local_settings(config)
-        self.health.settings = wiring.health_settings(config)
-        self.health.software = lambda: self.standby.encrypts_without_token
-        self.health.spent = lambda: self.standby.spent
-        self.v2 = self._wrapper(config.apis.v2, self._announced_keys)
-        self.v1 = self._wrapper(config.apis.v1, self._current_keys)
-
-    def _wrapper(self, api: ApiV2 | ApiV1, keys: KeyView) -> DekWrapper:
-        settings = wiring.wrap_settings(self.config, api)
-        unreached = self.health.call_failed
-        return DekWrapper(self._opening, self.local, keys, settings, unreached)
-
     def start(self) -> None:
         """Start workers, monitor and the creation of local KEKs in the background."""
-        self._monitor.attach(self.workers, self._well, ready=self.standby.ready)
         self.workers.start()
         self._tasks = [
             asyncio.create_task(self._monitor.run()),
             asyncio.create_task(self.local.run()),
         ]
 
-    def _canary(self, key: TokenKey, mechanism: Mechanism) -> RunCanary:
-        """The request for a canary; counted, and never refused."""
-        if mechanism is Mechanism.GCM_CALLER:
-            self._budget.spend(key.fingerprint, refuse=False)
-        return canary(key, mechanism, self.config.scope)
+    def adjust(self, config: Config) -> None:
+        """Go on with a configuration that needs no other engine.
 
-    def _well(self) -> None:
-        """A canary has passed."""
-        self.pool.breaker.close()
-        self.workers.canary_passed()
-        self.standby.keys_changed()
+        Args:
+            config: As checked by `settings.adjustable`.
+        """
+        for name in ("v2", "v1"):
+            before = getattr(self.config.apis, name).wrapping
+            now = getattr(config.apis, name).wrapping
+            if now != before:
+                _log.info("wrapping", api=name, wrapping=now, before=before)
+        self.config = config
+        self.local.adjust(config.local_keys)
+        self._wrap_as_configured()
+        self.standby.adjust(config.apis)
+        self.health.adjust(config.health)
+
+    def _wrap_as_configured(self) -> None:
+        apis = self.config.apis
+        self.v2 = self._wrapper(apis.v2, AnnouncedKeys(self.keys, self._monitor))
+        self.v1 = self._wrapper(apis.v1, CurrentKeys(self.keys, self._monitor))
+
+    def _wrapper(self, api: ApiV2 | ApiV1, keys: KeyView) -> DekWrapper:
+        settings = wiring.wrap_settings(self.config, api)
+        unreached = self.health.call_failed
+        return DekWrapper(self._opening, self.local, keys, settings, unreached)
 
     async def close(self) -> None:
-        """Fail what waits, let calls under way end with their workers, stop all."""
+        """Fail waiting requests, let calls under way end, stop every worker."""
         for task in self._tasks:
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -214,3 +191,22 @@ class Engine:
         self.local.want(())
         self.pool.close()
         await self.workers.close()
+
+
+def _pool(config: Config, alarm: Alarm, counts: Counts) -> Pool:
+    return Pool(
+        session_wait=config.token.session_wait,
+        call_timeout=config.token.call_timeout,
+        alarm=alarm,
+        counts=counts,
+    )
+
+
+def _discovery(config: Config, state: StateDir) -> Discovery:
+    return Discovery(
+        wiring.key_settings(config),
+        state,
+        seconds=config.token.call_timeout,
+        start_seconds=config.token.start_timeout,
+        freeze=True,
+    )

@@ -170,10 +170,10 @@ class Server:
     async def _take_over(self, config: Config) -> None:
         """Put a new engine in place of the old one, if that makes nothing worse."""
         old, new = self._engine, Engine(config, self._lasting)
-        old.keys.fixed = True  # the new one begins with what is remembered now
+        old.keys.freeze()  # the new one begins with what is remembered now
         if not await self._is_better(old, new):
             await new.close()
-            old.keys.fixed = False
+            old.keys.unfreeze()
             return
         self._announcing.clear()
         self._engine = new

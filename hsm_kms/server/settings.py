@@ -6,13 +6,12 @@ from typing import TYPE_CHECKING, Final
 
 from hsm_kms.config import pkcs11_uri
 from hsm_kms.config.pkcs11_uri import Pkcs11Uri
-from hsm_kms.health.state import HealthSettings
 from hsm_kms.ipc.messages import Configure
 from hsm_kms.keys.key_id import fingerprint_in
 from hsm_kms.keys.keyring import KeySettings
 from hsm_kms.token.pin_file import PinSource
 from hsm_kms.token.settings import WorkerSettings
-from hsm_kms.wrapping.settings import LocalSettings, WrapSettings
+from hsm_kms.wrapping.settings import WrapSettings
 
 if TYPE_CHECKING:
     from hsm_kms.config.schema import ApiV1, ApiV2, Config
@@ -97,22 +96,6 @@ def key_settings(config: Config) -> KeySettings:
         private=config.token.login != "none",
         mechanism=keys.mechanism,
         gcm_iv=keys.gcm_iv,
-    )
-
-
-def local_settings(config: Config) -> LocalSettings:
-    """When local KEKs are replaced."""
-    local = config.local_keys
-    return LocalSettings(
-        max_age=local.max_age, max_uses=local.max_uses, max_offline=local.max_offline
-    )
-
-
-def health_settings(config: Config) -> HealthSettings:
-    """What Status says in an outage."""
-    health = config.health
-    return HealthSettings(
-        grace=health.grace, stop_writes_after=health.stop_writes_after
     )
 
 

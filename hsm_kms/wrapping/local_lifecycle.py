@@ -29,10 +29,11 @@ if TYPE_CHECKING:
     from collections import Counter
     from collections.abc import Callable, Iterable
 
+    from hsm_kms.config import schema
     from hsm_kms.keys.keyring import TokenKey
+    from hsm_kms.token.alarm import Alarm
     from hsm_kms.wrapping.by_token import ByToken
     from hsm_kms.wrapping.kek_cache import KekCache
-    from hsm_kms.wrapping.settings import LocalSettings
 
 RETRY_SECONDS: Final = 5.0
 _TICK_SECONDS: Final = 60.0
@@ -46,9 +47,10 @@ class LocalKeks:
     Args:
         token: Wraps and unwraps them.
         opened: Where those that can be opened are kept.
-        settings: When they are replaced; may be exchanged while it runs.
-        offline: Seconds since the token was last well, None: it never was.
-        on_born: Called whenever there is a new one.
+        settings: When they are replaced, and how long they last.
+        offline_for: Returns the seconds since the token was last available; None if
+            it never was.
+        alarm: Raised whenever a local KEK was created.
         created: Counts local KEKs created, by "ok" and "failed".
     """
 
@@ -56,23 +58,31 @@ class LocalKeks:
         self,
         token: ByToken,
         opened: KekCache,
-        settings: LocalSettings,
+        settings: schema.LocalKeys,
         *,
-        offline: Callable[[], float | None],
-        on_born: Callable[[], None],
+        offline_for: Callable[[], float | None],
+        alarm: Alarm,
         created: Counter[str],
     ) -> None:
         self._token = token
         self._opened = opened
-        self.settings = settings
-        self._offline = offline
-        self._on_born = on_born
+        self._settings = settings
+        self._offline_for = offline_for
+        self._alarm = alarm
         self._created = created
         self._wanted: dict[str, TokenKey] = {}
         self._sealers: dict[str, Sealer] = {}
         self._errors: dict[str, str] = {}
         self._wake = asyncio.Event()
         self._loop = asyncio.get_running_loop()
+
+    def adjust(self, settings: schema.LocalKeys) -> None:
+        """Go on with other settings.
+
+        Args:
+            settings: When local KEKs are replaced, and how long they last.
+        """
+        self._settings = settings
 
     def want(self, keys: Iterable[TokenKey]) -> None:
         """Have a local KEK under each of these keys, and under no other."""
@@ -87,12 +97,12 @@ class LocalKeks:
         sealer = self._sealers.get(key.key_id)
         if sealer is None:
             return None
-        if sealer.uses >= self.settings.max_uses:
+        if sealer.uses >= self._settings.max_uses:
             self._wake.set()
             if sealer.uses >= MAX_USES:
                 return None
-        offline = self._offline()
-        if offline is None or offline > self.settings.max_offline:
+        offline = self._offline_for()
+        if offline is None or offline > self._settings.max_offline:
             return None
         return sealer
 
@@ -131,10 +141,10 @@ class LocalKeks:
 
     def _is_stale(self, key_id: str) -> bool:
         sealer = self._sealers.get(key_id)
-        if sealer is None or sealer.uses >= self.settings.max_uses:
+        if sealer is None or sealer.uses >= self._settings.max_uses:
             return True
         age = self._loop.time() - sealer.born
-        return sealer.uses > 0 and age >= self.settings.max_age
+        return sealer.uses > 0 and age >= self._settings.max_age
 
     async def _replace(self, key: TokenKey) -> bool:
         try:
@@ -151,7 +161,7 @@ class LocalKeks:
         if key.key_id in self._wanted:
             _log.info("local KEK", key_id=key.key_id, replaces=self.has(key))
             self._sealers[key.key_id] = sealer
-            self._on_born()
+            self._alarm.notify("a local KEK was created")
         return True
 
     async def _birth(self, key: TokenKey) -> Sealer:

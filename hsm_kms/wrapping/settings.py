@@ -23,18 +23,3 @@ class WrapSettings:
     verify: bool
     accept_local: bool
     patience: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LocalSettings:
-    """When local KEKs are replaced, and how long they last.
-
-    Args:
-        max_age: Replace one that was used at all after this many seconds.
-        max_uses: Replace one after this many uses.
-        max_offline: Seconds since the token was last well after which none is used.
-    """
-
-    max_age: float
-    max_uses: int
-    max_offline: float

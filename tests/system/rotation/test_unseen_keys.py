@@ -9,7 +9,7 @@ import signal
 import time
 from collections import Counter
 
-from hsm_kms.health.fresh_worker import SEEK_SECONDS
+from hsm_kms.health.fresh_worker import REQUESTED_SECONDS
 from hsm_kms.keys.key_id import fingerprint_of
 from hsm_kms.wrapping.record import Kind
 from tests.harness.plugin import code_of
@@ -90,10 +90,10 @@ def test_forged_key_ids(make_node, shim):
     node = on_shim(make_node, shim, **SELDOM)
     sealed, pids = node.encrypt(DEK), set(node.worker_pids())
     finds, began = shim.calls("C_FindObjectsInit"), time.monotonic()
-    seconds = SEEK_SECONDS + 1
+    seconds = REQUESTED_SECONDS + 1
     with Load(node, 2) as load:
         codes = asyncio.run(_flood(node, seconds))
-    looks = 1 + (time.monotonic() - began) / SEEK_SECONDS
+    looks = 1 + (time.monotonic() - began) / REQUESTED_SECONDS
     each = 2  # AES keys under the label, and the HMAC key beside the one there is
     visit = 4 * each  # a worker that starts asks more
 

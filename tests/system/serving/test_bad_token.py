@@ -130,7 +130,7 @@ def test_bad_token(make_plugin, empty_hsm, directory, name):
     arrange, sentence, detail, hint = CASES[name]
     plugin = make_plugin(empty_hsm, token=arrange(empty_hsm, directory)).start()
     check = plugin.cli("check")
-    wait_for(lambda: [e for e in plugin.events("health") if sentence == e["sentence"]])
+    wait_for(lambda: [e for e in plugin.events("health") if sentence == e["healthz"]])
 
     assert any(detail in event["detail"] for event in plugin.events("health"))
     assert status_of(plugin) == (sentence if announced(plugin) else NOT_READY)
@@ -189,7 +189,7 @@ def test_forbidden_key_decrypts(make_plugin, empty_hsm):
 def test_key_made_while_serving(make_plugin, empty_hsm):
     """A server without a key finds the one that `keys generate` makes, by itself."""
     plugin = make_plugin(empty_hsm).start()
-    wait_for(lambda: [e for e in plugin.events("health") if NO_KEY == e["sentence"]])
+    wait_for(lambda: [e for e in plugin.events("health") if NO_KEY == e["healthz"]])
     generated = plugin.cli("keys", "generate")
     plugin.wait_healthz("ok")
 

@@ -335,7 +335,7 @@ async def test_max_offline(make_node, shim):
     shim.clear()
     await node.state("ok")
     load.once()
-    assert {"ok"} == {node.look().state, node.look().sentence}
+    assert {"ok"} == {node.look().state, node.look().healthz}
 
 
 async def test_no_time_offline(make_node, shim):

@@ -182,10 +182,10 @@ async def test_budget_is_spent(make_node):
         await node.wrap()
 
     assert [NonceBudgetError] == await outcomes(node.wrap())
-    assert "rotate" in (await node.state("failed")).sentence
+    assert "rotate" in (await node.state("failed")).healthz
     await node.wrapping("software")
     assert LOCAL == (await node.wrap()).path
-    assert "ok" == (await node.state("ok")).sentence
+    assert "ok" == (await node.state("ok")).healthz
     await node.wrapping("token")
     assert [NonceBudgetError] == await outcomes(node.wrap())
 
@@ -390,13 +390,13 @@ async def test_outage(make_node, shim):
     shim.set(DOWN)
     spared = await node.state("degraded")
 
-    assert "ok" == spared.sentence
+    assert "ok" == spared.healthz
     assert (DEK, LOCAL) == await plaintext_and_path(node, local)
     assert LOCAL == (await node.wrap()).path
-    assert "ok" == node.look().sentence, "no client has felt it"
+    assert "ok" == node.look().healthz, "no client has felt it"
     for error in await outcomes(node.unwrap(by_token), node.unwrap(not_open)):
         assert issubclass(error, UnavailableError)
-    assert "meanwhile Encrypt works in software" in node.look().sentence
+    assert "meanwhile Encrypt works in software" in node.look().healthz
 
     shim.clear()
     await node.state("ok")

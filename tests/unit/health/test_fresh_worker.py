@@ -11,10 +11,11 @@ import pytest
 from hsm_kms.errors import TokenAbsentError
 from hsm_kms.health.fresh_worker import (
     APART_SECONDS,
-    SEEK_SECONDS,
+    REQUESTED_SECONDS,
     FreshWorkerChecks,
-    Seeker,
+    RequestedLooks,
 )
+from hsm_kms.token.alarm import Alarm
 
 INTERVAL = 30.0
 
@@ -46,11 +47,11 @@ class Look:
         await self.end.wait()
 
 
-async def test_seek(clock):
+async def test_look_on_request(clock):
     """Who asks first begins a look, and waits for it; the others wait with him."""
     look = Look()
-    seeker = Seeker(look)
-    asking = [asyncio.ensure_future(seeker.seek(clock[0] + 1)) for _ in range(3)]
+    requested = RequestedLooks(look)
+    asking = [asyncio.ensure_future(requested.look(clock[0] + 1)) for _ in range(3)]
     await settle()
     assert [False] * 3 == [task.done() for task in asking]
     look.end.set()
@@ -59,40 +60,40 @@ async def test_seek(clock):
     assert 1 == look.count
 
 
-async def test_seek_is_seldom(clock):
-    """However many ask, there is one look in `SEEK_SECONDS`; nobody waits for it."""
+async def test_look_on_request_is_seldom(clock):
+    """Many requests cause one look in `REQUESTED_SECONDS`; none waits for it."""
     look = Look()
     look.end.set()
-    seeker = Seeker(look)
-    assert await seeker.seek(clock[0] + 1)
-    clock[0] += SEEK_SECONDS - 0.1
-    assert [False] * 9 == [await seeker.seek(clock[0] + 1) for _ in range(9)]
+    requested = RequestedLooks(look)
+    assert await requested.look(clock[0] + 1)
+    clock[0] += REQUESTED_SECONDS - 0.1
+    assert [False] * 9 == [await requested.look(clock[0] + 1) for _ in range(9)]
     clock[0] += 0.1
 
-    assert await seeker.seek(clock[0] + 1)
+    assert await requested.look(clock[0] + 1)
     assert 2 == look.count
 
 
-async def test_seek_waits_no_longer_than_the_request():
+async def test_look_on_request_waits_no_longer_than_the_request():
     """A look that takes its time goes on; the request does not wait for it."""
     look = Look()
-    seeker = Seeker(look)
+    requested = RequestedLooks(look)
     loop = asyncio.get_running_loop()
-    assert await seeker.seek(loop.time() + 0.05)
-    assert not await seeker.seek(loop.time() + 0.05)
+    assert await requested.look(loop.time() + 0.05)
+    assert not await requested.look(loop.time() + 0.05)
     look.end.set()
     await settle()
 
     assert 1 == look.count
-    seeker.close()
+    requested.close()
 
 
-async def test_seek_given_up():
+async def test_look_on_request_given_up():
     """A client that goes away does not end the look that others wait for."""
     look = Look()
-    seeker = Seeker(look)
+    requested = RequestedLooks(look)
     until = asyncio.get_running_loop().time() + 5
-    first, second = (asyncio.ensure_future(seeker.seek(until)) for _ in range(2))
+    first, second = (asyncio.ensure_future(requested.look(until)) for _ in range(2))
     await settle()
     first.cancel()
     await settle()
@@ -103,7 +104,7 @@ async def test_seek_given_up():
 
 
 class Workers:
-    """What visits ask of the workers."""
+    """What checks ask of the workers."""
 
     def __init__(self):
         self.ready = []
@@ -120,6 +121,19 @@ class Workers:
 
     def recycle(self, worker):
         self.recycled.append(worker)
+
+
+class Inspection:
+    """What the checks ask of the inspection."""
+
+    def __init__(self, reads):
+        self.reads = reads
+
+    async def read_fresh(self, worker):
+        self.reads.append(worker)
+
+    def is_behind(self, worker):
+        return worker.behind
 
 
 class Member:
@@ -142,15 +156,10 @@ async def visited(clock, monkeypatch):
     workers, reads = Workers(), []
     workers.ready = [Member(), Member()]
 
-    async def read(worker):
-        reads.append(worker)
-
-    visits = FreshWorkerChecks(
-        INTERVAL, read=read, is_behind=lambda worker: worker.behind
-    )
+    checks = FreshWorkerChecks(workers, Inspection(reads), Alarm(), INTERVAL)
     real = asyncio.sleep
     monkeypatch.setattr("hsm_kms.health.fresh_worker.asyncio.sleep", tick)
-    task = asyncio.ensure_future(visits.run(workers))
+    task = asyncio.ensure_future(checks.run())
 
     async def after(seconds):
         clock[0] += seconds
@@ -162,7 +171,7 @@ async def visited(clock, monkeypatch):
         return workers.visitors
 
     await real(0)
-    yield visits, workers, reads, after
+    yield checks, workers, reads, after
     task.cancel()
 
 
@@ -179,16 +188,16 @@ async def test_visit_every_ten_intervals(visited):
 
 async def test_visit_soon(visited):
     """A key_id that is not known brings a fresh worker; a flood of them no second."""
-    visits, _, _, after = visited
-    visits.soon()
-    assert 0 == await after(SEEK_SECONDS - 1)
+    checks, _, _, after = visited
+    checks.soon()
+    assert 0 == await after(REQUESTED_SECONDS - 1)
     assert 1 == await after(1)
 
     for _ in range(int(APART_SECONDS) - 1):
-        visits.soon()
+        checks.soon()
         assert 1 == await after(1)
-    visits.soon()
-    assert 2 == await after(SEEK_SECONDS)
+    checks.soon()
+    assert 2 == await after(REQUESTED_SECONDS)
 
 
 async def test_no_visit_without_workers(visited):

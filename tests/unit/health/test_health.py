@@ -11,6 +11,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from hsm_kms.clock import now
+from hsm_kms.config import schema
 from hsm_kms.errors import (
     KeyLostError,
     NonceBudgetError,
@@ -19,52 +20,90 @@ from hsm_kms.errors import (
     WorkerLostError,
 )
 from hsm_kms.health import healthz
-from hsm_kms.health.state import DOWN_SECONDS, Health, HealthSettings, WorkersSeen
+from hsm_kms.health.canaries import Canaries
+from hsm_kms.health.state import DOWN_SECONDS, Health
 from hsm_kms.keys.discovery import KeyListing
 from hsm_kms.keys.inventory import Inventory
 from hsm_kms.keys.keyring import KeySettings
 from hsm_kms.keys.node_keyring import NodeKeyring
 from hsm_kms.state_dir.directory import StateDir
+from hsm_kms.token.alarm import Alarm
 from tests.harness.wait import wait_for
-from tests.unit.keys.node_rig import LABEL, Engine, Peer, make_key
+from tests.unit.keys.node_rig import (
+    LABEL,
+    Engine,
+    Peer,
+    Peers,
+    StandIn,
+    Uncounted,
+    make_key,
+)
 
 SLOW = TokenTimeoutError("slot 3 did not answer", hint="look at the HSM")
 ABSENT = TokenAbsentError("no slot 3", hint="look at the HSM")
 GRACE = 60.0
 
 
-class Node:
-    """Real health and a real key holder; the test says how token and workers are."""
+def outages(**seconds):
+    """The `health` section, with these values in seconds."""
+    return schema.Health().model_copy(update={"grace": GRACE} | seconds)
+
+
+class HealthNode:
+    """Real health, canaries and keyring; the test says how token and workers are."""
 
     def __init__(self, directory, clock):
         self.clock = clock
-        self.holder = NodeKeyring(
+        self.keyring = NodeKeyring(
             KeySettings(label=LABEL, shared=True), StateDir(directory).open()
         )
-        self.workers = WorkersSeen(ready=0, error=None)
-        self.health = Health(self.holder, lambda: self.workers)
-        self.local_kek = False
-        self.health.software = lambda: self.local_kek
+        self.workers = Peers(set())
+        self.standby = StandIn()
+        self.canaries = Canaries(self.keyring, Alarm(), Uncounted(), "")
+        self.health = Health(
+            self.keyring,
+            self.canaries,
+            self.workers,
+            self.standby,
+            outages(grace=GRACE),
+        )
 
     async def well(self):
         """A worker serves, and its canary passes."""
-        sightings, peer = Inventory(), Peer(set())
-        sighting = KeyListing(keys=(make_key(0, now() - 9000),), nameless=None)
-        sightings.note(peer, sighting, now())
-        self.workers = WorkersSeen(ready=1, error=None)
-        self.health.canary_passed()
-        self.holder.adopt(sightings, None, lambda _: True, "serial")
+        inventory, peer = Inventory(), Peer(set())
+        listing = KeyListing(keys=(make_key(0, now() - 9000),), nameless=None)
+        inventory.note(peer, listing, now())
+        self.serves(peer)
+        self.canaries.passed(peer)
+        self.keyring.adopt(inventory, None, lambda _: True, "serial")
         self.health.evaluate()
         return self
 
+    def serves(self, *peers):
+        """These workers serve, and no other."""
+        for peer in self.workers.ready:
+            peer.lost.set()
+        self.workers.ready = list(peers)
+        self.workers.last_error = None
+
+    @property
+    def local_kek(self):
+        """A local KEK can wrap."""
+        return self.standby.encrypts_without_token
+
+    @local_kek.setter
+    def local_kek(self, there):
+        self.standby.encrypts_without_token = there
+
     def away(self, error=SLOW):
         """A canary fails."""
-        self.health.canary_failed(error)
+        self.canaries.failed(error)
         self.health.evaluate()
 
     def gone(self, error=ABSENT):
         """The last worker is gone, and no other can start."""
-        self.workers = WorkersSeen(ready=0, error=error)
+        self.serves()
+        self.workers.last_error = error
         self.health.evaluate()
 
     def later(self, seconds):
@@ -74,20 +113,20 @@ class Node:
 
     def fault(self, error):
         """The keyring has a fault."""
-        self.holder.ring = replace(self.holder.ring, fault=error)
+        self.keyring.ring = replace(self.keyring.ring, fault=error)
         self.health.evaluate()
 
     def stop_after(self, seconds):
         """Set `stop_writes_after`."""
-        self.health.settings = HealthSettings(stop_writes_after=seconds)
+        self.health.adjust(outages(grace=GRACE, stop_writes_after=seconds))
 
     @property
     def seen(self):
         """State, healthz or "UNAVAILABLE", and whether /readyz is 200."""
         state = self.health.look()
-        assert state.ready == (state.answers and state.sentence == "ok")
+        assert state.ready == (state.answers and state.healthz == "ok")
         assert bool(state.key_id) == (state.state != "starting")
-        return state.state, state.sentence if state.answers else "UNAVAILABLE"
+        return state.state, state.healthz if state.answers else "UNAVAILABLE"
 
 
 def sentence(error):
@@ -112,7 +151,7 @@ async def clock(monkeypatch):
 @pytest.fixture
 async def fresh(tmp_path, clock):
     """A node that has not reached its token."""
-    return Node(tmp_path / "state", clock)
+    return HealthNode(tmp_path / "state", clock)
 
 
 @pytest.fixture
@@ -140,7 +179,7 @@ async def test_token_away(node):
 
     node.later(0.125)
     assert ("failed", sentence(SLOW)) == node.seen
-    assert node.health.look().key_id == node.holder.key_id
+    assert node.health.look().key_id == node.keyring.key_id
 
 
 async def test_no_worker_starts(node):
@@ -183,7 +222,7 @@ async def test_degraded_at_once(node):
 async def test_no_grace(node):
     """A grace of 0 s is none."""
     node.local_kek = True
-    node.health.settings = HealthSettings(grace=0.0)
+    node.health.adjust(outages(grace=0.0))
     node.gone()
 
     assert ("degraded", in_software(ABSENT)) == node.seen
@@ -194,8 +233,7 @@ async def test_settings_change(node):
     node.local_kek = True
     node.gone()
     node.later(GRACE)
-    node.health.settings = HealthSettings(grace=2 * GRACE)
-    node.health.evaluate()
+    node.health.adjust(outages(grace=2 * GRACE))
     assert ("degraded", "ok") == node.seen
 
     node.later(GRACE)
@@ -268,7 +306,7 @@ async def test_worker_comes_and_goes(node, local_kek):
     node.local_kek = local_kek
     node.gone()
     down = node.seen
-    node.workers = WorkersSeen(ready=0, error=None)
+    node.serves()
     node.later(1)
     assert down[0] == node.seen[0]
 
@@ -311,7 +349,7 @@ async def test_key_has_wrapped_too_often(node):
     """The same for one that has used up its nonces."""
     node.local_kek = True
     spent = NonceBudgetError("2^29")
-    node.health.spent = lambda: spent
+    node.standby.spent = spent
     node.health.evaluate()
     assert ("failed", sentence(spent)) == node.seen
 
@@ -327,7 +365,7 @@ async def test_not_reached(fresh, local_kek):
     assert ("starting", "UNAVAILABLE") == fresh.seen
     fresh.gone()
     assert ("starting", "UNAVAILABLE") == fresh.seen
-    assert sentence(ABSENT) == fresh.health.look().sentence
+    assert sentence(ABSENT) == fresh.health.look().healthz
 
     await fresh.well()
     assert ("ok", "ok") == fresh.seen
@@ -336,11 +374,11 @@ async def test_not_reached(fresh, local_kek):
 @pytest.mark.parametrize("local_kek", [False, True])
 async def test_not_reached_since_the_start(node, tmp_path, clock, local_kek):
     """Who remembers the last key answers with it at once, and says what is wrong."""
-    again = Node(tmp_path / "state", clock)
+    again = HealthNode(tmp_path / "state", clock)
     again.local_kek = local_kek
     unreached = sentence(WorkerLostError())
     assert ("failed", unreached) == again.seen
-    assert node.holder.key_id == again.health.look().key_id
+    assert node.keyring.key_id == again.health.look().key_id
     again.later(1)
     assert ("failed", unreached) == again.seen
 
@@ -364,7 +402,7 @@ async def test_stop_writes(node, local_kek):
 
     node.later(1)
     assert (wanted[0], "UNAVAILABLE") == node.seen
-    assert node.holder.key_id == node.health.look().key_id
+    assert node.keyring.key_id == node.health.look().key_id
     assert not node.health.look().ready
 
     await node.well()
@@ -389,7 +427,7 @@ async def test_stop_writes_counts_over_causes(node):
     node.gone()
     node.later(300)
     assert ("failed", sentence(ABSENT)) == node.seen
-    node.workers = WorkersSeen(ready=1, error=None)
+    node.serves(Peer(set()))
     node.fault(KeyLostError("gone"))
     node.later(300)
 
@@ -398,7 +436,7 @@ async def test_stop_writes_counts_over_causes(node):
 
 async def test_stop_writes_from_the_start(node, tmp_path, clock):
     """A node that never was ok counts from its start."""
-    again = Node(tmp_path / "state", clock)
+    again = HealthNode(tmp_path / "state", clock)
     again.stop_after(600.0)
     again.later(0)
     again.later(599)
@@ -416,7 +454,7 @@ async def test_stop_writes_within_the_grace(node):
     node.later(30)
 
     assert ("degraded", "UNAVAILABLE") == node.seen
-    assert in_software(ABSENT) == node.health.look().sentence
+    assert in_software(ABSENT) == node.health.look().healthz
 
 
 async def test_writes_go_on_unless_stopped(node):
@@ -432,18 +470,18 @@ async def test_writes_go_on_unless_stopped(node):
 
 async def test_when_it_was_well(fresh):
     """While nothing is in doubt that is now; else when the last canary passed."""
-    assert fresh.health.offline_for is None
+    assert fresh.canaries.offline_for() is None
     await fresh.well()
     fresh.later(20)
-    assert fresh.health.offline_for == 0
+    assert fresh.canaries.offline_for() == 0
 
     fresh.away()
-    assert fresh.health.offline_for == pytest.approx(20)
+    assert fresh.canaries.offline_for() == pytest.approx(20)
     assert ("ok", "ok") == fresh.seen
     fresh.later(1000)
-    assert fresh.health.offline_for == pytest.approx(1020)
+    assert fresh.canaries.offline_for() == pytest.approx(1020)
     await fresh.well()
-    assert fresh.health.offline_for == 0
+    assert fresh.canaries.offline_for() == 0
 
 
 async def test_log(node):
@@ -463,7 +501,7 @@ async def test_log(node):
         ("degraded", in_software(ABSENT), True),
         ("degraded", in_software(ABSENT), False),
         ("ok", "ok", True),
-    ] == [(log["state"], log["sentence"], log["answers"]) for log in told]
+    ] == [(log["state"], log["healthz"], log["answers"]) for log in told]
     assert (
         "no slot 3; look at the HSM; meanwhile Encrypt works in software"
         == (told[0]["detail"])
@@ -474,9 +512,9 @@ async def test_time_passes_without_a_worker(tmp_path, clock):
     """The monitor's rounds go on when no worker serves: grace and Status run out."""
     settings = KeySettings(label=LABEL, shared=True)
     token = {make_key(0, now() - 9000)}
-    engine = Engine(settings, tmp_path / "state", now, token)
-    engine.health.software = lambda: True
-    engine.health.settings = HealthSettings(stop_writes_after=600.0)
+    section = outages(stop_writes_after=600.0)
+    engine = Engine(settings, tmp_path / "state", now, token, section)
+    engine.standby.encrypts_without_token = True
     await engine.come()
     running = asyncio.create_task(engine.monitor.run())
     said = []
@@ -486,7 +524,7 @@ async def test_time_passes_without_a_worker(tmp_path, clock):
         for _ in range(5):
             await asyncio.sleep(0)
         state = engine.state()
-        one = (state.state, state.sentence == "ok", state.answers)
+        one = (state.state, state.healthz == "ok", state.answers)
         said += [] if one in said else [one]
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)

@@ -43,7 +43,7 @@ class Watched:
         for _ in range(rounds):
             for peer in list(self.engine.peers.ready):
                 await self.engine.look(peer)
-        return self.engine.holder.key_id
+        return self.engine.keyring.key_id
 
 
 @pytest.fixture
@@ -107,7 +107,7 @@ async def test_planted_key(watched):
     watched.wall += 1000
 
     assert watched.first.key_id == await watched.look(4)
-    ring = watched.engine.holder.announced_ring
+    ring = watched.engine.keyring.announced_ring
     assert planted.name == ring.for_decrypt(planted.key_id, planted.cipher).name
 
 
@@ -146,7 +146,7 @@ async def test_bug_does_not_end_the_watch(watched, monkeypatch):
         raise ZeroDivisionError
 
     with monkeypatch.context() as patch, capture_logs() as logs:
-        patch.setattr(watched.engine.holder, "adopt", fails)
+        patch.setattr(watched.engine.keyring, "adopt", fails)
         await watched.look()
     assert ["bug in the monitor"] * 2 == [
         log["event"] for log in logs if log["log_level"] == "error"

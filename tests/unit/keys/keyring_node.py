@@ -1,4 +1,4 @@
-"""A node, as far as its key holder: keys come and go, and time passes."""
+"""The keyring of a node: keys come and go, and time passes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SERIAL = "0123456789abcdef"
 FIRST, NEXT, THIRD = key(A, 1), key(B, NOW + 10), key(C, NOW + 20)
 
 
-class Node:
+class KeyringNode:
     """One node, and what its workers see."""
 
     def __init__(self, directory: Path) -> None:
@@ -25,20 +25,20 @@ class Node:
         self.now = NOW
         self.serve()
 
-    def serve(self, **keys_section: object) -> Node:
+    def serve(self, **keys_section: object) -> KeyringNode:
         """Start the process."""
         section = {"shared": True} | keys_section
         state = StateDir(self.directory).open()
-        self.holder = NodeKeyring(settings(**section), state, lambda: self.now)
+        self.keyring = NodeKeyring(settings(**section), state, lambda: self.now)
         return self
 
-    def sees(self, *keys: TokenKey, usable=lambda _: True) -> Node:
+    def sees(self, *keys: TokenKey, usable=lambda _: True) -> KeyringNode:
         """The keys were read."""
         seen = Seen().by(OLD, *keys, now=NOW - 3600)
-        self.holder.adopt(seen, None, usable, SERIAL)
+        self.keyring.adopt(seen, None, usable, SERIAL)
         return self
 
-    def after(self, seconds: float) -> Node:
+    def after(self, seconds: float) -> KeyringNode:
         """Time passes."""
         self.now += seconds
         return self
@@ -46,12 +46,12 @@ class Node:
     @property
     def current(self) -> str:
         """What v1 encrypts under."""
-        return self.holder.ring.for_encrypt().key_id
+        return self.keyring.ring.for_encrypt().key_id
 
     @property
     def announced(self) -> str:
         """What v2 encrypts under."""
-        return self.holder.announced_ring.for_encrypt().key_id
+        return self.keyring.announced_ring.for_encrypt().key_id
 
     @property
     def file(self) -> Path:

@@ -1,17 +1,23 @@
 """What one node makes of its keys, with workers whose sight the test decides.
 
-Monitor, key holder, health, sightings and state directory are the real ones; only the
-processes behind them are not there.
+Inspection, canaries, keyring, inventory, health and state directory are the real ones;
+only the processes and the local KEKs behind them are not there.
 """
 
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, field, replace
+import contextlib
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from hsm_kms.config import schema
 from hsm_kms.errors import HsmKmsError, MechanismError, WorkerLostError
+from hsm_kms.health.canaries import Canaries
+from hsm_kms.health.fresh_worker import FreshWorkerChecks
+from hsm_kms.health.inspection import Inspection
 from hsm_kms.health.monitor import Monitor
+from hsm_kms.health.state import Health
 from hsm_kms.ipc.messages import Block
 from hsm_kms.ipc.values import Cipher, KeyRef, Mechanism
 from hsm_kms.keys.discovery import KeyListing
@@ -20,9 +26,10 @@ from hsm_kms.keys.keyring import TokenKey
 from hsm_kms.keys.node_keyring import NodeKeyring
 from hsm_kms.state_dir.directory import StateDir
 from hsm_kms.token.alarm import Alarm
-from hsm_kms.wrapping.by_token import canary
+from hsm_kms.token.breaker import Breaker
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
     from pathlib import Path
 
     from hsm_kms.health.state import HealthState
@@ -30,6 +37,7 @@ if TYPE_CHECKING:
 
 LABEL = "k8s-kek"
 WORKERS = 2
+INTERVAL = 30.0
 
 
 def make_key(
@@ -91,17 +99,30 @@ class Peer:
         self.lost.set()
 
 
-@dataclass
 class Peers:
-    """The workers of one engine."""
+    """The workers of one engine.
 
-    ready: list[Peer] = field(default_factory=list)
-    last_error: HsmKmsError | None = None
+    Args:
+        token: The keys on the token, as a fresh worker sees them.
+    """
+
+    def __init__(self, token: set[TokenKey]) -> None:
+        self._token = token
+        self.ready: list[Peer] = []
+        self.last_error: HsmKmsError | None = None
+
+    @contextlib.asynccontextmanager
+    async def visitor(self) -> AsyncIterator[Peer]:
+        """A fresh worker."""
+        yield Peer(set(self._token))
 
     def recycle(self, worker: Peer) -> None:
         """As `token.workers.Workers` does."""
         if len(self.ready) >= WORKERS:
             worker.retire()
+
+    def canary_passed(self) -> None:
+        """The token works."""
 
 
 class _Sight:
@@ -123,6 +144,35 @@ class _Sight:
         return KeyListing(keys=tuple(keys), nameless=None)
 
 
+class StandIn:
+    """Stands where `Standby` decides about local KEKs.
+
+    Attributes:
+        lacking: Fingerprints of keys under which there is no local KEK yet.
+        encrypts_without_token: A local KEK can wrap.
+        spent: Why the token wraps no more.
+    """
+
+    def __init__(self) -> None:
+        self.lacking: set[str] = set()
+        self.encrypts_without_token = False
+        self.spent: HsmKmsError | None = None
+
+    def ready(self, key: TokenKey) -> bool:
+        """Return True if there is a local KEK under this key."""
+        return key.fingerprint not in self.lacking
+
+    def keys_changed(self) -> None:
+        """Make no local KEK."""
+
+
+class Uncounted:
+    """Stands where `NonceBudget` counts."""
+
+    def spend(self, _fingerprint: str, *, refuse: bool) -> None:
+        """Count nothing."""
+
+
 class Engine:
     """One engine: what `hsm_kms.server.engine` builds, without processes.
 
@@ -131,36 +181,59 @@ class Engine:
         directory: The state directory.
         clock: Seconds since the Unix epoch.
         token: The keys on the token, as a fresh worker sees them.
+        health: How an outage is reported.
 
     Attributes:
         last: key_id last current, as the test saw it.
-        lacking: Fingerprints of keys under which there is no local KEK yet.
     """
 
-    def __init__(self, settings: KeySettings, directory: Path, clock, token) -> None:
+    def __init__(
+        self, settings: KeySettings, directory: Path, clock, token, health=None
+    ) -> None:
         self.settings = settings
-        self.holder = NodeKeyring(settings, StateDir(directory).open(), clock)
-        self.monitor = Monitor(
+        self.keyring = NodeKeyring(settings, StateDir(directory).open(), clock)
+        self.alarm = Alarm()
+        self.peers = Peers(token)
+        self.standby = StandIn()
+        canaries = Canaries(self.keyring, self.alarm, Uncounted(), "")
+        self.inspection = Inspection(
             _Sight(settings),
-            self.holder,
-            Alarm(),
-            canary=lambda key, how: canary(key, how, ""),
-            interval=30,
+            self.keyring,
+            canaries,
+            self.standby,
+            Breaker(),
             call_timeout=2,
             start_timeout=60,
         )
-        self.last = self.holder.last_key_id
-        self.peers = Peers()
-        self.token = token
-        self.lacking: set[str] = set()
-        self.monitor.attach(
-            self.peers, lambda: None, lambda key: key.fingerprint not in self.lacking
+        self.health = Health(
+            self.keyring,
+            canaries,
+            self.peers,
+            self.standby,
+            health or schema.Health(),
         )
+        self.monitor = Monitor(
+            self.peers,
+            self.inspection,
+            self.health,
+            self.keyring,
+            self.alarm,
+            interval=INTERVAL,
+        )
+        self.fresh_checks = FreshWorkerChecks(
+            self.peers, self.inspection, self.alarm, INTERVAL
+        )
+        self.last = self.keyring.last_key_id
+        self.token = token
 
     @property
-    def health(self):
-        """The state."""
-        return self.monitor.health
+    def lacking(self) -> set[str]:
+        """Fingerprints of keys under which there is no local KEK yet."""
+        return self.standby.lacking
+
+    @lacking.setter
+    def lacking(self, fingerprints: set[str]) -> None:
+        self.standby.lacking = fingerprints
 
     async def come(self, fails: set[str] = frozenset()) -> None:
         """Start a worker, if one is missing; it may not qualify."""
@@ -170,17 +243,17 @@ class Engine:
         peer = Peer(set(self.token))
         peer.fails = set(fails)
         try:
-            await self.monitor.qualify(peer)
+            await self.inspection.qualify(peer)
         except HsmKmsError as error:
             self.peers.last_error = error
         else:
             self.peers.last_error = None
             self.peers.ready.append(peer)
-        self.monitor.health.evaluate()
+        self.health.evaluate()
 
     async def look(self, peer: Peer) -> None:
         """One regular look; a worker that does not pass it is gone."""
-        await self.monitor._look(peer)
+        await self.monitor.look(peer)
         if peer.lost.is_set():
             await self.gone(peer)
 
@@ -189,12 +262,12 @@ class Engine:
         peer.retire()
         if peer in self.peers.ready:
             self.peers.ready.remove(peer)
-        self.monitor.health.evaluate()
+        self.health.evaluate()
 
     async def visit(self) -> None:
-        """A fresh worker looks; who is behind is replaced."""
-        await self.monitor._read(Peer(set(self.token)), fresh=False)
-        self.monitor._visits.recycle(self.peers)
+        """Let a fresh worker read the keys; a worker that is behind is replaced."""
+        await self.fresh_checks.check()
+        self.fresh_checks.recycle()
         for peer in [each for each in self.peers.ready if each.lost.is_set()]:
             await self.gone(peer)
 

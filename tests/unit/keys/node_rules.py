@@ -155,7 +155,7 @@ class NodeRules(RuleBasedStateMachine):
     def judge(self):
         """What became current, and whether it might."""
         for engine in self.engines():
-            last, before = engine.holder.last_key_id, engine.last
+            last, before = engine.keyring.last_key_id, engine.last
             engine.last = last
             if before is None or engine.settings.current is not None:
                 continue

@@ -166,38 +166,13 @@ def test_is_not_behind_when_in_doubt(seen):
     assert not seen.is_behind(OLD)
 
 
-def test_proven(seen):
-    """What worked on one worker says nothing about another."""
-    seen.by(OLD, key(A)).by(YOUNG, key(A))
-    seen.prove(OLD, key(A), 5.0)
-
-    assert (5.0, None) == (seen.proven(OLD, key(A)), seen.proven(YOUNG, key(A)))
-    assert not seen.proven_by_all([OLD, YOUNG], key(A), 5.0)
-    seen.prove(YOUNG, key(A), 6.0)
-    assert seen.proven_by_all([OLD, YOUNG], key(A), 5.0)
-    assert not seen.proven_by_all([OLD, YOUNG], key(A), 5.5)
-    seen.prove(OLD, key(A), None)
-    assert seen.proven(OLD, key(A)) is None
-
-
 def test_forget_lost(seen):
     """Of a worker that is gone nothing is kept but the keys."""
     gone = Looker(2.0)
     seen.by(OLD, key(A)).by(gone, key(A), key(B))
-    for worker in (OLD, gone):
-        seen.prove(worker, key(A), 5.0)
     gone.lost.set()
     seen.forget_lost()
 
     assert (key(A), key(B)) == seen.keys
     assert not seen.sees(gone, key(A))
-    assert (5.0, None) == (seen.proven(OLD, key(A)), seen.proven(gone, key(A)))
     assert seen.by(OLD, key(A)).by(OLD, key(A)).is_behind(OLD)
-
-
-def test_forget_what_is_not_held(seen):
-    """A key that was dropped is proven anew when it comes back."""
-    seen.by(OLD, key(A)).prove(OLD, key(A), 5.0)
-    seen.by(OLD).by(OLD).by(OLD).forget_lost()
-
-    assert seen.by(OLD, key(A)).proven(OLD, key(A)) is None

@@ -11,28 +11,28 @@ from structlog.testing import capture_logs
 from hsm_kms.errors import KeyLostError, KeyNotFoundError, KeyReusedError
 from hsm_kms.state_dir.directory import StateDir
 from tests.unit.keys.key_samples import LABEL, NOW, OLD, A, B, C, Seen, key
-from tests.unit.keys.keyring_node import FIRST, NEXT, SERIAL, THIRD, Node
+from tests.unit.keys.keyring_node import FIRST, NEXT, SERIAL, THIRD, KeyringNode
 
 
 @pytest.fixture
 def node(tmp_path):
     """A node that has never seen a key."""
-    return Node(tmp_path / "state")
+    return KeyringNode(tmp_path / "state")
 
 
 def test_before_anything_is_known(node):
     """There is no key_id to give, and no keyring."""
-    assert "" == node.holder.key_id
-    assert node.holder.last_key_id is None
-    assert node.holder.announced_ring is None
-    assert node.holder.seconds_to_next() is None
+    assert "" == node.keyring.key_id
+    assert node.keyring.last_key_id is None
+    assert node.keyring.announced_ring is None
+    assert node.keyring.seconds_to_next() is None
 
 
 def test_first_key(node):
     """The first key is current at once, for v1 and v2, and remembered."""
     node.sees(FIRST)
 
-    assert [A] * 3 == [node.current, node.announced, node.holder.key_id]
+    assert [A] * 3 == [node.current, node.announced, node.keyring.key_id]
     wanted = {
         "key_id": A,
         "cka_id": b"a".hex(),
@@ -49,7 +49,7 @@ def test_next_process(node):
     """A new process gives the key_id of the last one before it has seen a key."""
     node.sees(FIRST).serve()
 
-    assert A == node.holder.key_id
+    assert A == node.keyring.key_id
     assert A == node.sees(FIRST, key(B, 2, born_here=False)).current
 
 
@@ -57,11 +57,11 @@ def test_switch_at_the_time(node):
     """At its time the next key is current; the one before is remembered as former."""
     node.sees(FIRST, NEXT).after(9.5).sees(FIRST, NEXT)
     assert (A, (A, [])) == (node.current, node.kept)
-    assert 0.5 == node.holder.seconds_to_next()
+    assert 0.5 == node.keyring.seconds_to_next()
 
     node.after(0.5).sees(FIRST, NEXT)
     assert (B, (B, [A])) == (node.current, node.kept)
-    assert node.holder.seconds_to_next() is None
+    assert node.keyring.seconds_to_next() is None
     (former,) = StateDir(node.directory).former_keys()
     assert "2027-01-15T08:00:00+00:00" == former.since
     assert "2027-01-15T08:00:10+00:00" == former.until
@@ -73,19 +73,19 @@ def test_seconds_to_next(node):
     node.sees(FIRST).sees(FIRST, due, NEXT, usable=lambda _: False)
 
     assert A == node.current
-    assert 10.0 == node.holder.seconds_to_next()
+    assert 10.0 == node.keyring.seconds_to_next()
 
 
 def test_v2_switches_when_status_says_so(node):
     """v1 goes by the time; v2 encrypts under what Status gave last."""
-    node.sees(FIRST, NEXT).holder.announce(A)
+    node.sees(FIRST, NEXT).keyring.announce(A)
     node.after(10).sees(FIRST, NEXT)
     assert (B, A) == (node.current, node.announced)
     assert (B, [A]) == node.kept  # before anyone was told
 
-    node.holder.announce(A)  # a state of health made before the switch
+    node.keyring.announce(A)  # a state of health made before the switch
     assert A == node.announced
-    node.holder.announce(node.holder.key_id)
+    node.keyring.announce(node.keyring.key_id)
     assert B == node.announced
 
 
@@ -98,30 +98,30 @@ def test_v2_before_the_first_status(node):
 
 def test_announced_ring_holds_new_keys(node):
     """A key that was found since the last Status opens what others sealed under it."""
-    node.sees(FIRST).holder.announce(A)
+    node.sees(FIRST).keyring.announce(A)
     node.sees(FIRST, NEXT)
 
-    assert NEXT == node.holder.announced_ring.for_decrypt(B, NEXT.cipher)
+    assert NEXT == node.keyring.announced_ring.for_decrypt(B, NEXT.cipher)
 
 
 def test_announced_key_is_gone(node):
     """v2 encrypts under no other key than Status gave; without it, not at all."""
-    node.sees(FIRST, NEXT).holder.announce(A)
+    node.sees(FIRST, NEXT).keyring.announce(A)
     node.after(10).sees(FIRST, NEXT).sees(NEXT)
     with pytest.raises(KeyNotFoundError, match=f"Status gave last, {A}, cannot"):
-        node.holder.announced_ring.for_encrypt()
+        node.keyring.announced_ring.for_encrypt()
 
-    node.holder.announce(node.holder.key_id)
+    node.keyring.announce(node.keyring.key_id)
     assert B == node.announced
 
 
 def test_fault_is_that_of_both(node):
     """Without the current key neither API encrypts; what is held still decrypts."""
-    node.sees(FIRST).holder.announce(A)
+    node.sees(FIRST).keyring.announce(A)
     node.sees(NEXT)
 
-    assert A == node.holder.key_id
-    for ring in (node.holder.ring, node.holder.announced_ring):
+    assert A == node.keyring.key_id
+    for ring in (node.keyring.ring, node.keyring.announced_ring):
         with pytest.raises(KeyLostError):
             ring.for_encrypt()
         assert NEXT == ring.for_decrypt(B, NEXT.cipher)
@@ -130,11 +130,11 @@ def test_fault_is_that_of_both(node):
 
 def test_announce_without_a_key(node):
     """There is nothing to announce, and nothing happens."""
-    node.holder.announce("")
-    node.sees().holder.announce("")
+    node.keyring.announce("")
+    node.sees().keyring.announce("")
 
     with pytest.raises(KeyNotFoundError):
-        node.holder.announced_ring.for_encrypt()
+        node.keyring.announced_ring.for_encrypt()
 
 
 def test_not_usable_yet(node):
@@ -150,7 +150,7 @@ def test_not_usable_yet(node):
 
 
 def pending(node):
-    return [each.key.key_id for each in node.holder.ring.pending]
+    return [each.key.key_id for each in node.keyring.ring.pending]
 
 
 def test_usable_is_asked_of_the_next_alone(node):
@@ -171,23 +171,23 @@ def test_preview(node):
     """A preview tells what would be, and nothing of it is remembered."""
     seen = Seen().by(OLD, FIRST)
 
-    assert FIRST == node.holder.preview(seen, None, lambda _: True).current
-    assert node.holder.ring is None
+    assert FIRST == node.keyring.preview(seen, None, lambda _: True).current
+    assert node.keyring.ring is None
     assert not node.file.exists()
 
 
-def test_fixed(node):
+def test_frozen(node):
     """Once another engine has taken over nothing becomes current any more."""
-    node.sees(FIRST, NEXT).holder.announce(A)
-    node.holder.fixed = True
+    node.sees(FIRST, NEXT).keyring.announce(A)
+    node.keyring.freeze()
     node.after(10).sees(FIRST, NEXT)
 
     assert (A, A, (A, [])) == (node.current, node.announced, node.kept)
 
 
-def test_fixed_before_the_first_key(node):
+def test_frozen_before_the_first_key(node):
     """It leaves the state directory to the one that took over."""
-    node.holder.fixed = True
+    node.keyring.freeze()
     node.sees(FIRST)
 
     assert not node.file.exists()
@@ -197,8 +197,8 @@ def test_never_a_key_id_of_old(node):
     """What was current once is not again, until the configuration gives it a name."""
     node.sees(FIRST, NEXT).after(10).sees(FIRST, NEXT)
     node.serve(current=A).sees(FIRST, NEXT)
-    assert KeyReusedError is type(node.holder.ring.fault)
-    assert (B, (B, [A])) == (node.holder.key_id, node.kept)
+    assert KeyReusedError is type(node.keyring.ring.fault)
+    assert (B, (B, [A])) == (node.keyring.key_id, node.kept)
 
     renamed = key(A, 1, suffix="two")
     node.serve(current=A, suffix="two").sees(renamed, key(B, NOW + 10, suffix="two"))

@@ -1,4 +1,4 @@
-"""The key holder on a state directory that is missing, not writable, or damaged."""
+"""The keyring on a state directory that is missing, not writable, or damaged."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from hsm_kms.errors import KeyLostError
 from hsm_kms.state_dir.directory import StateDir
 from hsm_kms.state_dir.records import MAX_FORMER_KEYS
 from tests.unit.keys.key_samples import A, B
-from tests.unit.keys.keyring_node import FIRST, NEXT, Node
+from tests.unit.keys.keyring_node import FIRST, NEXT, KeyringNode
 from tests.unit.state_dir.state_samples import BEFORE, KEY
 
 
 @pytest.fixture
 def node(tmp_path):
     """A node that has never seen a key."""
-    return Node(tmp_path / "state")
+    return KeyringNode(tmp_path / "state")
 
 
 def test_directory_missing(tmp_path):
     """A key that cannot be remembered is used all the same, and kept once it can be."""
-    node = Node(tmp_path / "no" / "state")
+    node = KeyringNode(tmp_path / "no" / "state")
     with capture_logs() as logs:
         node.sees(FIRST).sees(FIRST)
     assert A == node.current
@@ -58,8 +58,8 @@ def test_file_damaged(node, damage):
     node.file.write_text(damage)
     node.serve().sees(FIRST)
     with pytest.raises(KeyLostError, match="is not a state file of version 1"):
-        node.holder.ring.for_encrypt()
-    assert FIRST == node.holder.ring.for_decrypt(A, FIRST.cipher)
+        node.keyring.ring.for_encrypt()
+    assert FIRST == node.keyring.ring.for_decrypt(A, FIRST.cipher)
     assert damage == node.file.read_text()
 
     node.serve(current=A).sees(FIRST)

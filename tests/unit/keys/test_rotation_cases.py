@@ -15,7 +15,7 @@ AHEAD = 60
 
 
 @dataclass
-class Node:
+class TwoWorkers:
     """An engine with two workers that see all of the token."""
 
     engine: Engine
@@ -39,7 +39,7 @@ class Node:
 async def node(directory):
     """A node with one key, and two workers."""
     token = {make_key(0, BEGAN - 1000)}
-    made = Node(None, token)
+    made = TwoWorkers(None, token)
     settings = KeySettings(label=LABEL, shared=True)
     made.engine = Engine(settings, directory / "state", lambda: made.wall, token)
     for _ in range(2):
@@ -74,7 +74,7 @@ async def test_two_start_at_once(node):
         return await Peer.ask(slow, request, seconds)
 
     slow.ask = ask
-    qualifying = asyncio.ensure_future(node.engine.monitor.qualify(slow))
+    qualifying = asyncio.ensure_future(node.engine.inspection.qualify(slow))
     await reads.wait()
     await node.look()
     goes_on.set()
@@ -92,6 +92,6 @@ async def test_named_otherwise_than_announced(node, directory):
     await engine.come()
 
     assert before == said
-    assert said == engine.holder.announced_ring.for_encrypt().key_id
+    assert said == engine.keyring.announced_ring.for_encrypt().key_id
     assert other.key_id == engine.health.announce().key_id
-    assert other.key_id == engine.holder.announced_ring.for_encrypt().key_id
+    assert other.key_id == engine.keyring.announced_ring.for_encrypt().key_id

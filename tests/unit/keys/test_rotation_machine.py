@@ -93,7 +93,7 @@ class NodeMachine(NodeRules):
     def judge(self):
         """By its time alone no key becomes current before its local KEK is there."""
         for engine in self.engines():
-            last, before = engine.holder.last_key_id, engine.last
+            last, before = engine.keyring.last_key_id, engine.last
             if before is None or engine.settings.current is not None:
                 continue
             old, new = (self.key_of(each) for each in (before, last))
@@ -125,7 +125,7 @@ class NodeMachine(NodeRules):
     @rule()
     def encrypt_v2(self):
         """v2 writes under what Status said, or not at all."""
-        key = self.choice(self.announcer.holder.announced_ring)
+        key = self.choice(self.announcer.keyring.announced_ring)
         if key is None:
             return
         if self.announced is not None:
@@ -135,10 +135,10 @@ class NodeMachine(NodeRules):
     @rule()
     def encrypt_v1(self):
         """v1 writes under what the node takes for current."""
-        key = self.choice(self.engine.holder.ring)
+        key = self.choice(self.engine.keyring.ring)
         if key is not None:
-            holder = self.engine.holder
-            assert holder.fixed or holder.last_key_id == key.key_id
+            keyring = self.engine.keyring
+            assert keyring._frozen or keyring.last_key_id == key.key_id
             self.can_read(key)
 
     def choice(self, ring):
@@ -155,7 +155,7 @@ class NodeMachine(NodeRules):
         """What is written under a key can be read, while the token has the key."""
         there = any(each.name == key.name for each in self.token)
         if there and key.fingerprint not in self.engine.settings.retired:
-            ring = self.engine.holder.ring
+            ring = self.engine.keyring.ring
             assert key.name == ring.for_decrypt(key.key_id, key.cipher).name
 
     # The process
@@ -184,7 +184,7 @@ class NodeMachine(NodeRules):
             else self.made[current % len(self.made)].fingerprint,
             retired=frozenset(key.fingerprint for key in named),
         )
-        self.engine.holder.fixed = True
+        self.engine.keyring.freeze()
         self.settings = changed  # what the file says is what a restart reads
         self.coming = self.engine_of(changed)
 
@@ -195,7 +195,7 @@ class NodeMachine(NodeRules):
         old, new, self.coming = self.engine, self.coming, None
         self.run(new.come())
         if new.state().state != "ok" and old.state().state == "ok":
-            old.holder.fixed = False
+            old.keyring.unfreeze()
             return
         self.run(new.come())
         self.engine = new
@@ -208,15 +208,15 @@ class NodeMachine(NodeRules):
         """Neither Status nor the state directory takes a key_id up again."""
         if not hasattr(self, "engine"):
             return
-        holder = self.engine.holder
-        former = [each.key_id for each in holder._former]
+        keyring = self.engine.keyring
+        former = [each.key_id for each in keyring._former]
         assert len(former) == len(set(former))
-        assert holder.last_key_id not in former
+        assert keyring.last_key_id not in former
 
 
-TestNode = NodeMachine.TestCase
-TestNode.__doc__ = "No order of events makes a node write under the wrong key."
-TestNode.settings = settings(
+TestRotation = NodeMachine.TestCase
+TestRotation.__doc__ = "No order of events makes a node write under the wrong key."
+TestRotation.settings = settings(
     max_examples=max(1, STEPS // EACH),
     stateful_step_count=EACH,
     suppress_health_check=[HealthCheck.too_slow],

@@ -61,7 +61,7 @@ def causes(plugin):
 
 def sentences(plugin):
     """What Status would have said, in order."""
-    return [event["sentence"] for event in plugin.events("health")]
+    return [event["healthz"] for event in plugin.events("health")]
 
 
 def test_absent_empty_open_right(make_plugin, hsm, own_pin):

@@ -1,0 +1,185 @@
+"""Inspect token and keys with one worker: read, prove, adopt.
+
+1. A new worker serves only after it has read the keys and proven them.
+2. A worker that fails an inspection is ended. One that is merely slow is left to the
+   hang watch of `token.watchdog`.
+3. A missing key is believed only after a fresh worker has missed it, too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Final
+
+from hsm_kms.errors import (
+    HsmKmsError,
+    KeyLostError,
+    KeyNotFoundError,
+    TokenTimeoutError,
+    WorkerLostError,
+)
+from hsm_kms.keys.inventory import Inventory
+
+if TYPE_CHECKING:
+    from hsm_kms.health.canaries import Canaries
+    from hsm_kms.keys.discovery import Discovery, KeyListing
+    from hsm_kms.keys.keyring import TokenKey
+    from hsm_kms.keys.node_keyring import NodeKeyring
+    from hsm_kms.token.breaker import Breaker
+    from hsm_kms.token.process import Worker
+    from hsm_kms.wrapping.standby import Standby
+
+FRESH_SECONDS: Final = 10.0  # younger workers are believed when they miss a key
+
+
+class Inspection:
+    """Inspect the token through one worker at a time.
+
+    Args:
+        discovery: Reads the keys.
+        node_keyring: Adopts them.
+        canaries: Proves them.
+        standby: Provides local KEKs for them.
+        breaker: Closed when the current key works.
+        call_timeout: Longest wait for one answer of the token, in seconds.
+        start_timeout: The same while a worker starts.
+    """
+
+    def __init__(  # noqa: PLR0913 - one object each
+        self,
+        discovery: Discovery,
+        node_keyring: NodeKeyring,
+        canaries: Canaries,
+        standby: Standby,
+        breaker: Breaker,
+        *,
+        call_timeout: float,
+        start_timeout: float,
+    ) -> None:
+        self._discovery = discovery
+        self._node_keyring = node_keyring
+        self._canaries = canaries
+        self._standby = standby
+        self._breaker = breaker
+        self._call_timeout = call_timeout
+        self._start_timeout = start_timeout
+        self._inventory = Inventory()
+        self._inspecting = asyncio.Lock()
+
+    async def qualify(self, worker: Worker) -> None:
+        """Read the keys with a new worker and prove them on it.
+
+        Raises:
+            HsmKmsError: The worker cannot be used.
+        """
+        listing = await self._read(worker, fresh=True)
+        for key in listing.keys:
+            await self._canaries.prove(worker, key, self._start_timeout)
+        if self._misses_current(worker):
+            raise WorkerLostError("a fresh worker does not see the current key")
+        current = self._would_be_current(listing)
+        if current is not None and not self._canaries.has_proven(worker, current):
+            await self._canaries.prove(
+                worker, current, self._start_timeout, needed=True
+            )
+        self._adopt(worker, listing)
+
+    async def look(self, worker: Worker) -> bool:
+        """Inspect the token with a worker that serves.
+
+        Returns:
+            True if the current key works on it; False if there is no current key, or
+            the worker did not answer in time.
+
+        Raises:
+            HsmKmsError: The worker must be ended.
+        """
+        # One at a time: two inspections would each count a missing key.
+        async with self._inspecting:
+            try:
+                listing = await self._read(worker, fresh=False)
+                for key in listing.keys:
+                    if self._canaries.is_due(worker, key):
+                        await self._canaries.prove(worker, key, self._call_timeout)
+                self._doubt(worker)
+                return self._adopt(worker, listing)
+            except TokenTimeoutError as error:
+                self._canaries.failed(error)
+                return False
+            except HsmKmsError as error:
+                self._canaries.failed(error)
+                raise
+
+    async def read_fresh(self, worker: Worker) -> None:
+        """Read the keys with a worker that was started for this alone.
+
+        Raises:
+            HsmKmsError: The token could not be asked.
+        """
+        await self._read(worker, fresh=False)
+
+    def is_behind(self, worker: Worker) -> bool:
+        """Return True if `worker` misses a key that a younger worker saw earlier."""
+        return self._inventory.is_behind(worker)
+
+    async def _read(self, worker: Worker, *, fresh: bool) -> KeyListing:
+        listing = await self._discovery.read(
+            worker, self._node_keyring.last_key_id, fresh=fresh
+        )
+        self._inventory.note(worker, listing, self._node_keyring.clock())
+        return listing
+
+    def _would_be_current(self, listing: KeyListing) -> TokenKey | None:
+        """Return the key that the keys read so far make current, None if none."""
+        ring = self._node_keyring.preview(
+            self._inventory, listing.nameless, lambda _: False
+        )
+        return ring.current if ring.fault is None else None
+
+    def _misses_current(self, worker: Worker) -> bool:
+        """Return True if the current key is held, and this worker does not see it."""
+        current = self._node_keyring.current
+        if current is None or self._inventory.sees(worker, current):
+            return False
+        return any(key.name == current.name for key in self._inventory.keys)
+
+    def _doubt(self, worker: Worker) -> None:
+        """Let a fresh worker look before a missing key is believed.
+
+        Some modules show only the keys that existed at C_Initialize, and some show
+        none once their token went away and came back.
+
+        Raises:
+            KeyNotFoundError: This worker should be replaced.
+        """
+        if self._misses_current(worker):
+            raise KeyNotFoundError("the current key is not seen: a fresh worker looks")
+        ring = self._node_keyring.ring
+        missing = ring is not None and isinstance(
+            ring.fault, KeyNotFoundError | KeyLostError
+        )
+        age = asyncio.get_running_loop().time() - worker.born
+        if missing and age > FRESH_SECONDS:
+            raise KeyNotFoundError("no current key is seen: a fresh worker looks")
+
+    def _adopt(self, worker: Worker, listing: KeyListing) -> bool:
+        """Make the keyring anew; return True if it has a current key.
+
+        No await from here to the end: keyring, canaries and local KEKs change in one
+        step of the event loop.
+        """
+        self._inventory.forget_lost()
+        self._canaries.forget(self._inventory.keys)
+        self._canaries.passed(worker)
+        proven = self._canaries.usable()
+        self._node_keyring.adopt(
+            self._inventory,
+            listing.nameless,
+            lambda key: proven(key) and self._standby.ready(key),
+            worker.token_serial,
+        )
+        if self._node_keyring.current is None:
+            return False
+        self._breaker.close()
+        self._standby.keys_changed()
+        return True

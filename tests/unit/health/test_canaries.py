@@ -1,0 +1,138 @@
+"""Canaries: what has been proven on which worker, on a clock the test moves."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+
+import pytest
+
+from hsm_kms.clock import now
+from hsm_kms.errors import MechanismError, TokenTimeoutError
+from hsm_kms.health.canaries import Canaries
+from hsm_kms.keys.keyring import KeySettings
+from hsm_kms.keys.node_keyring import NodeKeyring
+from hsm_kms.state_dir.directory import StateDir
+from hsm_kms.token.alarm import Alarm
+from tests.unit.keys.node_rig import LABEL, Peer, Uncounted, make_key
+
+KEY = make_key(0, now() - 9000)
+
+
+@pytest.fixture
+async def clock(monkeypatch):
+    """The loop's clock, which stands until the test moves it."""
+    loop = asyncio.get_running_loop()
+    now_ = [float(math.ceil(loop.time()))]
+    monkeypatch.setattr(loop, "time", lambda: now_[0])
+    return now_
+
+
+@pytest.fixture
+async def alarm():
+    """Asks for an inspection."""
+    return Alarm()
+
+
+@pytest.fixture
+async def canaries(tmp_path, clock, alarm):
+    """Nothing has been proven yet."""
+    keyring = NodeKeyring(KeySettings(label=LABEL), StateDir(tmp_path / "state").open())
+    return Canaries(keyring, alarm, Uncounted(), "")
+
+
+async def prove(canaries, *workers):
+    """Prove the key on each worker, as an inspection does."""
+    for worker in workers:
+        await canaries.prove(worker, KEY, 1.0)
+        canaries.passed(worker)
+
+
+async def test_proven_on_one_worker(canaries):
+    """A canary that passed on one worker proves nothing about another."""
+    first, second = Peer({KEY}), Peer({KEY})
+    await prove(canaries, first)
+
+    assert canaries.has_proven(first, KEY)
+    assert not canaries.has_proven(second, KEY)
+    assert canaries.is_due(second, KEY)
+
+
+async def test_a_failure_ends_the_proof(canaries):
+    """A key under which a canary failed is not proven any more."""
+    worker = Peer({KEY})
+    await prove(canaries, worker)
+    worker.fails.add(KEY.fingerprint)
+    await canaries.prove(worker, KEY, 1.0)
+    assert not canaries.has_proven(worker, KEY)
+
+    with pytest.raises(MechanismError):
+        await canaries.prove(worker, KEY, 1.0, needed=True)
+
+
+async def test_usable_once_proven_by_all(canaries, clock, alarm):
+    """A key can be switched to once every worker has proven it since it came due."""
+    first, second = Peer({KEY}), Peer({KEY})
+    await prove(canaries, first, second)
+    clock[0] += 1
+    assert not canaries.usable()(KEY)
+    assert "the activation time of a key has come" == alarm.reason
+
+    await prove(canaries, first)
+    assert not canaries.usable()(KEY)
+    await prove(canaries, second)
+    assert canaries.usable()(KEY)
+
+
+async def test_a_worker_that_leaves_is_not_waited_for(canaries, clock):
+    """A switch does not wait for a worker that is retiring."""
+    first, second = Peer({KEY}), Peer({KEY})
+    await prove(canaries, first, second)
+    clock[0] += 1
+    canaries.usable()(KEY)
+    await prove(canaries, first)
+    second.retire()
+
+    assert canaries.usable()(KEY)
+
+
+async def test_due_anew(canaries, clock):
+    """A key that one adoption did not ask for must be proven anew later."""
+    worker = Peer({KEY})
+    await prove(canaries, worker)
+    assert canaries.usable()(KEY)
+    canaries.usable()
+    clock[0] += 1
+
+    assert not canaries.usable()(KEY)
+
+
+async def test_forget(canaries):
+    """Nothing stays proven of a lost worker, nor of a key that is no longer held."""
+    gone, worker = Peer({KEY}), Peer({KEY})
+    await prove(canaries, gone, worker)
+    gone.lost.set()
+    canaries.forget([KEY])
+    assert not canaries.has_proven(gone, KEY)
+    assert canaries.has_proven(worker, KEY)
+
+    canaries.forget([])
+    assert not canaries.has_proven(worker, KEY)
+
+
+async def test_offline_for(canaries, clock):
+    """The token is available while a worker serves and no canary has failed."""
+    assert canaries.offline_for() is None
+    worker = Peer({KEY})
+    await prove(canaries, worker)
+    clock[0] += 20
+    assert 0.0 == canaries.offline_for()
+
+    canaries.failed(TokenTimeoutError("no answer"))
+    assert 20.0 == canaries.offline_for()
+    await prove(canaries, worker)
+    assert 0.0 == canaries.offline_for()
+
+    clock[0] += 5
+    worker.lost.set()
+    assert 5.0 == canaries.offline_for()
