@@ -1,7 +1,16 @@
-"""From what a worker reports to the error that its caller handles: one table."""
+"""Define what each error of the token means: one row per cause.
+
+1. A worker names a cause: the class that `ipc.ckr` gives to a CK_RV, or a `Cause`.
+   It has then tried all that its own session can heal, see `worker.session`.
+2. Here each cause gets its effect on the caller, the session and the breaker;
+   `token.pool` applies the row and decides nothing itself.
+3. A cause that this version does not know means what `Fault.DEVICE` means.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from enum import StrEnum
 from typing import TYPE_CHECKING, Final
 
 from hsm_kms.errors import (
@@ -12,51 +21,160 @@ from hsm_kms.errors import (
     MechanismError,
     PinRejectedError,
     PinUnavailableError,
+    RequestError,
     SessionLostError,
     TokenAbsentError,
     TokenError,
     WorkerLostError,
 )
+from hsm_kms.ipc import ckr
+from hsm_kms.ipc.ckr import Cause, Fault
+from hsm_kms.ipc.messages import Decrypt, Encrypt
 
 if TYPE_CHECKING:
-    from hsm_kms.ipc.messages import Failure
+    from hsm_kms.ipc.messages import Failure, Request
+
+
+class SessionEffect(StrEnum):
+    """What happens to the session that reported the failure."""
+
+    KEPT = "kept"  # it is lent again
+    LENT_LAST = "lent last"  # it is lent again, after every other idle session
+    WITHDRAWN = "withdrawn"  # it is lent again once C_OpenSession succeeds
+    RETIRED = "retired"  # its worker is logged out and is replaced
+
+
+class BreakerEffect(StrEnum):
+    """What the breaker learns from the failure."""
+
+    COUNTS = "counts"  # the token is at fault: one more failure in a row
+    RESETS = "resets"  # the token works: it judged what it was given
+    IGNORES = "ignores"  # nothing
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """What one cause means.
+
+    Args:
+        error: Class of the error that the caller gets.
+        hint: How to fix the cause; None if nothing can be done.
+        session: See `SessionEffect`.
+        breaker: See `BreakerEffect`.
+        reported: Report the error as a fault: the token should be looked at.
+    """
+
+    error: type[HsmKmsError]
+    hint: str | None = None
+    session: SessionEffect = SessionEffect.KEPT
+    breaker: BreakerEffect = BreakerEffect.IGNORES
+    reported: bool = True
+
+    @property
+    def retried(self) -> bool:
+        """Return True if the request runs once more, on another session."""
+        return issubclass(self.error, LOST)
+
+    def error_from(self, failure: Failure) -> HsmKmsError:
+        """Return the error for a failure that has this row's cause."""
+        return self.error(
+            failure.detail, hint=self.hint, function=failure.function, rv=failure.rv
+        )
+
+
+LOST: Final = (SessionLostError, WorkerLostError)
+"""Errors that say nothing about the request: the pool runs it once more."""
 
 _CHECK: Final = "run `hsm-kms check` for the details"
-_PIN_HINT: Final = (
-    "put the right PIN into the PIN file; the rejected one is not tried again"
-)
-_LOW_HINT: Final = (
+_DEVICE: Final = "see whether the HSM and its client service are up"
+_CAPACITY: Final = "lower token.workers or token.sessions_per_worker"
+_PIN: Final = "put the right PIN into the PIN file; the rejected one is not tried again"
+_PIN_FILE: Final = "make the PIN file readable for this process"
+_PIN_LOW: Final = (
     "make sure that the PIN file is right, then run `hsm-kms token retry-pin`"
 )
+_MODULE: Final = "check token.module and the libraries it needs"
+_SELECT: Final = "check the token selector with `hsm-kms token list --module FILE`"
+_NOT_PROVEN: Final = "do not use this token until its vendor has explained"
 
-# cause → (error class, what to do about it)
-TABLE: Final[dict[str, tuple[type[HsmKmsError], str | None]]] = {
-    "request": (CiphertextError, None),
-    "not-authentic": (CiphertextError, None),
-    "ambiguous": (TokenError, _CHECK),
-    "session": (SessionLostError, None),
-    "login": (WorkerLostError, None),
-    "device": (TokenError, "see whether the HSM and its client service are up"),
-    "capacity": (TokenError, "lower token.workers or token.sessions_per_worker"),
-    "pin": (PinRejectedError, _PIN_HINT),
-    "operator": (MechanismError, _CHECK),
-    "module": (TokenAbsentError, "check token.module and the libraries it needs"),
-    "no-token": (
-        TokenAbsentError,
-        "check the token selector with `hsm-kms token list --module FILE`",
+_REFUSED: Final = Row(
+    error=CiphertextError, breaker=BreakerEffect.RESETS, reported=False
+)
+
+TABLE: Final[dict[str, Row]] = {
+    Fault.REQUEST: _REFUSED,
+    Fault.AMBIGUOUS: Row(error=TokenError, hint=_CHECK, breaker=BreakerEffect.COUNTS),
+    Fault.SESSION: Row(error=SessionLostError, session=SessionEffect.LENT_LAST),
+    Fault.LOGIN: Row(error=WorkerLostError, session=SessionEffect.RETIRED),
+    Fault.DEVICE: Row(error=TokenError, hint=_DEVICE, breaker=BreakerEffect.COUNTS),
+    Fault.CAPACITY: Row(error=TokenError, hint=_CAPACITY),
+    Fault.PIN: Row(error=PinRejectedError, hint=_PIN),
+    Fault.OPERATOR: Row(error=MechanismError, hint=_CHECK),
+    Cause.MODULE: Row(error=TokenAbsentError, hint=_MODULE),
+    Cause.NO_TOKEN: Row(error=TokenAbsentError, hint=_SELECT),
+    Cause.SEVERAL_TOKENS: Row(error=TokenAbsentError, hint="select by token_serial"),
+    Cause.NO_KEY: Row(
+        error=KeyNotFoundError, hint="make one with `hsm-kms keys generate`"
     ),
-    "several-tokens": (TokenAbsentError, "select by token_serial"),
-    "no-key": (KeyNotFoundError, "make one with `hsm-kms keys generate`"),
-    "several-keys": (KeyAmbiguousError, "give each key its own CKA_ID"),
-    "pin-file": (PinUnavailableError, "make the PIN file readable for this process"),
-    "pin-changed": (PinUnavailableError, None),
-    "pin-low": (PinUnavailableError, _LOW_HINT),
-    "not-proven": (TokenError, "do not use this token until its vendor has explained"),
-    "internal": (TokenError, "this is a bug; please report it"),
+    Cause.SEVERAL_KEYS: Row(
+        error=KeyAmbiguousError, hint="give each key its own CKA_ID"
+    ),
+    Cause.PIN_FILE: Row(error=PinUnavailableError, hint=_PIN_FILE),
+    Cause.PIN_CHANGED: Row(error=PinUnavailableError),
+    Cause.PIN_LOW: Row(error=PinUnavailableError, hint=_PIN_LOW),
+    Cause.NOT_AUTHENTIC: _REFUSED,
+    Cause.NOT_PROVEN: Row(
+        error=TokenError, hint=_NOT_PROVEN, breaker=BreakerEffect.COUNTS
+    ),
+    Cause.INTERNAL: Row(
+        error=TokenError,
+        hint="this is a bug; please report it",
+        breaker=BreakerEffect.COUNTS,
+    ),
 }
+
+BY_REQUEST: Final[dict[tuple[type[Request], str], Row]] = {
+    # There is no ciphertext yet that could be at fault: the DEK is.
+    (Encrypt, Fault.REQUEST): Row(error=RequestError, reported=False),
+    # The worker had no canary to find out whether the token or the ciphertext is at
+    # fault, and a ciphertext comes from etcd: it must not open the breaker.
+    (Decrypt, Fault.AMBIGUOUS): Row(error=TokenError, hint=_CHECK, reported=False),
+}
+"""Rows that differ from `TABLE` for one kind of request."""
+
+NOT_OPENED: Final = Row(error=SessionLostError, session=SessionEffect.WITHDRAWN)
+"""The row of a failed C_OpenSession while the pool has other sessions."""
+
+
+def row_for(failure: Failure, request: Request, *, others: bool) -> Row:
+    """Return what a failure means for the request that it answers.
+
+    Args:
+        failure: The worker's answer.
+        request: What was asked.
+        others: The pool has other sessions.
+    """
+    row = _row_of(failure.cause)
+    if (
+        failure.function == "C_OpenSession"
+        and row.session is SessionEffect.KEPT
+        and others
+    ):
+        return NOT_OPENED
+    return BY_REQUEST.get((type(request), failure.cause), row)
 
 
 def error_from(failure: Failure) -> HsmKmsError:
-    """The error for a failure; a cause this version does not know is the device's."""
-    kind, hint = TABLE.get(failure.cause, TABLE["device"])
-    return kind(failure.detail, function=failure.function, rv=failure.rv, hint=hint)
+    """Return the error for a failure, whatever the request was."""
+    return _row_of(failure.cause).error_from(failure)
+
+
+def may_mean_wrong_pin(error: HsmKmsError) -> bool:
+    """Return True if some tokens report a wrong PIN by this error of C_Login."""
+    if error.function != "C_Login":
+        return False
+    return error.rv not in ckr.known() or ckr.fault(error.rv) is Fault.AMBIGUOUS
+
+
+def _row_of(cause: str) -> Row:
+    return TABLE.get(cause, TABLE[Fault.DEVICE])

@@ -22,11 +22,10 @@ from hsm_kms.errors import (
     PinRejectedError,
     WorkerLostError,
 )
-from hsm_kms.ipc import ckr
 from hsm_kms.ipc.messages import Failure, Login
 from hsm_kms.state_dir.records import PinRecord
 from hsm_kms.token.ends import End
-from hsm_kms.token.errors import error_from
+from hsm_kms.token.errors import error_from, may_mean_wrong_pin
 from hsm_kms.token.pin_file import identify
 from hsm_kms.token.pin_verdict import PinVerdict
 
@@ -115,7 +114,7 @@ class PinLogin:
         except (PinRejectedError, WorkerLostError):
             raise  # judged, or died inside C_Login: the try is used up
         except HsmKmsError as error:
-            if not _may_be_about_the_pin(error):
+            if not may_mean_wrong_pin(error):
                 self.verdict.remember(before)  # no try was used up
             raise
         self.verdict.remember(PinRecord(identity=identity, verdict="proven"))
@@ -135,13 +134,6 @@ class PinLogin:
                 )
             )
             raise
-
-
-def _may_be_about_the_pin(error: HsmKmsError) -> bool:
-    """Some tokens reject a PIN with an error that could mean anything."""
-    if error.function != "C_Login":
-        return False
-    return error.rv not in ckr.known() or ckr.fault(error.rv) is ckr.Fault.AMBIGUOUS
 
 
 async def _exchange(

@@ -1,11 +1,13 @@
-"""Sessions on loan: who gets one, for how long, and what comes back.
+"""Lend the sessions of all workers to requests, and take them back.
 
-1. A session belongs to the call that runs on it, not to the request that asked: when
-   a request gives up, the session is lent again only after its answer was read.
-2. Nobody waits for a session longer than `session_wait` or his own deadline.
-3. Last in, first out: few sessions stay warm.
-4. A call is made again once, elsewhere, when its session or worker was lost under it
-   and time remains; never when it was the call that hung.
+1. A session belongs to the call that runs on it, not to the request: when a request
+   gives up, its session is lent again only after the answer to it was read.
+2. A request waits for a session at most `session_wait`, and never past its deadline.
+3. The session that came back last is lent first: few sessions stay warm.
+4. A request whose session or worker was lost under it runs once more, elsewhere, if
+   time remains; a call that hangs is never made again.
+5. All methods run on the event loop. Whatever stands between two awaits is one step:
+   no other request sees the pool in between.
 """
 
 from __future__ import annotations
@@ -16,22 +18,18 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from hsm_kms.errors import (
-    CiphertextError,
     HsmKmsError,
     PoolClosedError,
     PoolTimeoutError,
-    RequestError,
-    RequestRefusedError,
-    SessionLostError,
     TokenTimeoutError,
     WorkerLostError,
 )
 from hsm_kms.ipc import ckr
-from hsm_kms.ipc.messages import Decrypt, Encrypt, Failure
+from hsm_kms.ipc.messages import Failure
 from hsm_kms.token.breaker import Breaker
 from hsm_kms.token.counts import Counts
 from hsm_kms.token.ends import End
-from hsm_kms.token.errors import error_from
+from hsm_kms.token.errors import LOST, BreakerEffect, SessionEffect, row_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,11 +38,7 @@ if TYPE_CHECKING:
     from hsm_kms.token.alarm import Alarm
     from hsm_kms.token.channel import Channel
 
-
 _PATIENT: Final = 0.5  # a call this part of call_timeout old counts as the token's
-_TOKEN_AT_FAULT: Final = frozenset(
-    {ckr.Fault.DEVICE, ckr.Fault.AMBIGUOUS, "not-proven", "internal"}
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +56,7 @@ class Pool:
     Args:
         session_wait: Longest wait for a session, in seconds.
         call_timeout: Longest wait for a token's answer, in seconds.
-        alarm: Raised by every error of the token, as opposed to one of the request.
+        alarm: Raised by every error whose cause is the token, not the request.
         counts: Running totals.
 
     Attributes:
@@ -90,7 +84,7 @@ class Pool:
         self._loop = asyncio.get_running_loop()
 
     def stats(self) -> PoolStats:
-        """How many sessions there are, how many idle, how many requests wait."""
+        """Count the sessions, the idle ones, and the requests that wait for one."""
         return PoolStats(
             sessions=len(self._sessions),
             idle=len(self._idle),
@@ -98,7 +92,7 @@ class Pool:
         )
 
     def busy_longer_than(self, seconds: float) -> list[Channel]:
-        """Sessions whose call has run for more than `seconds`."""
+        """Return the sessions whose call has run for more than `seconds`."""
         limit = self._loop.time() - seconds
         return [
             channel
@@ -107,11 +101,11 @@ class Pool:
         ]
 
     def __contains__(self, channel: Channel) -> bool:
-        """Whether this session is lent or idle here."""
+        """Return True if the pool holds this session, lent or idle."""
         return channel in self._sessions
 
     def add(self, channel: Channel) -> None:
-        """Take an idle session in; from now on it is lent."""
+        """Add an idle session, and lend it from now on."""
         if self._closed:
             return
         self._down = None
@@ -119,16 +113,18 @@ class Pool:
         self._hand_out(channel)
 
     def withdraw(self, channel: Channel) -> None:
-        """Lend this session no more; a call on it may finish."""
+        """Stop lending a session; a call under way on it may finish."""
         self._sessions.discard(channel)
         if channel in self._idle:
             self._idle.remove(channel)
 
     def fail(self, error: HsmKmsError) -> None:
-        """The token is down: fail who waits, and who comes, until a session comes."""
-        if self._sessions or self._closed:
-            return
-        self._fail_all(error)
+        """Fail all requests with `error` until a session is added.
+
+        Does nothing while the pool has sessions, which can serve them.
+        """
+        if not (self._sessions or self._closed):
+            self._fail_all(error)
 
     def _fail_all(self, error: HsmKmsError) -> None:
         self._down = error
@@ -147,31 +143,30 @@ class Pool:
         """Run one request on some session.
 
         Args:
-            request: What the session shall do.
+            request: The request to a session.
             deadline: In the loop's time, or None.
-            before: Called just before each try; what it raises ends the call.
+            before: Called just before each try; an error that it raises ends the call.
 
         Raises:
             PoolTimeoutError: No session became free in time.
             TokenTimeoutError: The token did not answer in time.
-            HsmKmsError: The token is unavailable, or refused.
-            CiphertextError: The token found the ciphertext not authentic.
+            HsmKmsError: The token refused, or is unavailable; see `token.errors`.
         """
         now = self._loop.time()
         latest = now + self._call_timeout
         if deadline is not None:
-            if deadline <= now:  # an idle session would be asked all the same
+            if deadline <= now:  # an idle session would run the call all the same
                 raise TokenTimeoutError("no time is left for the token")
             latest = min(latest, deadline)
         try:
             return await self._attempt(request, latest, before)
-        except (SessionLostError, WorkerLostError) as error:
+        except LOST as error:
             self._alarm.fault(error)
             if self._loop.time() >= latest:
                 raise TokenTimeoutError("no time is left for another try") from None
         try:
             return await self._attempt(request, latest, before)
-        except (SessionLostError, WorkerLostError) as error:
+        except LOST as error:
             self._alarm.fault(error)
             raise WorkerLostError(
                 "the token was lost twice under one request"
@@ -182,6 +177,8 @@ class Pool:
     ) -> Reply:
         self.breaker.check()
         channel = await self._lend(latest)
+        # No await from here to the send: an idle session is taken and used in one
+        # step, and every way out gives it back.
         try:
             if before is not None:
                 before()
@@ -193,6 +190,8 @@ class Pool:
         future.add_done_callback(lambda _: self._take_back(channel))
         try:
             async with asyncio.timeout_at(latest):
+                # Shielded: the call goes on in the module when its request gives up,
+                # and only its answer frees the session.
                 reply = await asyncio.shield(future)
         except TimeoutError:
             raise self._timed_out(channel) from None
@@ -200,12 +199,12 @@ class Pool:
             self._timed_out(channel)
             raise
         if isinstance(reply, Failure):
-            self._report_and_raise(channel, request, reply)
+            raise self._apply(channel, request, reply)
         self.breaker.succeeded()
         return reply
 
     def _timed_out(self, channel: Channel) -> TokenTimeoutError:
-        """A client that had no patience says nothing about the token."""
+        """Return the error of an unanswered call; blame the token if it had time."""
         error = TokenTimeoutError("the token did not answer in time")
         since = channel.busy_since
         patient = self._call_timeout * _PATIENT
@@ -215,31 +214,30 @@ class Pool:
             self.breaker.failed(error)
         return error
 
-    def _report_and_raise(
-        self, channel: Channel, request: Request, reply: Failure
-    ) -> None:
-        error = error_from(reply)
-        self._counts.errors[ckr.name(reply.rv) if reply.rv else reply.cause] += 1
-        if isinstance(error, WorkerLostError):
-            channel.retire(End.LOGIN)  # logged out: so are its other sessions
-        elif isinstance(error, SessionLostError):
+    def _apply(
+        self, channel: Channel, request: Request, failure: Failure
+    ) -> HsmKmsError:
+        """Do what the failure's row says, and return the error for the caller."""
+        name = ckr.name(failure.rv) if failure.rv else failure.cause
+        self._counts.errors[name] += 1
+        row = row_for(failure, request, others=len(self._sessions) > 1)
+        error = row.error_from(failure)
+        if row.session is SessionEffect.LENT_LAST:
             self._lend_last(channel)
-        elif reply.function == "C_OpenSession" and len(self._sessions) > 1:
-            self.withdraw(channel)  # it has no session; one more is tried later
-            raise SessionLostError(str(error))
-        elif isinstance(error, CiphertextError) and isinstance(request, Encrypt):
-            raise RequestError(str(error))
-        elif isinstance(request, Decrypt) and reply.cause == ckr.Fault.AMBIGUOUS:
-            pass  # no canary could settle it, and what came from etcd trips nothing
-        elif not isinstance(error, RequestRefusedError):
+        elif row.session is SessionEffect.WITHDRAWN:
+            self.withdraw(channel)
+        elif row.session is SessionEffect.RETIRED:
+            channel.retire(End.LOGIN)  # its worker's other sessions go with it
+        if row.breaker is BreakerEffect.COUNTS:
+            self.breaker.failed(error)
+        elif row.breaker is BreakerEffect.RESETS:
+            self.breaker.succeeded()
+        if row.reported and not row.retried:  # `call` reports before it tries again
             self._alarm.fault(error)
-            if reply.cause in _TOKEN_AT_FAULT:
-                self.breaker.failed(error)
-        else:
-            self.breaker.succeeded()  # it judged the ciphertext: it is well
-        raise error
+        return error
 
     async def _lend(self, latest: float) -> Channel:
+        # No await before the return: nobody else can be lent the popped session.
         while self._idle:
             channel = self._idle.pop()
             if channel.lendable:
@@ -266,7 +264,9 @@ class Pool:
         return WorkerLostError("there is no token worker at the moment")
 
     def _reclaim(self, waiter: asyncio.Future[Channel]) -> None:
-        """A waiter gave up, perhaps just after it was handed a session."""
+        """Forget a waiter that gave up, and take back the session it may hold."""
+        # A session can be handed to a waiter just before its task is cancelled or
+        # times out: then nobody else reads the result.
         if waiter in self._waiting:
             self._waiting.remove(waiter)
         elif waiter.done() and not waiter.cancelled() and not waiter.exception():
@@ -279,12 +279,14 @@ class Pool:
             self._hand_out(channel)
 
     def _lend_last(self, channel: Channel) -> None:
-        """It came back in a bad way: the next try shall get another one."""
+        """Put an idle session last, for the next try to get another one."""
+        # `_take_back` ran before the request woke: the session is idle, or lent again.
         if channel in self._idle:
             self._idle.remove(channel)
             self._idle.insert(0, channel)
 
     def _hand_out(self, channel: Channel) -> None:
+        """Give a session to the request that waits longest, or keep it idle."""
         while self._waiting:
             waiter = self._waiting.popleft()
             if not waiter.done():
@@ -293,7 +295,7 @@ class Pool:
         self._idle.append(channel)
 
     def close(self) -> None:
-        """Fail who waits and who comes; calls under way may finish."""
+        """Fail all requests that wait or come later; calls under way may finish."""
         self._closed = True
         self._sessions.clear()
         self._idle.clear()

@@ -16,6 +16,7 @@ from tests.harness.served import FaultLog
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from hsm_kms.ipc.messages import Reply, Request
     from hsm_kms.token.ends import End
 
 SESSION_WAIT = 1.0
@@ -47,8 +48,8 @@ class PeerSession:
             while datagram := self.socket.recv(framing.MAX_MESSAGE_BYTES):
                 assert self.asked is None, "lent while a call was under way"
                 number, request = framing.unpack_request(memoryview(datagram))
-                assert isinstance(request, FindKeys)
-                self.asked = number, request.label
+                label = request.label if isinstance(request, FindKeys) else ""
+                self.asked = number, label
 
     def answer(self, failure: Failure | None = None, *, number: int = 0) -> None:
         """Answer what was asked: an echo, or this failure."""
@@ -131,6 +132,10 @@ class Rig:
         assert isinstance(reply, Block)
         assert label == reply.block.decode(), "somebody else's answer"
         return label
+
+    def send(self, request: Request) -> asyncio.Task[Reply]:
+        """Run this request on some session; the task's result is its reply."""
+        return asyncio.ensure_future(self.pool.call(request, deadline=None))
 
     async def settle(self) -> None:
         """Let everything happen that can happen now."""
