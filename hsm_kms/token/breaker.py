@@ -1,9 +1,9 @@
-"""Fail fast while the token is down.
+"""Fail requests at once while the token is down.
 
-1. After `TRIP_AFTER` device errors in a row, with no success between them, requests
-   fail at once, with the last of these errors.
-2. Only a canary closes it again; requests never try the token on its behalf.
-3. A bad ciphertext is no device error: no client can trip it.
+1. After `TRIP_AFTER` failures in a row that `token.errors` blames on the token, the
+   breaker opens: requests fail at once, with the last of these errors.
+2. Only a canary closes the breaker; requests never try the token on its behalf.
+3. A bad ciphertext never counts, so no client can open the breaker.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _log = structlog.get_logger(__name__)
 
 
 class Breaker:
-    """Counts device errors of all sessions together."""
+    """Counts the token's failures in a row, of all sessions together."""
 
     def __init__(self) -> None:
         self._in_a_row = 0
@@ -29,31 +29,31 @@ class Breaker:
 
     @property
     def is_open(self) -> bool:
-        """Whether requests fail without asking the token."""
+        """Return True while requests fail without asking the token."""
         return self._open is not None
 
     def check(self) -> None:
         """Let a request pass.
 
         Raises:
-            HsmKmsError: It is open; the error that opened it.
+            HsmKmsError: The breaker is open; the error that opened it.
         """
         if self._open is not None:
             raise self._open.again()
 
     def failed(self, error: HsmKmsError) -> None:
-        """The token, not the request, was at fault."""
+        """Count a failure of the token; open after `TRIP_AFTER` in a row."""
         self._in_a_row += 1
         if self._in_a_row >= TRIP_AFTER and self._open is None:
             self._open = error
             _log.warning("breaker open", error=error.sentence)
 
     def succeeded(self) -> None:
-        """A request was answered."""
+        """Begin the count anew: the token answered a request."""
         self._in_a_row = 0
 
     def close(self) -> None:
-        """A canary passed."""
+        """Close the breaker: a canary passed."""
         self._in_a_row = 0
         if self._open is not None:
             self._open = None

@@ -1,9 +1,10 @@
-"""One SOCK_SEQPACKET pair to one session thread; one request under way at a time.
+"""Exchange requests and replies with one session thread of a worker.
 
-1. Every request has a number and the answer repeats it; any other number means that
-   the two ends disagree, and the channel is lost.
-2. Who waits for an answer may give up; the answer is read all the same, and only
-   then is the channel idle again. So nobody ever gets an answer that is not his.
+1. A channel carries one request at a time, over one SOCK_SEQPACKET pair.
+2. Every request has a number and its reply repeats that number; any other number
+   means that the two ends disagree, and the channel is lost.
+3. A caller may stop waiting for a reply. The reply is read all the same, and only
+   then is the channel idle again: no caller ever gets the reply to another's request.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
 
 _POLL_SECONDS: Final = 0.01
 
-# One for all channels: what is read into it is decoded, which copies, before the
-# loop can read again.
+# One buffer for all channels: no await from recv_into to the decoder, which copies, so
+# no other channel can read into it in between.
 _incoming = memoryview(bytearray(framing.MAX_MESSAGE_BYTES))
 
 
@@ -34,13 +35,14 @@ class Channel:
     """The server's end of a pair.
 
     Args:
-        pair: Our socket.
-        on_lost: Called once when the other end is gone or talks nonsense.
-        on_retire: Called when the worker behind it turned out to be of no use.
+        pair: The server's socket.
+        on_lost: Called once when the worker closed its end or broke the protocol.
+        on_retire: Called when the worker behind the channel must be replaced.
 
     Attributes:
-        busy_since: The loop's time when the call under way began, or None.
-        retiring: Nothing new is lent on it; a call under way may finish.
+        busy_since: When the call under way began, in the loop's time; None if there
+            is none.
+        retiring: The pool lends the channel no more; a call under way may finish.
     """
 
     def __init__(
@@ -63,22 +65,25 @@ class Channel:
 
     @property
     def lendable(self) -> bool:
-        """Whether a new request may go out on it."""
+        """Return True if the pool may send a new request on this channel."""
         return not (self._closed or self.retiring)
 
     def exchange(self, request: Request) -> asyncio.Future[Reply]:
-        """Send a request; the future gets its reply.
+        """Send a request and return a future for its reply.
 
-        Shield it before waiting with a deadline: cancelling the future itself would
-        not stop the call in the module.
+        Shield the future before waiting with a deadline: cancelling it does not stop
+        the call in the module, and only drops the reply.
 
         Raises:
-            WorkerLostError: The worker is gone; also set on the future later.
+            WorkerLostError: The worker is gone; also set on the future if the worker
+                goes later.
         """
         if self._closed:
             raise WorkerLostError("the token worker is gone")
         if self._waiting is not None:
             raise AssertionError("a channel carries one request at a time")
+        # No await from here to the send: the number, the future and the datagram on
+        # the wire always belong to the same request.
         datagram = framing.pack(self._number + 1, request)
         self._number += 1
         self._waiting = self._loop.create_future()
@@ -87,23 +92,23 @@ class Channel:
         try:
             self._pair.send(datagram)
         except OSError:
-            self._lose("its socket is closed")
+            self._lose("the worker receives no more")
         return future
 
     async def idle(self) -> None:
         """Wait until no call is under way."""
-        # Not the future: who waits for it may have cancelled it; the call goes on.
+        # Not for the future: its caller may have cancelled it while the call goes on.
         while self.busy_since is not None:  # noqa: ASYNC110 - seldom, and short
             await asyncio.sleep(_POLL_SECONDS)
 
     def retire(self, why: End) -> None:
-        """Have the worker behind it replaced; its other sessions go with it."""
+        """Have the worker behind this channel replaced, with all its sessions."""
         self.retiring = True
         if self._on_retire is not None:
             self._on_retire(why)
 
     def close(self) -> None:
-        """Close our end; whoever waits gets `WorkerLostError`."""
+        """Close the server's end; a caller that waits gets `WorkerLostError`."""
         if self._closed:
             return
         self._closed = True
@@ -119,17 +124,17 @@ class Channel:
         except OSError:
             length = 0
         if not length:
-            self._lose("it ended")
+            self._lose("the worker closed its end")
             return
         try:
             number, reply = framing.unpack_reply(_incoming[:length])
         except msgspec.MsgspecError:
-            self._lose("it sent a message that is none")
+            self._lose("the worker sent a malformed message")
             return
         finally:
             _incoming[:length] = bytes(length)  # a DEK may be in it
         if number != self._number or self._waiting is None:
-            self._lose("it answered a request that was not asked")
+            self._lose("the worker answered a request that was not sent")
             return
         self._finish(reply)
 
@@ -140,7 +145,7 @@ class Channel:
             return
         if isinstance(result, WorkerLostError):
             future.set_exception(result)
-            future.exception()  # seen: nobody may be waiting any more
+            future.exception()  # mark as seen: its caller may have given up
         else:
             future.set_result(result)
 

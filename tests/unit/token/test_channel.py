@@ -90,7 +90,9 @@ async def test_another_number(peer, number):
     future = peer.channel.exchange(OpenSession())
     peer.answer(number, Decrypted(plaintext=b"another's"))
 
-    assert "it answered a request that was not asked" == await lost_with(peer, future)
+    assert "the worker answered a request that was not sent" == await lost_with(
+        peer, future
+    )
 
 
 async def test_unasked(peer):
@@ -98,7 +100,7 @@ async def test_unasked(peer):
     peer.answer(0, Done())
     await until(lambda: peer.lost)
 
-    assert ["it answered a request that was not asked"] == peer.lost
+    assert ["the worker answered a request that was not sent"] == peer.lost
     with pytest.raises(WorkerLostError):
         peer.channel.exchange(OpenSession())
 
@@ -111,7 +113,7 @@ async def test_answered_twice(peer):
     assert Done() == await future
     await until(lambda: peer.lost)
 
-    assert ["it answered a request that was not asked"] == peer.lost
+    assert ["the worker answered a request that was not sent"] == peer.lost
 
 
 async def test_end(peer):
@@ -119,7 +121,7 @@ async def test_end(peer):
     future = peer.channel.exchange(OpenSession())
     peer.socket.close()
 
-    assert "it ended" == await lost_with(peer, future)
+    assert "the worker closed its end" == await lost_with(peer, future)
 
 
 async def test_end_while_idle(peer):
@@ -127,7 +129,7 @@ async def test_end_while_idle(peer):
     peer.socket.close()
     await until(lambda: peer.lost)
 
-    assert ["it ended"] == peer.lost
+    assert ["the worker closed its end"] == peer.lost
 
 
 @pytest.mark.parametrize(
@@ -160,7 +162,7 @@ async def test_garbage(peer, datagram):
     future = peer.channel.exchange(OpenSession())
     peer.socket.send(datagram)
 
-    assert "it sent a message that is none" == await lost_with(peer, future)
+    assert "the worker sent a malformed message" == await lost_with(peer, future)
 
 
 async def test_longest_reply(peer):
@@ -221,7 +223,7 @@ async def test_send_to_a_gone_worker(peer):
     peer.socket.close()
     future = peer.channel.exchange(OpenSession())
 
-    assert "its socket is closed" == await lost_with(peer, future)
+    assert "the worker receives no more" == await lost_with(peer, future)
 
 
 async def test_unsendable_request(peer):

@@ -57,7 +57,7 @@ async def test_killed_worker_is_replaced(make):
         sealed = await served.wrap(b"dek")
         (second,) = served.workers.ready
         assert first.pid != second.pid
-        assert (End.LOST, "it ended") == (first.end, first.reason)
+        assert (End.LOST, "the worker closed its end") == (first.end, first.reason)
         assert b"dek" == await served.unwrap(sealed)
 
 
