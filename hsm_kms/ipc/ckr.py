@@ -1,7 +1,7 @@
-"""The one table of PKCS#11 return values: number, name, and what it means to us.
+"""Define number, name and class of each PKCS#11 return value.
 
 Numbers and names are those of PKCS#11 2.40 and 3.1, section 3.6 ("Function return
-values"). The class of a value says what happens next; `token.pool` acts on it.
+values"). `token.errors` says what follows from a class.
 """
 
 from __future__ import annotations
@@ -18,32 +18,32 @@ CKR_VENDOR_DEFINED = 0x8000_0000
 
 
 class Fault(StrEnum):
-    """What a return value says about the world."""
+    """Class of a return value: where its cause lies."""
 
-    REQUEST = "request"  # this input is bad; the session is fine
-    AMBIGUOUS = "ambiguous"  # on decrypt: input or session, a canary tells
-    SESSION = "session"  # a new session heals it
-    LOGIN = "login"  # logged out, or handles went stale
-    DEVICE = "device"  # the module or the device behind it
-    CAPACITY = "capacity"  # no more sessions than these
-    PIN = "pin"  # the PIN was judged and refused
-    OPERATOR = "operator"  # somebody has to change something
+    REQUEST = "request"  # the input is bad; the session works
+    AMBIGUOUS = "ambiguous"  # on decrypt, input or session: a canary decides
+    SESSION = "session"  # a new session would work
+    LOGIN = "login"  # the process was logged out, or its handles are stale
+    DEVICE = "device"  # the module, or the device behind it
+    CAPACITY = "capacity"  # the token opens no more sessions
+    PIN = "pin"  # the token judged the PIN and rejected it
+    OPERATOR = "operator"  # an operator must change something
 
 
 class Cause(StrEnum):
-    """Causes that are no single CK_RV."""
+    """Cause of a failure that is no single CK_RV."""
 
-    MODULE = "module"  # cannot be loaded, or is no PKCS#11 module
+    MODULE = "module"  # the module cannot be loaded, or is no PKCS#11 module
     NO_TOKEN = "no-token"  # noqa: S105 - a PKCS#11 token
     SEVERAL_TOKENS = "several-tokens"
     NO_KEY = "no-key"
     SEVERAL_KEYS = "several-keys"
-    PIN_FILE = "pin-file"  # cannot be read
-    PIN_CHANGED = "pin-changed"  # is not the file it was
-    PIN_LOW = "pin-low"  # the token reports few tries left
-    NOT_AUTHENTIC = "not-authentic"  # a bad ciphertext, settled
-    NOT_PROVEN = "not-proven"  # a canary came back wrong
-    INTERNAL = "internal"  # a bug of ours
+    PIN_FILE = "pin-file"  # the PIN file cannot be read
+    PIN_CHANGED = "pin-changed"  # the PIN file is no longer the one that was checked
+    PIN_LOW = "pin-low"  # the token reports that few tries are left
+    NOT_AUTHENTIC = "not-authentic"  # a bad ciphertext: the canary still decrypts
+    NOT_PROVEN = "not-proven"  # the token returned a wrong result
+    INTERNAL = "internal"  # a bug in hsm-kms
 
 
 _TABLE: dict[int, tuple[str, Fault]] = {
@@ -148,19 +148,32 @@ _TABLE: dict[int, tuple[str, Fault]] = {
 
 BY_NAME: dict[str, int] = {name: rv for rv, (name, _) in _TABLE.items()}
 
+UNSUPPORTED = frozenset(
+    BY_NAME[each]
+    for each in (
+        "CKR_MECHANISM_INVALID",
+        "CKR_MECHANISM_PARAM_INVALID",
+        "CKR_ARGUMENTS_BAD",
+        "CKR_FUNCTION_NOT_SUPPORTED",
+        "CKR_KEY_FUNCTION_NOT_PERMITTED",
+        "CKR_KEY_TYPE_INCONSISTENT",
+    )
+)
+"""Values by which tokens say that they do not offer a mechanism, or not this way."""
+
 
 def name(rv: int) -> str:
-    """The PKCS#11 name of a return value, or its number in hex."""
+    """Return the PKCS#11 name of a return value, or a name made of its number."""
     if rv in _TABLE:
         return _TABLE[rv][0]
     return f"CKR_VENDOR_{rv:#x}" if rv >= CKR_VENDOR_DEFINED else f"CKR_{rv:#x}"
 
 
 def fault(rv: int) -> Fault:
-    """The class of a return value; unknown and vendor values are the device's."""
+    """Return the class of a return value: DEVICE if it is unknown or a vendor's."""
     return _TABLE[rv][1] if rv in _TABLE else Fault.DEVICE
 
 
 def known() -> tuple[int, ...]:
-    """Every return value in the table."""
+    """Return every return value in the table."""
     return tuple(_TABLE)

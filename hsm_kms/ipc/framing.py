@@ -1,7 +1,7 @@
-"""How messages travel over one SOCK_SEQPACKET pair.
+"""Pack messages into datagrams for one SOCK_SEQPACKET pair, and unpack them.
 
-A datagram is an 8-byte big-endian number and a msgpack body; the answer repeats
-the number.
+A datagram is an 8-byte big-endian number and a msgpack body; a reply repeats the
+number of its request.
 """
 
 from __future__ import annotations
@@ -21,17 +21,25 @@ _replies: msgspec.msgpack.Decoder[Reply] = msgspec.msgpack.Decoder(Reply)
 
 
 def pack(number: int, message: Request | Reply) -> bytes:
-    """One datagram."""
+    """Return a message with its number as one datagram."""
     return number.to_bytes(_NUMBER_BYTES, "big") + _encoder.encode(message)
 
 
 def unpack_request(datagram: memoryview) -> tuple[int, Request]:
-    """The number and the request; raises msgspec.MsgspecError on anything else."""
+    """Return number and request.
+
+    Raises:
+        MsgspecError: The datagram holds no request.
+    """
     number = int.from_bytes(datagram[:_NUMBER_BYTES], "big")
     return number, _requests.decode(datagram[_NUMBER_BYTES:])
 
 
 def unpack_reply(datagram: memoryview) -> tuple[int, Reply]:
-    """The number and the reply; raises msgspec.MsgspecError on anything else."""
+    """Return number and reply.
+
+    Raises:
+        MsgspecError: The datagram holds no reply.
+    """
     number = int.from_bytes(datagram[:_NUMBER_BYTES], "big")
     return number, _replies.decode(datagram[_NUMBER_BYTES:])

@@ -1,6 +1,7 @@
-"""What the server and a worker say to each other; `datagrams` has the bytes.
+"""Define the requests and replies between server and worker.
 
-Byte strings that may be key material carry no repr.
+`framing` packs them into datagrams. Messages whose fields may be key material print
+nothing but their name.
 """
 
 from __future__ import annotations
@@ -36,13 +37,13 @@ class Configure(_Message, frozen=True, kw_only=True):
     Args:
         module: Absolute path of the PKCS#11 module.
         init_args: Text for CK_C_INITIALIZE_ARGS.pReserved, or None.
-        token_label: CKA-style label of the token, or None.
-        token_serial: Its serial number, or None.
-        slot: Its slot id, or None.
-        manufacturer: Its manufacturer, or None.
-        model: Its model, or None. All that is given must match; with none of these
-            five no token is chosen.
-        library: What the module must say of itself, by RFC 7512's attribute names.
+        token_label: Label of the token, or None.
+        token_serial: Serial number of the token, or None.
+        slot: Slot id of the token, or None.
+        manufacturer: Manufacturer of the token, or None.
+        model: Model of the token, or None. All given values must match; if all five
+            are None, no token is chosen.
+        library: Values that C_GetInfo must report, by RFC 7512's attribute names.
         read_write: Open read-write sessions.
         needs_login: A session that is not logged in cannot see the keys.
     """
@@ -69,9 +70,9 @@ class Login(_Message, frozen=True, kw_only=True):
     Args:
         pin_file: Path of the file that holds the PIN.
         identity: (st_dev, st_ino, st_size, st_mtime_ns, st_ctime_ns) the file must
-            have before and after reading; None: any.
+            have before and after reading; None for any file.
         user_type: CK_USER_TYPE.
-        refuse_low: Do not try while the token reports few tries left.
+        refuse_low: Do not try while the token reports that few tries are left.
     """
 
     pin_file: str
@@ -81,19 +82,19 @@ class Login(_Message, frozen=True, kw_only=True):
 
 
 class OpenSession(_Message, frozen=True, kw_only=True):
-    """C_OpenSession on this pair's own thread."""
+    """C_OpenSession for this pair's session."""
 
 
 class FindKeys(_Message, frozen=True, kw_only=True):
     """List the AES keys on the token, page by page.
 
     Args:
-        label: Their CKA_LABEL; None: any.
-        ids: Their CKA_IDs; empty: any.
-        prefix: `label` is only how theirs begins.
-        partners: List HMAC keys instead, by labels and CKA_IDs of their own.
-        skip: 0 looks anew; else `KeyPage.next` of the page before.
-        limit: How many objects to look at.
+        label: CKA_LABEL of the keys; None for any.
+        ids: CKA_IDs of the keys; empty for any.
+        prefix: `label` is a prefix of the CKA_LABEL.
+        partners: List HMAC keys instead, under their own labels and CKA_IDs.
+        skip: 0 for a new search; else `KeyPage.next` of the previous page.
+        limit: Largest number of objects to describe.
     """
 
     label: str | None
@@ -109,8 +110,8 @@ class GenerateKey(_Message, frozen=True, kw_only=True):
 
     Args:
         ref: CKA_LABEL and CKA_ID of the AES key.
-        partner: Make the HMAC key that belongs to `ref`, not the AES key.
-        private: Only a session that is logged in can see it.
+        partner: Generate the HMAC key that belongs to `ref`, not the AES key.
+        private: Set CKA_PRIVATE: only a session that is logged in can see the key.
     """
 
     ref: KeyRef
@@ -122,8 +123,8 @@ class Relabel(_Message, frozen=True, kw_only=True):
     """C_SetAttributeValue of CKA_LABEL.
 
     Args:
-        ref: CKA_LABEL and CKA_ID of the AES key, as they are.
-        label: CKA_LABEL of the AES key, as it shall be.
+        ref: Present CKA_LABEL and CKA_ID of the AES key.
+        label: New CKA_LABEL of the AES key.
         partner: Change the HMAC key that belongs to `ref`, not the AES key.
     """
 
@@ -150,8 +151,8 @@ class Fingerprint(_Message, frozen=True, kw_only=True):
     Args:
         ref: The key.
         block: 16 bytes.
-        paired: Also make the HMAC of the block under its partner.
-        beside: The partner is the one that belongs to this key; None: to `ref`.
+        paired: Also compute the HMAC of the block under the key's partner.
+        beside: The key whose partner is used; None for `ref`.
     """
 
     ref: KeyRef
@@ -161,7 +162,7 @@ class Fingerprint(_Message, frozen=True, kw_only=True):
 
 
 class Probe(_Message, frozen=True, kw_only=True):
-    """Find out by doing it which of these mechanisms works with the key."""
+    """Find the first of these mechanisms that works with the key, by using it."""
 
     ref: KeyRef
     paired: bool
@@ -169,7 +170,7 @@ class Probe(_Message, frozen=True, kw_only=True):
 
 
 class RunCanary(_Message, frozen=True, kw_only=True):
-    """Wrap and unwrap a canary; the result stays in the worker as known good."""
+    """Wrap and unwrap a canary, and keep it in the worker as a known good record."""
 
     ref: KeyRef
     mechanism: Mechanism
@@ -177,7 +178,7 @@ class RunCanary(_Message, frozen=True, kw_only=True):
 
 
 class Encrypt(_Secret, frozen=True, kw_only=True):
-    """Wrap under the key."""
+    """Encrypt `plaintext` under the key."""
 
     ref: KeyRef
     mechanism: Mechanism
@@ -186,7 +187,7 @@ class Encrypt(_Secret, frozen=True, kw_only=True):
 
 
 class Decrypt(_Message, frozen=True, kw_only=True):
-    """The inverse of `Encrypt`; `ciphertext` ends with the tag."""
+    """Decrypt what `Encrypt` returned; `ciphertext` ends with the tag."""
 
     ref: KeyRef
     cipher: Cipher
@@ -209,7 +210,7 @@ class Leave(_Message, frozen=True, kw_only=True):
 
 
 class Started(_Message, frozen=True, kw_only=True):
-    """The module is loaded; `token` is None when no selector was given."""
+    """The module is loaded; `token` is None if no selector was given."""
 
     os_locking: bool
     library: str
@@ -223,7 +224,7 @@ class Tokens(_Message, frozen=True, kw_only=True):
 
 
 class Done(_Message, frozen=True, kw_only=True):
-    """It worked and there is nothing to say."""
+    """The request succeeded and has no result."""
 
 
 class KeyPage(_Message, frozen=True, kw_only=True):
@@ -231,7 +232,7 @@ class KeyPage(_Message, frozen=True, kw_only=True):
 
     Args:
         keys: The keys.
-        next: Where the next page begins; None: there is none.
+        next: Where the next page begins; None if this is the last.
     """
 
     keys: tuple[KeySeen, ...]
@@ -271,13 +272,13 @@ class Random(_Secret, frozen=True, kw_only=True):
 
 
 class Failure(_Message, frozen=True, kw_only=True):
-    """It did not work.
+    """The request failed.
 
     Args:
-        cause: A `ckr.Fault`, or one of `worker.failures.Cause`.
+        cause: A `ckr.Fault` or a `ckr.Cause`.
         detail: A sentence without secrets: paths, names, the loader's message.
-        function: The PKCS#11 function, or "".
-        rv: Its CK_RV, or None.
+        function: The PKCS#11 function that failed; "" if none was called.
+        rv: Its CK_RV; None if it returned none.
     """
 
     cause: str

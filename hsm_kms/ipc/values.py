@@ -1,4 +1,4 @@
-"""Keys, tokens and mechanisms, as server and worker name them to each other."""
+"""Define the keys, tokens and mechanisms that messages carry."""
 
 from __future__ import annotations
 
@@ -8,19 +8,22 @@ import msgspec
 
 
 class KeyRef(msgspec.Struct, frozen=True):
-    """How a key is found again on any session: its CKA_LABEL and CKA_ID."""
+    """CKA_LABEL and CKA_ID of a key, by which any session finds the key again."""
 
     label: str
     cka_id: bytes
 
     @property
     def partner(self) -> KeyRef:
-        """The HMAC key of a CBC + HMAC pair."""
+        """Return the names of the HMAC key beside this AES key."""
         return KeyRef(f"{self.label}-hmac", self.cka_id + b"h")
 
 
 class TokenSeen(msgspec.Struct, frozen=True, kw_only=True):
-    """One slot with a token in it, as C_GetTokenInfo describes it."""
+    """A slot with a token in it, as C_GetTokenInfo describes it.
+
+    `max_sessions` is None if the token reports no session limit.
+    """
 
     slot: int
     label: str
@@ -33,9 +36,10 @@ class TokenSeen(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class KeySeen(msgspec.Struct, frozen=True, kw_only=True):
-    """One key and the attributes the policy looks at; None: not readable.
+    """A key and the attributes that the key policy checks.
 
-    `partner` is the HMAC key beside an AES key, where there is one.
+    An attribute, or `value_len` in bytes, is None if the token does not reveal it;
+    `partner` is the HMAC key beside an AES key, None if there is none.
     """
 
     ref: KeyRef
@@ -45,14 +49,14 @@ class KeySeen(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Cipher(StrEnum):
-    """What protects a record; the record's algorithm says which."""
+    """Cipher that protects a record, as the record's algorithm field names it."""
 
     GCM = "aes-gcm"
     CBC_HMAC = "aes-cbc-hmac-sha256"
 
 
 class Mechanism(StrEnum):
-    """How the token wraps: the cipher, and who makes the IV."""
+    """Way in which the token wraps: the cipher, and who generates the IV."""
 
     GCM_CALLER = "aes-gcm-caller-iv"
     GCM_TOKEN = "aes-gcm-token-iv"  # noqa: S105 - a PKCS#11 token
@@ -61,5 +65,5 @@ class Mechanism(StrEnum):
 
     @property
     def cipher(self) -> Cipher:
-        """What protects the records it makes."""
+        """Return the cipher of the records that this mechanism makes."""
         return Cipher.CBC_HMAC if self is Mechanism.CBC_HMAC else Cipher.GCM
