@@ -1,1 +1,1 @@
-"""The process that holds the PKCS#11 module: no gRPC, no event loop, no policy."""
+"""Hold the PKCS#11 module in a process without gRPC, event loop or key policy."""

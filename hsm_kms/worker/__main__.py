@@ -1,8 +1,8 @@
-"""Start of a worker: `python -m hsm_kms.worker PARENT_PID CONTROL_FD [FD...]`.
+"""Run a worker: `python -m hsm_kms.worker PARENT_PID CONTROL_FD [FD...]`.
 
 Each descriptor is one end of a SOCK_SEQPACKET pair and becomes one session with its
 own thread. The first carries the configuration and is the control session; when it
-closes, the worker leaves. Nothing secret is in argv or the environment.
+closes, the worker exits. Nothing secret is in argv or the environment.
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ CLOSE_SECONDS = 0.5
 
 
 def main() -> NoReturn:
-    """Serve the control session on this thread and each other on its own."""
+    """Serve the control session on this thread, and every other session on its own."""
     hardening.harden_process()
     pdeathsig.die_with_parent(int(sys.argv[1]))
-    # systemd and a terminal signal the whole group; workers leave when the server
-    # closes their control pair, after it has drained.
+    # systemd and terminals signal the whole process group, but a worker must live on
+    # until the server has drained and closes the control pair.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     control, *others = (socket.socket(fileno=int(fd)) for fd in sys.argv[2:])
     module = _start(control)
-    # A module that grants no locking gets one call at a time.
+    # A module without locking of its own must run one call at a time.
     one_at_a_time = nullcontext() if module.os_locking else threading.Lock()
     known_good: KnownGood = {}
     for pair in others:
@@ -70,13 +70,14 @@ def _start(control: socket.socket) -> Module:
         )
     except WorkerError as error:
         failure = error.as_message()
-    except Exception as error:  # noqa: BLE001 - said to the server, then gone
+    except Exception as error:  # noqa: BLE001 - reported to the server before exit
         failure = Failure(cause=Cause.INTERNAL, detail=type(error).__name__)
     else:
         _send(control, number, started)
         return module
     _send(control, number, failure)
-    # Gone too early, the other pairs' ends could be seen before the reason is read.
+    # Exit only once the server has read the reason: it could see the other pairs close
+    # first, and report the worker as lost.
     _receive(control, incoming)
     os._exit(1)
 
@@ -86,7 +87,7 @@ def _serve(
     session: TokenSession,
     one_at_a_time: AbstractContextManager[object],
 ) -> None:
-    """Answer until the other end closes or says `Leave`."""
+    """Answer requests until the other end closes or sends `Leave`."""
     incoming = _buffer()
     while True:
         number, request = _receive(pair, incoming)
@@ -101,7 +102,7 @@ def _serve(
 
 
 def _buffer() -> memoryview:
-    # Made once: a fresh one for each message costs more than the message.
+    # One for each session: a new buffer for each message costs more than the message.
     return memoryview(bytearray(framing.MAX_MESSAGE_BYTES))
 
 
@@ -128,11 +129,11 @@ def _send(pair: socket.socket, number: int, reply: Reply) -> None:
     try:
         pair.sendall(datagram)
     except OSError:
-        return  # nobody waits any more; the next receive says so
+        return  # the server is gone: the next receive ends the session
 
 
 def _leave(module: Module) -> NoReturn:
-    """C_CloseAllSessions, for half a second at most; never C_Finalize."""
+    """Exit after C_CloseAllSessions, or after `CLOSE_SECONDS`; never C_Finalize."""
     closing = threading.Thread(target=_close, args=(module,), daemon=True)
     closing.start()
     closing.join(CLOSE_SECONDS)

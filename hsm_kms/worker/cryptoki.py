@@ -1,6 +1,6 @@
-"""The PKCS#11 calls that python-pkcs11 lacks or makes one round trip too long.
+"""Make the PKCS#11 calls that python-pkcs11 lacks, or makes in one call too many.
 
-ctypes over the module's own function list; ctypes releases the GIL in each call.
+They go by ctypes over the module's function list; ctypes releases the GIL in each.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _NO_LIMIT: Final = 2**63  # CK_UNAVAILABLE_INFORMATION, and opencryptoki's 2^64 
 
 
 class Parameter:
-    """A CK_MECHANISM and everything it points to, kept alive together."""
+    """A CK_MECHANISM, with everything that it points to kept alive."""
 
     def __init__(self, mechanism: int, parameter: Any, *keep: object) -> None:
         self._keep = (parameter, *keep)
@@ -50,12 +50,12 @@ class Parameter:
 
 
 def gcm(iv: bytearray, aad: bytes, tag_bytes: int) -> Parameter:
-    """CKM_AES_GCM.
+    """Return CKM_AES_GCM with its parameters.
 
     Args:
-        iv: The IV; the token may write into it. Empty: NULL.
+        iv: The IV, into which the token may write; empty for NULL.
         aad: Additional authenticated data, not empty.
-        tag_bytes: Length of the tag in bytes.
+        tag_bytes: Length of the tag, in bytes.
     """
     iv_buffer = (c_ubyte * len(iv)).from_buffer(iv) if iv else None
     aad_buffer = (c_ubyte * len(aad)).from_buffer_copy(aad)
@@ -71,17 +71,17 @@ def gcm(iv: bytearray, aad: bytes, tag_bytes: int) -> Parameter:
 
 
 def ecb() -> Parameter:
-    """CKM_AES_ECB."""
+    """Return CKM_AES_ECB."""
     return Parameter(CKM_AES_ECB, None)
 
 
 def cbc_pad(iv: bytes) -> Parameter:
-    """CKM_AES_CBC_PAD with this 16-byte IV."""
+    """Return CKM_AES_CBC_PAD with this 16-byte IV."""
     return Parameter(CKM_AES_CBC_PAD, (c_ubyte * len(iv)).from_buffer_copy(iv))
 
 
 def cbc_zero_iv() -> Parameter:
-    """CKM_AES_CBC with an all-zero IV: of one block the same as ECB."""
+    """Return CKM_AES_CBC with a zero IV, which encrypts one block as ECB does."""
     return Parameter(CKM_AES_CBC, (c_ubyte * 16)())
 
 
@@ -89,7 +89,7 @@ FunctionListPointer = POINTER(FunctionList)
 
 
 def load(path: str) -> Any:
-    """Load a module and get its function list.
+    """Load a module and return its function list.
 
     Args:
         path: Absolute path of the shared object.
@@ -98,7 +98,7 @@ def load(path: str) -> Any:
         A `FunctionListPointer`; the module is never unloaded.
 
     Raises:
-        WorkerError: It cannot be loaded, or has no C_GetFunctionList.
+        WorkerError: The file cannot be loaded, or has no C_GetFunctionList.
     """
     try:
         get_list = ctypes.CDLL(path).C_GetFunctionList
@@ -132,10 +132,10 @@ class Cryptoki:
 
         Args:
             name: One of `FUNCTIONS`.
-            args: ctypes values, as its prototype wants them.
+            args: ctypes values, as the prototype of the function expects.
 
         Raises:
-            WorkerError: It returned something else than CKR_OK.
+            WorkerError: The function did not return CKR_OK, or the module lacks it.
         """
         function = getattr(self, f"_{name}")
         if function is None:
@@ -145,13 +145,13 @@ class Cryptoki:
             raise from_rv(name, rv)
 
     def initialize(self, init_args: str | None) -> bool:
-        """C_Initialize with CKF_OS_LOCKING_OK; True when the module grants it.
+        """Call C_Initialize; return True if the module grants CKF_OS_LOCKING_OK.
 
         Args:
             init_args: Text for pReserved, or None.
 
         Raises:
-            WorkerError: The module refuses both forms.
+            WorkerError: The module refuses, also without CKF_OS_LOCKING_OK.
         """
         reserved = (
             ctypes.create_string_buffer(init_args.encode()) if init_args else None
@@ -171,7 +171,7 @@ class Cryptoki:
         self.call("C_Initialize", byref(args))
 
     def library(self) -> dict[str, str]:
-        """What the module says of itself (C_GetInfo), by RFC 7512's names."""
+        """Return the values of C_GetInfo by RFC 7512's attribute names."""
         info = Info()
         self.call("C_GetInfo", byref(info))
         version = info.libraryVersion
@@ -182,19 +182,22 @@ class Cryptoki:
         }
 
     def token_info(self, slot: int) -> tuple[int, int | None]:
-        """CKF_ flags and ulMaxSessionCount (None: no limit told) by C_GetTokenInfo."""
+        """Return CKF_ flags and ulMaxSessionCount; None if the token has no limit."""
         info = TokenInfo()
         self.call("C_GetTokenInfo", c_ulong(slot), byref(info))
         most = info.ulMaxSessionCount
         return info.flags, most if 0 < most < _NO_LIMIT else None
 
     def login(self, session: int, user_type: int, pin: bytearray) -> None:
-        """C_Login; being logged in already is as good.
+        """Call C_Login; a process that is logged in already counts as success.
 
         Args:
-            session: Any session on the token.
+            session: CK_SESSION_HANDLE of any session on the token.
             user_type: CK_USER_TYPE.
             pin: UTF-8 bytes; the caller wipes them.
+
+        Raises:
+            WorkerError: C_Login failed.
         """
         buffer = (c_ubyte * len(pin)).from_buffer(pin)
         try:
@@ -210,17 +213,17 @@ class Cryptoki:
                 raise
 
     def logged_in(self, session: int) -> bool:
-        """Whether C_GetSessionInfo says that a user is logged in."""
+        """Return True if C_GetSessionInfo says that a user is logged in."""
         info = SessionInfo()
         self.call("C_GetSessionInfo", c_ulong(session), byref(info))
         return info.state in _LOGGED_IN_STATES
 
     def close_all_sessions(self, slot: int) -> None:
-        """C_CloseAllSessions."""
+        """Close all sessions of this process on the token in a slot."""
         self.call("C_CloseAllSessions", c_ulong(slot))
 
     def random(self, session: int, count: int) -> bytes:
-        """C_GenerateRandom of `count` bytes."""
+        """Return `count` bytes of C_GenerateRandom."""
         out = (c_ubyte * count)()
         self.call("C_GenerateRandom", c_ulong(session), out, c_ulong(count))
         result = bytes(out)
@@ -230,23 +233,27 @@ class Cryptoki:
     def encrypt(
         self, session: int, key: int, parameter: Parameter, data: bytes, most: int
     ) -> bytes:
-        """C_EncryptInit and one C_Encrypt into a buffer of `most` bytes."""
+        """Encrypt, by C_EncryptInit and one C_Encrypt into `most` bytes."""
         return self._two_calls("Encrypt", session, key, parameter, data, most)
 
     def decrypt(
         self, session: int, key: int, parameter: Parameter, data: bytes, most: int
     ) -> bytes:
-        """C_DecryptInit and one C_Decrypt into a buffer of `most` bytes."""
+        """Decrypt, by C_DecryptInit and one C_Decrypt into `most` bytes."""
         return self._two_calls("Decrypt", session, key, parameter, data, most)
 
     def sign_hmac(self, session: int, key: int, data: bytes) -> bytes:
-        """C_SignInit and C_Sign with CKM_SHA256_HMAC."""
+        """Return the HMAC of `data`, by C_SignInit and C_Sign with CKM_SHA256_HMAC."""
         return self._two_calls(
             "Sign", session, key, Parameter(CKM_SHA256_HMAC, None), data, 64
         )
 
     def verify_hmac(self, session: int, key: int, data: bytes, tag: bytes) -> None:
-        """C_VerifyInit and C_Verify with CKM_SHA256_HMAC."""
+        """Verify an HMAC, by C_VerifyInit and C_Verify with CKM_SHA256_HMAC.
+
+        Raises:
+            WorkerError: The tag is wrong, or the call failed.
+        """
         mechanism = Parameter(CKM_SHA256_HMAC, None)
         self.call(
             "C_VerifyInit", c_ulong(session), byref(mechanism.struct), c_ulong(key)

@@ -1,4 +1,4 @@
-"""What goes wrong in a worker, as data: PKCS#11 function, CK_RV, cause."""
+"""Turn what fails in a worker into data: PKCS#11 function, CK_RV, cause."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from hsm_kms.ipc.messages import Failure
 
 
 class WorkerError(Exception):
-    """Anything a worker reports instead of a result.
+    """A failure that the worker reports in place of a result.
 
     Args:
-        cause: A `ckr.Fault` or a `Cause`.
+        cause: A `ckr.Fault` or a `ckr.Cause`.
         detail: A sentence without secrets.
-        function: The PKCS#11 function, or "".
-        rv: Its CK_RV, or None.
+        function: The PKCS#11 function that failed; "" if none was called.
+        rv: Its CK_RV; None if it returned none.
     """
 
     def __init__(
@@ -30,7 +30,7 @@ class WorkerError(Exception):
         self.rv = rv
 
     def as_message(self) -> Failure:
-        """The same, to be sent."""
+        """Return the failure as a reply to the server."""
         return Failure(
             cause=str(self.cause),
             detail=self.detail,
@@ -40,16 +40,16 @@ class WorkerError(Exception):
 
 
 def from_rv(function: str, rv: int) -> WorkerError:
-    """The error for a CK_RV other than CKR_OK."""
+    """Return the error for a CK_RV other than CKR_OK."""
     detail = f"{function} returned {ckr.name(rv)}"
     return WorkerError(ckr.fault(rv), detail, function=function, rv=rv)
 
 
 def from_pkcs11(function: str, error: pkcs11.exceptions.PKCS11Error) -> WorkerError:
-    """The error for an exception of python-pkcs11, which drops the number.
+    """Return the error for an exception of python-pkcs11, which drops the CK_RV.
 
     Args:
-        function: The PKCS#11 function most likely behind it.
+        function: The PKCS#11 function that most likely failed.
         error: A subclass named after the CKR, or the base class with the number
             in its text.
     """

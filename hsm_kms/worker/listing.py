@@ -1,4 +1,4 @@
-"""The keys on a token, described page by page."""
+"""List the keys on a token, page by page."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from hsm_kms.ipc.messages import FindKeys
     from hsm_kms.worker.cryptoki import Cryptoki
 
-_PAGE_BYTES: Final = 64 * 1024  # the last key may go beyond
+_PAGE_BYTES: Final = 64 * 1024  # the last key of a page may exceed it
 
 _FLAGS: Final = {
     "CKA_SENSITIVE": Attribute.SENSITIVE,
@@ -36,15 +36,15 @@ _READ: Final = (Attribute.LABEL, Attribute.ID, Attribute.VALUE_LEN, *_FLAGS.valu
 
 
 class Listing:
-    """The objects that one look found, described page by page.
+    """The objects that one search found, described page by page.
 
-    An object that vanishes meanwhile is left out, and so is a key that could never
-    be found again: its label is not UTF-8, or no message could hold its names.
+    A page leaves out an object that was deleted meanwhile, and a key that could not be
+    found again: its label is not UTF-8, or a name is too long for `search.read`.
 
     Args:
         c: The module.
-        session: CK_SESSION_HANDLE, logged in where that is needed to see the keys.
-        wanted: Which keys.
+        session: CK_SESSION_HANDLE, logged in if the token needs that to show the keys.
+        wanted: The keys to search for.
 
     Raises:
         WorkerError: The token could not be searched.
@@ -72,11 +72,12 @@ class Listing:
         """Describe the next objects.
 
         Args:
-            skip: How many were looked at before.
-            limit: How many to look at; fewer where the message would get too long.
+            skip: Number of objects on the pages before.
+            limit: Largest number of objects on this page; the page ends earlier if
+                the message would become too long.
 
         Raises:
-            WorkerError: The token could not be asked.
+            WorkerError: The attributes could not be read.
         """
         keys: list[KeySeen] = []
         room = _PAGE_BYTES
@@ -98,7 +99,7 @@ class Listing:
         return self._with_partner(seen) if self._has_partners else seen
 
     def _with_partner(self, seen: KeySeen) -> KeySeen:
-        """Add the HMAC key that belongs to an AES key, where there is exactly one."""
+        """Return `seen` with its HMAC key, if the token holds exactly one."""
         template = named(seen.ref.partner)
         keys = find(self._c, self._session, template, KeyType.GENERIC_SECRET)
         partner = describe(self._c, self._session, keys[0]) if len(keys) == 1 else None
@@ -108,14 +109,14 @@ class Listing:
 
 
 def named(ref: KeyRef) -> dict[int, bytes]:
-    """What a search for one key by its names asks for."""
+    """Return the template that finds one key by its CKA_LABEL and CKA_ID."""
     return {Attribute.LABEL: ref.label.encode(), Attribute.ID: ref.cka_id}
 
 
 def find(
     c: Cryptoki, session: int, template: dict[int, bytes], kind: KeyType
 ) -> list[int]:
-    """CK_OBJECT_HANDLE of every secret key of this type on the token that matches.
+    """Return the CK_OBJECT_HANDLE of every matching secret key of one type.
 
     Raises:
         WorkerError: The token could not be searched.
@@ -130,16 +131,19 @@ def find(
 
 
 def describe(c: Cryptoki, session: int, handle: int) -> KeySeen | None:
-    """A key and the attributes the policy looks at; None where it cannot be named.
+    """Return a key with the attributes that the key policy checks.
+
+    Returns None if the key no longer exists, or if its CKA_LABEL and CKA_ID do not
+    name it: one cannot be read, or the label is not UTF-8.
 
     Raises:
-        WorkerError: The token could not be asked.
+        WorkerError: The attributes could not be read.
     """
     try:
         values = search.read(c, session, handle, _READ)
     except WorkerError as error:
         if error.rv == ckr.CKR_OBJECT_HANDLE_INVALID:
-            return None  # it vanished
+            return None  # deleted since the search
         raise
     label, cka_id = values[Attribute.LABEL], values[Attribute.ID]
     if label is None or cka_id is None:

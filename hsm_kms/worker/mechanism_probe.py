@@ -1,13 +1,13 @@
-"""Which mechanism a token really does with this key, found out by doing it.
+"""Find the mechanism that a token can wrap with under a key, by using it.
 
 Mechanism lists and flags are hints at best. Plaintext and AAD of the probe are
-constant and its output stays here, so that even a token which uses one IV twice
-gives nothing away.
+constant and its output never leaves this module, so even a token that uses one IV
+twice reveals nothing.
 
-1. A manner of making IVs counts only when two wraps differ, the result decrypts, and
-   one flipped bit is refused.
-2. Only "not supported" moves on to the next manner. A device error ends the probe: it
-   says nothing about the token.
+1. A mechanism counts only if two wraps differ, the result decrypts, and a flipped bit
+   is rejected.
+2. Only an answer in `ckr.UNSUPPORTED` or a wrong result moves on to the next
+   mechanism. Any other error ends the probe: it says nothing about the mechanism.
 """
 
 from __future__ import annotations
@@ -26,38 +26,27 @@ if TYPE_CHECKING:
 
 _AAD: Final = b"hsm-kms/probe/1"
 _PLAINTEXT: Final = b"hsm-kms mechanism probe, not key"
-_UNSUPPORTED: Final = frozenset(
-    ckr.BY_NAME[name]
-    for name in (
-        "CKR_MECHANISM_INVALID",
-        "CKR_MECHANISM_PARAM_INVALID",
-        "CKR_ARGUMENTS_BAD",
-        "CKR_FUNCTION_NOT_SUPPORTED",
-        "CKR_KEY_FUNCTION_NOT_PERMITTED",
-        "CKR_KEY_TYPE_INCONSISTENT",
-    )
-)
 
 
 def probe(on: Keyed, wanted: tuple[Mechanism, ...]) -> Mechanism:
-    """The first of the wanted mechanisms that works.
+    """Return the first of the wanted mechanisms that works.
 
     Args:
         on: Session and keys.
-        wanted: In order of preference.
+        wanted: Mechanisms in order of preference.
 
     Raises:
-        WorkerError: None works; or the token failed, or is not to be trusted.
+        WorkerError: No mechanism works, or the token failed otherwise.
     """
     refused: list[str] = []
     for mechanism in wanted:
         if mechanism is Mechanism.CBC_HMAC and on.mac is None:
-            refused.append(f"{mechanism}: there is no HMAC key beside it")
+            refused.append(f"{mechanism}: the AES key has no HMAC key beside it")
             continue
         try:
             _try(on, mechanism)
         except WorkerError as error:
-            if error.rv not in _UNSUPPORTED and error.cause != Cause.NOT_PROVEN:
+            if error.rv not in ckr.UNSUPPORTED and error.cause != Cause.NOT_PROVEN:
                 raise
             refused.append(f"{mechanism}: {error.detail}")
             continue
@@ -73,12 +62,16 @@ def _try(on: Keyed, mechanism: Mechanism) -> None:
     first = mechanisms.encrypt(on, mechanism, _AAD, _PLAINTEXT)
     second = mechanisms.encrypt(on, mechanism, _AAD, _PLAINTEXT)
     if first[0] == second[0] or first[1] == second[1]:
-        raise WorkerError(Cause.NOT_PROVEN, "the same IV was used twice")
+        raise WorkerError(Cause.NOT_PROVEN, "the token used the same IV twice")
     _require_integrity(on, mechanism.cipher, *first)
 
 
 def _require_own_iv(on: Keyed) -> None:
-    """The token uses the very IV it was given, and no other."""
+    """Refuse a token that encrypts with another IV than the one it was given.
+
+    Raises:
+        WorkerError: The token failed, or the IV had no effect on the output.
+    """
     iv = os.urandom(mechanisms.GCM_IV_BYTES)
     once = mechanisms.gcm(on, _AAD, _PLAINTEXT, bytearray(iv))
     again = mechanisms.gcm(on, _AAD, _PLAINTEXT, bytearray(iv))
@@ -88,12 +81,17 @@ def _require_own_iv(on: Keyed) -> None:
 
 def _require_integrity(on: Keyed, cipher: Cipher, iv: bytes, data: bytes) -> None:
     if mechanisms.decrypt(on, cipher, _AAD, iv, data) != _PLAINTEXT:
-        raise WorkerError(Cause.NOT_PROVEN, "it does not decrypt what it encrypted")
+        raise WorkerError(
+            Cause.NOT_PROVEN, "the token does not decrypt what it encrypted"
+        )
     flipped = bytes([data[0] ^ 1]) + data[1:]
     try:
         mechanisms.decrypt(on, cipher, _AAD, iv, flipped)
     except WorkerError:
-        # Refused, whatever this token calls it; a dead session shows right here.
+        # Rejected, by whatever error. A second decryption tells that the session
+        # works, so it was the flipped bit that the token rejected.
         if mechanisms.decrypt(on, cipher, _AAD, iv, data) == _PLAINTEXT:
             return
-    raise WorkerError(Cause.NOT_PROVEN, "a flipped bit was not refused")
+    raise WorkerError(
+        Cause.NOT_PROVEN, "the token accepted a ciphertext with a flipped bit"
+    )

@@ -1,7 +1,7 @@
-"""How a key wraps and unwraps: AES-GCM in three IV manners, or AES-CBC with HMAC.
+"""Wrap and unwrap under a key: AES-GCM with three sources of the IV, or CBC with HMAC.
 
-Whoever made the IV, it ends up beside the ciphertext, so that every record is read
-alike. Nothing is ever wrapped without integrity.
+The IV always ends up beside the ciphertext, whoever generated it, so one way of
+reading fits all records. Nothing is ever wrapped without integrity.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from hsm_kms.ipc.ckr import Cause
+from hsm_kms.ipc.ckr import Cause, Fault
 from hsm_kms.ipc.values import Cipher, Mechanism
 from hsm_kms.worker import cryptoki
 from hsm_kms.worker.errors import WorkerError
@@ -22,7 +22,7 @@ GCM_IV_BYTES: Final = 12
 GCM_TAG_BYTES: Final = 16
 BLOCK_BYTES: Final = 16
 MAC_BYTES: Final = 32
-APPENDED_IV_BYTES: Final = (12, 16)  # Luna in FIPS mode makes 16, newer ones 12
+APPENDED_IV_BYTES: Final = (12, 16)  # Luna in FIPS mode: 16, newer firmware 12
 _SLACK_BYTES: Final = 64  # room for a token that appends its IV, or pads
 
 
@@ -46,11 +46,11 @@ class Keyed:
 def encrypt(
     on: Keyed, mechanism: Mechanism, aad: bytes, plaintext: bytes
 ) -> tuple[bytes, bytes]:
-    """Wrap.
+    """Encrypt with integrity.
 
     Args:
         on: Session and key.
-        mechanism: How, and who makes the IV.
+        mechanism: The mechanism, which also says who generates the IV.
         aad: Additional authenticated data, not empty.
         plaintext: 1 byte or more.
 
@@ -58,7 +58,7 @@ def encrypt(
         The IV, and the ciphertext with its tag (GCM 16 bytes, HMAC 32).
 
     Raises:
-        WorkerError: The token refused, or returned what this mechanism cannot.
+        WorkerError: The token failed, or returned what this mechanism cannot return.
     """
     match mechanism:
         case Mechanism.GCM_CALLER:
@@ -72,17 +72,18 @@ def encrypt(
 
 
 def decrypt(on: Keyed, cipher: Cipher, aad: bytes, iv: bytes, data: bytes) -> bytes:
-    """Unwrap what any mechanism of this cipher wrapped.
+    """Decrypt what any mechanism of this cipher encrypted.
 
     Args:
         on: Session and key.
-        cipher: What the record says.
-        aad: The same as at encryption.
+        cipher: The cipher that the record names.
+        aad: The same bytes as at encryption.
         iv: The record's IV.
         data: Ciphertext and tag.
 
     Raises:
-        WorkerError: Not authentic as this token says it, or the token failed.
+        WorkerError: The token found the ciphertext not authentic, in whatever words,
+            or failed.
     """
     if cipher is Cipher.CBC_HMAC:
         return _cbc_hmac_decrypt(on, aad, iv, data)
@@ -94,16 +95,16 @@ def decrypt(on: Keyed, cipher: Cipher, aad: bytes, iv: bytes, data: bytes) -> by
 
 
 def gcm(on: Keyed, aad: bytes, plaintext: bytes, iv: bytearray) -> tuple[bytes, bytes]:
-    """AES-GCM (NIST SP 800-38D) just as the token does it, for the probe.
+    """Encrypt with AES-GCM (NIST SP 800-38D), and check nothing, for the probe.
 
     Args:
         on: Session and key.
-        aad: Not empty.
+        aad: Additional authenticated data, not empty.
         plaintext: 1 byte or more.
-        iv: Passed to the token, which may write into it; empty: a NULL IV.
+        iv: IV for the token, which may write into it; empty for a NULL IV.
 
     Returns:
-        What `iv` holds afterwards, and the raw output.
+        The content of `iv` afterwards, and the raw output.
     """
     parameter = cryptoki.gcm(iv, aad, GCM_TAG_BYTES)
     most = len(plaintext) + GCM_TAG_BYTES + _SLACK_BYTES
@@ -122,7 +123,7 @@ def _gcm_caller(
 
 
 def gcm_token(on: Keyed, aad: bytes, plaintext: bytes) -> tuple[bytes, bytes]:
-    """The token makes the IV and writes it over 12 zero bytes (CloudHSM, nShield)."""
+    """Encrypt; the token writes its IV over 12 zero bytes (CloudHSM, nShield)."""
     iv, out = gcm(on, aad, plaintext, bytearray(GCM_IV_BYTES))
     if not any(iv) or len(out) != len(plaintext) + GCM_TAG_BYTES:
         raise _impossible("C_Encrypt")
@@ -130,7 +131,7 @@ def gcm_token(on: Keyed, aad: bytes, plaintext: bytes) -> tuple[bytes, bytes]:
 
 
 def gcm_appended(on: Keyed, aad: bytes, plaintext: bytes) -> tuple[bytes, bytes]:
-    """The token makes the IV and appends it after the tag (Luna in FIPS mode)."""
+    """Encrypt; the token appends its IV after the tag (Luna in FIPS mode)."""
     _, out = gcm(on, aad, plaintext, bytearray())
     length = len(out) - len(plaintext) - GCM_TAG_BYTES
     if length not in APPENDED_IV_BYTES:
@@ -139,7 +140,7 @@ def gcm_appended(on: Keyed, aad: bytes, plaintext: bytes) -> tuple[bytes, bytes]
 
 
 def _cbc_hmac_encrypt(on: Keyed, aad: bytes, plaintext: bytes) -> tuple[bytes, bytes]:
-    """AES-CBC with PKCS #7 padding, then HMAC-SHA-256 over everything."""
+    """Encrypt with AES-CBC and PKCS #7 padding, then HMAC-SHA-256 over everything."""
     iv = os.urandom(BLOCK_BYTES)
     most = len(plaintext) + BLOCK_BYTES + _SLACK_BYTES
     out = on.c.encrypt(on.session, on.key, cryptoki.cbc_pad(iv), plaintext, most)
@@ -152,7 +153,7 @@ def _cbc_hmac_encrypt(on: Keyed, aad: bytes, plaintext: bytes) -> tuple[bytes, b
 
 
 def _cbc_hmac_decrypt(on: Keyed, aad: bytes, iv: bytes, data: bytes) -> bytes:
-    """C_Verify first; nothing is decrypted that was not authentic."""
+    """Verify the HMAC, then decrypt: only an authentic ciphertext is decrypted."""
     ciphertext, tag = data[:-MAC_BYTES], data[-MAC_BYTES:]
     authenticated = _authenticated(aad, iv, ciphertext)
     on.c.verify_hmac(on.session, _mac_key(on), authenticated, tag)
@@ -164,18 +165,18 @@ def _cbc_hmac_decrypt(on: Keyed, aad: bytes, iv: bytes, data: bytes) -> bytes:
 
 
 def _authenticated(aad: bytes, iv: bytes, ciphertext: bytes) -> bytes:
-    """What the MAC covers: docs/spec.md, AES-CBC with HMAC."""
+    """Return the bytes that the MAC covers, see docs/spec.md, AES-CBC with HMAC."""
     return aad + bytes([len(iv)]) + iv + ciphertext
 
 
 def _mac_key(on: Keyed) -> int:
     if on.mac is None:
-        raise WorkerError(Cause.NO_KEY, "the key has no HMAC partner")
+        raise WorkerError(Cause.NO_KEY, "the AES key has no HMAC key beside it")
     return on.mac
 
 
 def encrypt_block(c: Cryptoki, session: int, key: int, block: bytes) -> bytes:
-    """One AES block by CKM_AES_ECB, or by CKM_AES_CBC with a zero IV.
+    """Encrypt one AES block by CKM_AES_ECB, or by CKM_AES_CBC with a zero IV.
 
     Args:
         c: The module.
@@ -184,12 +185,12 @@ def encrypt_block(c: Cryptoki, session: int, key: int, block: bytes) -> bytes:
         block: 16 bytes.
 
     Raises:
-        WorkerError: The token offers neither; the second refusal is raised.
+        WorkerError: The token failed, or offers neither; then the second refusal.
     """
     try:
         out = _one_block(c, session, key, cryptoki.ecb(), block)
     except WorkerError as error:
-        if error.cause != "operator":
+        if error.cause != Fault.OPERATOR:
             raise
         out = _one_block(c, session, key, cryptoki.cbc_zero_iv(), block)
     return out
@@ -200,13 +201,15 @@ def _one_block(
 ) -> bytes:
     out = c.encrypt(session, key, parameter, block, BLOCK_BYTES + _SLACK_BYTES)
     if len(out) != BLOCK_BYTES:
-        raise WorkerError(Cause.NOT_PROVEN, "one block did not come back as one block")
+        raise WorkerError(
+            Cause.NOT_PROVEN, "the token encrypted one block to another length"
+        )
     return out
 
 
 def _impossible(function: str) -> WorkerError:
     return WorkerError(
         Cause.NOT_PROVEN,
-        f"{function} returned what the mechanism cannot: a length, or its own IV",
+        f"{function} returned a length or an IV that the mechanism cannot return",
         function=function,
     )

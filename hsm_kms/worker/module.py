@@ -1,8 +1,9 @@
-"""Load the module, C_Initialize, choose the token, log in.
+"""Load the PKCS#11 module, initialise it, choose the token, log in.
 
-C_Initialize is ours (CKF_OS_LOCKING_OK, pReserved); python-pkcs11 would call it with
-NULL, "I have one thread", and then use threads. Its `lib` object is therefore made
-without its initialiser and works on the library that is initialised already.
+hsm-kms calls C_Initialize itself, with CKF_OS_LOCKING_OK and pReserved; python-pkcs11
+would pass NULL, which means "one thread only", and then use threads. The `lib` object
+of python-pkcs11 is therefore made without its initialiser, and works on the module
+that is initialised already.
 """
 
 from __future__ import annotations
@@ -35,18 +36,18 @@ _CKU_SO = 0
 
 
 class Module:
-    """One loaded and initialised PKCS#11 module, and the token chosen in it.
+    """A loaded and initialised PKCS#11 module, and the token chosen in it.
 
     Args:
-        settings: What to load and which token to choose.
+        settings: The module to load and the token to choose.
 
     Raises:
-        WorkerError: The module cannot be loaded or initialised, or not exactly one
-            token answers the selector.
+        WorkerError: The module cannot be loaded or initialised, or the selector does
+            not match exactly one token.
     """
 
     def __init__(self, settings: Configure) -> None:
-        # Ours first: its errors carry their CK_RV, and the loader's message.
+        # By ctypes first: these errors carry the CK_RV and the loader's message.
         functions = load(settings.module)
         self._lib = _uninitialised_lib(settings.module)
         self.cryptoki = Cryptoki(same_list(functions, self._lib))
@@ -61,45 +62,51 @@ class Module:
 
     @property
     def library(self) -> str:
-        """The module's own description and version."""
+        """Return the module's own description and version."""
         return " ".join(" ".join(self._library.values()).split())
 
     def tokens(self) -> tuple[TokenSeen, ...]:
-        """Every slot with a token in it."""
+        """Return every slot with a token in it."""
         return tuple(self._describe(token) for token in self._present())
 
     def token(self) -> TokenSeen | None:
-        """The chosen token."""
+        """Return the chosen token, or None if the settings select none."""
         return self._describe(self._token) if self._token else None
 
     def open_session(self) -> Session:
-        """C_OpenSession without a PIN: closing it then never logs anybody out."""
+        """Return a new session, opened without a PIN.
+
+        python-pkcs11 logs out when it closes a session that it opened with a PIN.
+
+        Raises:
+            WorkerError: No token is selected, or C_OpenSession failed.
+        """
         if self._token is None:
-            raise WorkerError(Cause.NO_TOKEN, "no token was chosen")
+            raise WorkerError(Cause.NO_TOKEN, "the configuration selects no token")
         try:
             return self._token.open(rw=self._settings.read_write)
         except PKCS11Error as error:
             raise from_pkcs11("C_OpenSession", error) from None
 
     def login(self, session: Session, request: Login) -> None:
-        """C_Login for this process, with the PIN from the file.
+        """Log this process in, with the PIN from the PIN file.
 
         Raises:
-            WorkerError: The file changed or cannot be read; few tries are left and
-                the request forbids using one up; the token's answer.
+            WorkerError: The PIN file changed or cannot be read, few tries are left
+                and the request forbids to use one up, or C_Login failed.
         """
         pin = _read_pin(request)
         try:
             if request.refuse_low:
                 self._refuse_low(request.user_type)
-            # Killed in the middle of it, SoftHSM would lose the token.
+            # SoftHSM would lose the token if it were killed while it logs in.
             with finish_without_parent():
                 self.cryptoki.login(session.handle, request.user_type, pin)  # type: ignore[attr-defined]
         finally:
             pin[:] = bytes(len(pin))
 
     def close_all_sessions(self) -> None:
-        """C_CloseAllSessions on the chosen token."""
+        """Close all sessions of this process on the chosen token."""
         if self._token is not None:
             self.cryptoki.close_all_sessions(self._token.slot.slot_id)
 
@@ -124,7 +131,7 @@ class Module:
             try:
                 tokens.append(slot.get_token())
             except PKCS11Error as error:
-                # A slot emptied meanwhile, or one that cannot say what is in it.
+                # The slot was emptied meanwhile, or cannot describe its token.
                 failure = from_pkcs11("C_GetTokenInfo", error)
                 if slot.slot_id == self._settings.slot:
                     raise failure from None
@@ -152,15 +159,25 @@ def _uninitialised_lib(path: str) -> lib:
 
 
 def same_list(ours: Any, module: lib) -> Any:
-    """The function list that python-pkcs11 got, for both of us to use.
+    """Return the function list of python-pkcs11, for ctypes to use as well.
 
-    p11-kit's proxy makes a new list, with sessions of its own, at every
-    C_GetFunctionList. python-pkcs11 keeps its list in the first field of its object.
+    At every C_GetFunctionList, p11-kit's proxy makes a new list with sessions of its
+    own. python-pkcs11 keeps its list in the first field of its object.
+
+    Args:
+        ours: The list that ctypes got, to compare the versions.
+        module: The `lib` object of python-pkcs11.
+
+    Raises:
+        WorkerError: The first field holds something else.
     """
     address = id(module) + object.__basicsize__
     theirs = FunctionListPointer.from_address(address)
     if bytes(theirs.contents.version) != bytes(ours.contents.version):
-        raise WorkerError(Cause.INTERNAL, "python-pkcs11 has another layout")
+        raise WorkerError(
+            Cause.INTERNAL,
+            "this version of python-pkcs11 keeps its function list elsewhere",
+        )
     return ctypes.cast(theirs, FunctionListPointer)
 
 
@@ -180,7 +197,12 @@ def _identity(descriptor: int) -> tuple[int, int, int, int, int]:
 
 
 def _read_pin(request: Login) -> bytearray:
-    """The PIN without one trailing newline; the file must stay what it was."""
+    """Return the PIN without one trailing newline; the caller wipes it.
+
+    Raises:
+        WorkerError: The file cannot be read, holds no PIN, or is not the file that
+            the request describes, before and after reading.
+    """
     try:
         with Path(request.pin_file).open("rb", buffering=0) as file:
             before = _identity(file.fileno())

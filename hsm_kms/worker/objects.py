@@ -1,4 +1,4 @@
-"""Keys on the token: find one, make, change, destroy."""
+"""Find, generate, relabel and destroy single keys on the token."""
 
 from __future__ import annotations
 
@@ -26,31 +26,37 @@ KEY_BYTES: Final = 32
 def find_handle(
     c: Cryptoki, session: int, ref: KeyRef, kind: KeyType = KeyType.AES
 ) -> int:
-    """CK_OBJECT_HANDLE of the one key with this CKA_LABEL and CKA_ID.
+    """Return the CK_OBJECT_HANDLE of the one key with this CKA_LABEL and CKA_ID.
 
     Args:
         c: The module.
         session: CK_SESSION_HANDLE.
-        ref: The key's names.
+        ref: CKA_LABEL and CKA_ID of the key.
         kind: CKK_AES, or CKK_GENERIC_SECRET for an HMAC key.
 
     Raises:
-        WorkerError: None, or more than one.
+        WorkerError: The token holds no such key, or several.
     """
     found = find(c, session, named(ref), kind)
     return found[0] if len(found) == 1 else _not_one(ref, len(found))
 
 
 def generate(c: Cryptoki, session: Session, request: GenerateKey) -> KeySeen | None:
-    """C_GenerateKey: 256 bits, sensitive, never extractable, modifiable.
+    """Generate a key of 256 bits: sensitive, never extractable, modifiable.
 
-    CKA_MODIFIABLE lets a later `keys retire` change the label; it gives no way to
-    the value, which CKA_SENSITIVE and CKA_EXTRACTABLE guard for good.
+    CKA_MODIFIABLE lets `keys retire` change the label later. It gives no access to the
+    value, which CKA_SENSITIVE and CKA_EXTRACTABLE protect permanently.
 
     Args:
         c: The module.
-        session: Read-write.
-        request: What to make: the AES key, or the HMAC key (CKK_GENERIC_SECRET).
+        session: A read-write session.
+        request: The key to generate: AES, or HMAC (CKK_GENERIC_SECRET).
+
+    Returns:
+        The key as the token describes it; None if the token does not name it.
+
+    Raises:
+        WorkerError: C_GenerateKey failed.
     """
     kind, capabilities = (
         (KeyType.GENERIC_SECRET, MechanismFlag.SIGN | MechanismFlag.VERIFY)
@@ -79,10 +85,10 @@ def generate(c: Cryptoki, session: Session, request: GenerateKey) -> KeySeen | N
 
 
 def relabel(session: Session, request: Relabel) -> None:
-    """C_SetAttributeValue of CKA_LABEL; needs a read-write session.
+    """Change the CKA_LABEL of a key, on a read-write session.
 
     Raises:
-        WorkerError: There is no such key, or the token does not let it be changed.
+        WorkerError: There is no such key, or C_SetAttributeValue failed.
     """
     after = KeyRef(request.label, request.ref.cka_id)
     key = _one_of_two(session, request.ref, partner=request.partner)
@@ -93,10 +99,10 @@ def relabel(session: Session, request: Relabel) -> None:
 
 
 def destroy(session: Session, request: Destroy) -> None:
-    """C_DestroyObject; needs a read-write session.
+    """Destroy a key, on a read-write session.
 
     Raises:
-        WorkerError: There is no such key, or the token keeps it.
+        WorkerError: There is no such key, or C_DestroyObject failed.
     """
     key = _one_of_two(session, request.ref, partner=request.partner)
     try:
@@ -106,7 +112,7 @@ def destroy(session: Session, request: Destroy) -> None:
 
 
 def _one_of_two(session: Session, ref: KeyRef, *, partner: bool) -> Object:
-    """The AES key, or the HMAC key that belongs to it."""
+    """Return the AES key, or the HMAC key that belongs to it."""
     if partner:
         return _only(session, ref.partner, KeyType.GENERIC_SECRET)
     return _only(session, ref, KeyType.AES)
@@ -121,7 +127,7 @@ def _only(session: Session, ref: KeyRef, kind: KeyType) -> Object:
         Attribute.ID: ref.cka_id,
     }
     try:
-        # A list, at once: the generator holds an active C_FindObjects.
+        # A list at once: while the generator lives, the session is in C_FindObjects.
         keys = list(session.get_objects(whole))
     except PKCS11Error as error:
         raise from_pkcs11("C_FindObjects", error) from None
@@ -129,13 +135,13 @@ def _only(session: Session, ref: KeyRef, kind: KeyType) -> Object:
 
 
 def _not_one(ref: KeyRef, count: int) -> NoReturn:
-    name = f"key labelled {ref.label!r} with CKA_ID {ref.cka_id.hex() or '(empty)'}"
+    names = f"labelled {ref.label!r} with CKA_ID {ref.cka_id.hex() or '(empty)'}"
     if not count:
-        raise WorkerError(Cause.NO_KEY, f"no {name}")
-    raise WorkerError(Cause.SEVERAL_KEYS, f"{count} times a {name}")
+        raise WorkerError(Cause.NO_KEY, f"no key {names}")
+    raise WorkerError(Cause.SEVERAL_KEYS, f"{count} keys {names}")
 
 
 def handle_of(thing: Session | Object) -> int:
-    """CK_SESSION_HANDLE or CK_OBJECT_HANDLE of what python-pkcs11 made."""
+    """Return the CK_SESSION_HANDLE or CK_OBJECT_HANDLE of a python-pkcs11 object."""
     handle: int = thing.handle  # type: ignore[union-attr, assignment]
     return handle

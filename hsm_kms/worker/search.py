@@ -1,7 +1,7 @@
-"""Find objects and read their attributes in as few C calls as there can be.
+"""Find objects and read their attributes in as few C calls as possible.
 
 python-pkcs11 makes two calls for each attribute and a dozen for each object found,
-which a network HSM answers one round trip at a time.
+and for a network HSM each is a round trip.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ if TYPE_CHECKING:
 MOST_AT_ONCE: Final = 256
 BUFFER_BYTES: Final = 1024
 _ULONG_BYTES: Final = ctypes.sizeof(c_ulong)
-# NSS tells a length only into a buffer of exactly its size.
+# NSS writes a CK_ULONG only into a buffer of exactly its size.
 _EXACT: Final[dict[int, int]] = {Attribute.VALUE_LEN: _ULONG_BYTES}
 _BLANK: Final = 0xFF  # what a buffer holds that no module has touched
 
 
 def find(c: Cryptoki, session: int, template: Mapping[int, bytes]) -> list[int]:
-    """CK_OBJECT_HANDLE of every object that matches.
+    """Return the CK_OBJECT_HANDLE of every object that matches.
 
     Args:
         c: The module.
         session: CK_SESSION_HANDLE.
-        template: Values by CKA number, as the module wants their bytes.
+        template: Values by CKA number, in the bytes that C_FindObjectsInit expects.
 
     Raises:
         WorkerError: C_FindObjectsInit or C_FindObjects failed.
@@ -70,13 +70,13 @@ def _final(c: Cryptoki, session: int) -> None:
     try:
         c.call("C_FindObjectsFinal", c_ulong(session))
     except WorkerError:
-        return  # what matters was found, or failed before
+        return  # the search itself has succeeded, or its own error is on its way
 
 
 def read(
     c: Cryptoki, session: int, handle: int, kinds: Sequence[int]
 ) -> dict[int, bytes | None]:
-    """Values of attributes; None where the token does not tell one.
+    """Return attribute values by CKA number; None if the token does not reveal one.
 
     Args:
         c: The module.
@@ -88,7 +88,7 @@ def read(
         WorkerError: C_GetAttributeValue failed otherwise.
     """
     values, untouched = _read_at_once(c, session, handle, kinds)
-    # Some modules stop at the first attribute that they do not tell.
+    # Some modules stop at the first attribute that they do not reveal.
     for kind in untouched:
         values |= _read_at_once(c, session, handle, [kind])[0]
     return values
@@ -115,7 +115,7 @@ def _read_at_once(
     except WorkerError as error:
         if error.cause != ckr.Fault.OPERATOR and error.rv != ckr.CKR_BUFFER_TOO_SMALL:
             raise
-        partly = True  # some attributes could not be told; the others were
+        partly = True  # the module does not reveal some; it wrote the others
     values: dict[int, bytes | None] = {}
     untouched: list[int] = []
     for kind, buffer, each in zip(kinds, buffers, asked, strict=True):
@@ -129,17 +129,20 @@ def _read_at_once(
 
 
 def ulong(value: int) -> bytes:
-    """A CK_ULONG as a template holds it."""
+    """Return the bytes of a CK_ULONG for a template."""
     return bytes(c_ulong(value))
 
 
 def number(value: bytes | None) -> int | None:
-    """A CK_ULONG as an attribute holds it, NSS' shorter ones too; None: it is none."""
+    """Return a CK_ULONG attribute as a number; None if it has another length.
+
+    NSS returns fewer bytes than a CK_ULONG has.
+    """
     if value is None or not 0 < len(value) <= _ULONG_BYTES:
         return None
     return int.from_bytes(value, sys.byteorder)
 
 
 def flag(value: bytes | None) -> bool | None:
-    """A CK_BBOOL as an attribute holds it; None where it is none."""
+    """Return a CK_BBOOL attribute as a boolean; None if it has another length."""
     return None if value is None or len(value) != 1 else value != b"\0"

@@ -1,8 +1,13 @@
-"""One session, one thread: receive a request, do it, answer, again.
+"""Run requests on one PKCS#11 session, and heal what only this session can heal.
 
-What only the session itself can judge is settled here: a session that went bad is
-reopened and the call made again, once; an ambiguous decrypt error is settled by
-decrypting a known-good canary on the same session.
+A failure is healed, and the request tried again, at most once:
+
+1. A session that is invalid is opened anew.
+2. Stale key handles are looked up again, if the user is still logged in.
+3. After an ambiguous decrypt error the session decrypts a known good canary: if that
+   works the ciphertext is bad, else the session is opened anew.
+
+Any other failure is reported as it is; `token.errors` says what the server does.
 """
 
 from __future__ import annotations
@@ -57,7 +62,8 @@ if TYPE_CHECKING:
 
 CANARY_BYTES = 32
 KnownGood = dict[tuple[KeyRef, Cipher], Decrypt]
-# Not C_Login, which may cost a PIN try, nor what changes keys and may have worked.
+# Not Login, which can use up a PIN try, and no request that changes keys: it may have
+# succeeded although it failed.
 _REPEATABLE = (
     Encrypt,
     Decrypt,
@@ -70,11 +76,12 @@ _REPEATABLE = (
 
 
 class TokenSession:
-    """A PKCS#11 session and the key handles found on it.
+    """A PKCS#11 session and the key handles found on it; used by one thread alone.
 
     Args:
         module: The module of this process.
-        known_good: One canary per key, shared by the sessions of the process.
+        known_good: A canary for each key; all sessions of the process share the
+            dictionary, which needs no lock: an entry is replaced, never changed.
     """
 
     def __init__(self, module: Module, known_good: KnownGood) -> None:
@@ -86,7 +93,7 @@ class TokenSession:
         self._listing: Listing | None = None
 
     def answer(self, request: Request) -> Reply:
-        """The reply to one request; never raises."""
+        """Return the reply to one request; never raises."""
         try:
             return self._with_one_retry(request)
         except WorkerError as error:
@@ -117,7 +124,7 @@ class TokenSession:
             return self._do(request)
         except WorkerError as error:
             if error.cause == Fault.LOGIN and self._logged_in():
-                error.cause = Fault.SESSION  # not the login: another session may do
+                error.cause = Fault.SESSION  # another session may still work
             raise
 
     def _do(self, request: Request) -> Reply:  # noqa: C901, PLR0911, PLR0912 - an arm each
@@ -158,7 +165,7 @@ class TokenSession:
             case ListTokens():
                 return Tokens(tokens=self._module.tokens())
             case Configure() | Leave():
-                raise WorkerError(Cause.INTERNAL, "not a request to a session")
+                raise WorkerError(Cause.INTERNAL, "the request is not for a session")
         assert_never(request)
 
     def _open(self) -> Session:
@@ -189,7 +196,7 @@ class TokenSession:
         )
 
     def _list(self, request: FindKeys) -> KeyPage:
-        """One page; the objects are looked up anew only for the first."""
+        """Return one page of keys; only the first page searches the token."""
         self._require_login()
         if self._listing is None or request.skip == 0:
             self._listing = Listing(self._cryptoki, self._handle, request)
@@ -234,15 +241,17 @@ class TokenSession:
         )
         if not hmac.compare_digest(canary, self._decrypt(record)):
             raise WorkerError(
-                Cause.NOT_PROVEN, "the token unwrapped its own canary to other bytes"
+                Cause.NOT_PROVEN, "the token decrypted its own canary to other bytes"
             )
         self._known_good[request.ref, how.cipher] = record
 
     def _settle(self, request: Decrypt, error: WorkerError) -> None:
-        """Return when the session was at fault, and is new now.
+        """Find out whether the session or the ciphertext caused a decrypt error.
+
+        Returns if the session did; it has then been opened anew.
 
         Raises:
-            WorkerError: The ciphertext is at fault: the canary still decrypts.
+            WorkerError: The ciphertext is at fault, or there is no canary to tell.
         """
         canary = self._known_good.get((request.ref, request.cipher))
         if canary is None:
@@ -257,30 +266,44 @@ class TokenSession:
         )
 
     def _reopen(self) -> None:
-        """Open the new one first: closing a process's last session logs it out."""
+        """Replace the session by a new one."""
+        # The new one first: closing the last session of a process logs it out.
         old, self._session = self._session, None
         self._forget_keys()
         try:
             self._open()
         except WorkerError as error:
             if old is None or error.cause != Fault.CAPACITY:
-                raise  # else the old one's place is needed; the next call opens
+                raise
+            # The token has no room for two: once the old session is closed, the next
+            # call opens one.
         finally:
             if old is not None:
                 with contextlib.suppress(PKCS11Error):
                     old.close()
 
     def _forget_handles(self, error: WorkerError) -> None:
-        """Find the keys again, if the user is still logged in."""
+        """Drop all key handles, so that they are looked up again.
+
+        Raises:
+            WorkerError: The user is no longer logged in.
+        """
         self._forget_keys()
         self._require_login(error)
 
     def _require_login(self, error: WorkerError | None = None) -> None:
-        """A public session sees no private keys: "not found" would be a lie."""
+        """Refuse to search the token without a login.
+
+        A public session does not see private keys, and would report keys that exist
+        as missing.
+
+        Raises:
+            WorkerError: The user is not logged in.
+        """
         if not self._logged_in():
             raise WorkerError(
                 Fault.LOGIN,
-                "the session is not logged in any more",
+                "the session is no longer logged in",
                 function=error.function if error else "C_GetSessionInfo",
                 rv=error.rv if error else None,
             )

@@ -1,4 +1,4 @@
-"""The C structures of PKCS#11 that pass between ctypes and a module.
+"""Define the C structures of PKCS#11 that pass between ctypes and a module.
 
 The order of `FUNCTIONS` is the order of CK_FUNCTION_LIST (PKCS#11 2.40, section 5.4).
 """
@@ -85,7 +85,7 @@ class Version(ctypes.Structure):
 
 
 class FunctionList(ctypes.Structure):
-    """CK_FUNCTION_LIST, as far as it is used here."""
+    """CK_FUNCTION_LIST up to the last function that hsm-kms uses."""
 
     _fields_ = (("version", Version), *((name, c_void_p) for name in FUNCTIONS))
 

@@ -1,4 +1,4 @@
-"""Which of the tokens present is meant: all that is asked for must be so."""
+"""Choose the one token that has everything that the configuration asks for."""
 
 from __future__ import annotations
 
@@ -20,19 +20,20 @@ _MOST_SHOWN: Final = 16
 
 
 def has_selector(settings: Configure) -> bool:
-    """Whether the settings ask for any token at all."""
+    """Return True if the settings select a token."""
     return any(True for _ in _asked(settings))
 
 
 def check_library(says: dict[str, str], settings: Configure) -> None:
-    """Compare what the module says of itself with what was asked for.
+    """Refuse a module that does not describe itself as the settings ask.
 
     Args:
-        says: By RFC 7512's names; blanks at the end do not count.
-        settings: What is asked for.
+        says: Values of C_GetInfo by RFC 7512's attribute names; trailing blanks do
+            not count.
+        settings: The values to look for.
 
     Raises:
-        WorkerError: It is another module.
+        WorkerError: The module describes itself otherwise.
     """
     for name, wanted in settings.library.items():
         is_ = says[name].rstrip()
@@ -43,14 +44,14 @@ def check_library(says: dict[str, str], settings: Configure) -> None:
 
 
 def choose(present: Sequence[Token], settings: Configure) -> Token:
-    """The one token that matches.
+    """Return the one token that matches.
 
     Args:
-        present: Every token there is.
-        settings: What is asked for.
+        present: Every token that the module shows.
+        settings: The values to look for.
 
     Raises:
-        WorkerError: None, or more than one.
+        WorkerError: No token matches, or several do.
     """
     wanted = [token for token in present if _matches(token, settings)]
     if len(wanted) == 1:
@@ -79,7 +80,7 @@ def _asked(settings: Configure) -> Iterator[tuple[str, str | int]]:
 def _matches(token: Token, settings: Configure) -> bool:
     by_nature = (settings.token_serial, settings.slot) == (None, None)
     if by_nature and TokenFlag.TOKEN_INITIALIZED not in token.flags:
-        # Some modules keep a blank token ready, of the same make as all others.
+        # Some modules show a blank token, of the same make and model as the others.
         return False
     says: dict[str, str | int] = {
         "token_label": token.label,

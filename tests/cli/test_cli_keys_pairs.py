@@ -185,7 +185,7 @@ def test_first_pair_found_out(keys, shim, empty_hsm):
     again = keys.run("generate")
 
     assert (1, "  it was not identified" in listed.out) == (listed.code, True)
-    assert "there is no HMAC key beside it" in listed.err
+    assert "the AES key has no HMAC key beside it" in listed.err
     assert "an earlier run was broken off; the HMAC key is made now" in again.err
     assert (0, (1, 1)) == (again.code, objects(empty_hsm))
     assert ["current"] == list(keys.states().values())

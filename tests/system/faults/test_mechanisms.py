@@ -106,7 +106,7 @@ def test_zero_iv_is_refused(make_rig, shim):
     shim.set("gcm_iv=zero")
     rig = make_rig()
     rig.start()
-    wait_for(lambda: "the same IV was used twice" in rig.admin()["detail"])
+    wait_for(lambda: "the token used the same IV twice" in rig.admin()["detail"])
 
     assert "UNAVAILABLE" == code_of(lambda: rig.plugin.encrypt(DEK))
 
