@@ -6,8 +6,7 @@
 3. The session that came back last is lent first: few sessions stay warm.
 4. A request whose session or worker was lost under it runs once more, elsewhere, if
    time remains; a call that hangs is never made again.
-5. All methods run on the event loop. Whatever stands between two awaits is one step:
-   no other request sees the pool in between.
+5. All of it runs on the event loop: whatever stands between two awaits is one step.
 """
 
 from __future__ import annotations
@@ -150,7 +149,7 @@ class Pool:
         Raises:
             PoolTimeoutError: No session became free in time.
             TokenTimeoutError: The token did not answer in time.
-            HsmKmsError: The token refused, or is unavailable; see `token.errors`.
+            HsmKmsError: The token refused or is unavailable, see `token.errors`.
         """
         now = self._loop.time()
         latest = now + self._call_timeout
