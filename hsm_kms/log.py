@@ -10,14 +10,38 @@ import hashlib
 import logging
 import sys
 import traceback
-from typing import TYPE_CHECKING, Literal, TextIO
+from typing import TYPE_CHECKING, Any, Literal, TextIO, cast
 
-import structlog
+from hsm_kms.imports import without
 
 if TYPE_CHECKING:
-    from structlog.typing import EventDict, Processor, WrappedLogger
+    from structlog.typing import (
+        EventDict,
+        FilteringBoundLogger,
+        Processor,
+        WrappedLogger,
+    )
 
-_TIME = structlog.processors.TimeStamper(fmt="iso", utc=True)
+
+class _Logger:
+    """Logger that loads structlog for its first event: most commands log none."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __getattr__(self, method: str) -> Any:
+        with without("rich"):  # for tracebacks on a terminal, of which we print none
+            import structlog  # noqa: PLC0415
+        return getattr(structlog.get_logger(self._name), method)
+
+
+def get_logger(name: str) -> FilteringBoundLogger:
+    """Return the logger of a module.
+
+    Args:
+        name: The module's `__name__`.
+    """
+    return cast("FilteringBoundLogger", _Logger(name))
 
 
 def configure(
@@ -32,12 +56,14 @@ def configure(
         form: JSON objects for machines, or aligned text for people.
         stream: Where to; stderr when None.
     """
+    with without("rich"):
+        import structlog  # noqa: PLC0415
     number = logging.getLevelNamesMapping()[level.upper()]
     common: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_logger_name,
         structlog.stdlib.add_log_level,
-        _TIME,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
         trace_without_values,
         sizes_for_bytes,
     ]

@@ -17,12 +17,11 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeAlias, TypeVar, cast
 
 import grpc
-import structlog
 from google.protobuf.message import DecodeError, Message
 
 from hsm_kms.api import codes
 from hsm_kms.errors import HsmKmsError, RequestError
-from hsm_kms.log import describe, key_id_hash
+from hsm_kms.log import describe, get_logger, key_id_hash
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
@@ -33,7 +32,7 @@ OBSERVER: Final = "hsm-kms-observer"  # metadata of a client that only looks
 MAX_UID_LOGGED: Final = 64  # characters; the API server's UUIDs have 36
 
 _NAME: Final = "hsm_kms.api"
-_log = structlog.get_logger(_NAME)
+_log = get_logger(_NAME)
 _levels = logging.getLogger(_NAME)
 
 # Method, gRPC status code, seconds, path: see `Call.path`.

@@ -14,11 +14,10 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-import structlog
-
 from hsm_kms.errors import HsmKmsError, WorkerLostError
 from hsm_kms.ipc.values import Mechanism
 from hsm_kms.keys.key_id import fingerprint_in
+from hsm_kms.log import get_logger
 from hsm_kms.wrapping.by_token import canary
 
 if TYPE_CHECKING:
@@ -31,7 +30,7 @@ if TYPE_CHECKING:
     from hsm_kms.token.process import Worker
     from hsm_kms.wrapping.nonce_budget import NonceBudget
 
-_log = structlog.get_logger(__name__)
+_log = get_logger(__name__)
 
 
 class Canaries:

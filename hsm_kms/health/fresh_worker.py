@@ -13,9 +13,8 @@ import asyncio
 import contextlib
 from typing import TYPE_CHECKING, Final
 
-import structlog
-
 from hsm_kms.errors import HsmKmsError
+from hsm_kms.log import get_logger
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -29,7 +28,7 @@ APART_SECONDS: Final = 60.0  # two fresh workers: each is a process, and a login
 CHECK_EVERY: Final = 10  # regular intervals between two fresh-worker checks
 _TICK_SECONDS: Final = 0.5
 
-_log = structlog.get_logger(__name__)
+_log = get_logger(__name__)
 
 
 class FreshWorkerChecks:

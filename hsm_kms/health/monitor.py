@@ -12,10 +12,9 @@ import contextlib
 import secrets
 from typing import TYPE_CHECKING, Final
 
-import structlog
-
 from hsm_kms.errors import HsmKmsError
 from hsm_kms.health.fresh_worker import FreshWorkerChecks, RequestedLooks
+from hsm_kms.log import get_logger
 from hsm_kms.token.ends import End
 
 if TYPE_CHECKING:
@@ -30,7 +29,7 @@ RETRY_SECONDS: Final = 2.0
 _JITTER: Final = 0.2
 _AT_MOST_EVERY: Final = 0.2  # seconds between two rounds, however many alarms come
 
-_log = structlog.get_logger(__name__)
+_log = get_logger(__name__)
 
 
 class Monitor:

@@ -19,10 +19,9 @@ import asyncio
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, Literal, Protocol
 
-import structlog
-
 from hsm_kms.errors import HsmKmsError, WorkerLostError
 from hsm_kms.health import healthz
+from hsm_kms.log import get_logger
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -38,7 +37,7 @@ _IN_SOFTWARE: Final = "; meanwhile Encrypt works in software"
 _NOT_REACHED: Final = WorkerLostError("the token is not reached yet")
 _NO_WORKER: Final = WorkerLostError("no worker came")
 
-_log = structlog.get_logger(__name__)
+_log = get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

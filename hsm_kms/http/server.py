@@ -24,12 +24,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Final
 
-import structlog
+from hsm_kms.log import get_logger
 
 LOOP_SECONDS: Final = 2.0  # a loop that needs longer counts as dead
 _IDLE_SECONDS: Final = 10.0  # a client that says nothing for so long is cut off
 
-_log = structlog.get_logger(__name__)
+_log = get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

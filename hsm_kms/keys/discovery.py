@@ -14,8 +14,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Final, TypeAlias
 from weakref import WeakKeyDictionary
 
-import structlog
-
 from hsm_kms.errors import (
     HsmKmsError,
     KeyAmbiguousError,
@@ -33,6 +31,7 @@ from hsm_kms.keys.key_id import (
 from hsm_kms.keys.keyring import KeySettings, TokenKey
 from hsm_kms.keys.listing import fingerprint, list_keys
 from hsm_kms.keys.policy import born_here, violations
+from hsm_kms.log import get_logger
 from hsm_kms.state_dir.directory import StateCorruptError, StateWriteError
 from hsm_kms.state_dir.records import FrozenMechanism
 
@@ -54,7 +53,7 @@ GCM_MECHANISMS: Final = {
 # Keys by what a session finds them by, with what they looked like.
 Identified: TypeAlias = "dict[tuple[KeyRef, Cipher], tuple[TokenKey, KeySeen]]"
 
-_log = structlog.get_logger(__name__)
+_log = get_logger(__name__)
 
 
 def wanted_mechanisms(settings: KeySettings) -> tuple[Mechanism, ...]:

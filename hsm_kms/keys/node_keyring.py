@@ -14,11 +14,10 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Final, TypeAlias
 
-import structlog
-
 from hsm_kms.clock import now, when
 from hsm_kms.errors import HsmKmsError, KeyLostError, KeyNotFoundError
 from hsm_kms.keys.rotation import Memory, build_keyring
+from hsm_kms.log import get_logger
 from hsm_kms.state_dir.directory import StateCorruptError, StateWriteError
 from hsm_kms.state_dir.records import FormerKey, LastKey
 
@@ -33,7 +32,7 @@ Clock: TypeAlias = Callable[[], float]
 
 OVERDUE_SECONDS: Final = 5.0  # after its time; one look of every worker takes less
 
-_log = structlog.get_logger(__name__)
+_log = get_logger(__name__)
 
 
 class NodeKeyring:

@@ -11,8 +11,6 @@ import contextlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-import structlog
-
 from hsm_kms.health.canaries import Canaries
 from hsm_kms.health.inspection import Inspection
 from hsm_kms.health.monitor import Monitor
@@ -20,6 +18,7 @@ from hsm_kms.health.state import Health
 from hsm_kms.keys.discovery import Discovery
 from hsm_kms.keys.node_keyring import NodeKeyring
 from hsm_kms.keys.view import AnnouncedKeys, CurrentKeys
+from hsm_kms.log import get_logger
 from hsm_kms.server import settings as wiring
 from hsm_kms.token.alarm import Alarm
 from hsm_kms.token.counts import Counts
@@ -38,7 +37,7 @@ if TYPE_CHECKING:
     from hsm_kms.state_dir.directory import StateDir
     from hsm_kms.wrapping.nonce_budget import NonceBudget
 
-_log = structlog.get_logger(__name__)
+_log = get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

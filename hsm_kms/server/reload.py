@@ -11,10 +11,9 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Final
 
-import structlog
-
 from hsm_kms.config import load as configuration
 from hsm_kms.errors import ConfigError, HsmKmsError
+from hsm_kms.log import get_logger
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
 WATCH_SECONDS: Final = 2.0
 POLL_SECONDS: Final = 0.05
 
-_log = structlog.get_logger(__name__)
+_log = get_logger(__name__)
 
 
 def needs_restart(old: Config, new: Config) -> list[str]:

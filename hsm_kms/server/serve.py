@@ -7,13 +7,12 @@ import contextlib
 import signal
 from typing import TYPE_CHECKING, Final
 
-import structlog
-
 from hsm_kms import __version__, log
 from hsm_kms.api.server import build_server
 from hsm_kms.http.metrics import Metrics
 from hsm_kms.http.pages import admin_pages, public_pages, snapshot
 from hsm_kms.http.server import HttpServer
+from hsm_kms.log import get_logger
 from hsm_kms.server import reload, settings
 from hsm_kms.server.engine import Engine, Lasting
 from hsm_kms.server.kms_socket import UnixSocket
@@ -32,7 +31,7 @@ DRAIN_SECONDS: Final = 1.5  # for calls under way, of the 3 s that a stop may ta
 
 ANNOUNCE_SECONDS: Final = 75.0  # the API server asks at least every 60 s
 
-_log = structlog.get_logger(__name__)
+_log = get_logger(__name__)
 
 
 async def serve(config: Config, path: Path) -> None:

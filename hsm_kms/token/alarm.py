@@ -10,12 +10,12 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-import structlog
+from hsm_kms.log import get_logger
 
 if TYPE_CHECKING:
     from hsm_kms.errors import HsmKmsError
 
-_log = structlog.get_logger(__name__)
+_log = get_logger(__name__)
 
 
 class Alarm:

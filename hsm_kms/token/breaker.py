@@ -10,14 +10,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-import structlog
+from hsm_kms.log import get_logger
 
 if TYPE_CHECKING:
     from hsm_kms.errors import HsmKmsError
 
 TRIP_AFTER: Final = 5
 
-_log = structlog.get_logger(__name__)
+_log = get_logger(__name__)
 
 
 class Breaker:

@@ -10,9 +10,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-import structlog
-
 from hsm_kms.errors import PinRejectedError, PinUnavailableError
+from hsm_kms.log import get_logger
 from hsm_kms.state_dir.directory import StateCorruptError, StateWriteError
 from hsm_kms.state_dir.records import PinIdentity, PinRecord
 from hsm_kms.token.pin_file import identify, require_stable
@@ -26,7 +25,7 @@ _REPLACE: Final = (
     "put the right PIN into the PIN file, or run `hsm-kms token retry-pin`"
 )
 
-_log = structlog.get_logger(__name__)
+_log = get_logger(__name__)
 
 
 class PinVerdict:

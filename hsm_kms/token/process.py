@@ -11,8 +11,6 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING, Final
 
-import structlog
-
 from hsm_kms.errors import (
     HsmKmsError,
     TokenTimeoutError,
@@ -27,6 +25,7 @@ from hsm_kms.ipc.messages import (
     Request,
     Started,
 )
+from hsm_kms.log import get_logger
 from hsm_kms.token.channel import Channel
 from hsm_kms.token.ends import End
 from hsm_kms.token.errors import error_from
@@ -39,7 +38,7 @@ LEAVE_SECONDS: Final = 1.0  # the worker itself takes half of it at most
 _IDLE_SECONDS: Final = 0.4  # of them, for a call on the control session to end
 KILL_SECONDS: Final = 1.0  # longer takes only a call that hangs in the kernel
 
-_log = structlog.get_logger(__name__)
+_log = get_logger(__name__)
 
 
 class Worker:

@@ -12,9 +12,8 @@ import secrets
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
-import structlog
-
 from hsm_kms.errors import PinRejectedError, PinUnavailableError
+from hsm_kms.log import get_logger
 
 if TYPE_CHECKING:
     from hsm_kms.errors import HsmKmsError
@@ -25,7 +24,7 @@ FIRST_SECONDS: Final = 0.1
 LONGEST_SECONDS: Final = 5.0
 PIN_SECONDS: Final = 1.0  # only a stat() of the PIN file each time
 
-_log = structlog.get_logger(__name__)
+_log = get_logger(__name__)
 
 
 class Backoff:

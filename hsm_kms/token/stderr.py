@@ -10,13 +10,13 @@ import asyncio
 import os
 from typing import Final
 
-import structlog
+from hsm_kms.log import get_logger
 
 _LINES: Final = 20  # of a worker's life, so that a chatty module stays quiet
 _LINE_BYTES: Final = 200
 _READ_BYTES: Final = 4096
 
-_log = structlog.get_logger(__name__)
+_log = get_logger(__name__)
 
 
 class Stderr:

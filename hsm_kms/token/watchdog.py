@@ -12,9 +12,8 @@ import asyncio
 import contextlib
 from typing import TYPE_CHECKING, Final
 
-import structlog
-
 from hsm_kms.errors import WorkerLostError
+from hsm_kms.log import get_logger
 from hsm_kms.token.ends import End
 
 if TYPE_CHECKING:
@@ -31,7 +30,7 @@ SPARE_SECONDS: Final = 10.0  # a spare stays this long after the last stuck call
 GROW_SECONDS: Final = 30.0
 _POLL_SECONDS: Final = 0.05
 
-_log = structlog.get_logger(__name__)
+_log = get_logger(__name__)
 
 
 class Watchdog:

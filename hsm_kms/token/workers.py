@@ -15,13 +15,12 @@ import contextlib
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-import structlog
-
 from hsm_kms.errors import (
     HsmKmsError,
     TokenTimeoutError,
     WorkerLostError,
 )
+from hsm_kms.log import get_logger
 from hsm_kms.token.counts import Counts
 from hsm_kms.token.ends import End
 from hsm_kms.token.process import Worker
@@ -39,7 +38,7 @@ if TYPE_CHECKING:
 
 _WELL_SECONDS: Final = 10.0  # a worker that lived this long resets the pauses
 
-_log = structlog.get_logger(__name__)
+_log = get_logger(__name__)
 
 
 class Workers:

@@ -12,9 +12,8 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Final
 
-import structlog
-
 from hsm_kms.errors import HsmKmsError
+from hsm_kms.log import get_logger
 from hsm_kms.wrapping.by_local_kek import (
     MAX_USES,
     RANDOM_BYTES,
@@ -38,7 +37,7 @@ if TYPE_CHECKING:
 RETRY_SECONDS: Final = 5.0
 _TICK_SECONDS: Final = 60.0
 
-_log = structlog.get_logger(__name__)
+_log = get_logger(__name__)
 
 
 class LocalKeks:

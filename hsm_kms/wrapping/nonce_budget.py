@@ -18,9 +18,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, TypeAlias
 
-import structlog
-
 from hsm_kms.errors import NonceBudgetError
+from hsm_kms.log import get_logger
 from hsm_kms.state_dir.directory import StateCorruptError, StateWriteError
 from hsm_kms.state_dir.records import MAX_NONCE_KEYS, MAX_NONCES, NoncesFile
 
@@ -37,7 +36,7 @@ _RETRY_SECONDS: Final = 30.0
 
 _Counts: TypeAlias = Mapping[str, int]
 
-_log = structlog.get_logger(__name__)
+_log = get_logger(__name__)
 
 
 @dataclass(slots=True)
