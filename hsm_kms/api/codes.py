@@ -68,7 +68,7 @@ REFUSALS: Final[Mapping[type[BaseException], Refusal]] = MappingProxyType(
         ),
         errors.LocalRefusedError: Refusal(
             StatusCode.FAILED_PRECONDITION,
-            "the configuration refuses data encrypted with a local KEK",
+            "the configuration refuses data encrypted with local KEKs",
         ),
         errors.PinRejectedError: Refusal(
             StatusCode.FAILED_PRECONDITION,

@@ -23,7 +23,7 @@ LOW = 20  # uses of a local KEK, instead of a million
 GENERATED = 'hsm_kms_local_keks_generated_total{result="ok"}'
 REFUSED = (
     "FAILED_PRECONDITION",
-    "the configuration refuses data encrypted with a local KEK",
+    "the configuration refuses data encrypted with local KEKs",
 )
 
 
