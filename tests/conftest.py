@@ -33,7 +33,7 @@ settings.register_profile(
 )
 settings.load_profile("tests")
 
-os.environ.setdefault("PYTEST_TIMEOUT", str(patient(120)))  # pytest-timeout reads it
+os.environ.setdefault("PYTEST_TIMEOUT", str(patient(300)))  # pytest-timeout reads it
 
 REQUIRED = frozenset(filter(None, os.environ.get("HSM_KMS_REQUIRE", "").split(",")))
 

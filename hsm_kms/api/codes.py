@@ -1,7 +1,7 @@
-"""Map each error class to its gRPC status code and its fixed sentence.
+"""The one table from error class to gRPC status code and sentence.
 
-A client learns nothing but the sentence, because the API server passes it on to its
-own clients. Causes are in the log and in Status.
+The sentences are all that a client ever learns, for they end in answers of the
+API server to its own clients. Causes are in the log and in Status.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Refusal(NamedTuple):
-    """The status code and the sentence that answer a request."""
+    """What the client is told."""
 
     code: StatusCode
     sentence: str
@@ -30,7 +30,7 @@ _NOT_READY: Final = Refusal(
     StatusCode.UNAVAILABLE, "the token is not ready: see hsm-kms check"
 )
 _NO_KEY: Final = Refusal(
-    StatusCode.UNAVAILABLE, "the token has no usable key: see hsm-kms check"
+    StatusCode.UNAVAILABLE, "no key on the token can be used: see hsm-kms check"
 )
 
 REFUSALS: Final[Mapping[type[BaseException], Refusal]] = MappingProxyType(
@@ -45,14 +45,14 @@ REFUSALS: Final[Mapping[type[BaseException], Refusal]] = MappingProxyType(
         ),
         errors.UnknownKeyIdError: Refusal(
             StatusCode.FAILED_PRECONDITION,
-            "this node does not hold the key that encrypted this",
+            "the key this was sealed under is not held here",
         ),
         errors.KeyRetiredError: Refusal(
-            StatusCode.FAILED_PRECONDITION, "the key that encrypted this is retired"
+            StatusCode.FAILED_PRECONDITION, "the key this was sealed under is retired"
         ),
         errors.KeyReusedError: Refusal(
             StatusCode.FAILED_PRECONDITION,
-            "a former key_id would be current again: see hsm-kms check",
+            "the current key_id was used before: see hsm-kms check",
         ),
         errors.KeyLostError: Refusal(
             StatusCode.FAILED_PRECONDITION,
@@ -60,19 +60,19 @@ REFUSALS: Final[Mapping[type[BaseException], Refusal]] = MappingProxyType(
         ),
         errors.KeyUnsuitableError: Refusal(
             StatusCode.FAILED_PRECONDITION,
-            "the current key violates the key policy: see hsm-kms check",
+            "the current key breaks the key policy: see hsm-kms check",
         ),
         errors.NonceBudgetError: Refusal(
             StatusCode.FAILED_PRECONDITION,
-            "the current key has encrypted too often: rotate it",
+            "the current key has wrapped too often: rotate it",
         ),
         errors.LocalRefusedError: Refusal(
             StatusCode.FAILED_PRECONDITION,
-            "the configuration refuses data encrypted with local KEKs",
+            "records by a local KEK are refused by the configuration",
         ),
         errors.PinRejectedError: Refusal(
             StatusCode.FAILED_PRECONDITION,
-            "the token rejected the PIN: see hsm-kms status",
+            "the token refused the PIN: see hsm-kms status",
         ),
         errors.PinUnavailableError: _NOT_READY,
         errors.PinSettlingError: _NOT_READY,
@@ -98,5 +98,5 @@ REFUSALS: Final[Mapping[type[BaseException], Refusal]] = MappingProxyType(
 
 
 def refusal(error: BaseException) -> Refusal:
-    """Return code and sentence for an error; neither depends on the error's text."""
+    """Return what a client is told about an error; of its text, nothing."""
     return REFUSALS.get(type(error), INTERNAL)

@@ -1,4 +1,4 @@
-"""Define what the services need: one object that wraps, one that knows the health."""
+"""What the services stand on: something that wraps, something that knows our health."""
 
 from __future__ import annotations
 
@@ -10,44 +10,45 @@ if TYPE_CHECKING:
 
 
 class Wrapper(Protocol):
-    """Encrypts and decrypts DEKs. Deadlines are in the event loop's time."""
+    """Seals DEKs and opens them again. Deadlines are in the loop's own seconds."""
 
     async def wrap(self, plaintext: bytes, *, deadline: float | None) -> Sealed:
-        """Encrypt a DEK under the current key.
+        """Seal a DEK under the current key.
 
         Args:
             plaintext: The DEK, 1 to 1024 bytes.
-            deadline: When the client stops waiting; None if it sets no deadline.
+            deadline: When the client stops waiting, in seconds of the loop's
+                clock; None when it waits for ever.
 
         Raises:
-            HsmKmsError: The DEK cannot be encrypted; see the bases in `errors`.
+            HsmKmsError: It cannot be done; the class says what comes next.
         """
         ...
 
     async def unwrap(
         self, ciphertext: bytes, *, key_id: str | None, deadline: float | None
     ) -> Unsealed:
-        """Decrypt a record.
+        """Open a record.
 
         Args:
-            ciphertext: A record that `wrap` made, or any other bytes.
-            key_id: The key_id that the client sends; None in v1, which has none.
+            ciphertext: What `wrap` made, or anything at all.
+            key_id: What the client says beside it; None in v1, which says nothing.
             deadline: As for `wrap`.
 
         Raises:
-            CiphertextError: The bytes are no record, or were changed.
+            CiphertextError: It is not one of ours, or it was changed.
             HsmKmsError: As for `wrap`.
         """
         ...
 
 
 class HealthSource(Protocol):
-    """Knows the health of this node, without waiting for the token."""
+    """Knows in microseconds how we are."""
 
     def announce(self) -> HealthState:
-        """Return the state for Status; v2 encrypts under its key_id from now on."""
+        """Return the state that a Status answer is made of, and stand by it."""
         ...
 
     def look(self) -> HealthState:
-        """Return the same state for a client that only observes; change nothing."""
+        """Return the same to one who only looks: nothing follows from it."""
         ...

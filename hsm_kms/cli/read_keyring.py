@@ -33,7 +33,7 @@ async def read_ring(config: Config, worker: Worker) -> Keyring:
         settings.key_settings(config),
         memory,
         now(),
-        unidentified=sighting.unidentified,
+        nameless=sighting.nameless,
     )
 
 

@@ -1,12 +1,12 @@
-"""Decide which key is current, and which one comes next (docs/rotation.md).
+"""Which key is current, and which one comes next (docs/rotation.md).
 
-1. `keys.current` decides if it is set. Otherwise the key last current on this node
-   stays until the activation time of a younger one has come; activation times count
-   only if all nodes see the same keys (`token.shared`).
-2. Only a key that the token generated becomes current by its activation time: someone
-   who obtains the PIN must not be able to inject a key whose value they know.
-3. A node never goes back to an older key by itself: not when a key is lost, a clock is
-   set back or an old token is restored, and never to a key_id that was current before.
+1. `keys.current` decides where it is set. Else the key last current on this node
+   stays, until a younger one's time has come; and that counts only where all nodes
+   see the same keys (`token.shared`).
+2. By its time alone only a key born on the token becomes current: who once holds the
+   PIN must not be able to plant a key that he knows.
+3. Nothing goes back by itself: not when a key is lost, a clock is set back or an old
+   token is restored, and never to a key_id that was current before.
 """
 
 from __future__ import annotations
@@ -33,22 +33,20 @@ if TYPE_CHECKING:
 
     from hsm_kms.ipc.values import Cipher
 
-# A key first seen less than this after its activation time is late: other nodes may
-# not have seen it yet, so this one waits before it switches.
-LATE_SECONDS: Final = 600.0
+LATE_SECONDS: Final = 600.0  # first seen so long after its time: others may not have
 LATE_WAIT_SECONDS: Final = 90.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Memory:
-    """Hold what this node remembers of keys.
+    """What this node remembers of keys.
 
     Args:
-        last: key_id of the key last current here, or None.
+        last: key_id last current here, or None.
         former: key_ids that were current here before that.
         first_seen: When each key was seen first, in seconds since the Unix epoch, by
             fingerprint.
-        not_yet: Names of keys that cannot be switched to yet.
+        not_yet: Names of keys whose time has come and that cannot be used yet.
     """
 
     last: str | None = None
@@ -65,7 +63,7 @@ def build_keyring(
     memory: Memory,
     now: float,
     *,
-    unidentified: HsmKmsError | None = None,
+    nameless: HsmKmsError | None = None,
 ) -> Keyring:
     """Decide which key is current.
 
@@ -74,12 +72,12 @@ def build_keyring(
         settings: The configuration.
         memory: What this node remembers.
         now: Seconds since the Unix epoch.
-        unidentified: Why a key could not be identified, or None.
+        nameless: What is wrong with a key that could not be identified, or None.
     """
     usable = [key for key in keys if key.fingerprint not in settings.retired]
     current, fault = _choose(usable, settings, memory, now)
-    if not usable and settings.current is None and unidentified is not None:
-        fault = unidentified
+    if not usable and settings.current is None and nameless is not None:
+        fault = nameless
     pending = _pending(usable, current, settings, memory, now) if current else ()
     return Keyring(
         keys=tuple(keys),
@@ -120,7 +118,7 @@ def _named_is_missing(
     fingerprint = fingerprint_in(wanted)
     if fingerprint in settings.retired:
         return KeyUnsuitableError(
-            f"keys.current and keys.retired both name {wanted}",
+            f"keys.current names {wanted}, and keys.retired does, too",
             hint="name another key in keys.current",
         )
     if any(key.fingerprint == fingerprint for key in keys):
@@ -168,7 +166,7 @@ def _last_is_missing(
     if fingerprint in settings.retired:
         return KeyUnsuitableError(
             f"the key last current here, {last}, is in keys.retired",
-            hint="remove it from keys.retired, or name another key in keys.current",
+            hint="take it out there, or name another key in keys.current",
         )
     if any(key.fingerprint == fingerprint for key in keys):
         return KeyUnsuitableError(
@@ -185,7 +183,7 @@ def _last_is_missing(
 def _first(
     keys: Sequence[TokenKey], settings: KeySettings, now: float
 ) -> tuple[TokenKey | None, HsmKmsError | None]:
-    """Choose the first key of a node that remembers none."""
+    """The first key of a node that remembers none."""
     if not keys:
         return None, KeyNotFoundError(
             f"no AES key {settings.which} is on the token",
@@ -237,7 +235,7 @@ def _coming(
     memory: Memory,
     now: float,
 ) -> Iterable[Pending]:
-    """Yield the keys that may become current after `base`, and from when."""
+    """The keys that may come after `base`, and from when."""
     former = {fingerprint_in(key_id) for key_id in memory.former}
     passed = {*former, base.fingerprint}  # also a copy of it with another CKA_ID
     for key in keys:
@@ -249,7 +247,7 @@ def _coming(
 
 
 def _by_time(key: TokenKey, settings: KeySettings) -> bool:
-    """Return True if a key may become current by its activation time alone."""
+    """Whether a key may become current by its activation time alone."""
     return key.born_here and key.activation > 0 and not settings.refuses(key)
 
 

@@ -1,4 +1,4 @@
-"""Clients as kube-apiserver has them, many at once, and what they are told."""
+"""Clients as kube-apiserver has them, many at once, and how their calls end."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from hsm_kms.api.rpc import (
 )
 from hsm_kms.wrapping.record import Algorithm, Header, Kind, Record
 from tests.harness.processes import stop
-from tests.harness.wait import wait_for
+from tests.harness.wait import patient, wait_for
 
 if TYPE_CHECKING:
     from collections.abc import (
@@ -39,11 +39,11 @@ if TYPE_CHECKING:
     from tests.harness.plugin import Plugin
 
 DEK = bytes(range(0x40, 0x60))
-TIMEOUT = 10.0  # seconds; the API server has 3, the machine of a test is slower
+TIMEOUT = patient(10.0)  # seconds; the API server waits 3
 SENTENCES = {row.sentence for row in codes.REFUSALS.values()}
 BAD_REQUEST = "INVALID_ARGUMENT", "the request has an empty, oversized or wrong field"
 NOT_AUTHENTIC = "INVALID_ARGUMENT", "the ciphertext is malformed or not authentic"
-NOT_HELD = "FAILED_PRECONDITION", "this node does not hold the key that encrypted this"
+NOT_HELD = "FAILED_PRECONDITION", "the key this was sealed under is not held here"
 STRANGER = "a" * 26  # a key_id of the right shape that is nobody's
 
 
@@ -177,14 +177,13 @@ async def timed(times: int, call: Callable[[], Awaitable[object]]) -> list[float
 async def at_rate(
     per_second: float, seconds: float, call: Callable[[], Awaitable[object]]
 ) -> int:
-    """Start calls by the clock, whether or not earlier ones ended; return how many."""
+    """Start calls at this rate, whether or not earlier ones ended; return how many."""
     loop = asyncio.get_running_loop()
     began = loop.time()
     async with asyncio.TaskGroup() as group:
         for number in range(round(per_second * seconds)):
             await asyncio.sleep(began + number / per_second - loop.time())
             group.create_task(call())
-    assert loop.time() - began < 2 * seconds + 1
     return round(per_second * seconds)
 
 
@@ -211,14 +210,14 @@ def workers_of(plugin: Plugin) -> set[int]:
 
 
 def _workers_now(plugin: Plugin) -> set[int]:
-    """Return the workers that serve, without those that only have a look."""
+    """Return the workers that serve, without those that only list the keys."""
     started = {event["pid"] for event in plugin.events("token worker started")}
     return started - {event["pid"] for event in plugin.events("token worker ended")}
 
 
 @contextlib.contextmanager
 def stopped(pids: Iterable[int]) -> Iterator[None]:
-    """Hold processes, as a token that hangs would hold workers."""
+    """Stop processes, as a token that hangs would block workers."""
     for pid in pids:
         stop(pid)
     try:
@@ -230,7 +229,7 @@ def stopped(pids: Iterable[int]) -> Iterator[None]:
 
 
 def take_token(plugin: Plugin) -> None:
-    """Move the token away from a server that is all there.
+    """Move the token away from a server all of whose workers serve.
 
     A worker that is just starting would find a token without its key instead.
     """
@@ -240,9 +239,13 @@ def take_token(plugin: Plugin) -> None:
 
 @contextlib.contextmanager
 def unharmed(plugin: Plugin) -> Iterator[None]:
-    """Assert that server and workers outlive what is done here, and stay well."""
-    before = plugin.process.pid, workers_of(plugin)
+    """Assert that server and workers outlive what is done here, and stay well.
+
+    A spare worker may come and go.
+    """
+    process, workers = plugin.process.pid, workers_of(plugin)
     yield
-    assert before == (plugin.process.pid, _workers_now(plugin))
-    assert before[1] <= set(plugin.worker_pids())
-    wait_for(lambda: plugin.healthz() == "ok")
+    assert process == plugin.process.pid
+    assert workers <= _workers_now(plugin)
+    assert workers <= set(plugin.worker_pids())
+    plugin.wait_healthz("ok")

@@ -1,27 +1,29 @@
-"""A server that makes no call of its own, and what it has never seen."""
+"""A server that rarely calls the token by itself, and records new to it."""
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING
 
-from tests.harness.wait import wait_for
+from tests.system.conformance.clients import stopped, workers_of
+from tests.system.conformance.inside import token_calls
 from tests.system.conformance.replica import Replica
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from tests.harness.plugin import Plugin
     from tests.harness.shim.driver import Calls, Shim
 
 KEK = bytes(range(32))
-SLOW = 0.3  # seconds, of a token that takes its time
+SLOW = 0.3  # seconds
 
 
 class Cold:
-    """The server on the shim, and another node with the same KEK.
+    """A server on the shim, and another node with the same KEK.
 
     Args:
         plugin: The server.
-        shim: Counts its calls, and makes them slow.
+        shim: Counts the calls of the server, and makes them slow.
 
     Attributes:
         replica: The other node.
@@ -33,28 +35,21 @@ class Cold:
         self._shim = shim
 
     def calls(self) -> int:
-        """How often C_Decrypt was called."""
-        return self._shim.calls("C_Decrypt")
+        """Return how many Decrypts were sent to the token for clients: no canary."""
+        return token_calls(self.plugin, "decrypt")
 
     def all_calls(self) -> dict[str, Calls]:
-        """The same of every function."""
+        """Return the calls into the module, canaries included, by function."""
         return self._shim.counts()
 
-    def wait_quiet(self) -> None:
-        """Wait until nothing is under way."""
-        seen: list[int] = []
-
-        def quiet() -> bool:
-            seen.append(self.calls())
-            time.sleep(0.05)
-            return len(seen) > 4 and {seen[-1]} == set(seen[-4:])
-
-        wait_for(quiet)
-
-    def slow(self, seconds: float = SLOW) -> None:
-        """Let each C_Decrypt take so long."""
-        self._shim.set(f"C_Decrypt sleep={round(1000 * seconds)}")
+    def slow(self) -> None:
+        """Let each C_Decrypt take `SLOW` seconds."""
+        self._shim.set(f"C_Decrypt sleep={round(1000 * SLOW)}")
 
     def fast(self) -> None:
-        """Let it be as fast as it is."""
+        """Undo `slow`."""
         self._shim.clear()
+
+    def hanging(self) -> AbstractContextManager[None]:
+        """Let no call on the token come back within the block."""
+        return stopped(workers_of(self.plugin))

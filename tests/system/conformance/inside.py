@@ -1,17 +1,24 @@
-"""What a server tells of itself beside its answers: metrics and log."""
+"""What a server reports beside its answers: metrics and log."""
 
 from __future__ import annotations
 
 import base64
 import re
 import urllib.request
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from tests.harness.wait import wait_for
+from tests.harness.wait import until, wait_for
 from tests.system.conformance.wrappings import apis
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tests.harness.plugin import Plugin
+    from tests.harness.softhsm import SoftHsm
+
+# On a slow machine, too, no bound of the server's own ends a call: tests that block
+# the token give their requests shorter deadlines.
+PATIENT = {"call_timeout": "30s", "hang_timeout": "5m", "session_wait": "10s"}
 
 
 def metrics(plugin: Plugin) -> dict[str, float]:
@@ -29,6 +36,11 @@ def token_calls(plugin: Plugin, operation: str) -> int:
     return int(metrics(plugin).get(name, 0))
 
 
+async def all_sessions_busy(plugin: Plugin) -> None:
+    """Wait until a request is on every session of a server."""
+    await until(lambda: metrics(plugin)["hsm_kms_sessions_idle"] == 0)
+
+
 def health(plugin: Plugin) -> str:
     """The state of health."""
     (state,) = (
@@ -40,14 +52,24 @@ def health(plugin: Plugin) -> str:
 
 
 def start_well(plugin: Plugin) -> Plugin:
-    """Start a server, and wait until it is as it stays."""
+    """Start a server, and wait until it is healthy and has its local KEK."""
     plugin.start().wait_healthz("ok")
     wait_local_kek(plugin)
     return plugin
 
 
+def of_one_worker(make: Callable[..., Plugin]) -> Callable[..., Plugin]:
+    """Change `make` to make servers of one token worker, unless a test wants more."""
+
+    def make_small(hsm: SoftHsm, name: str = "p", **sections: Any) -> Plugin:
+        token = {"workers": 1} | sections.pop("token", {})
+        return make(hsm, name, token=token, **sections)
+
+    return make_small
+
+
 def restart(plugin: Plugin, wrapping: str | None = None) -> None:
-    """Give the server another life, with another wrapping perhaps."""
+    """Restart the server, with another wrapping mode if one is given."""
     plugin.stop()
     if wrapping is not None:
         plugin.config["apis"] = apis(wrapping)
@@ -56,7 +78,7 @@ def restart(plugin: Plugin, wrapping: str | None = None) -> None:
 
 
 def spellings(secret: bytes) -> dict[str, str]:
-    """A secret as it might stand in a text."""
+    """Return a secret in every form in which a text might hold it."""
     return {
         "raw": secret.decode("latin-1"),
         "hex": secret.hex(),
@@ -67,9 +89,9 @@ def spellings(secret: bytes) -> dict[str, str]:
 
 
 def wait_local_kek(plugin: Plugin) -> None:
-    """Wait until the server has a local KEK, where its wrapping wants one.
+    """Wait until the server has a local KEK, if its wrapping mode needs one.
 
-    Right after the start the token wraps in its place.
+    Until then the token wraps.
     """
     apis = plugin.config["apis"].values()
     if any(api.get("wrapping", "token") != "token" for api in apis):

@@ -2,81 +2,53 @@
 
 from __future__ import annotations
 
-import re
-import time
 from collections import Counter
 
-import pytest
-
-from tests.harness.wait import wait_for
 from tests.system.conformance.clients import DEK
+from tests.system.conformance.spied import TIMES
 
-TIMES = 10
-QUIET_SECONDS = 0.7  # without a call: the looks of the start are over
-ENCRYPT = {"C_EncryptInit": TIMES, "C_Encrypt": TIMES}
-DECRYPT = {"C_DecryptInit": TIMES, "C_Decrypt": TIMES}
+NONE: Counter[str] = Counter()
+ENCRYPT = Counter({"C_EncryptInit": TIMES, "C_Encrypt": TIMES})
+DECRYPT = Counter({"C_DecryptInit": TIMES, "C_Decrypt": TIMES})
 
 
-@pytest.fixture(scope="module")
-def counted(watched):
-    """A running server whose one session has found its key, and a counter of calls."""
-    plugin, file = watched
-    plugin.start().wait_healthz("ok")
+def test_unwrap_is_two_calls(spied):
+    """A Decrypt is C_DecryptInit and C_Decrypt: no find, no login, no attribute."""
+    plugin = spied.plugin
     sealed = plugin.encrypt(DEK)
 
-    def calls() -> Counter[str]:
-        text = file.read_text(errors="replace")
-        return Counter(re.findall(r"^\d+: (C_\w+)$", text, re.MULTILINE))
+    def v2():
+        plugin.decrypt(sealed.ciphertext, sealed.key_id)
 
-    def quiet() -> bool:
-        before = calls()
-        time.sleep(QUIET_SECONDS)
-        return before == calls()
-
-    def cost(call) -> Counter[str]:
-        before = calls()
-        for _ in range(TIMES):
-            call()
-        return calls() - before
-
-    wait_for(quiet)
-
-    return plugin, sealed, cost
+    assert DECRYPT == spied.cost(v2, DECRYPT)
+    assert DECRYPT == spied.cost(lambda: plugin.v1_decrypt(sealed.ciphertext), DECRYPT)
 
 
-def test_unwrap_is_two_calls(counted):
-    """A Decrypt is C_DecryptInit and C_Decrypt: no find, no login, no attribute."""
-    plugin, sealed, cost = counted
-
-    assert DECRYPT == cost(lambda: plugin.decrypt(sealed.ciphertext, sealed.key_id))
-    assert DECRYPT == cost(lambda: plugin.v1_decrypt(sealed.ciphertext))
-
-
-def test_wrap_is_two_calls(counted):
+def test_wrap_is_two_calls(spied):
     """A v1 Encrypt, which is not read back, is C_EncryptInit and C_Encrypt."""
-    plugin, _, cost = counted
-
-    assert ENCRYPT == cost(lambda: plugin.v1_encrypt(DEK))
+    assert ENCRYPT == spied.cost(lambda: spied.plugin.v1_encrypt(DEK), ENCRYPT)
 
 
-def test_read_back_is_two_more(counted):
-    """A v2 Encrypt is unwrapped again before it is answered."""
-    plugin, _, cost = counted
+def test_read_back_is_two_more(spied):
+    """A v2 Encrypt is decrypted again before it is answered."""
+    both = ENCRYPT | DECRYPT
 
-    assert ENCRYPT | DECRYPT == cost(lambda: plugin.encrypt(DEK))
+    assert both == spied.cost(lambda: spied.plugin.encrypt(DEK), both)
 
 
-def test_status_is_none(counted):
+def test_status_is_none(spied):
     """Status costs the token nothing."""
-    plugin, _, cost = counted
-
-    assert {} == cost(plugin.status)
+    assert NONE == spied.cost(spied.plugin.status, NONE)
 
 
-@pytest.mark.usefixtures("counted")
-def test_os_locking_is_asked_for(watched):
-    """C_Initialize says that threads of the module's host lock as the system does."""
-    text = watched[1].read_text(errors="replace")
-    initialize = text.partition(": C_Initialize\n")[2].partition("Returned")[0]
+def test_os_locking_is_asked_for(spied):
+    """C_Initialize allows the module to lock with the operating system's primitives."""
+    initialize = spied.text().partition(": C_Initialize\n")[2].partition("Returned")[0]
 
     assert "CKF_OS_LOCKING_OK" in initialize
+
+
+def test_32_checks_itself_at_the_start(spied):
+    """Before the first request, the current key has wrapped and unwrapped a canary."""
+    assert spied.at_start["C_Encrypt"] >= 1
+    assert spied.at_start["C_Decrypt"] >= 1

@@ -1,4 +1,4 @@
-"""Clients that give up: no worker dies of it, and nobody gets another's answer."""
+"""Requests given up end no worker, and no client gets the answer of another."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MAY_END = {"OK", "DEADLINE_EXCEEDED", "CANCELLED", "UNAVAILABLE", "RESOURCE_EXHA
 
 @each_wrapping
 async def test_given_up_after_a_millisecond(served):
-    """Ten thousand calls given up under load harm no worker and no other client."""
+    """Thousands of calls given up under load harm no worker and no other client."""
     given_up = GIVEN_UP[wrapping_of(served)]
     ended: Counter[str] = Counter()
     rounds = 0
@@ -58,7 +58,7 @@ async def test_given_up_after_a_millisecond(served):
 
 @each_wrapping
 async def test_cancelled_in_the_middle(served):
-    """Calls cancelled at any moment leave their sessions fit for the next client."""
+    """Calls cancelled at any moment leave their sessions usable."""
     with unharmed(served):
         async with connected(served, 2) as (one, other):
             for pause in range(100):

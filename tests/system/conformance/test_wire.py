@@ -28,7 +28,7 @@ async def ask(plugin, method: str, message: bytes = b"", **more) -> dict[int, by
 
 
 async def test_1_v2_methods_and_field_numbers(served):
-    """The three methods of v2 answer at their paths, in fields of their numbers."""
+    """The three methods of v2 answer at their paths, with the right field numbers."""
     status = await ask(served, V2 + "Status")
     sealed = await ask(served, V2 + "Encrypt", field(1, DEK) + UID)
     annotation = field(4, field(1, b"some.name") + field(2, b"value"))
@@ -41,7 +41,7 @@ async def test_1_v2_methods_and_field_numbers(served):
 
 
 async def test_2_v1_methods_and_field_numbers(served):
-    """The three methods of v1 answer on the same socket."""
+    """The three methods of v1 answer on the same socket, too."""
     version = await ask(served, V1 + "Version", V1BETA1)
     sealed = await ask(served, V1 + "Encrypt", V1BETA1 + field(2, DEK))
     opened = await ask(served, V1 + "Decrypt", V1BETA1 + field(2, sealed[1]))
@@ -53,7 +53,7 @@ async def test_2_v1_methods_and_field_numbers(served):
 
 
 def test_2_both_stubs_in_one_process(served):
-    """One process holds the stubs of both APIs, and both work."""
+    """One process can load the stubs of both APIs and use both."""
     assert {
         kms_v1beta1_pb2_grpc.__name__,
         kms_v2_pb2_grpc.__name__,
@@ -64,7 +64,7 @@ def test_2_both_stubs_in_one_process(served):
 
 @pytest.mark.parametrize("off", ["v1", "v2"])
 async def test_2_each_api_can_be_switched_off(make_plugin, hsm, off):
-    """An API that is switched off is not there; the other one is."""
+    """A disabled API answers UNIMPLEMENTED; the other one works."""
     apis = {name: {"enabled": name != off} for name in ("v1", "v2")}
     plugin = make_plugin(hsm, apis=apis).start()
     answers = {
@@ -78,7 +78,7 @@ async def test_2_each_api_can_be_switched_off(make_plugin, hsm, off):
 
 @pytest.mark.parametrize("spell", ["localhost", "bare", "percent", "@kms.sock", ""])
 async def test_3_authority(served, spell):
-    """An API server of any version may say what it likes in :authority."""
+    """The server accepts every :authority that an API server sends."""
     path = str(served.socket)
     authority = {"bare": path, "percent": quote(path, safe="")}.get(spell, spell)
     sealed = await ask(served, V2 + "Encrypt", field(1, DEK), authority=authority)
@@ -88,7 +88,7 @@ async def test_3_authority(served, spell):
 
 
 def test_4_endpoint_as_kubernetes_writes_it(make_plugin, hsm):
-    """A socket given as unix:///path is listened on."""
+    """The server listens on a socket given as unix:///path."""
     plugin = make_plugin(hsm)
     plugin.config["listen"]["socket"] = f"unix://{plugin.socket}"
     plugin.write_config()
@@ -98,7 +98,7 @@ def test_4_endpoint_as_kubernetes_writes_it(make_plugin, hsm):
 
 
 def test_4_abstract_socket_is_refused(make_plugin, hsm):
-    """A socket without owner and mode is refused, with the reason."""
+    """An abstract socket, which has no owner and no mode, is refused."""
     plugin = make_plugin(hsm, listen={"socket": "unix:///@kms.sock"})
     result = plugin.cli("serve")
 
@@ -109,7 +109,7 @@ def test_4_abstract_socket_is_refused(make_plugin, hsm):
 
 
 def test_5_endpoint_with_a_host_part(make_plugin, hsm):
-    """A socket whose first directory would be lost is refused, with the cure."""
+    """A unix:// endpoint with a host part is refused, with the cure."""
     plugin = make_plugin(hsm, listen={"socket": "unix://run/kms.sock"})
     result = plugin.cli("serve")
 
@@ -135,7 +135,7 @@ def test_5_endpoint_with_a_host_part(make_plugin, hsm):
     ],
 )
 async def test_6_other_methods(served, method):
-    """What is not served is UNIMPLEMENTED."""
+    """Unknown methods answer UNIMPLEMENTED."""
     answer = await call(served.socket, method)
 
     assert UNIMPLEMENTED == answer.status
@@ -144,7 +144,7 @@ async def test_6_other_methods(served, method):
 
 @pytest.mark.parametrize("unknown", UNKNOWN.values(), ids=UNKNOWN)
 async def test_7_unknown_fields(served, unknown):
-    """Fields of a version to come are ignored in every request."""
+    """Every request ignores unknown fields."""
     status = await ask(served, V2 + "Status", unknown)
     sealed = await ask(served, V2 + "Encrypt", unknown + field(1, DEK))
     request = field(1, sealed[1]) + unknown + field(3, sealed[2])

@@ -1,4 +1,4 @@
-"""The three wrappings, and which of them a test is for."""
+"""The three wrapping modes, and marks for the tests of each."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ if TYPE_CHECKING:
 
 WRAPPINGS = ("token", "fallback", "software")
 
-# Marks for a test that uses `served` of each of these wrappings. A well
-# token serves fallback as it serves token: where no token is ever away, and no client
-# in a hurry, two of them make all the difference.
+# Marks for a test that uses `served` of each of these wrapping modes. While the token
+# is available, fallback does the same as token: a test that neither takes the token
+# away nor gives a short deadline needs two of the three.
 each_wrapping = pytest.mark.parametrize("served", WRAPPINGS, indirect=True)
 both_kinds = pytest.mark.parametrize("served", ["token", "software"], indirect=True)
 in_software = pytest.mark.parametrize("served", ["software"], indirect=True)
 
 
 def apis(v2: str, v1: str | None = None) -> dict[str, Any]:
-    """The section of that name, both APIs enabled; v1 as v2 where None."""
+    """Return the section `apis` with both APIs enabled, v1 like v2 if it is None."""
     return {
         "v2": {"enabled": True, "wrapping": v2},
         "v1": {"enabled": True, "wrapping": v1 or v2},
@@ -28,5 +28,5 @@ def apis(v2: str, v1: str | None = None) -> dict[str, Any]:
 
 
 def wrapping_of(plugin: Plugin) -> str:
-    """The wrapping of v2."""
+    """Return the wrapping mode of v2."""
     return plugin.config["apis"]["v2"].get("wrapping", "token")

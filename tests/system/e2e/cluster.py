@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
+from tests.harness.wait import patient
 from tests.system.e2e.processes import Child, free_ports, wait_for
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from tests.system.e2e.binaries import Binaries
 
 START_TIMEOUT = 90.0  # seconds; four on an idle machine
-REQUEST_TIMEOUT = 30.0  # seconds
+REQUEST_TIMEOUT = patient(60.0)  # seconds
 START_TRIES = 3  # another process may take a port between its choice and its use
 SECRETS = "/registry/secrets/"
 

@@ -15,7 +15,15 @@ from tests.harness.command_line import HSM_KMS
 from tests.system.e2e.world import prefix
 
 TEXT = "what-nobody-may-see"
-OBJECTS = {"all": 3, "dry": 5, "busy": 12, "dying": 20, "long": PAGE + 50, "guarded": 3}
+REST = 200  # objects of the second page
+OBJECTS = {
+    "all": 3,
+    "dry": 5,
+    "busy": 12,
+    "dying": 20,
+    "long": PAGE + REST,
+    "guarded": 3,
+}
 OBJECTS |= {"unwritable": 25, "kinds": 0, "every": 3, "verified": 3}
 
 

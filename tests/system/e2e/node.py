@@ -23,7 +23,7 @@ KINDS = {"token": TOKEN, "fallback": TOKEN, "software": LOCAL}  # while all is w
 LASTING = {"grace": "10m", "stop_writes_after": None}
 
 
-class Node:
+class ClusterNode:
     """Plugin and API server of one node, and what is asked of them.
 
     Args:

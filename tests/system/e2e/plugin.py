@@ -23,6 +23,7 @@ from hsm_kms.api.rpc import kms_v2_pb2_grpc as v2_grpc
 from hsm_kms.cli.admin import read_status
 from tests.harness.command_line import HSM_KMS
 from tests.harness.processes import children_of
+from tests.harness.wait import patient
 from tests.system.e2e.processes import Child, wait_for
 
 if TYPE_CHECKING:
@@ -37,8 +38,8 @@ MODULES = (
     "/usr/local/lib/softhsm/libsofthsm2.so",
 )
 LABEL = "e2e"
-RPC_TIMEOUT = 3.0  # seconds, as the API server's default
-READY_TIMEOUT = 30.0  # seconds
+RPC_TIMEOUT = patient(10.0)  # seconds; the API server's default is 3
+READY_TIMEOUT = 60.0  # seconds
 
 
 def softhsm_module() -> Path | None:

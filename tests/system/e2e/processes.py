@@ -9,6 +9,8 @@ import subprocess
 import time
 from typing import TYPE_CHECKING, TypeVar
 
+from tests.harness.wait import patient
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 # A killed test run leaves no child behind: the kernel ends it with its parent.
 TIED = [*(["setpriv", "--pdeathsig", "KILL"] if shutil.which("setpriv") else [])]
-STOP_TIMEOUT = 10.0  # seconds
+STOP_TIMEOUT = patient(30.0)  # seconds
 TAIL = 4_000  # characters of a log that an error shows
 
 
@@ -28,13 +30,13 @@ def wait_for(
     Args:
         what: What is waited for, for the error.
         check: May raise OSError, which counts as not yet.
-        timeout: Seconds.
+        timeout: Seconds, to be multiplied by HSM_KMS_PATIENCE.
         every: Seconds between two calls.
 
     Raises:
         TimeoutError: It never did; carries the last result or error.
     """
-    end = time.monotonic() + timeout
+    end = time.monotonic() + patient(timeout)
     last: object = None
     while time.monotonic() < end:
         try:
@@ -44,7 +46,7 @@ def wait_for(
         except OSError as error:
             last = error
         time.sleep(every)
-    msg = f"no {what} within {timeout:.0f} s; last: {last!r}"
+    msg = f"no {what} within {patient(timeout):.0f} s; last: {last!r}"
     raise TimeoutError(msg)
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from tests.harness.command_line import HSM_KMS
 from tests.harness.etcd_server import make_certificates
+from tests.harness.wait import patient
 from tests.system.e2e.processes import Child, free_ports, wait_for
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
     from tests.system.e2e.binaries import Binaries
 
-TIMEOUT = 60.0  # seconds
+TIMEOUT = patient(60.0)  # seconds
 TXN_OPERATIONS = 100  # etcd takes 128
 TXN_BYTES = 1024**2
 
@@ -103,7 +104,7 @@ def hsm_kms(
         check=check,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=patient(120),
     )
 
 

@@ -42,7 +42,7 @@ def etcd(binaries: Binaries, new_folder: Callable[[], Path]) -> Iterator[SecureE
 
 
 def test_every_object_in_pages(etcd):
-    """All pages together are what etcdctl gets in one answer."""
+    """A scan counts every object, over all pages."""
     told = scan(*etcd.options)
 
     assert len(OBJECTS) == told["objects"]
@@ -52,7 +52,7 @@ def test_every_object_in_pages(etcd):
 
 
 def test_the_values_are_those_etcd_holds(etcd):
-    """Keys and values, short and long, come as they were put."""
+    """Keys and values, short and long, are read as they were put."""
     access = Access(cacert=etcd.pki.ca, cert=etcd.pki.client, key=etcd.pki.client_key)
     with Etcd([etcd.endpoint], access) as source:
         found = {item.key.decode(): item.value.decode() for item in source}
@@ -61,7 +61,7 @@ def test_the_values_are_those_etcd_holds(etcd):
 
 
 def test_the_variables_of_etcdctl(etcd):
-    """What is set for etcdctl serves here too, with several endpoints."""
+    """The environment variables of etcdctl apply, with several endpoints too."""
     env = {
         "ETCDCTL_ENDPOINTS": f"https://127.0.0.1:1,https://{etcd.endpoint}",
         "ETCDCTL_CACERT": str(etcd.pki.ca),
@@ -73,7 +73,7 @@ def test_the_variables_of_etcdctl(etcd):
 
 
 def test_what_etcdctl_prints(etcd, new_folder):
-    """The output of etcdctl counts the same, and a part of it is refused."""
+    """The output of etcdctl counts like etcd; incomplete output is refused."""
     path = new_folder() / "dump.json"
     path.write_bytes(etcd.ctl("get", "--prefix", "/", "-w", "json").stdout)
     live, dumped = scan(*etcd.options), scan("--from-json", path)
@@ -105,7 +105,7 @@ def test_what_etcdctl_prints(etcd, new_folder):
     ],
 )
 def test_no_way_in(wrong, words, etcd, new_folder):
-    """Each way not to get in is a sentence and a hint."""
+    """Every failure to connect has a message and a hint."""
     pki, other = etcd.pki, make_certificates(new_folder() / "pki")
     ours = ["--cert", pki.client, "--key", pki.client_key]
     options = {
@@ -123,7 +123,7 @@ def test_no_way_in(wrong, words, etcd, new_folder):
 
 
 def test_a_revision_compacted_while_it_is_read(etcd):
-    """Then what was read is not all of one moment, and the reading ends."""
+    """Reading stops if etcd compacts the revision meanwhile."""
     access = Access(cacert=etcd.pki.ca, cert=etcd.pki.client, key=etcd.pki.client_key)
     with Etcd([etcd.endpoint], access) as source:
         items = iter(source)
@@ -137,7 +137,7 @@ def test_a_revision_compacted_while_it_is_read(etcd):
 
 
 def test_what_an_api_server_stores(binaries, new_folder):
-    """Secrets by KMS v2, by v1 and in clear are told apart, and traced to the key."""
+    """A scan tells Secrets by KMS v2, by v1 and unencrypted ones apart."""
     with running_world(binaries, new_folder()) as world:
         world.api.start(None)
         world.create("early", "in clear")

@@ -29,7 +29,7 @@ def etcd(binaries: Binaries, new_folder: Callable[[], Path]) -> Iterator[SecureE
 
 
 def test_only_what_nothing_needs(etcd, make_plugin, hsm):
-    """While one object is under the key it stays; then it goes, step by step."""
+    """A key cannot be retired while an object uses it; then it can be destroyed."""
     plugin = make_plugin(hsm, token={"shared": True})
     keys = Keys(plugin)
     (old,) = keys.states()

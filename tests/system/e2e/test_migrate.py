@@ -1,4 +1,4 @@
-"""`hsm-kms migrate` on a real kube-apiserver: what was stale is written anew."""
+"""`hsm-kms migrate` re-encrypts stale objects of a real kube-apiserver."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import threading
 import pytest
 
 from hsm_kms.migrate.rewrite import PAGE
+from tests.harness.wait import patient
 from tests.system.e2e.migrating import (
     OBJECTS,
     POLICY,
@@ -50,7 +51,7 @@ def migrating(binaries, new_folder):
 
 
 def test_stale_secrets_are_written_anew(migrating):
-    """In clear and by another provider: after it all are by v2, with the same text."""
+    """Unencrypted Secrets and those of another provider are re-encrypted by v2."""
     before = migrating.texts("all")
 
     first = migrating.run("-n", "all", "--rate", "1000")
@@ -64,7 +65,7 @@ def test_stale_secrets_are_written_anew(migrating):
 
 
 def test_special_kinds(migrating):
-    """Immutable, with managedFields, of an account, half deleted: all as before."""
+    """Immutable, service account and half-deleted Secrets keep all their fields."""
     _, before = migrating.world.api.get(migrating.path("kinds"))
 
     result = migrating.run("-n", "kinds")
@@ -76,7 +77,7 @@ def test_special_kinds(migrating):
 
 
 def test_dry_run_writes_nothing(migrating):
-    """Not one byte; the API server says that it would take them."""
+    """--dry-run writes nothing and reports what the API server would accept."""
     before = migrating.stored("dry")
 
     result = migrating.run("-n", "dry", "--dry-run")
@@ -89,7 +90,7 @@ def test_dry_run_writes_nothing(migrating):
 
 
 def test_no_write_of_another_is_lost(migrating):
-    """Somebody keeps writing the same objects: conflicts, and each write stays."""
+    """Writes of another client to the same objects are never overwritten."""
     api, done = migrating.world.api, threading.Event()
     last = {}
 
@@ -123,12 +124,14 @@ def test_no_write_of_another_is_lost(migrating):
 
 
 def test_deleted_meanwhile_stays_deleted(migrating):
-    """Nothing that was deleted after it was listed comes back."""
-    process = migrating.start("-n", "dying", "--rate", "4")
+    """Objects that are deleted after they were listed stay deleted."""
+    process = migrating.start("-n", "dying", "--rate", "2")
     wait_for("a first write", lambda: len(migrating.stale("dying")) < 20, timeout=30)
+    process.send_signal(signal.SIGSTOP)
     for name in names(20)[10:]:
         migrating.world.api.request("DELETE", migrating.path("dying", name))
-    out, err = process.communicate(timeout=60)
+    process.send_signal(signal.SIGCONT)
+    out, err = process.communicate(timeout=patient(100))
 
     assert "secrets: 20 objects: 10 rewritten, 10 deleted meanwhile\n" == out, err
     assert 0 == process.returncode
@@ -136,7 +139,7 @@ def test_deleted_meanwhile_stays_deleted(migrating):
 
 
 def test_resumed_after_an_interruption(migrating):
-    """Ctrl-C in the second page; then the same again, and every Secret is by v2."""
+    """An interrupted migration resumes from its journal."""
     progress = migrating.world.folder / "progress"
     count = OBJECTS["long"]
     arguments = ("-n", "long", "--rate", "60", "--resume", str(progress))
@@ -150,7 +153,7 @@ def test_resumed_after_an_interruption(migrating):
         timeout=60,
     )
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=30)
+    out, err = process.communicate(timeout=patient(60))
     left = migrating.stale("long")
     kept = progress.read_text()
     result = migrating.run(*arguments)
@@ -170,7 +173,7 @@ def test_resumed_after_an_interruption(migrating):
 
 
 def test_refused_by_admission(migrating):
-    """One object is refused and named, without what the policy says of it."""
+    """An object that admission refuses is named, without the policy's message."""
     api = migrating.world.api
     stdin = "\n---\n".join(map(json.dumps, POLICY)).encode()
     api.kubectl("create", "-f", "-", stdin=stdin)
@@ -196,7 +199,7 @@ def test_refused_by_admission(migrating):
 
 
 def test_no_right_to_list(migrating):
-    """The API server's own words, and what is needed."""
+    """Without the right to list, the error has the API server's words and a hint."""
     kubeconfig = migrating.another_user(lambda user: user.update({"as": "eve"}))
 
     result = migrating.run(kubeconfig=kubeconfig)
@@ -215,7 +218,7 @@ def test_no_right_to_list(migrating):
 
 
 def test_no_right_to_update(migrating):
-    """It ends long before the last object, and nothing was written."""
+    """Without the right to update, the migration stops early and writes nothing."""
     api = migrating.world.api
     api.kubectl(
         "create", "clusterrole", "reader", "--verb=get,list", "--resource=secrets"
@@ -236,7 +239,7 @@ def test_no_right_to_update(migrating):
 
 
 def test_exec_plugin(migrating):
-    """It logs in as the kubeconfig says, here by a program."""
+    """The migration logs in with an exec plugin if the kubeconfig names one."""
     result = migrating.run(
         "--resource", "namespaces", kubeconfig=migrating.logging_in_by_program()
     )
@@ -246,7 +249,7 @@ def test_exec_plugin(migrating):
 
 
 def test_explain(migrating):
-    """The manifest that the cluster itself takes."""
+    """The API server accepts the manifests that --explain prints."""
     result = migrating.run(
         "--explain", "--resource", "secrets", "--resource", "*.batch"
     )
@@ -264,7 +267,7 @@ def test_explain(migrating):
 
 
 def test_everything_there_is(migrating):
-    """*.* goes through every resource; nothing of the API server's own is refused."""
+    """`--resource *.*` rewrites objects of every resource; none is refused."""
     result = migrating.run(
         *("--resource", "*.*", "-n", "every"), *("--rate", "5000", "-o", "json")
     )
@@ -278,7 +281,7 @@ def test_everything_there_is(migrating):
 
 
 def test_verify_after_it(migrating):
-    """And all that is stored under a wrapped key now opens with the token."""
+    """After a migration `etcd verify` decrypts every encrypted object."""
     migrating.run("-n", "verified")
 
     result = migrating.verify()

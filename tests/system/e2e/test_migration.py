@@ -12,7 +12,7 @@ NAMES = [f"old-{number}" for number in range(5)]
 
 
 def test_63_a_rewrite_moves_every_secret_from_v1_to_v2(binaries, new_folder):
-    """From v1 alone to [v2, v1] and a rewrite: nothing has the v1 prefix left."""
+    """After a change to [v2, v1] and a rewrite every Secret is encrypted by v2."""
     with running_world(binaries, new_folder()) as world:
         world.api.start(world.encryption("v1"))
         for name in NAMES:

@@ -17,7 +17,7 @@ from tests.system.e2e.node import (
     NOTICED,
     READYZ,
     TOKEN,
-    Node,
+    ClusterNode,
     kind_of,
 )
 from tests.system.e2e.plugin import Plugin
@@ -36,19 +36,18 @@ ANOTHER_KEY = "a" * 26
 GONE = "the key last current here is not on the token"
 SENTENCE = "see hsm-kms check on the node"
 IN_SOFTWARE = "; meanwhile Encrypt works in software"
-BRIEF = {"grace": "8s", "stop_writes_after": None}
 
 
 @pytest.fixture(scope="module")
-def node(binaries: Binaries, new_folder: Callable[[], Path]) -> Iterator[Node]:
+def node(binaries: Binaries, new_folder: Callable[[], Path]) -> Iterator[ClusterNode]:
     """A cluster; each test begins with `begin`."""
     with running_world(binaries, new_folder()) as world:
         world.api.start(world.encryption("v2"))
-        yield Node(world)
+        yield ClusterNode(world)
 
 
 def test_software_serves_the_restart_of_an_api_server(node):
-    """All reads and writes go on; Status is ok until a call fails for want of it."""
+    """In `software` a restarted API server reads and writes; Status stays ok."""
     node.begin("software")
     cold = node.plugin.encrypt_v1(DEK)
     node.fresh()
@@ -74,7 +73,7 @@ def test_software_serves_the_restart_of_an_api_server(node):
 
 
 def test_fallback_goes_on_writing(node):
-    """A restarted API server writes; what the token had wrapped waits for the token."""
+    """In `fallback` a restarted API server writes, but does not read older Secrets."""
     node.begin("fallback")
     node.fresh()
     before = node.writes()
@@ -104,7 +103,7 @@ def test_fallback_goes_on_writing(node):
 
 
 def test_token_says_why_not_and_stops_writes_when_told(node):
-    """Encrypt fails, the seed in use goes on; `stop_writes_after` ends Status, too."""
+    """In `token` Encrypt fails, and `stop_writes_after` makes Status fail."""
     node.begin("token", v1="software")
     wait_for(
         "v1", lambda: kind_of(node.plugin.encrypt_v1(DEK)) is LOCAL, timeout=NOTICED
@@ -139,12 +138,13 @@ def test_token_says_why_not_and_stops_writes_when_told(node):
 
 @pytest.mark.parametrize("wrapping", ["software", "fallback"])
 def test_grace_and_max_offline(node, wrapping):
-    """Ok for a while; then a sentence, and Encrypt goes on; then that ends too."""
-    node.begin(wrapping, health=BRIEF)
+    """Healthz is ok for `grace`; Encrypt works until `max_offline`."""
+    node.begin(wrapping)
     with node.plugin.outage():
         node.turns("degraded")
         assert ("ok", LOCAL) == (node.plugin.healthz(), node.encrypts())
-        wait_for("sentence", lambda: node.plugin.healthz() != "ok", timeout=NOTICED)
+        node.plugin.configure(health={"grace": "1s"})
+        wait_for("message", lambda: node.plugin.healthz() != "ok", timeout=NOTICED)
         assert node.plugin.healthz().endswith(SENTENCE + IN_SOFTWARE)
         assert ("degraded", LOCAL) == (node.state(), node.encrypts())
         if wrapping == "software":  # the other one need not be waited for, too
@@ -160,7 +160,7 @@ def test_grace_and_max_offline(node, wrapping):
 
 
 def test_a_plugin_that_is_restarted_in_an_outage(node):
-    """It opens nothing, knows its last key_id, and the API server goes on writing."""
+    """A plugin restarted in an outage announces its last key_id; writes go on."""
     node.begin("software")
     node.fresh()
     before = node.writes()
@@ -181,7 +181,7 @@ def test_a_plugin_that_is_restarted_in_an_outage(node):
 
 
 def test_a_plugin_that_never_reached_its_token(new_folder):
-    """Nothing is known: there is no Status at all, until the token comes."""
+    """A plugin that never reached its token fails Status until it does."""
     plugin = Plugin(new_folder() / "plugin")
     try:
         with plugin.token.away():
@@ -196,7 +196,7 @@ def test_a_plugin_that_never_reached_its_token(new_folder):
 
 
 def test_a_local_kek_does_not_stand_in_for_a_key_that_is_gone(node):
-    """Software or not: nothing is wrapped that could not be opened any more."""
+    """If the current key is lost, Encrypt fails in `software`, too."""
     node.begin("software")
     record = node.plugin.encrypt(DEK).ciphertext
     node.plugin.stop()
@@ -211,7 +211,7 @@ def test_a_local_kek_does_not_stand_in_for_a_key_that_is_gone(node):
 
 
 def test_a_change_of_wrapping_needs_no_rewrite(node):
-    """What was wrapped before is read; under another key_id all can be wrapped anew."""
+    """Secrets of every wrapping mode are read; a new key_id re-encrypts all."""
     node.begin("token")
     node.fresh()
     names = [node.writes()]

@@ -73,7 +73,7 @@ def shape(field: FieldDescriptorProto) -> dict[str, Any]:
     ("package", "module"), [("v2", kms_v2_pb2), ("v1beta1", kms_v1beta1_pb2)]
 )
 def test_the_protocol_is_upstreams(package, module, upstream):
-    """Services, methods, messages, fields, numbers and types are the same."""
+    """Our protocol files and upstream's are the same on the wire."""
     file = FileDescriptorProto()
     module.DESCRIPTOR.CopyToProto(file)
 

@@ -159,7 +159,7 @@ def token(binaries: Binaries, new_folder: Callable[[], Path]) -> Iterator[Restar
 
 
 def test_a_restart_asks_the_token_once_and_not_for_each_secret(software, token, capsys):
-    """`software`: a local KEK's birth and the opening of one; `token`: 2,000 calls."""
+    """With `software` a restart costs a few token calls, with `token` 2,000."""
     with capsys.disabled():
         sys.stdout.write(
             f"\n{SECRETS:,} Secrets by KMS v1, {LATENCY} ms at each C call; from the"
@@ -176,7 +176,7 @@ def test_a_restart_asks_the_token_once_and_not_for_each_secret(software, token, 
 
 
 def test_without_the_token_software_serves_a_restart(software):
-    """The local KEKs that this plugin has opened read all, and one of them writes."""
+    """Without the token a restarted API server reads and writes with `software`."""
     world = software.world
     with world.plugin.outage():
         wait_for(
@@ -198,7 +198,7 @@ def test_without_the_token_software_serves_a_restart(software):
 
 
 def test_without_the_token_token_says_why_not(token):
-    """The API server's own check, its answers, and `hsm-kms status` all say it."""
+    """With `token` /readyz, reads and `hsm-kms status` say what is wrong."""
     world = token.world
     path = f"{NAMESPACE}/s7"
     with world.plugin.outage():

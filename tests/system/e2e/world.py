@@ -43,7 +43,7 @@ def encryption(versions: list[str], socket: Path) -> dict[str, object]:
                 "apiVersion": version,
                 "name": NAMES[version],
                 "endpoint": f"unix://{socket}",
-                "timeout": "3s",
+                "timeout": "20s",  # by default 3: a write must survive a slow restart
             }
         }
         for version in versions

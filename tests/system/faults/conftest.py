@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.harness.shim.driver import Shim
-from tests.system.faults.observed import Rig
+from tests.system.faults.observed import QUICK, ObservedServer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,24 +20,25 @@ def shim(directory) -> Shim:
 
 
 @pytest.fixture
-def make_rig(make_plugin, hsm, shim) -> Callable[..., Rig]:
+def make_rig(make_plugin, hsm, shim) -> Callable[..., ObservedServer]:
     """Make servers on the shim, not started yet; sections as for `make_plugin`."""
 
-    def make(token=None, on=hsm, **sections) -> Rig:
+    def make(token=None, on=hsm, **sections) -> ObservedServer:
         given = {
             "module": str(shim.module),
             "env": {**on.env, **shim.env},
-            "start_timeout": "3s",
+            # A worker that is killed because it starts slowly may lose the token.
+            "start_timeout": "20s",
         }
         sections = {"log": {"level": "info"}, **sections}
         plugin = make_plugin(on, token=given | (token or {}), **sections)
-        return Rig(plugin=plugin, hsm=on, shim=shim)
+        return ObservedServer(plugin=plugin, hsm=on, shim=shim)
 
     return make
 
 
 @pytest.fixture
-def rig(make_rig) -> Rig:
+def rig(make_rig) -> ObservedServer:
     """A healthy server on the shim, two workers of four sessions."""
     made = make_rig()
     made.start()
@@ -46,9 +47,9 @@ def rig(make_rig) -> Rig:
 
 
 @pytest.fixture
-def quick_rig(make_rig) -> Rig:
-    """The same, with a server that soon takes a call for stuck or hung."""
-    made = make_rig(token={"call_timeout": "500ms", "hang_timeout": "1500ms"})
+def quick_rig(make_rig) -> ObservedServer:
+    """A healthy server on the shim that soon takes a call for stuck or hung."""
+    made = make_rig(token=QUICK)
     made.start()
     made.well()
     return made

@@ -1,10 +1,13 @@
-"""A server on the fault shim, seen from outside: processes, probes, metrics, status."""
+"""A server on the fault shim, and what processes, probes, metrics and status show."""
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
+import os
 import re
+import signal
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +18,9 @@ if TYPE_CHECKING:
     from tests.harness.plugin import Plugin
     from tests.harness.shim.driver import Shim
     from tests.harness.softhsm import SoftHsm
+
+# Soon enough for tests of hanging calls, and more than what a busy machine needs.
+QUICK = {"call_timeout": "1500ms", "hang_timeout": "4s", "start_timeout": "6s"}
 
 _SAMPLE = re.compile(r"^(hsm_kms_\w+)(\{[^}]*\})? (\S+)$", re.MULTILINE)
 
@@ -29,7 +35,7 @@ def _get(connection: http.client.HTTPConnection, path: str) -> tuple[int, str]:
 
 
 @dataclass(frozen=True)
-class Rig:
+class ObservedServer:
     """A server, its token, and the shim between them."""
 
     plugin: Plugin
@@ -51,12 +57,12 @@ class Rig:
         wait_for((self.plugin.directory / "admin.sock").exists)
 
     def get(self, path: str) -> tuple[int, str]:
-        """Status code and body of a page of the probes and metrics."""
+        """Return status code and body of a page of the probes and metrics."""
         port = self.plugin.events("probes and metrics")[-1]["port"]
         return _get(http.client.HTTPConnection("127.0.0.1", port, SECONDS), path)
 
     def metrics(self) -> dict[str, float]:
-        """Our own samples, by name and labels as they stand there."""
+        """Return the values of our own metrics, by name and labels."""
         code, text = self.get("/metrics")
         assert 200 == code
         return {
@@ -65,23 +71,42 @@ class Rig:
         }
 
     def admin(self) -> dict[str, Any]:
-        """The server's own status."""
+        """Return what the admin socket serves at /status."""
         connection = UnixConnection(self.plugin.directory / "admin.sock", SECONDS)
         code, text = _get(connection, "/status")
         assert 200 == code
         return json.loads(text)
 
     def ends(self, reason: str) -> int:
-        """Workers that ended for this reason."""
+        """Return how many workers ended for this reason."""
         return int(self.admin()["workers"]["ended"].get(reason, 0))
+
+    def reopened(self) -> int:
+        """Return the number of sessions opened since the start of their workers.
+
+        That of the fresh worker which lists the keys once a minute does not count.
+        """
+        counts = self.shim.counts()
+        return counts["C_OpenSession"].calls - counts["C_Initialize"].calls
 
     @property
     def worker_pids(self) -> list[int]:
-        """Process ids of the workers that there are now."""
+        """Process ids of the workers now, a fresh one that lists the keys included."""
         return self.plugin.worker_pids()
 
+    def kill_served(self) -> None:
+        """SIGKILL every worker that is past its login.
+
+        SoftHSM rewrites the token's file in C_Login, and a kill there can lose the
+        token.
+        """
+        for pid, opened in self.shim.sessions().items():
+            if opened > 1 and pid in self.worker_pids:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+
     def workers(self) -> list[int]:
-        """Process ids of the workers, once all that are configured serve."""
+        """Wait until all workers serve, and no other is there; return their pids."""
         wanted = self.plugin.config["token"].get("workers", 2)
         wait_for(lambda: self.admin()["workers"]["ready"] == wanted)
         wait_for(lambda: len(self.plugin.worker_pids()) == wanted)

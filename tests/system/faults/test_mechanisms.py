@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 
 from hsm_kms.wrapping.record import Algorithm, Record
@@ -21,7 +19,7 @@ GCM = {
 
 
 def begin(make_rig, shim, mode, **sections):
-    """A healthy server on a token of this manner, with a state directory of its own."""
+    """Start a server on a token of this kind, with a state directory of its own."""
     shim.set(*([mode] if mode else []))
     rig = make_rig(**sections)
     rig.start()
@@ -31,7 +29,7 @@ def begin(make_rig, shim, mode, **sections):
 
 @pytest.mark.parametrize("manner", GCM)
 def test_found(make_rig, shim, manner):
-    """The probe finds out who makes the IV, and every record has its own."""
+    """The probe finds out who generates the IV; no two records share one."""
     mode, mechanism, length = GCM[manner]
     rig = begin(make_rig, shim, mode)
     sealed = [rig.plugin.encrypt(DEK) for _ in range(20)]
@@ -43,7 +41,7 @@ def test_found(make_rig, shim, manner):
 
 
 def test_each_reads_each(make_rig, shim):
-    """What was written in one manner is read in every other."""
+    """Records made with one GCM mode are decrypted with every other."""
     modes = [GCM[manner][0] for manner in ("caller", "token", "appended")]
     written = []
     for mode in modes:
@@ -58,7 +56,7 @@ def test_each_reads_each(make_rig, shim):
 
 
 def test_pair(make_rig, shim, empty_hsm):
-    """Without GCM `keys generate` makes a pair; with GCM its records are still read."""
+    """Without GCM `keys generate` makes a key pair; its records outlive a change."""
     shim.set("no_gcm")
     rig = make_rig(on=empty_hsm)
     assert 0 == rig.plugin.cli("keys", "generate").returncode
@@ -82,15 +80,13 @@ def test_pair(make_rig, shim, empty_hsm):
 
 
 def test_change_is_refused(make_rig, shim):
-    """After a restart another manner is refused, until the configuration names it."""
+    """After a restart another GCM mode is refused until the configuration names it."""
     rig = begin(make_rig, shim, "")
     before = rig.plugin.encrypt(DEK)
     rig.plugin.stop()
     shim.set("gcm_iv=token")
     rig.start()
-    wait_for(
-        lambda: "has always wrapped with aes-gcm-caller-iv" in rig.admin()["detail"]
-    )
+    wait_for(lambda: "has always wrapped by aes-gcm-caller-iv" in rig.admin()["detail"])
     assert "refuses a mechanism" in rig.plugin.healthz()
     assert before.key_id == rig.plugin.status().key_id
     assert "UNAVAILABLE" == code_of(lambda: rig.plugin.encrypt(DEK))
@@ -104,7 +100,7 @@ def test_change_is_refused(make_rig, shim):
 
 
 def test_zero_iv_is_refused(make_rig, shim):
-    """A token that takes any IV and uses zeros never gets a DEK."""
+    """A token that ignores the IV and uses zeros never gets a DEK."""
     shim.set("gcm_iv=zero")
     rig = make_rig()
     rig.start()
@@ -114,13 +110,21 @@ def test_zero_iv_is_refused(make_rig, shim):
 
 
 def test_corrupt_result_is_never_answered(make_rig):
-    """A result that does not read back is an error, and the next request works."""
+    """A wrap that does not read back is an error, and the next request works.
+
+    If a canary gets the corrupt result in place of the client, another is made.
+    """
     rig = make_rig(health={"interval": "1h"}, keys={"discover": "1h"})
     rig.start()
     rig.well()
-    time.sleep(2)  # until no canary is left that the one corrupt result could hit
-    rig.shim.set("corrupt=1")
-    codes = [code_of(lambda: rig.plugin.encrypt(DEK)) for _ in range(3)]
+
+    def corrupted():
+        rig.well()
+        rig.shim.set("corrupt=1")
+        codes = [code_of(lambda: rig.plugin.encrypt(DEK)) for _ in range(3)]
+        return codes if set(codes) != {"OK"} else None
+
+    codes = wait_for(corrupted)
 
     assert 1 == codes.count("UNAVAILABLE")
     assert "OK" == codes[-1]

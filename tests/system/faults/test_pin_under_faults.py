@@ -1,4 +1,4 @@
-"""C_Login, counted: whatever goes wrong, the token's PIN counter is not run down."""
+"""Whatever goes wrong, C_Login is not called so often that the token locks the PIN."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from tests.harness.wait import wait_for
 
 LONG = os.environ.get("HSM_KMS_LONG") == "1"
 FAULTY_SECONDS = 60.0 if LONG else 10.0
-QUIET_SECONDS = 4.0  # several times what a worker waits before it looks again
+# Windows in which a further C_Login would be seen; a slow machine cannot fail them.
+QUIET_SECONDS = 4.0
+TWO_STARTS_SECONDS = 120.0
+STABLE_SECONDS = 2.0  # a PIN file is used once it has been unchanged for so long
 WRONG = "not-the-PIN-0815"
 NEW_PIN = "9021-New-PIN"
 # CKF_USER_PIN_COUNT_LOW, CKF_USER_PIN_FINAL_TRY, CKF_USER_PIN_LOCKED
@@ -23,7 +26,7 @@ LOW_FLAGS = (0x1_0000, 0x2_0000, 0x4_0000)
 
 @pytest.fixture
 def own_pin(directory):
-    """A PIN file of the test's own, with the right PIN."""
+    """Return a PIN file of the test's own, with the right PIN."""
     path = directory / "own-pin"
     path.touch(mode=0o600)
     path.write_text(PIN)
@@ -32,9 +35,12 @@ def own_pin(directory):
 
 @pytest.fixture
 def many(make_rig, own_pin):
-    """Four workers on the shim, not started."""
+    """A server of four workers on the shim, not started.
+
+    It looks so rarely that no fresh worker logs in to list the keys.
+    """
     token = {"pin_file": str(own_pin), "workers": 4, "sessions_per_worker": 2}
-    return make_rig(token=token | {"start_timeout": "1s"})
+    return make_rig(token=token, health={"interval": "1m"})
 
 
 def kill_all(rig):
@@ -44,7 +50,7 @@ def kill_all(rig):
 
 
 def kill_all_seen(rig):
-    """The same, and wait until the server knows that all its workers are gone."""
+    """SIGKILL every worker, and wait until the server has noticed."""
     pids = rig.workers()
     before = rig.ends("lost")
     for pid in pids:
@@ -53,14 +59,14 @@ def kill_all_seen(rig):
 
 
 def commands(rig, count=3):
-    """Run `check` several times at once; their exit codes."""
+    """Run `check` several times at once; return the exit codes."""
     with ThreadPoolExecutor(count) as pool:
-        runs = [pool.submit(rig.plugin.cli, "check") for _ in range(count)]
+        runs = [pool.submit(rig.plugin.cli, "check", spawn=True) for _ in range(count)]
         return [run.result().returncode for run in runs]
 
 
 def test_proven(make_rig, own_pin, shim):
-    """One C_Login per process at most, and processes are made at a bounded rate."""
+    """No process calls C_Login twice, and processes start at a bounded rate."""
     rig = make_rig(token={"pin_file": str(own_pin), "workers": 3})
     rig.start()
     rig.well()
@@ -74,28 +80,29 @@ def test_proven(make_rig, own_pin, shim):
         "C_OpenSession count=4 rv=0x30",
     )
     rounds = 0
-    until = time.monotonic() + FAULTY_SECONDS
+    began = time.monotonic()
     with ThreadPoolExecutor(1) as pool:
-        while time.monotonic() < until:
+        while time.monotonic() < began + FAULTY_SECONDS or rounds < 3:
             shim.set(faults[rounds % len(faults)])
-            run = pool.submit(rig.plugin.cli, "check")
+            run = pool.submit(rig.plugin.cli, "check", spawn=True)
             time.sleep(0.5)
-            kill_all(rig)
+            rig.kill_served()
             time.sleep(0.5)
             shim.clear()
             run.result()
             rounds += 1
-    rig.well(20)
+    seconds = time.monotonic() - began
+    rig.well()
 
     logins, processes = shim.calls("C_Login"), shim.calls("C_Initialize")
     print(f"{logins} C_Login in {processes} processes, {rounds} faults")  # noqa: T201
-    assert 3 + rounds <= logins <= processes
-    assert processes <= 30 * rounds
+    assert 3 < logins <= processes
+    assert processes <= 30 * seconds
     assert "proven" == rig.admin()["pin"]
 
 
 def test_unproven_and_wrong(many, own_pin, shim):
-    """One try, however many workers and commands there are, and whatever befalls."""
+    """A wrong PIN is tried once, however many workers and commands there are."""
     own_pin.write_text(WRONG)
     many.start()
     assert {1} == set(commands(many))
@@ -114,12 +121,14 @@ def test_unproven_and_wrong(many, own_pin, shim):
 
 @pytest.mark.parametrize("how", ["hang", "segv"])
 def test_died_inside_login(many, shim, how):
-    """A process that died inside C_Login has used up a try, and there are two."""
+    """A process that dies inside C_Login uses up one of two tries."""
+    many.plugin.config["token"]["start_timeout"] = "6s"
+    many.plugin.write_config()
     shim.set(f"C_Login {how}")
-    time.sleep(2)  # the PIN file is used once it has been still for so long
+    time.sleep(STABLE_SECONDS)
     many.start()
-    wait_for(lambda: shim.calls("C_Login") == 2)
-    wait_for(lambda: "rejected" in many.admin()["detail"])
+    wait_for(lambda: shim.calls("C_Login") == 2, TWO_STARTS_SECONDS)
+    wait_for(lambda: "rejected" in many.admin()["detail"], TWO_STARTS_SECONDS)
     assert {1} == set(commands(many))
     time.sleep(QUIET_SECONDS / 2)
     assert 2 == shim.calls("C_Login")
@@ -132,9 +141,9 @@ def test_died_inside_login(many, shim, how):
 
 @pytest.mark.parametrize("flags", LOW_FLAGS)
 def test_few_tries_left(many, shim, flags):
-    """With few tries left an unproven PIN waits for somebody to vouch for it."""
+    """With few tries left an unproven PIN is not tried before `token retry-pin`."""
     shim.set(f"token_flags={flags:#x}")
-    time.sleep(2)
+    time.sleep(STABLE_SECONDS)
     many.start()
     wait_for(lambda: "retry-pin" in many.admin()["detail"])
     assert {1} == set(commands(many, 2))
@@ -148,7 +157,7 @@ def test_few_tries_left(many, shim, flags):
 
 
 def change(rig, old, new):
-    """Give the token's user another PIN."""
+    """Change the user's PIN on the token."""
     rig.hsm.run(
         *("pkcs11-tool", "--module", softhsm_module()),
         *("--token-label", TOKEN_LABEL, "--login", "--pin", old),
@@ -175,7 +184,7 @@ def test_changed(many, own_pin, shim):
 
 
 def test_changed_on_the_token_first(many, own_pin, shim):
-    """Workers that start in between cost one try, and one word from the operator."""
+    """A worker that starts between the two changes costs one try and a retry-pin."""
     many.start()
     many.well()
     before = shim.calls("C_Login")

@@ -26,7 +26,7 @@ SEED = os.environ.get("HSM_KMS_FAULT_SEED") or secrets.token_hex(4)
 WORKERS, SESSIONS = 2, 8
 MOST_KIB_MORE = 24 * 1024  # of the server's memory, for what is warm only later
 MOST_FILES_MORE = 4
-WELL_SECONDS = 30
+WELL_SECONDS = 60.0  # after many ends there is a backoff
 
 # Values that say nothing against the request, which no client deserves, and nothing
 # against the PIN, which would have to be replaced.
@@ -42,20 +42,20 @@ FUNCTIONS = (
 
 
 class Dice:
-    """Numbers that follow from a seed."""
+    """Pseudo-random numbers that follow from a seed."""
 
     def __init__(self, seed: str) -> None:
         self._seed = seed
         self._thrown = 0
 
     def below(self, limit: int) -> int:
-        """A number from 0 to `limit` - 1."""
+        """Return a number from 0 to `limit` - 1."""
         self._thrown += 1
         text = f"{self._seed}/{self._thrown}".encode()
         return int.from_bytes(hashlib.sha256(text).digest()) % limit
 
     def one_of(self, what):
-        """One of several."""
+        """Return one of several."""
         return what[self.below(len(what))]
 
 
@@ -93,8 +93,7 @@ def refuses_login(rig, dice):
 
 
 def kill(rig, dice):
-    # None that may be logging in, with its one session so far: SoftHSM rewrites the
-    # token's file in C_Login, and a kill there can lose the token.
+    # None that may be in C_Login, as `kill_served` says.
     past_login = [pid for pid, opened in rig.shim.sessions().items() if opened > 1]
     there = sorted(set(past_login) & set(rig.worker_pids))
     with contextlib.suppress(ProcessLookupError, IndexError, ZeroDivisionError):
@@ -122,7 +121,7 @@ KINDS = (
 
 
 def used(rig):
-    """Descriptors, and KiB of memory, of the server."""
+    """Return the descriptors and the memory in KiB of the server."""
     process = Path(f"/proc/{rig.plugin.process.pid}")
     status = (process / "status").read_text()
     (kib,) = [line.split()[1] for line in status.splitlines() if "VmRSS" in line]
@@ -130,7 +129,7 @@ def used(rig):
 
 
 def quiet(rig):
-    """Wait until the server is well and does nothing; its sessions."""
+    """Wait until the server is healthy and idle; return its sessions."""
     rig.plugin.wait_healthz("ok", WELL_SECONDS)
     wait_for(lambda: len(rig.worker_pids) == WORKERS, WELL_SECONDS)
 
@@ -150,7 +149,7 @@ def quiet(rig):
 @pytest.mark.slow
 @pytest.mark.timeout(SECONDS + 150)
 def test_random_faults(quick_rig):
-    """Every request is answered once and rightly; afterwards nothing is left over."""
+    """Every request has one correct answer, and the server leaks nothing."""
     rig, dice = quick_rig, Dice(SEED)
     print(f"HSM_KMS_FAULT_SEED={SEED}")  # noqa: T201
     kinds: Counter[str] = Counter()
@@ -166,20 +165,20 @@ def test_random_faults(quick_rig):
             if dice.below(3):
                 rig.shim.clear()
         rig.shim.clear()
-        load.wait_well(time.monotonic(), WELL_SECONDS)
+        load.wait_well(time.monotonic())
     held = quiet(rig)
 
     assert_answered(rig, load)
-    opened = rig.shim.sessions()
-    assert set(opened) <= set(rig.worker_pids)
-    assert sum(opened.values()) <= held + WORKERS <= SESSIONS + WORKERS
+    assert held <= SESSIONS
+    # A fresh worker may be listing the keys just now.
+    wait_for(lambda: set(rig.shim.sessions()) <= set(rig.worker_pids))
+    wait_for(lambda: sum(rig.shim.sessions().values()) <= held + WORKERS)
     # A session that the token refused to open again comes back after half a minute
     # at the earliest; with new workers all are there at once.
-    for pid in rig.worker_pids:
-        os.kill(pid, signal.SIGKILL)
+    rig.kill_served()
     wait_for(lambda: rig.admin()["sessions"]["held"] == SESSIONS, WELL_SECONDS)
     assert SESSIONS == quiet(rig)
-    assert SESSIONS + WORKERS == sum(rig.shim.sessions().values())
+    wait_for(lambda: SESSIONS + WORKERS == sum(rig.shim.sessions().values()))
     files_now, kib_now = used(rig)
     codes = Counter(one.code for one in load.answers)
     print(  # noqa: T201
@@ -191,12 +190,13 @@ def test_random_faults(quick_rig):
 
 
 def assert_answered(rig, load):
-    """The client's answers and the server's counters tell the same story."""
+    """Assert that the client's answers agree with the server's metrics and log."""
     assert [] == load.wrong
     assert load.sent == len(load.answers)
     codes = Counter(one.code for one in load.answers)
     assert codes.keys() <= EXCUSED | {"OK"}
     assert codes["OK"] > SECONDS
+    wait_for(lambda: 0 == rig.metrics()["hsm_kms_breaker_open"])
     metrics = rig.metrics()
     late = codes["DEADLINE_EXCEEDED"]
     for method in ("Encrypt", "Decrypt"):
@@ -206,10 +206,18 @@ def assert_answered(rig, load):
             for name, value in metrics.items()
             if "requests_total" in name and f'method="v2.{method}"' in name
         }
-        assert sum(mine.values()) == sum(counted.values())
+        assert abs(sum(mine.values()) - sum(counted.values())) <= late
         assert abs(mine["OK"] - counted["OK"]) <= late
     assert metrics['hsm_kms_token_calls_total{operation="encrypt"}'] >= codes["OK"] / 3
-    assert 0 == metrics["hsm_kms_breaker_open"]
+    wait_for(lambda: logged(rig) == counted_ends(rig))
+
+
+def logged(rig):
+    """Return how many workers ended for each reason, by the log."""
+    return Counter(entry["end"] for entry in rig.plugin.events("token worker ended"))
+
+
+def counted_ends(rig):
+    """Return the same by the metrics; the log has no line for a failed start."""
     ended = rig.admin()["workers"]["ended"]
-    told = Counter(entry["end"] for entry in rig.plugin.events("token worker ended"))
-    assert told == Counter({end: n for end, n in ended.items() if end != "start"})
+    return Counter({end: n for end, n in ended.items() if end != "start"})

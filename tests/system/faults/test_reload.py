@@ -21,7 +21,7 @@ def hang_up(rig):
 
 
 def replace(rig, text):
-    """Put another file in place of the configuration, atomically."""
+    """Replace the configuration file atomically."""
     new = rig.plugin.config_file.with_suffix(".new")
     new.write_text(text)
     new.rename(rig.plugin.config_file)
@@ -50,7 +50,7 @@ def two_keys(make_rig):
 
 @pytest.mark.parametrize("tell", [hang_up, lambda _: None], ids=["SIGHUP", "file"])
 def test_switch(two_keys, tell):
-    """Another keys.current is in force soon, and no request fails meanwhile."""
+    """A new keys.current is applied without a failed request."""
     rig = two_keys
     first = rig.plugin.status().key_id
     (second,) = {key["key_id"] for key in rig.admin()["keys"]} - {first}
@@ -71,7 +71,7 @@ def test_switch(two_keys, tell):
     assert first == old.key_id
     assert "debug" in {event["level"] for event in rig.plugin.events("request")}
     assert 1 == len(rig.plugin.events("configuration taken over"))
-    assert 10 == sum(rig.shim.sessions().values())
+    wait_for(lambda: 10 == sum(rig.shim.sessions().values()))
 
 
 def unreadable(rig):
@@ -93,7 +93,7 @@ def token_lost(rig):
 
 
 def fixed(*path, value):
-    """A change of what is fixed for the life of the server, beside one of log.level."""
+    """Return a change of a setting that needs a restart, beside one of log.level."""
 
     def change(rig):
         *sections, last = path
@@ -123,7 +123,7 @@ def fixed(*path, value):
     ],
 )
 def test_not_taken_over(rig, change, told):
-    """A faulty file, or one that needs a restart, is named and changes nothing."""
+    """A configuration that is faulty or needs a restart is rejected and named."""
     workers = rig.workers()
     with Load(rig.plugin) as load:
         load.wait_well()

@@ -1,4 +1,4 @@
-"""The API servers of some nodes: what they are told, what they write and read."""
+"""The API servers of some nodes, which encrypt and decrypt all the time."""
 
 from __future__ import annotations
 
@@ -7,19 +7,21 @@ import contextlib
 import itertools
 import secrets
 import threading
+from collections import Counter
 from typing import TYPE_CHECKING, NamedTuple, Self
 
 import grpc.aio
 
-from tests.harness.wait import SECONDS, wait_for
+from tests.harness.wait import patient, wait_for
 from tests.system.conformance.clients import Client, connected
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from tests.system.rotation.nodes import Node
+    from tests.system.rotation.nodes import RotationNode
 
 POLL_SECONDS = 0.1
+WRITTEN_SECONDS = 60.0
 
 
 class Written(NamedTuple):
@@ -56,7 +58,7 @@ class Cluster:
         wrong: What must never be.
     """
 
-    def __init__(self, nodes: Sequence[Node]) -> None:
+    def __init__(self, nodes: Sequence[RotationNode]) -> None:
         self.nodes = list(nodes)
         self.written: list[Written] = []
         self.said: list[Said] = []
@@ -72,28 +74,38 @@ class Cluster:
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
-        self._thread.join(SECONDS)
+        self._thread.join(patient(60))
         assert not self._thread.is_alive()
 
     def excuse(self, node: int, *, away: bool) -> None:
-        """This node cannot read for now, or can again."""
+        """Let failures of this node's Decrypts count no longer, or again."""
         (self._away.add if away else self._away.discard)(node)
 
     def switched(self, key_id: str) -> set[int]:
-        """Nodes that write under this key_id."""
+        """Return the nodes that wrote under this key_id."""
         return {one.node for one in list(self.written) if one.key_id == key_id}
 
-    def wait_written(self, key_id: str, nodes: set[int], seconds: float = 30.0) -> None:
+    def wait_written(self, key_id: str, nodes: set[int]) -> None:
         """Wait until these nodes have written under this key_id."""
-        wait_for(lambda: nodes <= self.switched(key_id) or self.wrong, seconds)
+        wait_for(lambda: nodes <= self.switched(key_id) or self.wrong, WRITTEN_SECONDS)
+
+    def wait_more(self, count: int = 5) -> None:
+        """Wait until every node has answered so many more Statuses."""
+        before = Counter(one.node for one in list(self.said))
+
+        def asked() -> bool:
+            more = Counter(one.node for one in list(self.said)) - before
+            return all(more[node] >= count for node in range(len(self.nodes)))
+
+        wait_for(asked)
 
     def order(self, node: int) -> list[str]:
-        """The key_ids that one node's Status gave, each once for each time it came."""
+        """Return the successive key_ids that one node's Status gave."""
         ids = [one.key_id for one in self.said if one.node == node]
         return [key_id for key_id, _ in itertools.groupby(ids)]
 
     def check(self, activation: dict[str, float]) -> None:
-        """Nothing wrong; and no node wrote with a key before its time.
+        """Assert that no node wrote with a key before its activation time.
 
         Args:
             activation: Activation time by key_id.

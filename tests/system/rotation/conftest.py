@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.harness.shim.driver import Shim
-from tests.system.rotation.nodes import Node
+from tests.system.rotation.nodes import RotationNode
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -19,11 +19,13 @@ if TYPE_CHECKING:
 @pytest.fixture
 def make_node(
     directory: Path, hsm: SoftHsm, pin_file: Path
-) -> Iterator[Callable[..., Node]]:
+) -> Iterator[Callable[..., RotationNode]]:
     """Make nodes on one shared token, not started yet; all are stopped at the end."""
-    made: list[Node] = []
+    made: list[RotationNode] = []
 
-    def make(*, skew: float = 0.0, on: SoftHsm = hsm, token=None, **sections) -> Node:
+    def make(
+        *, skew: float = 0.0, on: SoftHsm = hsm, token=None, **sections
+    ) -> RotationNode:
         own = directory / f"n{len(made)}"
         own.mkdir(mode=0o700)
         sections = {
@@ -32,7 +34,7 @@ def make_node(
             **sections,
         }
         given = {"shared": True, "workers": 2, "sessions_per_worker": 2}
-        node = Node(
+        node = RotationNode(
             own, on, pin_file, skew=skew, token=given | (token or {}), **sections
         )
         made.append(node)
@@ -44,10 +46,10 @@ def make_node(
 
 
 @pytest.fixture
-def make_nodes(make_node) -> Callable[..., list[Node]]:
+def make_nodes(make_node) -> Callable[..., list[RotationNode]]:
     """Make nodes whose clocks are off by so much; start them, wait until all is ok."""
 
-    def make(*skews: float, **sections) -> list[Node]:
+    def make(*skews: float, **sections) -> list[RotationNode]:
         nodes = [make_node(skew=skew, **sections) for skew in skews]
         for node in nodes:
             node.start()

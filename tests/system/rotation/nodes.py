@@ -13,7 +13,7 @@ from tests.harness.command_line import HSM_KMS
 from tests.harness.plugin import Plugin
 from tests.harness.token_keys import make_key
 from tests.harness.wait import wait_for
-from tests.system.faults.observed import Rig
+from tests.system.faults.observed import ObservedServer
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,10 +21,11 @@ if TYPE_CHECKING:
 
     from tests.harness.softhsm import SoftHsm
 
-AHEAD = 600.0  # how far ahead a key's time is when it is made
+AHEAD = 600.0  # seconds from the creation of a key to its activation time
+LOOKS_SECONDS = 1.5  # several looks: a window in which nothing may change
 
 
-class Node(Plugin):
+class RotationNode(Plugin):
     """A server with a clock and a way to the token of its own.
 
     Args:
@@ -50,7 +51,7 @@ class Node(Plugin):
         self.config["token"]["env"] |= self.way.env
         self.write_config()
 
-    def start(self, *, listening: bool = True) -> Node:
+    def start(self, *, listening: bool = True) -> RotationNode:
         """Start `hsm-kms serve` by this node's clock, and wait until it listens."""
         command = ["serve", "--config", str(self.config_file)]
         with self.log_file.open("ab") as log:
@@ -64,7 +65,7 @@ class Node(Plugin):
             wait_for(lambda: self.socket.exists() or self.process.poll() is not None)
         return self
 
-    def well(self) -> Node:
+    def well(self) -> RotationNode:
         """Wait until all is ok, and all workers serve."""
         self.wait_healthz("ok")
         wanted = self.config["token"]["workers"]
@@ -80,19 +81,19 @@ class Node(Plugin):
         self.way.tokens.symlink_to(self.way.target)
 
     def admin(self) -> dict[str, Any]:
-        """What the server says of itself on its admin socket."""
-        return Rig(plugin=self, hsm=self.hsm, shim=None).admin()
+        """Return what the admin socket serves at /status."""
+        return ObservedServer(plugin=self, hsm=self.hsm, shim=None).admin()
 
     def keys(self) -> dict[str, str]:
-        """States of the keys it holds, by key_id."""
+        """Return the states of the keys that the server holds, by key_id."""
         return {each["key_id"]: each["state"] for each in self.admin()["keys"]}
 
     def wait_state(self, key_id: str, state: str) -> None:
-        """Wait until it holds this key in this state."""
+        """Wait until the server holds this key in this state."""
         wait_for(lambda: self.keys().get(key_id) == state)
 
     def reload(self, **keys: Any) -> None:
-        """Change the section `keys`, and wait until that is in force."""
+        """Change the section `keys`, and wait until the change is applied."""
         taken = len(self.events("configuration taken over"))
         self.replace_config(**keys)
         wait_for(lambda: len(self.events("configuration taken over")) > taken)
@@ -127,7 +128,7 @@ def make_kek(hsm: SoftHsm, activation: float, **template: Any) -> bytes:
     return cka_id
 
 
-def key_id_of(node: Node, cka_id: bytes) -> str:
+def key_id_of(node: RotationNode, cka_id: bytes) -> str:
     """Wait until a node holds the key; return its key_id."""
 
     def found() -> str | None:
@@ -137,7 +138,7 @@ def key_id_of(node: Node, cka_id: bytes) -> str:
     return wait_for(found)
 
 
-def announce_key(nodes: Sequence[Node], cka_id: bytes) -> str:
+def announce_key(nodes: Sequence[RotationNode], cka_id: bytes) -> str:
     """Wait until every node shows a new key as pending; return its key_id."""
     key_id = key_id_of(nodes[0], cka_id)
     for node in nodes:
@@ -145,7 +146,7 @@ def announce_key(nodes: Sequence[Node], cka_id: bytes) -> str:
     return key_id
 
 
-def forward(nodes: Sequence[Node], activation: float, before: float) -> None:
+def forward(nodes: Sequence[RotationNode], activation: float, before: float) -> None:
     """Move all clocks alike, until the fastest shows so many seconds before a time."""
     seconds = activation - before - max(node.clock.now() for node in nodes)
     for node in nodes:

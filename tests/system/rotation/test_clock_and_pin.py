@@ -1,4 +1,4 @@
-"""A clock that is wrong does not lock the node out of its token."""
+"""A wrong clock does not lock the node out of its token."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.harness.wait import wait_for
 
 @pytest.fixture
 def own_pin(directory):
-    """A PIN file that no server has tried, written by the clock that is right."""
+    """Return a PIN file that no server has tried, written by the right clock."""
     path = directory / "own-pin"
     path.touch(mode=0o600)
     path.write_text(PIN + "\n")
@@ -22,7 +22,7 @@ def own_pin(directory):
 
 
 def test_ahead(make_node, own_pin):
-    """An unproven PIN is tried also by a clock that is a year ahead."""
+    """A node whose clock is a year ahead tries an unproven PIN."""
     node = make_node(skew=YEAR, token={"pin_file": str(own_pin)})
     node.start().wait_healthz("ok")
 
@@ -30,7 +30,7 @@ def test_ahead(make_node, own_pin):
 
 
 def test_behind(make_node, own_pin):
-    """... or a year behind; that no key is active yet is the one thing left to say."""
+    """A node whose clock is a year behind tries it too, and reports the clock."""
     node = make_node(skew=-YEAR, token={"pin_file": str(own_pin)})
     node.start()
     wait_for(lambda: node.events("token worker started"))
@@ -43,7 +43,7 @@ def test_behind(make_node, own_pin):
 
 
 def test_workers_die(make_node, own_pin):
-    """New workers log in after the clock went back, also with a PIN just written."""
+    """New workers log in after the clock was set back, even with a new PIN file."""
     node = make_node(token={"pin_file": str(own_pin)})
     node.start().wait_healthz("ok")
     node.clock.move(-YEAR)
@@ -51,7 +51,7 @@ def test_workers_die(make_node, own_pin):
     before = set(node.worker_pids())
     for pid in before:
         os.kill(pid, signal.SIGKILL)
-    wait_for(lambda: len(set(node.worker_pids()) - before) == 2)
+    wait_for(lambda: len(set(node.worker_pids()) - before) >= 2)
     node.wait_healthz("ok")
 
     assert b"dek" == node.decrypt(*_sealed(node))

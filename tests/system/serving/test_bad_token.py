@@ -1,4 +1,4 @@
-"""A module, token or key that cannot be used: `serve` stays up, both say why."""
+"""With an unusable module, token or key `serve` keeps running; `check` says why."""
 
 from __future__ import annotations
 
@@ -126,14 +126,16 @@ CASES = {
 
 @pytest.mark.parametrize("name", CASES)
 def test_bad_token(make_plugin, empty_hsm, directory, name):
-    """Status gives the fixed sentence, log and `check` the cause; the server lives."""
+    """Status has a fixed message, log and `check` the cause; the server stays up."""
     arrange, sentence, detail, hint = CASES[name]
     plugin = make_plugin(empty_hsm, token=arrange(empty_hsm, directory)).start()
     check = plugin.cli("check")
     wait_for(lambda: [e for e in plugin.events("health") if sentence == e["healthz"]])
 
     assert any(detail in event["detail"] for event in plugin.events("health"))
-    assert status_of(plugin) == (sentence if announced(plugin) else NOT_READY)
+    wait_for(
+        lambda: status_of(plugin) == (sentence if announced(plugin) else NOT_READY)
+    )
     assert "OK" != code_of(lambda: plugin.encrypt(b"d" * 32))
     assert plugin.process.poll() is None
     assert (1, "") == (check.returncode, check.stderr)
@@ -141,7 +143,7 @@ def test_bad_token(make_plugin, empty_hsm, directory, name):
 
 
 def status_of(plugin):
-    """healthz, or code and text of the RPC's failure."""
+    """Return healthz, or code and message if Status fails."""
     try:
         return plugin.status().healthz
     except grpc.RpcError as error:
@@ -149,12 +151,12 @@ def status_of(plugin):
 
 
 def announced(plugin):
-    """Whether there is a key_id to give, so that Status can answer."""
+    """Return True if the server has a key_id, so that Status can answer."""
     return bool(plugin.events("health")[-1]["key_id"])
 
 
 def assert_failure(stdout, detail, hint):
-    """One line with ✗ says what is wrong, and the next what to do."""
+    """Assert that one line with ✗ names the fault and the next one the cure."""
     lines = stdout.splitlines()
     (at,) = (n for n, line in enumerate(lines) if line.startswith("✗"))
     assert detail in lines[at]
@@ -162,7 +164,7 @@ def assert_failure(stdout, detail, hint):
 
 
 def test_policy_warn(make_plugin, empty_hsm):
-    """With `policy: warn` the offending key serves, and `check` still names it."""
+    """With `policy: warn` a non-compliant key encrypts, and `check` warns of it."""
     make_key(empty_hsm, EXTRACTABLE=True)
     plugin = make_plugin(empty_hsm, keys={"policy": "warn"}).start()
     check = plugin.cli("check")
@@ -173,7 +175,7 @@ def test_policy_warn(make_plugin, empty_hsm):
 
 
 def test_forbidden_key_decrypts(make_plugin, empty_hsm):
-    """A key that the policy forbids for Encrypt still opens what it once sealed."""
+    """A key that the policy forbids for Encrypt still decrypts its records."""
     make_key(empty_hsm, EXTRACTABLE=True)
     lax = make_plugin(empty_hsm, keys={"policy": "warn"}).start()
     lax.wait_healthz("ok")
@@ -187,7 +189,7 @@ def test_forbidden_key_decrypts(make_plugin, empty_hsm):
 
 
 def test_key_made_while_serving(make_plugin, empty_hsm):
-    """A server without a key finds the one that `keys generate` makes, by itself."""
+    """A running server finds the key that `keys generate` makes."""
     plugin = make_plugin(empty_hsm).start()
     wait_for(lambda: [e for e in plugin.events("health") if NO_KEY == e["healthz"]])
     generated = plugin.cli("keys", "generate")
@@ -198,7 +200,7 @@ def test_key_made_while_serving(make_plugin, empty_hsm):
 
 
 def test_two_keys_and_current(make_plugin, empty_hsm):
-    """Of two keys the one that `keys.current` names encrypts; the other decrypts."""
+    """The key that `keys.current` names encrypts; the other one decrypts."""
     two_keys(empty_hsm, None)
     named = key_ids(make_plugin(empty_hsm))
     plugins = [make_plugin(empty_hsm, keys={"current": key_id}) for key_id in named]
@@ -214,13 +216,13 @@ def test_two_keys_and_current(make_plugin, empty_hsm):
 
 
 def key_ids(plugin):
-    """The key_ids that `keys list` shows."""
+    """Return the key_ids that `keys list` shows."""
     listed = json.loads(plugin.cli("keys", "list", "-o", "json").stdout)
     return [key["key_id"] for key in listed if key["key_id"]]
 
 
 def test_unnamed_beside_named(make_plugin, hsm):
-    """A key that cannot be identified stops nothing beside one that can."""
+    """A key that cannot be identified does not keep another one from serving."""
     make_key(hsm, usage=("DECRYPT",))
     plugin = make_plugin(hsm).start()
     plugin.wait_healthz("ok")
@@ -230,7 +232,7 @@ def test_unnamed_beside_named(make_plugin, hsm):
 
 
 def test_unnamed_alone(make_plugin, empty_hsm):
-    """A key that cannot be identified, and no other, is named with what ails it."""
+    """`check` says why the only key cannot be identified."""
     make_key(empty_hsm, usage=("DECRYPT",))
     refused = make_plugin(empty_hsm).cli("check")
 
@@ -239,7 +241,7 @@ def test_unnamed_alone(make_plugin, empty_hsm):
 
 
 def test_imported_key(make_plugin, empty_hsm):
-    """An imported key serves when it is the only one at first start, with a warning."""
+    """An imported key that is the only one at first start serves, with a warning."""
     empty_hsm.import_aes(b"k" * 32, label=LABEL, cka_id=b"imp")
     plugin = make_plugin(empty_hsm).start()
     check = plugin.cli("check")
@@ -252,7 +254,7 @@ def test_imported_key(make_plugin, empty_hsm):
 
 
 def test_module_appears(make_plugin, hsm, directory):
-    """A module that is installed later is found without a restart."""
+    """A module that is installed later is loaded without a restart."""
     module = directory / "later.so"
     plugin = make_plugin(hsm, token={"module": str(module)}).start()
     wait_for(lambda: NOT_THERE in plugin.log())

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 
 import pytest
 
 from tests.harness.command_line import HSM_KMS
-from tests.harness.plugin import code_of
+from tests.harness.plugin import Plugin, code_of
 from tests.harness.processes import in_namespace, namespace_prefix
 from tests.harness.wait import wait_for
 
@@ -20,7 +21,7 @@ UNPROVEN = "an unproven PIN is not tried while its fate cannot be remembered"
 
 
 def stopped_with_key(plugin):
-    """A server that was healthy once, stopped; its key_id and a record."""
+    """Let a server become healthy and stop it; return a record."""
     plugin.start().wait_healthz("ok")
     sealed = plugin.encrypt(b"d" * 32)
     plugin.stop()
@@ -28,23 +29,44 @@ def stopped_with_key(plugin):
     return sealed
 
 
+@pytest.fixture(scope="module")
+def former(session_directory, keyed_template, pin_file):
+    """A server on the token of `hsm` that was healthy and stopped, and a record."""
+    directory = session_directory / "former"
+    directory.mkdir(mode=0o700)
+    plugin = Plugin(directory, keyed_template, pin_file, token={"workers": 1})
+    return plugin, stopped_with_key(plugin)
+
+
+@pytest.fixture
+def sealed(former):
+    """A record that `plugin` made before it was stopped."""
+    return former[1]
+
+
+@pytest.fixture
+def plugin(make_plugin, hsm, former):
+    """A server that was healthy and has been stopped."""
+    made = make_plugin(hsm)
+    shutil.copytree(former[0].state_dir, made.state_dir)
+    return made
+
+
 def errors(plugin):
-    """Everything the log tells as the error of an event."""
+    """Return the errors of all failed starts in the log."""
     return "\n".join(
         event["error"] for event in plugin.events("token worker cannot start")
     )
 
 
 def state_warnings(plugin):
-    """What is wrong with the state directory, as the log tells it."""
+    """Return the problems with the state directory that the log reports."""
     told = plugin.events("state directory")
     return [event.get("problem") or event["error"] for event in told]
 
 
-def test_restart_while_token_is_away(make_plugin, hsm):
-    """Status gives the remembered key_id and a sentence, until the token is back."""
-    plugin = make_plugin(hsm)
-    sealed = stopped_with_key(plugin)
+def test_restart_while_token_is_unavailable(plugin, sealed, hsm):
+    """Until the token is back, Status has the saved key_id and an error message."""
 
     def open_again():
         return plugin.decrypt(sealed.ciphertext, sealed.key_id)
@@ -64,14 +86,12 @@ def test_restart_while_token_is_away(make_plugin, hsm):
     assert b"d" * 32 == open_again()
 
 
-def test_another_key_under_the_label(make_plugin, hsm):
-    """A lost key is named and not replaced; what is held decrypts; `current` decides.
+def test_another_key_under_the_label(make_plugin, plugin, sealed, hsm):
+    """Another key under the label never replaces a lost one until `current` names it.
 
-    The token holds, under the same label, another key than the last current one:
-    as after a restored backup.
+    The token holds another key than the last current one, as after a restored backup.
     """
-    plugin, other = make_plugin(hsm), make_plugin(hsm)
-    lost = stopped_with_key(plugin)
+    lost, other = sealed, make_plugin(hsm)
     held = swap_keys(hsm, plugin, other)
     plugin.start().wait_healthz(LOST)
     check = plugin.cli("check")
@@ -96,7 +116,7 @@ def test_another_key_under_the_label(make_plugin, hsm):
 
 
 def swap_keys(hsm, plugin, other):
-    """Add a key, seal a record under it, and delete the first key."""
+    """Generate a key, make a record under it, and delete the first key."""
     plugin.cli("keys", "generate", "--another")
     listed = json.loads(plugin.cli("keys", "list", "-o", "json").stdout)
     (first,) = [key["cka_id"] for key in listed if key["state"] == "current"]
@@ -108,10 +128,9 @@ def swap_keys(hsm, plugin, other):
     return sealed
 
 
-def test_new_token_without_the_key(make_plugin, hsm, token_template, directory):
-    """A token made anew under the same label never takes over by itself."""
-    plugin = make_plugin(hsm)
-    lost = stopped_with_key(plugin)
+def test_new_token_without_the_key(plugin, sealed, hsm, token_template, directory):
+    """A new token with the same label never replaces the lost one by itself."""
+    lost = sealed
     hsm.take_away()
     fresh = token_template.copy(directory / "fresh")
     fresh.tokens.rename(hsm.tokens)
@@ -129,10 +148,8 @@ def test_new_token_without_the_key(make_plugin, hsm, token_template, directory):
     ["", "{", '{"version": 2}', "\0" * 100],
     ids=["empty", "cut", "version 2", "zeros"],
 )
-def test_last_key_corrupt(make_plugin, hsm, damage):
-    """With a damaged record of the last key nothing encrypts until it is decided."""
-    plugin = make_plugin(hsm)
-    sealed = stopped_with_key(plugin)
+def test_last_key_corrupt(plugin, sealed, damage):
+    """If last-key.json is damaged, Encrypt fails until keys.current names the key."""
     (plugin.state_dir / "last-key.json").write_text(damage)
     plugin.start()
     wait_for(lambda: plugin.events("token worker started"))
@@ -140,7 +157,7 @@ def test_last_key_corrupt(make_plugin, hsm, damage):
     assert "is not a state file of version 1" in state_warnings(plugin)[0]
     assert "FAILED_PRECONDITION" == code_of(lambda: plugin.encrypt(b"d"))
     assert b"d" * 32 == plugin.decrypt(sealed.ciphertext, sealed.key_id)
-    if damage:  # once is enough for the slow half
+    if damage:  # one case is enough for the slow half
         return
     check = plugin.cli("check")
     assert (1, "") == (check.returncode, check.stderr)
@@ -151,10 +168,8 @@ def test_last_key_corrupt(make_plugin, hsm, damage):
     plugin.start().wait_healthz("ok")
 
 
-def test_pin_record_corrupt(make_plugin, hsm):
-    """With a damaged record of PIN tries none is tried until `token retry-pin`."""
-    plugin = make_plugin(hsm)
-    stopped_with_key(plugin)
+def test_pin_record_corrupt(plugin):
+    """If pin.json is damaged, no PIN is tried until `token retry-pin`."""
     (plugin.state_dir / "pin.json").write_text("{}")
     plugin.start()
     damaged = "the record of PIN tries in the state directory is damaged"
@@ -170,7 +185,7 @@ def test_pin_record_corrupt(make_plugin, hsm):
 
 
 def test_missing(make_plugin, hsm, directory):
-    """Where the directory cannot be made no PIN is tried, until it can."""
+    """If the state directory cannot be created, no PIN is tried until it can."""
     state_dir = directory / "later" / "state"
     plugin = make_plugin(hsm, state_dir=str(state_dir)).start()
     wait_for(lambda: UNPROVEN in errors(plugin))
@@ -185,10 +200,9 @@ def test_missing(make_plugin, hsm, directory):
 
 
 def test_removed_while_serving(plugin):
-    """A directory that goes away under a healthy server stops nothing."""
-    for file in plugin.state_dir.iterdir():
-        file.unlink()
-    plugin.state_dir.rmdir()
+    """A server whose state directory disappears keeps working."""
+    plugin.start().wait_healthz("ok")
+    plugin.state_dir.rename(plugin.directory / "removed")
 
     assert plugin.encrypt(b"d" * 32).ciphertext
     assert "ok" == plugin.status().healthz
@@ -196,7 +210,7 @@ def test_removed_while_serving(plugin):
 
 @pytest.fixture
 def prefix():
-    """A command prefix for a mount namespace of its own, or a skip."""
+    """Return the command prefix for a mount namespace, or skip the test."""
     found = namespace_prefix()
     if found is None:
         pytest.skip("no mount namespace can be made here")
@@ -204,7 +218,7 @@ def prefix():
 
 
 def start_in(plugin, prefix, script):
-    """Start the server in a mount namespace that the script has arranged."""
+    """Start the server in a mount namespace that the script arranges."""
     command = [*HSM_KMS, "serve"]
     with plugin.log_file.open("ab") as log:
         plugin.process = subprocess.Popen(
@@ -232,10 +246,8 @@ FULL = (
 )
 
 
-def test_read_only_with_what_it_needs(make_plugin, hsm, prefix):
-    """Read-only, with a proven PIN and the last key in it: a warning, and all works."""
-    plugin = make_plugin(hsm)
-    sealed = stopped_with_key(plugin)
+def test_read_only_with_what_it_needs(plugin, sealed, prefix):
+    """A read-only state directory that has all the server needs is only a warning."""
     start_in(plugin, prefix, READ_ONLY)
     plugin.wait_healthz("ok")
 
@@ -244,7 +256,7 @@ def test_read_only_with_what_it_needs(make_plugin, hsm, prefix):
 
 
 def test_read_only_and_empty(make_plugin, hsm, prefix):
-    """Read-only and empty: the PIN, which nobody has proven, is not tried."""
+    """If the state directory is read-only and empty, the unproven PIN is not tried."""
     plugin = make_plugin(hsm)
     plugin.state_dir.mkdir(mode=0o700)
     start_in(plugin, prefix, READ_ONLY)
@@ -255,7 +267,7 @@ def test_read_only_and_empty(make_plugin, hsm, prefix):
 
 
 def test_full_until_there_is_room(make_plugin, hsm, prefix):
-    """Full: the unproven PIN waits; once there is room the server recovers."""
+    """If the state directory is full, the unproven PIN is not tried until it is not."""
     plugin = make_plugin(hsm)
     plugin.state_dir.mkdir(mode=0o700)
     start_in(plugin, prefix, FULL)
@@ -266,10 +278,8 @@ def test_full_until_there_is_room(make_plugin, hsm, prefix):
     plugin.wait_healthz("ok")
 
 
-def test_full_while_serving(make_plugin, hsm, prefix):
-    """A key that cannot be remembered is used all the same, with a warning."""
-    plugin = make_plugin(hsm)
-    stopped_with_key(plugin)
+def test_full_while_serving(plugin, prefix):
+    """A current key that cannot be saved is used nevertheless, with a warning."""
     (plugin.state_dir / "last-key.json").unlink()
     start_in(plugin, prefix, READ_ONLY)
     plugin.wait_healthz("ok")

@@ -1,4 +1,4 @@
-"""Modes of the control file: what tokens are like, put on a real one."""
+"""Modes of the control file: properties of other tokens, imposed on a real one."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ZEROS = "00" * 12
 
 
 def test_lost(make_client, shim):
-    """`lost` takes the device from who is there, and not from who comes."""
+    """`lost` removes the device from running processes, not from later ones."""
     before = make_client()
     key = before.log_in()
     shim.set("lost")
@@ -34,7 +34,7 @@ def test_lost(make_client, shim):
 
 
 def test_initialize_fails(client, shim):
-    """C_Initialize can fail for a while like any function."""
+    """C_Initialize can fail a number of times, like any function."""
     shim.set("C_Initialize rv=0x30 count=1")
 
     assert DEVICE_ERROR == client.rv("start")
@@ -58,7 +58,7 @@ def test_logged_out(make_client, shim):
 
 
 def test_frozen(make_client, shim):
-    """`frozen` hides what was made since, from all but new processes."""
+    """`frozen` hides new objects from all processes but new ones."""
     shim.set("frozen")
     old, maker = make_client(), make_client()
     key = old.log_in()
@@ -74,7 +74,7 @@ def test_frozen(make_client, shim):
 
 
 def test_max_sessions(make_client, shim):
-    """The cap holds for all processes together; those of a dead one come free."""
+    """All processes share `max_sessions`; sessions of a dead one are freed."""
     first, second = make_client(), make_client()
     first.do("start")
     second.do("start")
@@ -128,7 +128,7 @@ def test_iv_by_token(client, shim):
 
 
 def test_iv_by_token_strict(client, shim):
-    """With `strict` it wants 12 zero bytes there."""
+    """With `strict` the shim accepts only 12 zero bytes as IV."""
     key = client.log_in()
     shim.set("gcm_iv=token strict")
 
@@ -141,7 +141,7 @@ def test_iv_by_token_strict(client, shim):
 
 @pytest.mark.parametrize("strict", ["", " strict"])
 def test_iv_appended(client, shim, strict):
-    """`gcm_iv=append` puts 16 bytes of IV behind the tag."""
+    """`gcm_iv=append` appends an IV of 16 bytes to the tag."""
     key = client.log_in()
     shim.set("gcm_iv=append" + strict)
     iv, sealed = client.do("encrypt", key, "", DATA)
@@ -155,7 +155,7 @@ def test_iv_appended(client, shim, strict):
 
 
 def test_iv_zero(client, shim):
-    """`gcm_iv=zero` goes round, and gives itself away by repeating itself."""
+    """`gcm_iv=zero` ignores the IV, so equal plaintexts give equal ciphertexts."""
     key = client.log_in()
     shim.set("gcm_iv=zero")
     iv, sealed = client.do("encrypt", key, IV, DATA)
@@ -169,7 +169,7 @@ def test_iv_zero(client, shim):
 
 @pytest.mark.parametrize("rv", [GENERAL_ERROR, FUNCTION_FAILED, ARGUMENTS_BAD, 0x40])
 def test_bad_tag(client, shim, rv):
-    """`bad_tag` chooses the error of what is not authentic, and touches no other."""
+    """`bad_tag` sets the error for what is not authentic, and changes no other call."""
     key = client.log_in()
     _, sealed = client.do("encrypt", key, IV, DATA)
     shim.set(f"bad_tag={rv:#x}")
@@ -179,7 +179,7 @@ def test_bad_tag(client, shim, rv):
 
 
 def test_corrupt(client, shim):
-    """`corrupt` flips one bit of one result, once."""
+    """`corrupt` flips one bit of one result."""
     key = client.log_in()
     _, good = client.do("encrypt", key, IV, DATA)
     shim.set("corrupt=2")
@@ -199,7 +199,7 @@ def test_corrupt(client, shim):
     ],
 )
 def test_no_mechanism(client, shim, mode, name, command):
-    """A mechanism that is not there is neither listed nor done."""
+    """A disabled mechanism is neither listed nor usable."""
     key = client.log_in()
     word, *rest = command
     with_it = client.do("token")["mechanisms"]
@@ -212,7 +212,7 @@ def test_no_mechanism(client, shim, mode, name, command):
 
 
 def test_token_info(client, shim):
-    """Flags are added to the token's own, and the number of sessions is told."""
+    """The shim adds flags to the token's own and reports a number of sessions."""
     client.log_in()
     before = client.do("token")
     shim.set("token_flags=0x10000", "max_session_count=16")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.system.conformance.inside import PATIENT
 from tests.system.tokens.base import MissingTokenError, Token, TokenPlugin
 from tests.system.tokens.brands import Kryoptic, Nss, P11Kit, SoftHsm
 from tests.system.tokens.opencryptoki import OpenCryptoki
@@ -65,7 +66,7 @@ def keyed(brand: type[Token], make_token: MakeToken) -> Token:
 @pytest.fixture(scope="session")
 def served(keyed: Token) -> Iterator[TokenPlugin]:
     """A healthy server on that token, for tests that leave it healthy."""
-    plugin = TokenPlugin(keyed.directory / "served", keyed).start()
+    plugin = TokenPlugin(keyed.directory / "served", keyed, token=PATIENT).start()
     try:
         plugin.wait_healthz("ok")
         yield plugin
@@ -79,6 +80,7 @@ def serve(directory: Path) -> Iterator[Serve]:
     made: list[TokenPlugin] = []
 
     def make(token: Token, **sections: object) -> TokenPlugin:
+        sections = {"token": PATIENT} | sections
         plugin = TokenPlugin(directory / str(len(made)), token, **sections)
         made.append(plugin)
         return plugin

@@ -1,4 +1,4 @@
-"""docs/compatibility.md: its configurations are ones that hsm-kms takes."""
+"""hsm-kms accepts the configurations of docs/compatibility.md."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BLOCKS = re.findall(
 
 @pytest.mark.parametrize("number", range(len(BLOCKS)))
 def test_configuration(directory, number):
-    """Each one loads."""
+    """Each configuration in the document loads."""
     file = directory / "config.yaml"
     file.write_text(BLOCKS[number])
 
@@ -26,7 +26,7 @@ def test_configuration(directory, number):
 
 
 def test_tokens_that_were_run():
-    """The table of what was run has a row for each brand of the suite."""
+    """The table in the document has a row for each brand of the suite."""
     table = DOCUMENT.read_text().split("## Tested tokens")[1].split("###")[0]
     rows = [line for line in table.splitlines() if line.startswith("| ")][1:]
 

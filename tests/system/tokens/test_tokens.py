@@ -1,4 +1,4 @@
-"""Every brand of token does the same work: one suite for all of them."""
+"""One suite that every brand of token passes."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import pytest
 from hsm_kms.wrapping.record import Algorithm, Record
 from tests.harness.plugin import code_of
 from tests.harness.wait import wait_for
+from tests.system.conformance.clients import workers_of
 from tests.system.tokens.brands import Nss, SoftHsm
 
 ALGORITHMS = {
@@ -25,20 +26,20 @@ SECONDS = 3.0
 
 
 def test_find(served):
-    """One key is found, whatever belongs to it, and Status announces it."""
+    """The key, with its HMAC key if it has one, is found and announced by Status."""
     assert 1 == len({key["cka_id"] for key in served.listed()})
     assert served.current()["key_id"] == served.status().key_id
 
 
 def test_check(served):
-    """`check` finds nothing wrong, beside the running server."""
+    """`check` passes beside a running server."""
     done = served.cli("check")
 
     assert (0, "") == (done.returncode, done.stderr), done.stdout
 
 
 def test_generated_key(served, brand):
-    """A generated key passes the policy; every token but NSS says it was born there."""
+    """A generated key complies with the policy; only NSS lacks CKA_LOCAL."""
     key = served.current()
 
     assert [] == key["policy_violations"]
@@ -46,7 +47,7 @@ def test_generated_key(served, brand):
 
 
 def test_attributes(served, brand, keyed):
-    """Every token tells all the attributes the policy looks at; NSS has LOCAL wrong."""
+    """Every token returns all attributes of the policy; only NSS lacks CKA_LOCAL."""
     (told,) = keyed.attributes()
     yes = {"CKA_SENSITIVE", "CKA_ENCRYPT", "CKA_DECRYPT", "CKA_TOKEN", "CKA_PRIVATE"}
 
@@ -57,7 +58,7 @@ def test_attributes(served, brand, keyed):
 
 
 def test_no_key_then_generate(make_token, serve, brand):
-    """A token without a key is said to be so; `keys generate` and a server follow."""
+    """On a token without a key `keys generate` makes one, and a server uses it."""
     plugin = serve(make_token(brand))
     empty = plugin.listed()
     key_id = plugin.generate()
@@ -70,7 +71,7 @@ def test_no_key_then_generate(make_token, serve, brand):
 
 @pytest.mark.parametrize("size", [1, 15, 16, 17, 32, 1023, 1024])
 def test_round_trip(served, brand, size):
-    """What Encrypt wrapped Decrypt opens, by the mechanism the token is good for."""
+    """Decrypt returns the plaintext, by the mechanism that the token supports."""
     plaintext = os.urandom(size)
     sealed = served.encrypt(plaintext)
     record = Record.decode(sealed.ciphertext)
@@ -85,7 +86,7 @@ def test_v1(served):
 
 
 def test_fresh_iv(served):
-    """A plaintext wrapped twice gives two IVs and two ciphertexts."""
+    """No IV and no ciphertext repeats when a plaintext is wrapped again."""
     records = [Record.decode(served.encrypt(b"d" * 32).ciphertext) for _ in range(50)]
 
     assert 50 == len({record.iv for record in records})
@@ -93,7 +94,7 @@ def test_fresh_iv(served):
 
 
 def test_tampered(served):
-    """A flipped bit in any byte, or a cut, is the client's fault; nothing restarts."""
+    """A record with a flipped bit or of another length is refused; nothing restarts."""
     sealed = served.encrypt(b"d" * 32)
     before = served.worker_pids()
     codes = {
@@ -103,8 +104,8 @@ def test_tampered(served):
 
     assert {"INVALID_ARGUMENT"} == codes
     assert b"d" * 32 == served.decrypt(sealed.ciphertext, sealed.key_id)
-    assert before == served.worker_pids()
-    assert "ok" == served.healthz()
+    assert set(before) <= set(served.worker_pids())
+    served.wait_healthz("ok")
 
 
 def _damaged(record):
@@ -119,7 +120,7 @@ def _damaged(record):
 
 
 def test_swapped_parts(served):
-    """The IV of one record does not open another, nor does one ciphertext."""
+    """A record with the IV of another is refused."""
     first, second = (
         Record.decode(served.encrypt(b"d" * 32).ciphertext) for _ in range(2)
     )
@@ -131,7 +132,7 @@ def test_swapped_parts(served):
 
 
 def test_threads(served):
-    """Sixteen clients at once for three seconds: every answer right, every one OK."""
+    """16 clients at once for three seconds get correct answers only."""
     until = time.monotonic() + SECONDS
     with ThreadPoolExecutor(CLIENTS) as clients:
         rounds = list(
@@ -139,12 +140,12 @@ def test_threads(served):
         )
 
     assert all(done > 0 for done in rounds), rounds
-    assert "ok" == served.healthz()
+    served.wait_healthz("ok")
 
 
 def _round_trips(plugin, until):
     done = 0
-    while time.monotonic() < until:
+    while not done or time.monotonic() < until:
         plaintext = os.urandom(32)
         sealed = plugin.encrypt(plaintext)
         assert plaintext == plugin.decrypt(sealed.ciphertext, sealed.key_id)
@@ -153,11 +154,11 @@ def _round_trips(plugin, until):
 
 
 def test_recover(keyed, serve):
-    """All workers killed under load: no wrong answer, and service without a restart."""
+    """After all workers were killed under load the server recovers by itself."""
     plugin = serve(keyed).start()
     plugin.wait_healthz("ok")
     old = plugin.encrypt(b"before")
-    before = set(plugin.worker_pids())
+    before = workers_of(plugin)
     stop = threading.Event()
     with ThreadPoolExecutor(4) as clients:
         loads = [clients.submit(_load, plugin, stop) for _ in range(4)]
@@ -176,7 +177,7 @@ def test_recover(keyed, serve):
 
 
 def _load(plugin, stop):
-    """Codes of round trips until told to stop; a wrong answer fails at once."""
+    """Return the codes of round trips until `stop` is set."""
     codes = set()
     while not stop.is_set():
         plaintext = os.urandom(32)
@@ -190,7 +191,7 @@ def _load(plugin, stop):
 
 
 def test_imported_key(make_token, serve, brand):
-    """The same key in SoftHSM and here: one key_id, and each reads the other's."""
+    """The same key has one key_id here and in SoftHSM, and each reads the other."""
     kek, mac = os.urandom(32), _mac(brand)
     here, there = make_token(brand), make_token(SoftHsm)
     for token in (here, there):

@@ -19,7 +19,7 @@ from tests.harness.one_worker import configure, gate
 from tests.harness.plugin import code_of
 from tests.harness.token_keys import LABEL
 from tests.harness.wait import wait_for
-from tests.system.faults.observed import Rig
+from tests.system.faults.observed import ObservedServer
 from tests.system.wrapping.wrapping_rig import DEK, NESTED
 
 AWAY = "see hsm-kms check on the node"
@@ -27,14 +27,14 @@ IN_SOFTWARE = "; meanwhile Encrypt works in software"
 
 
 def apis(v2, v1=None):
-    """Who wraps for each of the two."""
+    """Return the section `apis` with these wrapping modes."""
     return {
         name: {"enabled": True, "wrapping": wrapping}
         for name, wrapping in (("v2", v2), ("v1", v1 or v2))
     }
 
 
-class Server(Rig):
+class ReloadedServer(ObservedServer):
     """A server that is reloaded."""
 
     @property
@@ -42,7 +42,7 @@ class Server(Rig):
         return len(self.plugin.events("configuration taken over"))
 
     def reload(self, **sections):
-        """Change sections of the configuration, and wait until that is in force."""
+        """Change sections of the configuration, and wait until they are applied."""
         before = self.taken
         self.tell(**sections)
         wait_for(lambda: self.taken > before)
@@ -58,21 +58,21 @@ class Server(Rig):
         os.kill(plugin.process.pid, signal.SIGHUP)
 
     def encrypt(self, api="v2", dek=DEK):
-        """A record of one of the APIs, with the key_id that came with it."""
+        """Encrypt by one of the APIs; return the record and the key_id if v2."""
         if api == "v1":
             return self.plugin.v1_encrypt(dek), None
         sealed = self.plugin.encrypt(dek)
         return sealed.ciphertext, sealed.key_id
 
     def decrypt(self, record):
-        """What a record holds, by the API it is from."""
+        """Decrypt a record by the API that made it."""
         ciphertext, key_id = record
         if key_id is None:
             return self.plugin.v1_decrypt(ciphertext)
         return self.plugin.decrypt(ciphertext, key_id)
 
     def path(self, uid):
-        """By whom a request was answered, as the log says."""
+        """Return the path of a request in the log."""
 
         def found():
             logged = self.plugin.events("request")
@@ -83,7 +83,7 @@ class Server(Rig):
         return one["path"]
 
     def by_local(self, api="v2"):
-        """Wait until a local KEK wraps; what it wrapped."""
+        """Wait until a local KEK wraps; return its record."""
 
         def sealed():
             record = self.encrypt(api)
@@ -103,7 +103,7 @@ def make_server(make_plugin, hsm):
     def make(wrapping="software", **sections):
         token = {"shared": True, "workers": 1, "sessions_per_worker": 2}
         sections = {"apis": apis(wrapping), "token": token} | sections
-        server = Server(plugin=make_plugin(hsm, **sections), hsm=hsm, shim=None)
+        server = ReloadedServer(plugin=make_plugin(hsm, **sections), hsm=hsm, shim=None)
         server.start()
         server.well()
         return server
@@ -112,7 +112,7 @@ def make_server(make_plugin, hsm):
 
 
 def test_reloads(make_server):
-    """Another wrapping is in force at once, on the same workers; all stays readable."""
+    """A new wrapping mode is applied on the same workers; every record decrypts."""
     server = make_server("token")
     workers = server.workers()
     records = [server.encrypt(api) for api in ("v1", "v2")]
@@ -138,7 +138,7 @@ def test_reloads(make_server):
 
 
 def test_one_api_alone(make_server):
-    """v1 may be wrapped by a local KEK while v2 has the token."""
+    """A local KEK can wrap for v1 while the token wraps for v2."""
     server = make_server("token")
     server.reload(apis=apis("token", "software"))
     v1, v2 = server.by_local("v1"), server.encrypt("v2")
@@ -149,7 +149,7 @@ def test_one_api_alone(make_server):
 
 
 def test_accept_local(make_server):
-    """Switched off, records by local KEKs are refused, and those by the token not."""
+    """With `accept_local: false` records by local KEKs are refused, others are not."""
     server = make_server()
     local = [server.by_local("v1"), server.by_local("v2")]
     refuses = {"local_keys": {"accept_local": False}}
@@ -167,8 +167,8 @@ def test_accept_local(make_server):
     assert [DEK] * 4 == [server.decrypt(one) for one in local + by_token]
 
 
-def test_path_is_told(make_server):
-    """By whom each request was answered: in the log, and in the metrics."""
+def test_path_is_reported(make_server):
+    """Log and metrics show the path of each request: token, local or local-cold."""
     server = make_server()
     sealed, key_id = server.by_local()
     server.plugin.stop()
@@ -210,7 +210,7 @@ def created(result):
 
 
 def test_scopes(make_server):
-    """Two clusters with one KEK: neither reads what the other's server wrapped."""
+    """Of two clusters with one KEK neither decrypts the records of the other."""
     servers = {scope: make_server("token", scope=scope) for scope in ("east", "west")}
     records = {
         scope: [server.encrypt("v1"), server.encrypt("v2")]
@@ -230,8 +230,8 @@ def test_scopes(make_server):
 
 
 def test_reload_in_an_outage(make_server, hsm):
-    """What needs no token changes at once; what does is put off; requests go on."""
-    server = make_server(token={"start_timeout": "2s"})
+    """In an outage a reload that needs the token is rejected; others are applied."""
+    server = make_server(token={"start_timeout": "8s"})
     record = server.by_local()
     hsm.take_away()
     wait_for(lambda: server.admin()["state"] == "degraded")
@@ -239,7 +239,7 @@ def test_reload_in_an_outage(make_server, hsm):
     server.plugin.wait_healthz(IN_SOFTWARE)
     sealed = server.encrypt()
     server.tell(keys={"suffix": "two"})
-    wait_for(lambda: "the token would be lost" in server.plugin.log())
+    wait_for(lambda: "the token would be lost" in server.plugin.log(), 120)
     again = server.encrypt()
     records = [record, sealed, again]
 
@@ -256,7 +256,7 @@ def test_reload_in_an_outage(make_server, hsm):
 
 
 def test_restart_in_an_outage(make_server, hsm):
-    """Nothing is open in a new process: all is unavailable, and Status says why."""
+    """After a restart in an outage all requests fail, and Status says why."""
     server = make_server("software")
     record = server.by_local()
     server.plugin.stop()
@@ -282,8 +282,8 @@ def test_restart_in_an_outage(make_server, hsm):
     assert record[1] == server.encrypt()[1]
 
 
-def test_nothing_secret_is_told(make_server, hsm, pin_file, directory):
-    """Neither local KEK nor DEK stands in the log, the metrics or the status."""
+def test_no_secret_is_shown(make_server, hsm, pin_file, directory):
+    """Log, metrics and status contain neither a local KEK nor a DEK."""
     server = make_server()
     dek = os.urandom(32)
     sealed, key_id = server.by_local()
@@ -314,7 +314,7 @@ def test_nothing_secret_is_told(make_server, hsm, pin_file, directory):
 
 
 async def opened(sealed, hsm, pin_file, directory):
-    """The bytes of the local KEK that a record carries, as the token gives them."""
+    """Decrypt the local KEK of a record with the token; return its bytes."""
     record = Record.decode(Record.decode(sealed).header.nested, kinds=NESTED)
     worker = await Worker.spawn(0, hsm.env)
     try:

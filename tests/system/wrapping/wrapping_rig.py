@@ -24,7 +24,7 @@ from hsm_kms.wrapping.nonce_budget import NonceBudget
 from hsm_kms.wrapping.record import Kind, Record
 from tests.harness.one_worker import configure, gate
 from tests.harness.token_keys import LABEL, make_key
-from tests.harness.wait import SECONDS
+from tests.harness.wait import SECONDS, quiet, until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
@@ -52,7 +52,7 @@ _QUICK: Final = {
 }
 
 
-class Node(Server):
+class WrappingNode(Server):
     """Engines and reloads as in the server, and what Status announces.
 
     Args:
@@ -95,12 +95,10 @@ class Node(Server):
     async def until(
         self, condition: Callable[[], Any], seconds: float = SECONDS
     ) -> None:
-        """Wait until it is so."""
-        async with asyncio.timeout(seconds):
-            while not condition():  # noqa: ASYNC110 - polls what has no event
-                await asyncio.sleep(0.005)
+        """Wait until the condition is true."""
+        await until(condition, seconds)
 
-    async def well(self) -> Node:
+    async def well(self) -> WrappingNode:
         """Wait until the token is well, and every local KEK that is wanted is there."""
         await self.until(lambda: self.engine.well)
         return self
@@ -148,10 +146,7 @@ class Node(Server):
 
     async def quiet(self, shim: Shim) -> None:
         """Wait until nothing more is asked of the token; its looks must be rare."""
-        before, calls = -1, 0
-        while calls != before:
-            await asyncio.sleep(0.3)
-            before, calls = calls, shim.calls("C_Encrypt")
+        await quiet(lambda: shim.calls("C_Encrypt"))
 
     async def close(self) -> None:
         """Leave nothing running."""
@@ -167,9 +162,9 @@ def deadline(seconds: float | None) -> float | None:
 
 
 @contextlib.asynccontextmanager
-async def running(plugin: Plugin, **limits: int) -> AsyncIterator[Node]:
-    """A node that has just started; limits as for `Node`."""
-    node = Node(plugin, **limits)
+async def running(plugin: Plugin, **limits: int) -> AsyncIterator[WrappingNode]:
+    """A node that has just started; limits as for `WrappingNode`."""
+    node = WrappingNode(plugin, **limits)
     node.engine.start()
     try:
         yield node
@@ -189,7 +184,7 @@ def quick() -> Iterator[None]:
 @contextlib.asynccontextmanager
 async def nodes(
     make_plugin: Callable[..., Plugin], hsm: SoftHsm, shim: Shim
-) -> AsyncIterator[Callable[..., Awaitable[Node]]]:
+) -> AsyncIterator[Callable[..., Awaitable[WrappingNode]]]:
     """Makes quick nodes on one token, well; all are stopped at the end."""
     async with contextlib.AsyncExitStack() as stack:
         stack.enter_context(quick())
@@ -198,7 +193,7 @@ async def nodes(
             wrapping: str = "software",
             limits: Mapping[str, int] | None = None,
             **sections: Any,
-        ) -> Node:
+        ) -> WrappingNode:
             plugin = on_shim(make_plugin, hsm, shim, wrapping, **sections)
             node = await stack.enter_async_context(running(plugin, **(limits or {})))
             return await node.well()

@@ -1,6 +1,6 @@
-"""Serve both APIs on a real socket, over a wrapper that only reverses bytes.
+"""Both services on a real socket, over a wrapper that only turns bytes round.
 
-For tests that need no token: status codes, limits, the wire.
+For tests in which the token does not matter: codes, limits, the wire.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ KEY_ID = "the-key-of-this-test"
 
 @dataclass(frozen=True)
 class Sealed:
-    """Result of `Reverser.wrap`."""
+    """What a wrapper's `wrap` returns."""
 
     ciphertext: bytes
     key_id: str
@@ -44,7 +44,7 @@ class Sealed:
 
 @dataclass(frozen=True)
 class Unsealed:
-    """Result of `Reverser.unwrap`."""
+    """What a wrapper's `unwrap` returns."""
 
     plaintext: bytes
     path: str
@@ -52,17 +52,17 @@ class Unsealed:
 
 @dataclass(frozen=True)
 class State:
-    """State that `Health` announces."""
+    """What a health source announces."""
 
     state: str = "ok"
-    healthz: str = "ok"
+    sentence: str = "ok"
     key_id: str = KEY_ID
     answers: bool = True
 
 
 @dataclass
 class Reverser:
-    """Reverses bytes, records its calls, and fails or stalls if the test says so."""
+    """Turns bytes round; notes what it was asked, and fails or stalls as told."""
 
     error: BaseException | None = None
     stall: asyncio.Event | None = None
@@ -71,13 +71,13 @@ class Reverser:
     asked: list[tuple[bytes, str | None, float | None]] = field(default_factory=list)
 
     async def wrap(self, plaintext: bytes, *, deadline: float | None) -> Sealed:
-        """Return the plaintext in reverse."""
+        """Seal, in a manner of speaking."""
         return Sealed(await self._turn(plaintext, None, deadline), KEY_ID, self.path)
 
     async def unwrap(
         self, ciphertext: bytes, *, key_id: str | None, deadline: float | None
     ) -> Unsealed:
-        """Return the ciphertext in reverse."""
+        """Open again."""
         return Unsealed(await self._turn(ciphertext, key_id, deadline), self.path)
 
     async def _turn(self, data: bytes, key_id, deadline) -> bytes:
@@ -95,18 +95,18 @@ class Reverser:
 
 @dataclass
 class Health:
-    """Announces the state that the test sets, and counts announcements."""
+    """Announces what the test says."""
 
     state: State = State()
     announced: int = 0
 
     def announce(self) -> State:
-        """Return the state and count the call."""
+        """Return it, and stand by it."""
         self.announced += 1
         return self.state
 
     def look(self) -> State:
-        """Return the state."""
+        """Return it."""
         return self.state
 
 

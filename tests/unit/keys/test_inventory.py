@@ -1,4 +1,4 @@
-"""What the workers see of the keys, put together: one test per rule."""
+"""What the workers see of the keys, put together."""
 
 from __future__ import annotations
 
