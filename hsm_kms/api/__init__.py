@@ -1,6 +1,6 @@
-"""The gRPC services: what a Kubernetes API server calls.
+"""Serve the two gRPC APIs that a Kubernetes API server calls.
 
-Reads in this order: `server` puts the services together, `v2` and `v1` are the
-two APIs, `call` is the frame around each request, `codes` the table from error
-to status code, `ports` what the services stand on. `rpc` is generated.
+Read in this order: `server` builds the gRPC server, `v2` and `v1` are the two APIs,
+`call` handles what all requests share, `codes` maps errors to status codes, `ports`
+defines what the services need. `rpc` is generated.
 """

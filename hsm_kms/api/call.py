@@ -1,11 +1,11 @@
-"""The frame around every request: parsing, deadline, refusal, its one log event.
+"""Handle what all requests share: parsing, deadline, refusal, and one log event.
 
-1. An `HsmKmsError` becomes the code and the fixed sentence of `codes`, and so does
-   a message that cannot be parsed, which grpc would answer with the parser's text.
-2. Anything else becomes INTERNAL, and its trace goes to the log without values.
-3. A client that gives up cancels the request, and nothing here catches that.
-4. One event per request: debug when it went well or was given up, warning when
-   it was refused, error when it is a bug of ours.
+1. An `HsmKmsError` is answered with its code and fixed sentence in `codes`. So is a
+   message that cannot be parsed, which gRPC would answer with the parser's text.
+2. Any other exception is answered as INTERNAL; the log gets its trace without values.
+3. A client that gives up cancels its request, and nothing here catches that.
+4. Each request is one log event: debug if it succeeded or its client gave up, warning
+   if it was refused, error if the cause is a bug in hsm-kms.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from grpc.aio import ServicerContext
 
-OBSERVER: Final = "hsm-kms-observer"  # metadata of a client that only looks
+OBSERVER: Final = "hsm-kms-observer"  # metadata of a client that only observes
 MAX_UID_LOGGED: Final = 64  # characters; the API server's UUIDs have 36
 
 _NAME: Final = "hsm_kms.api"
@@ -43,22 +43,22 @@ Response = TypeVar("Response", bound=Message)
 
 
 def nobody(_method: str, _code: str, _seconds: float, _path: str) -> None:
-    """Observe nothing."""
+    """Ignore the request."""
 
 
 class Call:
-    """One request: what its body may ask of it, and what is said of it at its end.
+    """One request: its deadline and origin for its body, its outcome for the log.
 
     Args:
         method: API and method for the log, such as "v2.Encrypt".
-        context: What grpc hands to the handler.
-        observe: Told of each request's method, code, seconds and path.
+        context: The context that gRPC passes to the handler.
+        observe: Called with each request's method, code, seconds and path.
 
     Attributes:
-        uid: For the log: the client's name for the request, as it came.
-        key_id: For the log: set it as soon as it is known.
-        path: Where the cryptography was done, see `wrapping.wrapper.Path`; "" while
-            none was.
+        uid: The client's name for the request, unchecked; for the log.
+        key_id: The key of the request, once it is known; for the log.
+        path: What encrypted or decrypted, see `wrapping.wrapper.Path`; "" if nothing
+            has yet.
     """
 
     __slots__ = (
@@ -82,8 +82,8 @@ class Call:
 
     @property
     def deadline(self) -> float | None:
-        """When the client stops waiting, in seconds of the loop's clock."""
-        # The stubs of grpc promise a float; without a deadline it is None.
+        """Return when the client stops waiting, in the loop's time; None if never."""
+        # The stubs of gRPC promise a float, but without a deadline it is None.
         remaining = cast("float | None", self._context.time_remaining())
         if remaining is None:
             return None
@@ -91,15 +91,15 @@ class Call:
 
     @property
     def only_looks(self) -> bool:
-        """Whether the client says that it will not encrypt."""
+        """Return True if the client says that it will not encrypt."""
         return (OBSERVER, "1") in (self._context.invocation_metadata() or ())
 
     async def refuse(self, error: Exception) -> NoReturn:
-        """End the request with code and sentence for an error.
+        """End the request with the code and the sentence of an error.
 
         Raises:
-            AbortError: It is grpc's, which answers the client upon it.
-            CancelledError: The client's time is over: grpc has answered by itself.
+            AbortError: Always, by gRPC, which then answers the client.
+            CancelledError: The deadline has passed: gRPC has answered by itself.
         """
         code, sentence = codes.refusal(error)
         if isinstance(error, HsmKmsError):
@@ -113,7 +113,7 @@ class Call:
         await self._context.abort(code, sentence)
 
     def event(self, level: int, code: str, **more: object) -> None:
-        """Tell the observer and the log how the request ended."""
+        """Report to the observer and the log how the request ended."""
         seconds = perf_counter() - self._started
         self._observe(self._method, code, seconds, self.path)
         if not _levels.isEnabledFor(level):
@@ -138,13 +138,13 @@ def handler(
     body: Callable[[Request, Call], Awaitable[Response]],
     observe: Observe,
 ) -> grpc.RpcMethodHandler[bytes, bytes]:
-    """Return what grpc calls for one method.
+    """Return the gRPC handler of one method.
 
     Args:
         method: As for `Call`.
         parse: `FromString` of the request's class.
-        body: Answers a request or raises; it has the call to read the deadline
-            from and to write down what the log should say.
+        body: Answers a request or raises; reads the deadline from the call, and sets
+            the attributes of the call for the log.
         observe: As for `Call`.
     """
 
@@ -159,7 +159,7 @@ def handler(
         except asyncio.CancelledError:
             call.event(logging.DEBUG, "CANCELLED")
             raise
-        except Exception as error:  # noqa: BLE001 - a bug is an answer too: INTERNAL
+        except Exception as error:  # noqa: BLE001 - a bug is answered as INTERNAL
             await call.refuse(error)
         call.event(logging.DEBUG, "OK")
         return answer
@@ -168,7 +168,7 @@ def handler(
 
 
 def safe_uid(uid: str) -> str:
-    """Return a client's uid as it may stand in a log: short, plain, one word."""
+    """Return a client's uid as one short word of plain characters, for the log."""
     return "".join(
         c if c.isascii() and (c.isalnum() or c in "-_.:") else "?"
         for c in uid[:MAX_UID_LOGGED]
@@ -176,16 +176,16 @@ def safe_uid(uid: str) -> str:
 
 
 def require(*, given: int, least: int = 1, most: int, what: str) -> None:
-    """Refuse a request of which something has the wrong size.
+    """Refuse a request if one of its fields has the wrong size.
 
     Args:
-        given: The size it has, in bytes.
-        least: The smallest size allowed, in bytes.
-        most: The largest size allowed, in bytes.
-        what: The field, for the log.
+        given: Size of the field, in bytes.
+        least: Smallest allowed size, in bytes.
+        most: Largest allowed size, in bytes.
+        what: Name of the field, for the log.
 
     Raises:
-        RequestError: The size is outside these bounds.
+        RequestError: The size is out of bounds.
     """
     if not least <= given <= most:
-        raise RequestError(f"{what} of {given} bytes, allowed are {least} to {most}")
+        raise RequestError(f"{what} has {given} bytes; {least} to {most} are allowed")

@@ -1,7 +1,7 @@
-"""The one table from error class to gRPC status code and sentence.
+"""Map each error class to its gRPC status code and its fixed sentence.
 
-The sentences are all that a client ever learns, for they end in answers of the
-API server to its own clients. Causes are in the log and in Status.
+A client learns nothing but the sentence, because the API server passes it on to its
+own clients. Causes are in the log and in Status.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Refusal(NamedTuple):
-    """What the client is told."""
+    """The status code and the sentence that answer a request."""
 
     code: StatusCode
     sentence: str
@@ -30,7 +30,7 @@ _NOT_READY: Final = Refusal(
     StatusCode.UNAVAILABLE, "the token is not ready: see hsm-kms check"
 )
 _NO_KEY: Final = Refusal(
-    StatusCode.UNAVAILABLE, "no key on the token can be used: see hsm-kms check"
+    StatusCode.UNAVAILABLE, "the token has no usable key: see hsm-kms check"
 )
 
 REFUSALS: Final[Mapping[type[BaseException], Refusal]] = MappingProxyType(
@@ -45,14 +45,14 @@ REFUSALS: Final[Mapping[type[BaseException], Refusal]] = MappingProxyType(
         ),
         errors.UnknownKeyIdError: Refusal(
             StatusCode.FAILED_PRECONDITION,
-            "the key this was sealed under is not held here",
+            "this node does not hold the key that encrypted this",
         ),
         errors.KeyRetiredError: Refusal(
-            StatusCode.FAILED_PRECONDITION, "the key this was sealed under is retired"
+            StatusCode.FAILED_PRECONDITION, "the key that encrypted this is retired"
         ),
         errors.KeyReusedError: Refusal(
             StatusCode.FAILED_PRECONDITION,
-            "the current key_id was used before: see hsm-kms check",
+            "a former key_id would be current again: see hsm-kms check",
         ),
         errors.KeyLostError: Refusal(
             StatusCode.FAILED_PRECONDITION,
@@ -60,19 +60,19 @@ REFUSALS: Final[Mapping[type[BaseException], Refusal]] = MappingProxyType(
         ),
         errors.KeyUnsuitableError: Refusal(
             StatusCode.FAILED_PRECONDITION,
-            "the current key breaks the key policy: see hsm-kms check",
+            "the current key violates the key policy: see hsm-kms check",
         ),
         errors.NonceBudgetError: Refusal(
             StatusCode.FAILED_PRECONDITION,
-            "the current key has wrapped too often: rotate it",
+            "the current key has encrypted too often: rotate it",
         ),
         errors.LocalRefusedError: Refusal(
             StatusCode.FAILED_PRECONDITION,
-            "records by a local KEK are refused by the configuration",
+            "the configuration refuses data encrypted with local KEKs",
         ),
         errors.PinRejectedError: Refusal(
             StatusCode.FAILED_PRECONDITION,
-            "the token refused the PIN: see hsm-kms status",
+            "the token rejected the PIN: see hsm-kms status",
         ),
         errors.PinUnavailableError: _NOT_READY,
         errors.PinSettlingError: _NOT_READY,
@@ -98,5 +98,5 @@ REFUSALS: Final[Mapping[type[BaseException], Refusal]] = MappingProxyType(
 
 
 def refusal(error: BaseException) -> Refusal:
-    """Return what a client is told about an error; of its text, nothing."""
+    """Return code and sentence for an error; neither depends on the error's text."""
     return REFUSALS.get(type(error), INTERNAL)

@@ -1,4 +1,4 @@
-"""What the services stand on: something that wraps, something that knows our health."""
+"""Define what the services need: one object that wraps, one that knows the health."""
 
 from __future__ import annotations
 
@@ -10,45 +10,44 @@ if TYPE_CHECKING:
 
 
 class Wrapper(Protocol):
-    """Seals DEKs and opens them again. Deadlines are in the loop's own seconds."""
+    """Encrypts and decrypts DEKs. Deadlines are in the event loop's time."""
 
     async def wrap(self, plaintext: bytes, *, deadline: float | None) -> Sealed:
-        """Seal a DEK under the current key.
+        """Encrypt a DEK under the current key.
 
         Args:
             plaintext: The DEK, 1 to 1024 bytes.
-            deadline: When the client stops waiting, in seconds of the loop's
-                clock; None when it waits for ever.
+            deadline: When the client stops waiting; None if it sets no deadline.
 
         Raises:
-            HsmKmsError: It cannot be done; the class says what comes next.
+            HsmKmsError: The DEK cannot be encrypted; see the bases in `errors`.
         """
         ...
 
     async def unwrap(
         self, ciphertext: bytes, *, key_id: str | None, deadline: float | None
     ) -> Unsealed:
-        """Open a record.
+        """Decrypt a record.
 
         Args:
-            ciphertext: What `wrap` made, or anything at all.
-            key_id: What the client says beside it; None in v1, which says nothing.
+            ciphertext: A record that `wrap` made, or any other bytes.
+            key_id: The key_id that the client sends; None in v1, which has none.
             deadline: As for `wrap`.
 
         Raises:
-            CiphertextError: It is not one of ours, or it was changed.
+            CiphertextError: The bytes are no record, or were changed.
             HsmKmsError: As for `wrap`.
         """
         ...
 
 
 class HealthSource(Protocol):
-    """Knows in microseconds how we are."""
+    """Knows the health of this node, without waiting for the token."""
 
     def announce(self) -> HealthState:
-        """Return the state that a Status answer is made of, and stand by it."""
+        """Return the state for Status; v2 encrypts under its key_id from now on."""
         ...
 
     def look(self) -> HealthState:
-        """Return the same to one who only looks: nothing follows from it."""
+        """Return the same state for a client that only observes; change nothing."""
         ...

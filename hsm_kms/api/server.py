@@ -1,4 +1,4 @@
-"""Puts the services on one grpc.aio server; opens no port and starts nothing."""
+"""Build the grpc.aio server of both services; open no port and start nothing."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from hsm_kms.api.ports import HealthSource, Wrapper
     from hsm_kms.config.schema import Apis
 
-# Above the 4 MiB of an ordinary client, so that a field of that size gets our
-# own refusal and not one of the transport.
+# Above the 4 MiB of an ordinary client, so that `call` refuses a field of that size,
+# and not the transport.
 MAX_MESSAGE_BYTES: Final = 4 * 1024 * 1024 + 64 * 1024
 
-# From 1,000 requests waiting to be accepted, grpc would cancel some at random: those
-# of patient clients too, while others ask and give up.
+# With gRPC's default, 1,000 requests that wait to be accepted make gRPC cancel some at
+# random, also those of clients that would have waited longer than the others.
 MAX_PENDING_REQUESTS: Final = 1 << 16
 
 
@@ -34,17 +34,17 @@ def build_server(
     health: HealthSource,
     observe: Observe = nobody,
 ) -> grpc.aio.Server:
-    """Return a server with the services that are switched on.
+    """Return a server with the enabled services.
 
-    It has no bound on calls at once: a refusal there would reach a client before
-    the pool of sessions had its say.
+    The server does not limit concurrent calls: it would refuse requests that the pool
+    of sessions could still serve.
 
     Args:
-        apis: Which services to add, and what v2's Status calls itself.
-        v2: What seals and opens for v2.
-        v1: What seals and opens for v1.
-        health: What Status is made of.
-        observe: Told of each request's method, code, seconds and path.
+        apis: Which services to add, and the version that v2's Status reports.
+        v2: Encrypts and decrypts for v2.
+        v1: Encrypts and decrypts for v1.
+        health: Source of Status.
+        observe: Called with each request's method, code, seconds and path.
     """
     server = grpc.aio.server(
         options=[
@@ -63,6 +63,6 @@ def build_server(
         server.add_generic_rpc_handlers(
             [grpc.method_handlers_generic_handler(name, handlers)]
         )
-        # Spares the look-up by name at every call, a tenth of an empty one's time.
+        # Saves gRPC a look-up by name, a tenth of the time of an empty call.
         server.add_registered_method_handlers(name, handlers)
     return server

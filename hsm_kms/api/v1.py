@@ -1,6 +1,6 @@
-"""KMS v1: `v1beta1.KeyManagementService`.
+"""Serve KMS v1: `v1beta1.KeyManagementService`.
 
-It names no key in its requests: the record itself says which key made it.
+Its requests name no key: the record itself says which key made it.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ RUNTIME_NAME: Final = "hsm-kms"
 
 
 class KmsV1:
-    """The service.
+    """The KMS v1 service.
 
     Args:
-        wrapper: Seals and opens.
+        wrapper: Encrypts and decrypts DEKs.
         observe: As for `Call`.
     """
 
@@ -43,7 +43,7 @@ class KmsV1:
         self._observe = observe
 
     def handlers(self) -> dict[str, RpcMethodHandler[bytes, bytes]]:
-        """Return what grpc calls, by method name."""
+        """Return the gRPC handlers by method name."""
         return {
             "Version": handler(
                 "v1.Version", VersionRequest.FromString, self.version, self._observe
@@ -57,14 +57,14 @@ class KmsV1:
         }
 
     async def version(self, request: VersionRequest, _call: Call) -> VersionResponse:
-        """Say which API this is and which program serves it."""
+        """Return the API's version, and name and version of this program."""
         require_version(request.version)
         return VersionResponse(
             version=VERSION, runtime_name=RUNTIME_NAME, runtime_version=__version__
         )
 
     async def encrypt(self, request: EncryptRequest, call: Call) -> EncryptResponse:
-        """Seal a DEK."""
+        """Encrypt a DEK."""
         require_version(request.version)
         plain = request.plain
         require(given=len(plain), most=MAX_PLAINTEXT_BYTES, what="plain")
@@ -73,7 +73,7 @@ class KmsV1:
         return EncryptResponse(cipher=sealed.ciphertext)
 
     async def decrypt(self, request: DecryptRequest, call: Call) -> DecryptResponse:
-        """Open what `encrypt` made."""
+        """Decrypt a record that `encrypt` made."""
         require_version(request.version)
         cipher = request.cipher
         require(given=len(cipher), most=MAX_RECORD_BYTES, what="cipher")
@@ -83,7 +83,7 @@ class KmsV1:
 
 
 def require_version(version: str) -> None:
-    """Refuse a request of any other API.
+    """Refuse a request of another API.
 
     Raises:
         RequestError: The version is not `VERSION`.

@@ -1,7 +1,7 @@
-"""KMS v2: `v2.KeyManagementService`.
+"""Serve KMS v2: `v2.KeyManagementService`.
 
-Status never waits: it says what is known at this moment. Encrypt and Decrypt
-check the sizes of what they are given and leave the rest to the wrapper.
+Status never waits: it reports what is known now. Encrypt and Decrypt check the sizes
+of all fields and leave everything else to the wrapper.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ if TYPE_CHECKING:
     from hsm_kms.api.ports import HealthSource, Wrapper
 
 SERVICE: Final = "v2.KeyManagementService"
-MAX_KEY_ID_BYTES: Final = 1024  # as the API server has it
-MAX_ANNOTATION_BYTES: Final = 32768  # keys and values together, likewise
+MAX_KEY_ID_BYTES: Final = 1024  # the API server's own limit
+MAX_ANNOTATION_BYTES: Final = 32768  # keys and values together; also its limit
 
 
 class KmsV2:
-    """The service.
+    """The KMS v2 service.
 
     Args:
-        wrapper: Seals and opens.
-        health: Says how we are.
-        version: What Status says, "v2" or "v2beta1".
+        wrapper: Encrypts and decrypts DEKs.
+        health: Source of Status.
+        version: The version that Status reports, "v2" or "v2beta1".
         observe: As for `Call`.
     """
 
@@ -55,7 +55,7 @@ class KmsV2:
         self._version = version
 
     def handlers(self) -> dict[str, RpcMethodHandler[bytes, bytes]]:
-        """Return what grpc calls, by method name."""
+        """Return the gRPC handlers by method name."""
         return {
             "Status": handler(
                 "v2.Status", StatusRequest.FromString, self.status, self._observe
@@ -72,8 +72,8 @@ class KmsV2:
         """Announce health and key_id.
 
         Raises:
-            TokenError: The token was never reached, so there is no key_id to give; or
-                it has been away for too long, and writes shall stop.
+            TokenError: The token was never available, so there is no key_id yet; or it
+                has been unavailable for so long that writes must stop.
         """
         state = self._health.look()
         if not state.answers:
@@ -86,7 +86,7 @@ class KmsV2:
         )
 
     async def encrypt(self, request: EncryptRequest, call: Call) -> EncryptResponse:
-        """Seal a seed."""
+        """Encrypt a seed, from which the API server derives its DEKs."""
         call.uid = request.uid
         plaintext = request.plaintext
         require(given=len(plaintext), most=MAX_PLAINTEXT_BYTES, what="plaintext")
@@ -95,7 +95,7 @@ class KmsV2:
         return EncryptResponse(ciphertext=sealed.ciphertext, key_id=sealed.key_id)
 
     async def decrypt(self, request: DecryptRequest, call: Call) -> DecryptResponse:
-        """Open what `encrypt` made; annotations are bounded and otherwise ignored."""
+        """Decrypt a record; of its annotations, check only the size."""
         call.uid = request.uid
         ciphertext, key_id = request.ciphertext, request.key_id
         require(given=len(key_id.encode()), most=MAX_KEY_ID_BYTES, what="key_id")
@@ -114,10 +114,10 @@ def bound(annotations: Mapping[str, bytes]) -> None:
     """Refuse annotations that no API server can have stored.
 
     Raises:
-        RequestError: They are larger than `MAX_ANNOTATION_BYTES`.
+        RequestError: The annotations are larger than `MAX_ANNOTATION_BYTES`.
     """
-    # Keys differ, so all but one hold a byte: many are too large without a count.
+    # Keys differ, so all but one have at least one byte: too many are always too large.
     if len(annotations) > MAX_ANNOTATION_BYTES + 1:
-        raise RequestError(f"{len(annotations)} annotations")
+        raise RequestError(f"{len(annotations)} annotations are too many")
     size = sum(len(key.encode()) + len(value) for key, value in annotations.items())
     require(given=size, least=0, most=MAX_ANNOTATION_BYTES, what="annotations")

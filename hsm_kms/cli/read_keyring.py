@@ -33,7 +33,7 @@ async def read_ring(config: Config, worker: Worker) -> Keyring:
         settings.key_settings(config),
         memory,
         now(),
-        nameless=sighting.nameless,
+        unidentified=sighting.unidentified,
     )
 
 

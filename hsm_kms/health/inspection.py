@@ -132,7 +132,7 @@ class Inspection:
     def _would_be_current(self, listing: KeyListing) -> TokenKey | None:
         """Return the key that the keys read so far make current, None if none."""
         ring = self._node_keyring.preview(
-            self._inventory, listing.nameless, lambda _: False
+            self._inventory, listing.unidentified, lambda _: False
         )
         return ring.current if ring.fault is None else None
 
@@ -174,7 +174,7 @@ class Inspection:
         proven = self._canaries.usable()
         self._node_keyring.adopt(
             self._inventory,
-            listing.nameless,
+            listing.unidentified,
             lambda key: proven(key) and self._standby.ready(key),
             worker.token_serial,
         )

@@ -1,10 +1,10 @@
-"""Read the keys of a token: list, identify, and find out the mechanism.
+"""Read the keys of a token: list them, identify them, and probe the mechanism.
 
-1. A key's name comes from its own cryptography, never from what the token tells.
-2. The mechanism is found by a probe on the real key, at each start of a worker, and
-   frozen in the state directory: from then on only that one will do, until the
+1. A key's fingerprint comes from its own cryptography, never from an attribute.
+2. The mechanism is found by a probe with the real key, at each start of a worker, and
+   frozen in the state directory: from then on only that mechanism is used, until the
    configuration names another.
-3. One key that cannot be identified takes no other key down.
+3. A key that cannot be identified does not prevent the use of other keys.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ _log = get_logger(__name__)
 
 
 def wanted_mechanisms(settings: KeySettings) -> tuple[Mechanism, ...]:
-    """What `keys.mechanism` and `keys.gcm_iv` allow, in order of preference."""
+    """Return what `keys.mechanism` and `keys.gcm_iv` allow, the preferred one first."""
     gcm = GCM_MECHANISMS[settings.gcm_iv]
     if settings.mechanism == Cipher.GCM:
         return gcm
@@ -68,26 +68,26 @@ def wanted_mechanisms(settings: KeySettings) -> tuple[Mechanism, ...]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeyListing:
-    """What one worker sees of the keys at one time.
+    """Hold the keys that one worker saw at one time.
 
     Args:
         keys: The keys.
-        nameless: What is wrong with a key that could not be identified, or None.
+        unidentified: Why a key could not be identified; None if every key was.
     """
 
     keys: tuple[TokenKey, ...]
-    nameless: HsmKmsError | None
+    unidentified: HsmKmsError | None
 
 
 class Discovery:
-    """Reads the keys of a token.
+    """Read the keys of a token.
 
     Args:
         settings: The configuration.
         state_dir: Where the mechanism is frozen.
         seconds: Longest wait for each answer of the token.
-        start_seconds: The same while a worker starts, which may take longer.
-        freeze: Freeze what the first probe finds; commands do not.
+        start_seconds: Longest wait for each answer while a worker starts.
+        freeze: Freeze the mechanism that the first probe finds; commands do not.
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class Discovery:
     async def read(
         self, worker: Worker, last: str | None, *, fresh: bool
     ) -> KeyListing:
-        """List and identify the keys, on the worker's control session.
+        """List and identify the keys on the control session of a worker.
 
         Args:
             worker: A worker that is logged in.
@@ -125,14 +125,15 @@ class Discovery:
         seen = await list_keys(ask, self._settings.label, self._settings.ids)
         known = self._identified.setdefault(worker, {})
         trusted = {} if fresh else _but(known, last)
-        keys, nameless = await self._identify_all(ask, seen, trusted)
+        keys, unidentified = await self._identify_all(ask, seen, trusted)
         self._identified[worker] = keys
         found = [key for key, _ in keys.values()]
         if found and (fresh or self._mechanism is None):
             self._mechanism = await self._probe(worker, ask, found, seen, last)
         how = self._mechanism
         return KeyListing(
-            keys=tuple(_by_mechanism(key, how) for key in found), nameless=nameless
+            keys=tuple(_by_mechanism(key, how) for key in found),
+            unidentified=unidentified,
         )
 
     # Identity
@@ -141,7 +142,7 @@ class Discovery:
         self, ask: Ask, seen: Sequence[KeySeen], known: Identified
     ) -> tuple[Identified, HsmKmsError | None]:
         keys: Identified = {}
-        nameless: HsmKmsError | None = None
+        unidentified: HsmKmsError | None = None
         for one in seen:
             for cipher in Cipher if one.partner else (Cipher.GCM,):
                 name = one.ref, cipher
@@ -152,16 +153,16 @@ class Discovery:
                 try:
                     keys[name] = await self._identify(ask, one, cipher), one
                 except KeyNotFoundError:
-                    continue  # it vanished while the keys were listed
+                    continue  # deleted while the keys were listed
                 except (
                     KeyAmbiguousError,
                     KeyUnsuitableError,
                     MechanismError,
                 ) as error:
-                    nameless = error
-        if not keys and isinstance(nameless, MechanismError):
-            raise nameless  # the token's fault, not the keys'
-        return keys, nameless
+                    unidentified = error
+        if not keys and isinstance(unidentified, MechanismError):
+            raise unidentified  # the token's fault, not the keys'
+        return keys, unidentified
 
     async def _identify(self, ask: Ask, seen: KeySeen, cipher: Cipher) -> TokenKey:
         settings = self._settings
@@ -240,7 +241,7 @@ class Discovery:
 
 
 def _by_mechanism(key: TokenKey, how: Mechanism | None) -> TokenKey:
-    """The key with how this token wraps under it, be it only for a canary."""
+    """Return the key with the mechanism that this token wraps under it with."""
     if how is not None and how.cipher is key.cipher:
         return replace(key, mechanism=how, encrypts=True)
     other = Mechanism.CBC_HMAC if key.cipher is Cipher.CBC_HMAC else None
@@ -248,7 +249,10 @@ def _by_mechanism(key: TokenKey, how: Mechanism | None) -> TokenKey:
 
 
 def _but(known: Identified, last: str | None) -> Identified:
-    """What is known, the current key aside: it is looked at anew each time."""
+    """Return what is known of all keys but the current one.
+
+    The current key is identified anew each time.
+    """
     fingerprint = fingerprint_in(last) if last else None
     return {
         name: each for name, each in known.items() if each[0].fingerprint != fingerprint
@@ -256,7 +260,7 @@ def _but(known: Identified, last: str | None) -> Identified:
 
 
 def _to_probe(keys: Sequence[TokenKey], preferred: str | None) -> TokenKey:
-    """The key that will probably be current; a pair before a lone key."""
+    """Return the key that will probably be current; a pair rather than a lone key."""
     fingerprint = fingerprint_in(preferred) if preferred else None
     ranked = sorted(
         keys,
@@ -280,7 +284,7 @@ def _unidentified(seen: KeySeen, found: Sequence[str]) -> KeyUnsuitableError:
 
 def _changed(held: Mechanism, error: MechanismError) -> MechanismError:
     return MechanismError(
-        f"this token has always wrapped by {held}, and now it does not: {error}",
+        f"this token has always wrapped with {held}, and now it does not: {error}",
         function=error.function,
         rv=error.rv,
         hint="find out what changed on the token; to accept it, name the mechanism "

@@ -1,45 +1,107 @@
-"""What the workers see of the keys, put together.
+"""Put together what the workers see of the keys.
 
-1. A key that one worker has seen is held; it is dropped when three looks in a row have
-   missed it, each by a worker that once saw it, or is at least as young as the youngest
-   that did. Some modules show an old process only what was there when it started.
-2. A worker that still lacks what a younger one saw before is behind, and should be
-   replaced.
+Some PKCS#11 modules show a process only the keys that existed when it started, and some
+show none once their token went away and came back. So a listing without a key says
+little, and who made it counts:
+
+1. A key that one worker has seen is held.
+2. A held key is dropped when `MISSES_BELIEVED` listings in a row have missed it, each
+   by a witness.
+3. A witness is a worker that would see the key if it were there: one that once saw it
+   and sees some key now, or one at least as young as the youngest that saw it.
+4. A worker that misses a key which another worker sees has lost sight of it: that it
+   once saw the key counts no more.
+5. A worker that is no witness for a held key, in `BEHIND` listings in a row, is behind
+   and should be replaced.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from hsm_kms.ipc.values import Cipher, KeyRef
     from hsm_kms.keys.discovery import KeyListing
     from hsm_kms.keys.keyring import TokenKey
     from hsm_kms.token.process import Worker
 
 MISSES_BELIEVED: Final = 3
-BEHIND: Final = 2
+BEHIND: Final = 2  # a key that has just gone is first missed by one worker, then by all
 
 _Object: TypeAlias = "tuple[KeyRef, Cipher]"
 
 
 @dataclass(slots=True)
 class _Held:
+    """A key that is held.
+
+    Args:
+        key: The key, as listed last.
+        youngest: When the youngest worker that saw it was started.
+        misses: Listings in a row, by witnesses, that missed it.
+    """
+
     key: TokenKey
-    witness: float  # birth of the youngest worker that saw it
+    youngest: float
     misses: int = 0
 
 
+@dataclass(slots=True)
+class _View:
+    """What one worker sees.
+
+    Args:
+        born: When it was started.
+        now: The objects in its latest listing.
+        once: The objects it saw in some listing, and has not lost sight of.
+        lacks: Listings in a row in which it was no witness for a held object.
+    """
+
+    born: float
+    now: frozenset[_Object] = frozenset()
+    once: set[_Object] = field(default_factory=set)
+    lacks: Counter[_Object] = field(default_factory=Counter)
+
+    def is_witness(self, name: _Object, held: _Held) -> bool:
+        """Return True if this worker would see the object if it were there."""
+        # A worker that sees nothing at all may have lost its token, not the keys.
+        saw_it = name in self.once and bool(self.now)
+        return saw_it or self.born >= held.youngest
+
+    def take(self, seen: frozenset[_Object]) -> None:
+        """Take the latest listing."""
+        self.now = seen
+        self.once |= seen
+
+    def count_lacking(self, held: Mapping[_Object, _Held]) -> None:
+        """Count once more each held object that this worker is no witness for.
+
+        While a key may have gone, because a witness missed it, it does not count.
+        """
+        self.lacks = Counter(
+            {
+                name: self.lacks[name] + 1
+                for name, one in held.items()
+                if not one.misses and not self.is_witness(name, one)
+            }
+        )
+
+
 class Inventory:
-    """The keys of one token."""
+    """Hold the keys of one token.
+
+    Attributes:
+        first_seen: When each key held was seen first, by fingerprint, in seconds since
+            the Unix epoch.
+    """
 
     def __init__(self) -> None:
         self._held: dict[_Object, _Held] = {}
-        self._seen: dict[Worker, frozenset[_Object]] = {}
-        self._ever: dict[Worker, set[_Object]] = {}
-        self._lacks: dict[Worker, Counter[_Object]] = {}
+        self._views: dict[Worker, _View] = {}
         self.first_seen: dict[str, float] = {}
 
     @property
@@ -49,75 +111,73 @@ class Inventory:
         return tuple(sorted(held, key=lambda key: (key.age, key.cipher)))
 
     def note(self, worker: Worker, listing: KeyListing, now: float) -> None:
-        """A worker has looked.
+        """Take a listing in.
 
         Args:
-            worker: Who.
-            listing: What it saw.
+            worker: The worker that made it.
+            listing: The keys that the worker sees.
             now: Seconds since the Unix epoch.
         """
         seen = {key.found_by: key for key in listing.keys}
-        self._seen[worker] = frozenset(seen)
-        self._ever.setdefault(worker, set()).update(seen)
-        before = self._lacks.get(worker, Counter())
-        self._lacks[worker] = Counter(
-            {
-                name: before[name] + 1
-                for name, held in self._held.items()
-                if not (self._can_see(worker, name) or held.misses)
-            }
-        )
-        # Who misses a key that is there has lost sight of it, and is no witness.
-        for who, ever in self._ever.items():
-            ever.difference_update(seen.keys() - self._seen[who])
+        view = self._views.setdefault(worker, _View(worker.born))
+        view.take(frozenset(seen))
+        # Before the keys are held: a worker lacks what others saw before it looked.
+        view.count_lacking(self._held)
+        self._lose_sight(frozenset(seen))
+        self._hold(seen, worker, now)
+        self._miss(view)
+
+    def _lose_sight(self, seen: frozenset[_Object]) -> None:
+        """Note which workers miss a key that another worker sees (rule 4)."""
+        for view in self._views.values():
+            view.once -= seen - view.now
+
+    def _hold(
+        self, seen: Mapping[_Object, TokenKey], worker: Worker, now: float
+    ) -> None:
+        """Hold each key that a worker has seen (rule 1)."""
         for name, key in seen.items():
             held = self._held.get(name)
-            witness = max(worker.born, held.witness if held else worker.born)
-            self._held[name] = _Held(key=key, witness=witness)
+            youngest = max(worker.born, held.youngest if held else worker.born)
+            self._held[name] = _Held(key, youngest)
             self.first_seen.setdefault(key.fingerprint, now)
-        for name in [name for name in self._held if name not in seen]:
-            self._miss(name, worker)
 
-    def _can_see(self, worker: Worker, name: _Object) -> bool:
-        """Whether this worker would see the object, were it there.
+    def _miss(self, view: _View) -> None:
+        """Count the keys that a witness has missed, and drop them in time (rule 2)."""
+        for name, held in list(self._held.items()):
+            if name in view.now or not view.is_witness(name, held):
+                continue
+            held.misses += 1
+            if held.misses >= MISSES_BELIEVED:
+                self._drop(name)
 
-        One that sees nothing at all may have lost its token, not the keys.
-        """
-        once = name in self._ever[worker] and bool(self._seen[worker])
-        return once or worker.born >= self._held[name].witness
-
-    def _miss(self, name: _Object, worker: Worker) -> None:
-        held = self._held[name]
-        if not self._can_see(worker, name):
-            return
-        held.misses += 1
-        if held.misses >= MISSES_BELIEVED:
-            del self._held[name]
-            if all(each.fingerprint != held.key.fingerprint for each in self.keys):
-                self.first_seen.pop(held.key.fingerprint, None)
+    def _drop(self, name: _Object) -> None:
+        fingerprint = self._held.pop(name).key.fingerprint
+        # The same key may be there as another object, too.
+        if all(each.key.fingerprint != fingerprint for each in self._held.values()):
+            self.first_seen.pop(fingerprint, None)
 
     def sees(self, worker: Worker, key: TokenKey) -> bool:
-        """Whether this worker saw the key when it last looked."""
-        return key.found_by in self._seen.get(worker, frozenset())
+        """Return True if the latest listing of `worker` had this key."""
+        view = self._views.get(worker)
+        return view is not None and key.found_by in view.now
 
     def is_behind(self, worker: Worker) -> bool:
-        """Whether a younger worker saw what this one, looking later, did not.
-
-        Twice in a row: a key that has just gone is first missed by one, then by all.
-        """
-        lacking = self._lacks.get(worker, Counter())
+        """Return True if `worker` should be replaced because it sees less (rule 5)."""
+        view = self._views.get(worker)
+        if view is None:
+            return False
         return any(
-            lacking[name] >= BEHIND and not held.misses
+            view.lacks[name] >= BEHIND and not held.misses
             for name, held in self._held.items()
         )
 
     def forget_lost(self) -> None:
-        """Forget what workers saw that are gone, the keys aside."""
-        there = {who for who in self._seen if not who.lost.is_set()}
-        self._seen = {who: seen for who, seen in self._seen.items() if who in there}
-        self._ever = {
-            who: {name for name in names if name in self._held}
-            for who, names in self._ever.items()
-            if who in there
+        """Forget the workers that are gone; the keys they saw are still held."""
+        self._views = {
+            worker: view
+            for worker, view in self._views.items()
+            if not worker.lost.is_set()
         }
-        self._lacks = {who: some for who, some in self._lacks.items() if who in there}
+        for view in self._views.values():
+            view.once &= self._held.keys()

@@ -1,4 +1,4 @@
-"""Fingerprint of a KEK, and the CKA_ID that carries its activation time.
+"""Make fingerprints, key_ids, and CKA_IDs that carry an activation time.
 
 The exact bytes, with vectors, are in docs/spec.md.
 """
@@ -21,11 +21,11 @@ _CKA_ID_VERSION: Final = 1
 
 
 def fingerprint_of(block: bytes, mac: bytes = b"") -> str:
-    """Fingerprint of a key, from `FINGERPRINT_BLOCK` encrypted under it.
+    """Return the fingerprint of a key from `FINGERPRINT_BLOCK` encrypted under it.
 
     Args:
-        block: 16 bytes.
-        mac: Of a pair also the HMAC of `FINGERPRINT_BLOCK`, 32 bytes.
+        block: The encrypted block, 16 bytes.
+        mac: For a pair, the HMAC of `FINGERPRINT_BLOCK`, 32 bytes; else empty.
 
     Returns:
         26 characters: 16 bytes of SHA-256 in base32 (RFC 4648), lower case.
@@ -37,7 +37,10 @@ def fingerprint_of(block: bytes, mac: bytes = b"") -> str:
 
 
 def fingerprint_of_cka_id(cka_id: bytes) -> str:
-    """Fingerprint by `keys.fingerprint: cka_id`: it names the CKA_ID, not the key."""
+    """Return the fingerprint for `keys.fingerprint: cka_id`.
+
+    It names the CKA_ID, not the key material.
+    """
     digest = hashlib.sha256(FINGERPRINT_DOMAIN + b"/cka_id" + cka_id).digest()
     return _base32(digest[:_FINGERPRINT_BYTES])
 
@@ -56,7 +59,7 @@ def fingerprint_in(key_id: str) -> str:
 
 
 def make_cka_id(activation: int) -> bytes:
-    """CKA_ID of a new key: 21 bytes with its activation time.
+    """Return a CKA_ID for a new key: 21 bytes with its activation time.
 
     Args:
         activation: Seconds since the Unix epoch.
@@ -65,7 +68,7 @@ def make_cka_id(activation: int) -> bytes:
 
 
 def activation_of(cka_id: bytes) -> int:
-    """Activation time in a CKA_ID of ours, 0 in any other."""
+    """Return the activation time in a CKA_ID, 0 if hsm-kms did not make it."""
     if len(cka_id) != _CKA_ID.size:
         return 0
     magic, version, activation, _ = _CKA_ID.unpack(cka_id)

@@ -1,12 +1,12 @@
-"""Which KEKs we hold, which one is current, and what their key_ids are.
+"""Hold the KEKs of this node: which one is current, and which decrypt.
 
 docs/spec.md has the exact bytes of fingerprint, key_id and CKA_ID.
 
-1. A key_id follows from key material alone (and a configured suffix): it is the same
-   on every node, and no other key ever has it.
-2. A retired key opens nothing here, and a key that breaks the policy encrypts
-   nothing; whatever it wrapped before can still be read.
-3. A keyring is a snapshot: it never changes while a request looks at it.
+1. A key_id follows from the key material alone (and a configured suffix): it is the
+   same on every node, and no other key ever has it.
+2. A retired key decrypts nothing here. A key that violates the policy encrypts
+   nothing; what it encrypted before can still be decrypted.
+3. A keyring is a snapshot: it never changes while a request uses it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _NOTHING: Mapping[str, bytes] = MappingProxyType({})
 
 
 class KeyState(StrEnum):
-    """What a key is to this node."""
+    """Say what this node uses a key for."""
 
     PENDING = "pending"
     CURRENT = "current"
@@ -44,20 +44,20 @@ class KeyState(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenKey:
-    """One KEK on the token.
+    """Describe one KEK on the token.
 
     Args:
-        ref: How a session finds it.
+        ref: CKA_LABEL and CKA_ID, by which a session finds the key.
         fingerprint: 26 characters, from the key material.
         key_id: What Status announces and every record carries.
-        cipher: What its records are protected by. An AES key with an HMAC key beside
-            it is two KEKs: alone for GCM, and as a pair.
-        mechanism: How this token wraps under it, be it only for a canary; None: it
-            can only be named here.
-        encrypts: This token wraps DEKs by this key's cipher.
-        activation: Seconds since the Unix epoch; 0 for a key not made by us.
-        violations: What the policy has against it, in words.
-        born_here: Made on the token, sensitive and never extractable since.
+        cipher: The cipher of its records. An AES key with an HMAC key is two KEKs:
+            alone for GCM, and as a pair.
+        mechanism: How this token wraps under the key, even if only for a canary; None
+            if the token cannot.
+        encrypts: True if this token wraps DEKs by this cipher.
+        activation: Seconds since the Unix epoch; 0 if hsm-kms did not make the key.
+        violations: How the key violates the policy, in words.
+        born_here: True if the token generated the key and has never let it out.
     """
 
     ref: KeyRef
@@ -72,35 +72,35 @@ class TokenKey:
 
     @property
     def name(self) -> tuple[str, Cipher]:
-        """What a record names it by, its suffix aside."""
+        """What a record names the key by, without its suffix."""
         return self.fingerprint, self.cipher
 
     @property
     def found_by(self) -> tuple[KeyRef, Cipher]:
-        """What a session finds it by, and which of the two KEKs of a pair it is."""
+        """What a session finds the key by, and which KEK of a pair it is."""
         return self.ref, self.cipher
 
     @property
     def age(self) -> tuple[int, str]:
-        """Orders keys by activation time, and those with one time by fingerprint."""
+        """Sort key: activation time; fingerprint if two keys have the same time."""
         return self.activation, self.fingerprint
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeySettings:
-    """The `keys` section, and what it must know of the token.
+    """Hold the `keys` section and what belongs to it from the `token` section.
 
     Args:
-        label: CKA_LABEL of the KEKs; None: any.
-        ids: Their CKA_IDs; empty: any.
+        label: CKA_LABEL of the KEKs; None for any.
+        ids: CKA_IDs of the KEKs; empty for any.
         fingerprint: "block" or "cka_id".
-        current: key_id or fingerprint of the key to use, or None.
+        current: key_id or fingerprint of the key to encrypt under, or None.
         suffix: Appended to the fingerprint as ".suffix", or None.
         retired: Fingerprints of keys that must not be used any more.
-        also_known_as: CKA_ID of the key that opens what names this other key_id.
-        shared: Every node sees the same keys: activation times count.
-        enforce: Forbid Encrypt under a key that breaks the policy.
-        private: Demand CKA_PRIVATE.
+        also_known_as: key_id to the CKA_ID of the key that decrypts its records.
+        shared: True if every node sees the same keys: activation times count.
+        enforce: Refuse to encrypt under a key that violates the policy.
+        private: Require CKA_PRIVATE.
         mechanism: "auto", "aes-gcm" or "aes-cbc-hmac-sha256".
         gcm_iv: Who makes the IV for AES-GCM: "auto", "caller", "token", or
             "appended" (the token, after the tag).
@@ -121,23 +121,23 @@ class KeySettings:
 
     @property
     def which(self) -> str:
-        """How the KEKs are told from other keys, in words."""
+        """How the KEKs differ from other keys on the token, in words."""
         labelled = [] if self.label is None else [f"labelled {self.label!r}"]
         return " and ".join(labelled + (["in keys.ids"] if self.ids else []))
 
     def refuses(self, key: TokenKey) -> bool:
-        """Whether the key must not encrypt, whatever else speaks for it."""
+        """Return True if the key must not encrypt, even if it is named."""
         return not key.encrypts or (self.enforce and bool(key.violations))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pending:
-    """A key that is to become current.
+    """Name a key that will become current, and when.
 
     Args:
         key: The key.
-        at: From when, in seconds since the Unix epoch; None: once keys.current
-            names it.
+        at: From when, in seconds since the Unix epoch; None if only once
+            `keys.current` names it.
     """
 
     key: TokenKey
@@ -146,13 +146,13 @@ class Pending:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Keyring:
-    """A snapshot of the keys on the token.
+    """Hold a snapshot of the keys on the token.
 
     Args:
         keys: Every key found by the label, or by the listed CKA_IDs.
-        current: The one to encrypt under, or None.
-        fault: Why there is none, or why it must not be used.
-        pending: Keys that come after it, the next one first.
+        current: The key to encrypt under, or None.
+        fault: Why there is no current key, or why it must not encrypt; or None.
+        pending: Keys that will become current, the next one first.
         settings: The configuration.
     """
 
@@ -166,15 +166,15 @@ class Keyring:
     )
 
     def __post_init__(self) -> None:
-        """Make the index that every Decrypt asks."""
+        """Build the index that every Decrypt uses."""
         by_name = {key.name: key for key in reversed(self.keys)}
         object.__setattr__(self, "_by_name", by_name)
 
     def for_encrypt(self) -> TokenKey:
-        """The current key.
+        """Return the current key.
 
         Raises:
-            HsmKmsError: There is none, or the policy forbids it.
+            HsmKmsError: There is no current key, or it must not encrypt.
         """
         if self.fault is not None:
             raise self.fault.again()
@@ -183,19 +183,19 @@ class Keyring:
         return self.current
 
     def may_encrypt(self, key: TokenKey) -> bool:
-        """Whether nothing forbids to encrypt under one of `keys`."""
+        """Return True if nothing forbids to encrypt under `key`, one of `keys`."""
         retired = key.fingerprint in self.settings.retired
         return not retired and not self.settings.refuses(key)
 
     def for_decrypt(self, key_id: str, cipher: Cipher) -> TokenKey:
-        """The key a record names; found by fingerprint, whatever its suffix.
+        """Return the key that a record names, by fingerprint, whatever its suffix.
 
         Args:
-            key_id: The record's.
-            cipher: The record's.
+            key_id: The key_id in the record.
+            cipher: The cipher of the record.
 
         Raises:
-            KeyRetiredError: The configuration says that it is retired.
+            KeyRetiredError: The configuration retires the key.
             UnknownKeyIdError: No key held here has this fingerprint.
         """
         fingerprint = fingerprint_in(key_id)
@@ -209,7 +209,7 @@ class Keyring:
         return key
 
     def state(self, key: TokenKey) -> KeyState:
-        """What one of `keys` is to this node."""
+        """Return what this node uses `key` for, one of `keys`."""
         if key.fingerprint in self.settings.retired:
             return KeyState.RETIRED
         if self.current is not None and key.name == self.current.name:

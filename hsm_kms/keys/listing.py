@@ -1,4 +1,4 @@
-"""List and name the keys on a token through a worker."""
+"""List and identify the keys on a token through a worker."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ async def list_keys(
     prefix: bool = False,
     partners: bool = False,
 ) -> tuple[KeySeen, ...]:
-    """Every AES key with this CKA_LABEL and one of these CKA_IDs, page by page.
+    """List every AES key with this CKA_LABEL and one of these CKA_IDs.
 
     Args:
         ask: Asks a worker that is logged in.
-        label: CKA_LABEL; None: any.
-        ids: CKA_IDs; empty: any.
-        prefix: `label` is only how theirs begins.
-        partners: List HMAC keys instead, by labels and CKA_IDs of their own.
+        label: CKA_LABEL; None for any.
+        ids: CKA_IDs; empty for any.
+        prefix: Match every CKA_LABEL that begins with `label`.
+        partners: List HMAC keys instead; `label` and `ids` are those of HMAC keys.
 
     Raises:
         HsmKmsError: The token could not be asked.
@@ -59,16 +59,16 @@ async def list_keys(
 async def fingerprint(
     ask: Ask, ref: KeyRef, *, paired: bool, beside: KeyRef | None = None
 ) -> str:
-    """Fingerprint of a key, from its own cryptography.
+    """Return the fingerprint of a key, computed by the key itself.
 
     Args:
         ask: Asks a worker that is logged in.
         ref: The AES key.
-        paired: Of the pair with its HMAC key.
-        beside: The HMAC key is the one that belongs to this key; None: to `ref`.
+        paired: Return the fingerprint of the pair of AES key and HMAC key.
+        beside: The AES key that the HMAC key belongs to; None for `ref`.
 
     Raises:
-        HsmKmsError: The token could not be asked, or does not do it.
+        HsmKmsError: The token could not be asked, or refuses the mechanisms.
     """
     block = FINGERPRINT_BLOCK
     reply = await ask(Fingerprint(ref=ref, block=block, paired=paired, beside=beside))

@@ -1,9 +1,10 @@
-"""The keyring of this node: what is current, what was, what v2 has announced.
+"""Keep the keyring of this node: which key is current, was current, is announced.
 
-1. What becomes current is remembered in the state directory before anyone is told.
-2. v1, which announces nothing, follows the clock. v2 encrypts under the key that
-   Status gave last, so that the two never disagree in a client's eyes.
-3. By its time alone a key becomes current only when it can be used on every worker.
+1. A key that becomes current is saved in the state directory before any client sees
+   its key_id.
+2. v1, which announces nothing, follows the clock. v2 encrypts under the key_id that
+   Status gave last, so that Status and Encrypt never disagree.
+3. A key becomes current by its activation time only once it works on every worker.
 """
 
 from __future__ import annotations
@@ -26,26 +27,26 @@ if TYPE_CHECKING:
     from hsm_kms.keys.keyring import Keyring, KeySettings, TokenKey
     from hsm_kms.state_dir.directory import StateDir
 
-# Whether wrap and unwrap under a key have just worked on every worker.
+# Returns True if wrap and unwrap under a key have just worked on every worker.
 Usable: TypeAlias = "Callable[[TokenKey], bool]"
 Clock: TypeAlias = Callable[[], float]
 
-OVERDUE_SECONDS: Final = 5.0  # after its time; one look of every worker takes less
+OVERDUE_SECONDS: Final = 5.0  # one inspection with every worker takes less
 
 _log = get_logger(__name__)
 
 
 class NodeKeyring:
-    """Which keys this node holds and uses.
+    """Hold the keys of this node, and decide with `rotation` which one it uses.
 
     Args:
         settings: The configuration.
-        state_dir: Where the last key is remembered.
+        state_dir: Where the last current key is saved.
         clock: Seconds since the Unix epoch.
 
     Attributes:
-        clock: The clock.
-        ring: The keys as last read; None until then.
+        clock: Seconds since the Unix epoch.
+        ring: The keys as last read; None until they have been read.
     """
 
     def __init__(
@@ -59,20 +60,20 @@ class NodeKeyring:
         self._last = self._remembered()
         self._announced = ""
         self._announced_ring: Keyring | None = None
-        self._told: frozenset[str] = frozenset()
+        self._logged: frozenset[str] = frozenset()
         self._overdue: set[str] = set()
-        self._unsaved: str | None = None  # why the last key is not in the directory
+        self._unsaved: str | None = None  # why the last key could not be saved
         self.ring: Keyring | None = None
         self._frozen = False
 
     @property
     def last_key_id(self) -> str | None:
-        """key_id last current on this node."""
+        """key_id of the key last current on this node; None if there never was one."""
         return self._last.key_id if self._last else None
 
     @property
     def key_id(self) -> str:
-        """What Status answers; "" where there was never a current key."""
+        """key_id that Status gives; "" if there never was a current key."""
         if self._last is not None:
             return self._last.key_id
         if self.ring is not None and self.ring.current is not None:
@@ -81,24 +82,27 @@ class NodeKeyring:
 
     @property
     def current(self) -> TokenKey | None:
-        """The current key as last read; None where there is none."""
+        """The current key as last read; None if there is none."""
         return self.ring.current if self.ring is not None else None
 
     @property
     def announced(self) -> str:
-        """key_id that Status gave last, "" before that."""
+        """key_id that Status gave last; "" before the first Status."""
         return self._announced
 
     @property
     def announced_ring(self) -> Keyring | None:
-        """The keyring with the key that Status gave last as its current one."""
+        """The keyring whose current key is the one that Status gave last.
+
+        None until the keys have been read.
+        """
         return self._announced_ring
 
     def announce(self, key_id: str) -> None:
-        """Status gives this key_id: v2 encrypts under it from now on.
+        """Encrypt under this key_id in v2 from now on: Status gives it.
 
         Args:
-            key_id: `key_id`, as it was when the state of health was made.
+            key_id: `key_id`, as it was when the state of health was judged.
         """
         self._announced = key_id
         self._announced_ring = self._with_announced(self.ring)
@@ -112,7 +116,7 @@ class NodeKeyring:
         self._frozen = False
 
     def seconds_to_next(self) -> float | None:
-        """Until the next key's time comes; None where none has one."""
+        """Return the seconds to the next activation time; None if there is none."""
         if self.ring is None:
             return None
         moment = self.clock()
@@ -126,36 +130,36 @@ class NodeKeyring:
     def adopt(
         self,
         inventory: Inventory,
-        nameless: HsmKmsError | None,
+        unidentified: HsmKmsError | None,
         usable: Usable,
         token_serial: str,
     ) -> None:
-        """The keys were read: make the keyring anew, and switch where it is time.
+        """Make the keyring anew from the keys read, and switch if it is time.
 
         Args:
-            inventory: What the workers saw.
-            nameless: What is wrong with a key that could not be identified, or None.
-            usable: Whether a key may be switched to.
+            inventory: The keys held.
+            unidentified: Why a key could not be identified, or None.
+            usable: Returns True if a key may be switched to.
             token_serial: Serial number of the token.
         """
-        ring = self.preview(inventory, nameless, usable)
+        ring = self.preview(inventory, unidentified, usable)
         if self._state_fault is not None and self._settings.current is None:
             ring = replace(ring, fault=self._state_fault)
         if ring.fault is None and ring.current is not None and not self._frozen:
-            self._remember(ring.current, token_serial)
+            self._keep(ring.current, token_serial)
         self.ring = ring
-        self._tell_pending(ring)
+        self._log_pending(ring)
         self._announced_ring = self._with_announced(ring)
 
     def preview(
-        self, inventory: Inventory, nameless: HsmKmsError | None, usable: Usable
+        self, inventory: Inventory, unidentified: HsmKmsError | None, usable: Usable
     ) -> Keyring:
-        """What `adopt` would make of it; nothing is remembered.
+        """Return the keyring that `adopt` would make; nothing is saved.
 
         Args:
-            inventory: As for `adopt`, and so the others.
-            nameless: Likewise.
-            usable: Likewise.
+            inventory: The keys held.
+            unidentified: Why a key could not be identified, or None.
+            usable: Returns True if a key may be switched to.
         """
         memory = Memory(
             last=self.last_key_id,
@@ -165,7 +169,11 @@ class NodeKeyring:
         )
         moment = self.clock()
         make = partial(
-            build_keyring, inventory.keys, self._settings, now=moment, nameless=nameless
+            build_keyring,
+            inventory.keys,
+            self._settings,
+            now=moment,
+            unidentified=unidentified,
         )
         ring = make(memory)
         for key in () if self._frozen else _due(ring, moment):
@@ -174,7 +182,10 @@ class NodeKeyring:
         return ring
 
     def _with_announced(self, ring: Keyring | None) -> Keyring | None:
-        """The keyring as v2 may use it: another key_id than Status gave, never."""
+        """Return the keyring as v2 may use it.
+
+        v2 never encrypts under another key_id than Status gave last.
+        """
         if ring is None or ring.fault is not None or not self._announced:
             return ring
         if ring.current is not None and ring.current.key_id == self._announced:
@@ -191,20 +202,20 @@ class NodeKeyring:
             ),
         )
 
-    def _tell_pending(self, ring: Keyring) -> None:
-        """Log each key that is to become current, and each that cannot, once."""
+    def _log_pending(self, ring: Keyring) -> None:
+        """Log once each key that will become current, and each that cannot yet."""
         ids = frozenset(each.key.key_id for each in ring.pending)
         overdue = self.clock() - OVERDUE_SECONDS
         for each in ring.pending:
             if each.at is not None and each.at < overdue and not self._frozen:
                 self._warn_once(each.key.key_id)
-            if each.key.key_id not in self._told:
+            if each.key.key_id not in self._logged:
                 _log.info(
                     "pending key",
                     key_id=each.key.key_id,
                     current_from=when(each.at) if each.at is not None else None,
                 )
-        self._told = ids
+        self._logged = ids
         self._overdue &= ids
 
     def _warn_once(self, key_id: str) -> None:
@@ -216,13 +227,13 @@ class NodeKeyring:
                 key_id=key_id,
             )
 
-    def _remember(self, key: TokenKey, token_serial: str) -> None:
+    def _keep(self, key: TokenKey, token_serial: str) -> None:
         if self.last_key_id != key.key_id:
-            self._succeed(key, token_serial)
+            self._switch(key, token_serial)
         elif self._unsaved is not None:
             self._save()
 
-    def _succeed(self, key: TokenKey, token_serial: str) -> None:
+    def _switch(self, key: TokenKey, token_serial: str) -> None:
         if not key.born_here:
             _log.warning(
                 "the current key was imported, or could once be read from the token",
@@ -249,7 +260,7 @@ class NodeKeyring:
         self._save()
 
     def _save(self) -> None:
-        """Write it down; where that fails it is tried again after the next look."""
+        """Save the last key; if that fails, the next `adopt` tries again."""
         if self._last is None:
             return
         try:
@@ -272,6 +283,6 @@ class NodeKeyring:
 
 
 def _due(ring: Keyring, moment: float) -> list[TokenKey]:
-    """The keys whose time has come, the one to switch to first."""
+    """Return the keys whose activation time has come, the youngest first."""
     keys = [e.key for e in ring.pending if e.at is not None and e.at <= moment]
     return sorted(keys, key=lambda key: key.age, reverse=True)

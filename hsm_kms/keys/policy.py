@@ -1,6 +1,6 @@
-"""What is demanded of a KEK, and what tells a key born on the token from another.
+"""Check a KEK against the key policy, and tell whether the token generated it.
 
-The flags are the token's word: who can forge them holds the token.
+The attributes are what the token says: whoever can forge them controls the token.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ _BIRTH: Final = ("CKA_LOCAL", "CKA_ALWAYS_SENSITIVE", "CKA_NEVER_EXTRACTABLE")
 
 
 def violations(seen: KeySeen, cipher: Cipher, settings: KeySettings) -> tuple[str, ...]:
-    """What the policy has against a key, as attribute and value.
+    """Return how a key violates the policy, each as attribute and value.
 
     Args:
-        seen: The AES key, and its partner where there is one.
-        cipher: What it would be used for.
+        seen: The AES key, with its HMAC key if it has one.
+        cipher: The cipher that the key would be used for.
         settings: The configuration.
     """
     private = {"CKA_PRIVATE": True} if settings.private else {}
     found = [*_against(seen, _GUARDED | _ENCRYPTS | private)]
     if cipher is Cipher.CBC_HMAC and seen.partner is not None:
         partner = _against(seen.partner, _GUARDED | _SIGNS | private)
-        found += [f"{offence} (HMAC key)" for offence in partner]
+        found += [f"{violation} (HMAC key)" for violation in partner]
     return tuple(found)
 
 
@@ -49,6 +49,9 @@ def _against(seen: KeySeen, wanted: dict[str, bool]) -> Iterator[str]:
 
 
 def born_here(seen: KeySeen) -> bool:
-    """Made on the token, and sensitive and never extractable since."""
+    """Return True if the token generated the key and has never let it out.
+
+    That is CKA_LOCAL, CKA_ALWAYS_SENSITIVE and CKA_NEVER_EXTRACTABLE.
+    """
     keys = (seen,) if seen.partner is None else (seen, seen.partner)
     return all(key.attributes.get(name) is True for key in keys for name in _BIRTH)

@@ -1,12 +1,12 @@
-"""Which key is current, and which one comes next (docs/rotation.md).
+"""Decide which key is current, and which one comes next (docs/rotation.md).
 
-1. `keys.current` decides where it is set. Else the key last current on this node
-   stays, until a younger one's time has come; and that counts only where all nodes
-   see the same keys (`token.shared`).
-2. By its time alone only a key born on the token becomes current: who once holds the
-   PIN must not be able to plant a key that he knows.
-3. Nothing goes back by itself: not when a key is lost, a clock is set back or an old
-   token is restored, and never to a key_id that was current before.
+1. `keys.current` decides if it is set. Otherwise the key last current on this node
+   stays until the activation time of a younger one has come; activation times count
+   only if all nodes see the same keys (`token.shared`).
+2. Only a key that the token generated becomes current by its activation time: someone
+   who obtains the PIN must not be able to inject a key whose value they know.
+3. A node never goes back to an older key by itself: not when a key is lost, a clock is
+   set back or an old token is restored, and never to a key_id that was current before.
 """
 
 from __future__ import annotations
@@ -33,20 +33,22 @@ if TYPE_CHECKING:
 
     from hsm_kms.ipc.values import Cipher
 
-LATE_SECONDS: Final = 600.0  # first seen so long after its time: others may not have
+# A key first seen less than this after its activation time is late: other nodes may
+# not have seen it yet, so this one waits before it switches.
+LATE_SECONDS: Final = 600.0
 LATE_WAIT_SECONDS: Final = 90.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Memory:
-    """What this node remembers of keys.
+    """Hold what this node remembers of keys.
 
     Args:
-        last: key_id last current here, or None.
+        last: key_id of the key last current here, or None.
         former: key_ids that were current here before that.
         first_seen: When each key was seen first, in seconds since the Unix epoch, by
             fingerprint.
-        not_yet: Names of keys whose time has come and that cannot be used yet.
+        not_yet: Names of keys that cannot be switched to yet.
     """
 
     last: str | None = None
@@ -63,7 +65,7 @@ def build_keyring(
     memory: Memory,
     now: float,
     *,
-    nameless: HsmKmsError | None = None,
+    unidentified: HsmKmsError | None = None,
 ) -> Keyring:
     """Decide which key is current.
 
@@ -72,12 +74,12 @@ def build_keyring(
         settings: The configuration.
         memory: What this node remembers.
         now: Seconds since the Unix epoch.
-        nameless: What is wrong with a key that could not be identified, or None.
+        unidentified: Why a key could not be identified, or None.
     """
     usable = [key for key in keys if key.fingerprint not in settings.retired]
     current, fault = _choose(usable, settings, memory, now)
-    if not usable and settings.current is None and nameless is not None:
-        fault = nameless
+    if not usable and settings.current is None and unidentified is not None:
+        fault = unidentified
     pending = _pending(usable, current, settings, memory, now) if current else ()
     return Keyring(
         keys=tuple(keys),
@@ -118,7 +120,7 @@ def _named_is_missing(
     fingerprint = fingerprint_in(wanted)
     if fingerprint in settings.retired:
         return KeyUnsuitableError(
-            f"keys.current names {wanted}, and keys.retired does, too",
+            f"keys.current and keys.retired both name {wanted}",
             hint="name another key in keys.current",
         )
     if any(key.fingerprint == fingerprint for key in keys):
@@ -166,7 +168,7 @@ def _last_is_missing(
     if fingerprint in settings.retired:
         return KeyUnsuitableError(
             f"the key last current here, {last}, is in keys.retired",
-            hint="take it out there, or name another key in keys.current",
+            hint="remove it from keys.retired, or name another key in keys.current",
         )
     if any(key.fingerprint == fingerprint for key in keys):
         return KeyUnsuitableError(
@@ -183,7 +185,7 @@ def _last_is_missing(
 def _first(
     keys: Sequence[TokenKey], settings: KeySettings, now: float
 ) -> tuple[TokenKey | None, HsmKmsError | None]:
-    """The first key of a node that remembers none."""
+    """Choose the first key of a node that remembers none."""
     if not keys:
         return None, KeyNotFoundError(
             f"no AES key {settings.which} is on the token",
@@ -235,7 +237,7 @@ def _coming(
     memory: Memory,
     now: float,
 ) -> Iterable[Pending]:
-    """The keys that may come after `base`, and from when."""
+    """Yield the keys that may become current after `base`, and from when."""
     former = {fingerprint_in(key_id) for key_id in memory.former}
     passed = {*former, base.fingerprint}  # also a copy of it with another CKA_ID
     for key in keys:
@@ -247,7 +249,7 @@ def _coming(
 
 
 def _by_time(key: TokenKey, settings: KeySettings) -> bool:
-    """Whether a key may become current by its activation time alone."""
+    """Return True if a key may become current by its activation time alone."""
     return key.born_here and key.activation > 0 and not settings.refuses(key)
 
 

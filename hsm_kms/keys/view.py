@@ -72,7 +72,7 @@ class KeyView(ABC):
         if ring is None:
             error = self._inspector.error
             error = error or WorkerLostError("the token has not been reached yet")
-            raise error.with_traceback(None)  # perhaps shared by all who ask
+            raise error.again()
         return ring
 
     async def ring_after_look(self, until: float) -> Keyring:

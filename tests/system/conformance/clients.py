@@ -43,7 +43,7 @@ TIMEOUT = patient(10.0)  # seconds; the API server waits 3
 SENTENCES = {row.sentence for row in codes.REFUSALS.values()}
 BAD_REQUEST = "INVALID_ARGUMENT", "the request has an empty, oversized or wrong field"
 NOT_AUTHENTIC = "INVALID_ARGUMENT", "the ciphertext is malformed or not authentic"
-NOT_HELD = "FAILED_PRECONDITION", "the key this was sealed under is not held here"
+NOT_HELD = "FAILED_PRECONDITION", "this node does not hold the key that encrypted this"
 STRANGER = "a" * 26  # a key_id of the right shape that is nobody's
 
 

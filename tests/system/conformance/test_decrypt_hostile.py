@@ -54,7 +54,7 @@ async def each_said(plugin, requests: list[bytes]) -> list[Said]:
         {"NOT a legal/name\n": b"x"},
         {f"n{number}.example": b"v" for number in range(1000)},
     ],
-    ids="none one large nameless illegal many".split(),  # noqa: SIM905
+    ids="none one large unidentified illegal many".split(),  # noqa: SIM905
 )
 async def test_38_annotations_of_others(served, annotations):
     """Decrypt ignores annotations, and needs none."""

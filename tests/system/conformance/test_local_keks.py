@@ -24,7 +24,7 @@ LOW = 20  # uses of a local KEK, instead of a million
 GENERATED = 'hsm_kms_local_keks_generated_total{result="ok"}'
 REFUSED = (
     "FAILED_PRECONDITION",
-    "records by a local KEK are refused by the configuration",
+    "the configuration refuses data encrypted with local KEKs",
 )
 
 

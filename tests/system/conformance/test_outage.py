@@ -11,7 +11,7 @@ from tests.system.conformance.clients import DEK, take_token
 from tests.system.conformance.inside import health, start_well
 from tests.system.conformance.wrappings import apis
 
-NO_KEY = "UNAVAILABLE", "no key on the token can be used: see hsm-kms check"
+NO_KEY = "UNAVAILABLE", "the token has no usable key: see hsm-kms check"
 SENTENCE = "meanwhile Encrypt works in software"
 
 

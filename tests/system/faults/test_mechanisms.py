@@ -86,7 +86,9 @@ def test_change_is_refused(make_rig, shim):
     rig.plugin.stop()
     shim.set("gcm_iv=token")
     rig.start()
-    wait_for(lambda: "has always wrapped by aes-gcm-caller-iv" in rig.admin()["detail"])
+    wait_for(
+        lambda: "has always wrapped with aes-gcm-caller-iv" in rig.admin()["detail"]
+    )
     assert "refuses a mechanism" in rig.plugin.healthz()
     assert before.key_id == rig.plugin.status().key_id
     assert "UNAVAILABLE" == code_of(lambda: rig.plugin.encrypt(DEK))

@@ -1,6 +1,6 @@
-"""Both services on a real socket, over a wrapper that only turns bytes round.
+"""Serve both APIs on a real socket, over a wrapper that only reverses bytes.
 
-For tests in which the token does not matter: codes, limits, the wire.
+For tests that need no token: status codes, limits, the wire.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ KEY_ID = "the-key-of-this-test"
 
 @dataclass(frozen=True)
 class Sealed:
-    """What a wrapper's `wrap` returns."""
+    """Result of `Reverser.wrap`."""
 
     ciphertext: bytes
     key_id: str
@@ -44,7 +44,7 @@ class Sealed:
 
 @dataclass(frozen=True)
 class Unsealed:
-    """What a wrapper's `unwrap` returns."""
+    """Result of `Reverser.unwrap`."""
 
     plaintext: bytes
     path: str
@@ -52,17 +52,17 @@ class Unsealed:
 
 @dataclass(frozen=True)
 class State:
-    """What a health source announces."""
+    """State that `Health` announces."""
 
     state: str = "ok"
-    sentence: str = "ok"
+    healthz: str = "ok"
     key_id: str = KEY_ID
     answers: bool = True
 
 
 @dataclass
 class Reverser:
-    """Turns bytes round; notes what it was asked, and fails or stalls as told."""
+    """Reverses bytes, records its calls, and fails or stalls if the test says so."""
 
     error: BaseException | None = None
     stall: asyncio.Event | None = None
@@ -71,13 +71,13 @@ class Reverser:
     asked: list[tuple[bytes, str | None, float | None]] = field(default_factory=list)
 
     async def wrap(self, plaintext: bytes, *, deadline: float | None) -> Sealed:
-        """Seal, in a manner of speaking."""
+        """Return the plaintext in reverse."""
         return Sealed(await self._turn(plaintext, None, deadline), KEY_ID, self.path)
 
     async def unwrap(
         self, ciphertext: bytes, *, key_id: str | None, deadline: float | None
     ) -> Unsealed:
-        """Open again."""
+        """Return the ciphertext in reverse."""
         return Unsealed(await self._turn(ciphertext, key_id, deadline), self.path)
 
     async def _turn(self, data: bytes, key_id, deadline) -> bytes:
@@ -95,18 +95,18 @@ class Reverser:
 
 @dataclass
 class Health:
-    """Announces what the test says."""
+    """Announces the state that the test sets, and counts announcements."""
 
     state: State = State()
     announced: int = 0
 
     def announce(self) -> State:
-        """Return it, and stand by it."""
+        """Return the state and count the call."""
         self.announced += 1
         return self.state
 
     def look(self) -> State:
-        """Return it."""
+        """Return the state."""
         return self.state
 
 

@@ -1,4 +1,4 @@
-"""The services as a client sees them when all is well."""
+"""Both services as a client meets them while nothing fails."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.unit.api.api_service import KEY_ID, State, refused, serve
 
 
 async def test_v2_round_trip():
-    """What Encrypt was given comes back from Decrypt (conformance 1)."""
+    """Decrypt returns the plaintext that Encrypt was given (conformance 1)."""
     async with serve() as service:
         sealed = await service.call("v2.Encrypt", plaintext=b"0123456789abcdef" * 2)
         opened = await service.call(
@@ -28,7 +28,7 @@ async def test_v2_round_trip():
 
 
 async def test_v1_round_trip():
-    """The health check's `ping` comes back as well (conformance 2 and 44)."""
+    """The health check of an API server, `ping`, round-trips (conformance 2 and 44)."""
     async with serve() as service:
         sealed = await service.call("v1.Encrypt", plain=b"ping")
         opened = await service.call("v1.Decrypt", cipher=sealed.cipher)
@@ -37,7 +37,7 @@ async def test_v1_round_trip():
 
 
 async def test_v1_version():
-    """Version names the API, the program and its semver (conformance 43)."""
+    """Version returns the API, the program and its semver (conformance 43)."""
     async with serve() as service:
         answer = await service.call("v1.Version")
 
@@ -62,7 +62,7 @@ async def test_v1_wrong_version(method, version):
 
 @pytest.mark.parametrize("version", ["v2", "v2beta1"])
 async def test_status_when_well(version):
-    """Status says version, ok and the key_id that is announced (conformance 8)."""
+    """Status returns version, ok and the announced key_id (conformance 8)."""
     async with serve(version=version) as service:
         answer = await service.call("v2.Status")
 
@@ -70,7 +70,7 @@ async def test_status_when_well(version):
 
 
 async def test_status_when_failed():
-    """A failure is told in the health text, with the key_id (conformance 9 to 11)."""
+    """Status reports a failure in healthz, with the key_id (conformance 9 to 11)."""
     async with serve() as service:
         service.health.state = State("failed", "no token in slot 3; insert it")
         answer = await service.call("v2.Status")
@@ -83,7 +83,7 @@ async def test_status_when_failed():
 
 
 async def test_status_in_a_short_outage():
-    """The state may be another than healthz: ok while nobody feels the outage."""
+    """Status says ok in an outage in which no request has failed yet."""
     async with serve() as service:
         service.health.state = State("degraded")
         answer = await service.call("v2.Status")
@@ -92,7 +92,7 @@ async def test_status_in_a_short_outage():
 
 
 async def test_status_announces():
-    """A Status makes v2 encrypt under its key_id, but not for one who only looks."""
+    """A Status announces its key_id, except to a client that only observes."""
     looks = ((OBSERVER, "1"),)
     async with serve() as service:
         answers = [
@@ -114,9 +114,9 @@ async def test_status_announces():
     ids=["starting", "failed", "degraded"],
 )
 async def test_status_that_does_not_answer(state):
-    """Status refuses, not with the cause, and announces nothing.
+    """Status is refused without its cause, and announces nothing.
 
-    There is no key_id to give, or writes shall stop.
+    There is no key_id yet, or writes must stop.
     """
     async with serve() as service:
         service.health.state = state
@@ -130,7 +130,7 @@ async def test_status_that_does_not_answer(state):
 
 
 async def test_v1_decrypt_names_no_key():
-    """The wrapper learns the key_id of v2, and that v1 has none."""
+    """The wrapper gets the key_id of a v2 request, and None for v1."""
     async with serve() as service:
         await service.call("v2.Decrypt", key_id="some-id")
         await service.call("v1.Decrypt")
@@ -140,7 +140,7 @@ async def test_v1_decrypt_names_no_key():
 
 @pytest.mark.parametrize("method", ["v2.Encrypt", "v2.Decrypt", "v1.Encrypt"])
 async def test_deadline(method):
-    """The wrapper is told when the client stops waiting, in the loop's clock."""
+    """The wrapper gets the client's deadline in the loop's time."""
     async with serve() as service:
         now = asyncio.get_running_loop().time()
         await service.call(method, timeout=60)
@@ -152,7 +152,7 @@ async def test_deadline(method):
 
 
 async def test_client_gives_up():
-    """A cancelled call is cancelled all the way down, and the next one is served."""
+    """Cancelling a call cancels the wrapper, and the next call is served."""
     async with serve() as service:
         service.wrapper.stall = asyncio.Event()
         call = service.call("v2.Decrypt")
@@ -166,7 +166,7 @@ async def test_client_gives_up():
 
 
 async def test_deadline_passes():
-    """A call whose time is up is cancelled all the way down (conformance 42)."""
+    """A call whose deadline passes cancels the wrapper (conformance 42)."""
     async with serve() as service:
         service.wrapper.stall = asyncio.Event()
         code, _ = await refused(service.call("v2.Decrypt", timeout=1))
@@ -199,7 +199,7 @@ async def test_many_at_once():
     ids=["v2 only", "v1 only"],
 )
 async def test_switched_off(served, missing):
-    """An API that is switched off is not there at all."""
+    """An API that is not enabled is not served."""
     async with serve(**served) as service:
         code, _ = await refused(service.call(missing))
 
@@ -218,7 +218,7 @@ async def test_switched_off(served, missing):
     ],
 )
 async def test_other_methods(path):
-    """What is not served is said to be so (conformance 6)."""
+    """Any other method is answered as UNIMPLEMENTED (conformance 6)."""
     async with serve() as service:
         code, _ = await refused(service.channel.unary_unary(path)(b""))
 

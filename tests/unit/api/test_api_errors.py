@@ -1,4 +1,4 @@
-"""What a client is told when something is wrong, and what the log says."""
+"""Errors as the client gets them, and as the log has them."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ AT_START_ONLY = {errors.ConfigError, errors.SocketError}
 
 
 def test_every_class_has_its_row():
-    """The table has a row for each concrete class, and no other (conformance 53)."""
+    """The table has one row for each concrete class (conformance 53)."""
     assert family() - set(BASES) - AT_START_ONLY == set(codes.REFUSALS)
 
 
@@ -68,13 +68,13 @@ def test_an_error_of_the_start_is_a_bug_in_an_rpc(error):
 
 
 def test_sentences_are_fixed_text():
-    """Sentences are short plain text with no place for a value in it."""
+    """Sentences are short plain text without a place for a value."""
     for row in codes.REFUSALS.values():
         assert re.fullmatch(r"[a-z][A-Za-z_,: -]{8,78}[a-z]", row.sentence)
 
 
 def test_an_unlisted_class_is_internal():
-    """A class without a row does not take its parent's."""
+    """A class without a row does not inherit its parent's row."""
 
     class NewError(errors.TokenError):
         pass
@@ -84,7 +84,7 @@ def test_an_unlisted_class_is_internal():
 
 @pytest.mark.parametrize("method", ["v2.Encrypt", "v2.Decrypt", "v1.Encrypt"])
 async def test_error_on_the_wire(method):
-    """Every class is answered with its code and sentence, and none of its text."""
+    """An error is answered with the code and sentence of its class, not its text."""
     async with serve() as service:
         for cls, row in codes.REFUSALS.items():
             service.wrapper.error = cls(SECRET, hint=SECRET)
@@ -105,7 +105,7 @@ async def test_error_on_the_wire(method):
     ids=lambda e: type(e).__name__,
 )
 async def test_bugs_are_internal(error):
-    """Any other exception is one fixed sentence, and a trace without values."""
+    """Any other exception is answered by one sentence and logged without values."""
     with captured() as stream:
         async with serve() as service:
             service.wrapper.error = error
@@ -154,7 +154,7 @@ async def test_bugs_are_internal(error):
     ],
 )
 async def test_sizes(method, fields, fits):
-    """Sizes are bounded before the wrapper sees anything (conformance 23 and 39)."""
+    """Fields of a wrong size never reach the wrapper (conformance 23 and 39)."""
     async with serve() as service:
         if fits:
             await service.call(method, **fields)
@@ -164,7 +164,7 @@ async def test_sizes(method, fields, fits):
 
 
 async def test_larger_than_any_message():
-    """Beyond the transport's bound grpc refuses, and the server lives."""
+    """A message above the limit is refused by gRPC, and the server keeps running."""
     async with serve() as service:
         code, _ = await refused(service.call("v2.Decrypt", ciphertext=bytes(5 << 20)))
         answer = await service.call("v2.Status")
@@ -174,7 +174,7 @@ async def test_larger_than_any_message():
 
 
 async def test_log_of_a_request():
-    """A request is one event at debug with all that names it (conformance 52)."""
+    """A request is one debug event with method, uid, key and code (conformance 52)."""
     with captured() as stream:
         async with serve() as service:
             await service.call("v2.Encrypt", plaintext=SECRET.encode(), uid="uid-7")
@@ -208,7 +208,7 @@ async def test_log_of_a_request():
 
 
 async def test_log_of_a_refusal():
-    """A refusal is one event at warning that says why."""
+    """A refusal is one warning event that gives the reason."""
     with captured("info") as stream:
         async with serve() as service:
             service.wrapper.error = errors.TokenError("C_Decrypt failed", hint="wait")
@@ -227,7 +227,7 @@ async def test_log_of_a_refusal():
 
 
 async def test_log_of_a_client_that_gave_up():
-    """Giving up is an event of its own kind, and no fault."""
+    """A client that gives up is one debug event with the code CANCELLED."""
     with captured() as stream:
         async with serve() as service:
             service.wrapper.stall = asyncio.Event()
@@ -252,5 +252,5 @@ async def test_log_of_a_client_that_gave_up():
     ids=["none", "uuid", "hostile", "long"],
 )
 def test_uid_in_the_log(uid, logged):
-    """A uid is one short plain word in the log, whatever the client sent."""
+    """The log shows a uid as one short plain word, whatever the client sent."""
     assert logged == safe_uid(uid)

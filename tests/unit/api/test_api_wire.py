@@ -1,4 +1,4 @@
-"""Requests that no gRPC client would send, by hand over HTTP/2."""
+"""Requests that no gRPC client sends, written by hand over HTTP/2."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def message(method: str) -> bytes:
 @pytest.mark.parametrize("spell", ["localhost", "bare", "percent", "@kms.sock", ""])
 @pytest.mark.parametrize("method", ["v2.Status", "v1.Version"])
 async def test_authority(method, spell):
-    """Whatever API servers of any age put into :authority is served (conformance 3)."""
+    """Every :authority that an API server ever sent is served (conformance 3)."""
     async with serve() as service:
         path = str(service.socket)
         authority = {"bare": path, "percent": quote(path, safe="")}.get(spell, spell)
@@ -75,7 +75,7 @@ async def test_unknown_fields(method):
     ],
 )
 async def test_malformed_messages(sent):
-    """A message that cannot be parsed gets our words (conformance 39 and 53)."""
+    """A malformed message is answered by a fixed sentence (conformance 39 and 53)."""
     async with serve() as service:
         answer = await call(service.socket, PATHS["v2.Decrypt"], sent)
         after = await call(service.socket, PATHS["v2.Decrypt"], message("v2.Decrypt"))
@@ -85,7 +85,7 @@ async def test_malformed_messages(sent):
 
 
 async def test_every_truncation():
-    """A request cut anywhere is answered, never with a crash or another's words."""
+    """A request cut at any byte is answered by a fixed sentence, never by a crash."""
     whole = message("v2.Decrypt")
     async with serve() as service:
         for size in range(len(whole)):
@@ -102,7 +102,7 @@ async def test_every_truncation():
     ids=["4 GiB frame", "not compressed as it says"],
 )
 async def test_malformed_frames(framed):
-    """Broken framing is grpc's to refuse; the server lives."""
+    """Broken framing is refused by gRPC, and the server keeps running."""
     async with serve() as service:
         answer = await call(service.socket, PATHS["v2.Status"], framed=framed)
         after = await call(service.socket, PATHS["v2.Status"])
@@ -112,7 +112,7 @@ async def test_malformed_frames(framed):
 
 
 def test_annotation_twice():
-    """Of an annotation sent twice the last counts, as everywhere in protobuf."""
+    """The last of two annotations with one key counts, as in all of protobuf."""
     request = kms_v2_pb2.DecryptRequest.FromString(
         bytes.fromhex("22 06 0a 01 61 12 01 78 22 06 0a 01 61 12 01 79")
     )

@@ -1,4 +1,4 @@
-"""The .proto files, the code generated from them, and the versions it asks for."""
+"""The .proto files, the generated code, and the versions that it requires."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def floor(name: str) -> Version:
 
 
 def kind(field) -> str:
-    """Return the type of a field as the tables above spell it."""
+    """Return the type of a field in the spelling of the tables above."""
     if field.message_type is not None:
         assert field.message_type.GetOptions().map_entry
         key, value = field.message_type.fields
@@ -84,7 +84,7 @@ def kind(field) -> str:
     ids=["v2", "v1beta1"],
 )
 def test_wire(module, package, methods, messages):
-    """Names, numbers and types are upstream's (conformance 1 and 2)."""
+    """Names, numbers and types equal upstream's (conformance 1 and 2)."""
     file = module.DESCRIPTOR
     (service,) = file.services_by_name.values()
 
@@ -108,7 +108,7 @@ def numbers(message) -> dict[str, tuple[int, int]]:
 
 
 def test_etcds_wire():
-    """What is read of etcd is upstream's, and nothing that could write is there."""
+    """The etcd messages equal upstream's, and none of them can write."""
     (kv, auth) = rpc_pb2.DESCRIPTOR.services_by_name.values()
     text, data, whole = Field.TYPE_STRING, Field.TYPE_BYTES, Field.TYPE_INT64
     inner = Field.TYPE_MESSAGE
@@ -151,7 +151,7 @@ def test_etcds_wire():
     ids=["v2", "v1beta1"],
 )
 def test_every_method_is_served(module, name, service):
-    """Our services have the name and all the methods of the .proto file."""
+    """Each service has the name and all methods of its .proto file."""
     (described,) = module.DESCRIPTOR.services_by_name.values()
 
     assert described.full_name == name
@@ -165,7 +165,7 @@ def generated(root: Path) -> list[Path]:
 
 
 def test_committed_code_is_what_the_generator_makes(tmp_path):
-    """The generated code in the tree is neither old nor edited."""
+    """The generated code equals what the .proto files generate now."""
     subprocess.run(
         [ROOT / "proto/generate.sh", tmp_path],
         check=True,
@@ -179,7 +179,7 @@ def test_committed_code_is_what_the_generator_makes(tmp_path):
 
 
 def test_all_stubs_in_one_process():
-    """Both APIs and etcd's load together, warnings being errors (conformance 2)."""
+    """Both APIs and etcd's load in one process without a warning (conformance 2)."""
     code = (
         "from hsm_kms.api.rpc import kms_v1beta1_pb2_grpc, kms_v2_pb2_grpc;"
         "from hsm_kms.etcd.rpc import envelope_pb2, rpc_pb2_grpc;"
@@ -207,7 +207,7 @@ def test_all_stubs_in_one_process():
     "stubs", [p for p in generated(ROOT) if p.stem.endswith("_grpc")], ids=str
 )
 def test_grpcio_floor(stubs):
-    """The grpcio that pyproject.toml asks for is the one the stubs ask for."""
+    """pyproject.toml requires the grpcio version that the stubs require."""
     text = (ROOT / stubs).read_text()
     (wanted,) = re.findall(r"^GRPC_GENERATED_VERSION = '(.+)'$", text, re.MULTILINE)
 
@@ -218,7 +218,7 @@ def test_grpcio_floor(stubs):
     "messages", [p for p in generated(ROOT) if p.name.endswith("_pb2.py")], ids=str
 )
 def test_protobuf_floor(messages):
-    """The protobuf that pyproject.toml asks for is what the messages ask for."""
+    """pyproject.toml requires the protobuf version that the messages require."""
     text = (ROOT / messages).read_text()
     (wanted,) = re.findall(r"^# Protobuf Python Version: (.+)$", text, re.MULTILINE)
     checked = re.findall(r"^    (\d+),$", text, re.MULTILINE)

@@ -71,7 +71,7 @@ class HealthNode:
     async def well(self):
         """A worker serves, and its canary passes."""
         inventory, peer = Inventory(), Peer(set())
-        listing = KeyListing(keys=(make_key(0, now() - 9000),), nameless=None)
+        listing = KeyListing(keys=(make_key(0, now() - 9000),), unidentified=None)
         inventory.note(peer, listing, now())
         self.serves(peer)
         self.canaries.passed(peer)

@@ -59,5 +59,5 @@ class Seen(Inventory):
 
     def by(self, worker: Looker, *keys: TokenKey, now: float = 0.0) -> Seen:
         """A worker has looked, and saw these keys."""
-        self.note(worker, KeyListing(keys=keys, nameless=None), now)
+        self.note(worker, KeyListing(keys=keys, unidentified=None), now)
         return self

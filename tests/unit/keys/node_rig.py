@@ -141,7 +141,7 @@ class _Sight:
             replace(key, key_id=key.fingerprint + self._suffix)
             for key in sorted(seen, key=lambda key: key.ref.cka_id)
         )
-        return KeyListing(keys=tuple(keys), nameless=None)
+        return KeyListing(keys=tuple(keys), unidentified=None)
 
 
 class StandIn:

@@ -1,4 +1,4 @@
-"""What the workers see of the keys, put together."""
+"""What the workers see of the keys, put together: one test per rule."""
 
 from __future__ import annotations
 

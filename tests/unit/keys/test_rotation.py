@@ -37,7 +37,7 @@ def test_key_without_a_name():
 
     def fault(keys, **keys_section):
         given = settings(**keys_section)
-        return build_keyring(keys, given, Memory(), NOW, nameless=trouble).fault
+        return build_keyring(keys, given, Memory(), NOW, unidentified=trouble).fault
 
     assert trouble is fault(())
     assert None is fault((key(A),))
@@ -104,7 +104,7 @@ SENTENCES = {
         AS_BEFORE["the last is retired"],
         (
             f"the key last current here, {A}, is in keys.retired; "
-            "take it out there, or name another key in keys.current"
+            "remove it from keys.retired, or name another key in keys.current"
         ),
     ),
     "the last cannot encrypt": (
@@ -132,7 +132,7 @@ SENTENCES = {
     "named and retired": (
         NAMED["retired"],
         (
-            f"keys.current names {A}, and keys.retired does, too; "
+            f"keys.current and keys.retired both name {A}; "
             "name another key in keys.current"
         ),
     ),
