@@ -1,4 +1,4 @@
-"""The table of PKCS#11 return values, and the ways into it and out of it."""
+"""The table of PKCS#11 return values, and the errors that are made of it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ CLASSES = {
 
 
 def test_names_are_unique():
-    """Each name stands for one number and reads as in the standard."""
+    """Each name stands for one number and begins as in the standard."""
     names = [ckr.name(rv) for rv in ckr.known()]
 
     assert sorted(set(names)) == sorted(names)
@@ -38,7 +38,7 @@ def test_names_are_unique():
 
 
 def test_no_success_and_no_vendor_value_in_the_table():
-    """The table holds errors of the standard only, in ascending order."""
+    """The table holds only errors of the standard, in ascending order."""
     assert ckr.CKR_OK not in ckr.known()
     assert all(rv < ckr.CKR_VENDOR_DEFINED for rv in ckr.known())
     assert sorted(ckr.known()) == list(ckr.known())
@@ -55,13 +55,13 @@ def test_no_success_and_no_vendor_value_in_the_table():
     ],
 )
 def test_unknown_values(rv, name):
-    """A value that nobody told us about is the device's, and is named by number."""
+    """An unknown value has the class DEVICE and is named by its number."""
     assert (name, Fault.DEVICE) == (ckr.name(rv), ckr.fault(rv))
 
 
 @pytest.mark.parametrize("name", sorted(set(CLASSES) - PYTHON_SIDE))
 def test_every_exception_has_a_number(name):
-    """An exception class of python-pkcs11 leads to the CKR it stands for."""
+    """Each exception class of python-pkcs11 leads to its CKR."""
     error = from_pkcs11("C_Function", CLASSES[name]())
 
     assert error.rv in ckr.known()
@@ -85,12 +85,12 @@ def test_every_exception_has_a_number(name):
     ],
 )
 def test_some_exceptions(name, rv):
-    """Spellings of python-pkcs11, British ones too, against numbers of the standard."""
+    """Exception classes in other spellings than the CKR's lead to its number."""
     assert rv == from_pkcs11("", CLASSES[name]()).rv
 
 
 def test_no_two_exceptions_share_a_number():
-    """A number stands behind one class at most."""
+    """No two exception classes lead to the same number."""
     numbers = [from_pkcs11("", CLASSES[n]()).rv for n in set(CLASSES) - PYTHON_SIDE]
 
     assert len(set(numbers)) == len(numbers)
@@ -109,7 +109,7 @@ def test_no_two_exceptions_share_a_number():
     ],
 )
 def test_numbers_in_text(text, rv):
-    """A bare PKCS11Error has its number in its text, or none, and is the device's."""
+    """The number in the text of a bare PKCS11Error counts; without one it is DEVICE."""
     error = from_pkcs11("C_Sign", pkcs11.exceptions.PKCS11Error(text))
 
     assert rv == error.rv
@@ -119,7 +119,7 @@ def test_numbers_in_text(text, rv):
 
 @pytest.mark.parametrize("rv", [0x30, 0x80000001])
 def test_error_keeps_function_and_number(rv):
-    """Function and number reach who reads the log."""
+    """An error keeps the PKCS#11 function and the CK_RV for the log."""
     error = error_from(from_rv("C_Encrypt", rv).as_message())
 
     assert isinstance(error, TokenError)

@@ -1,4 +1,4 @@
-"""A pool on real socket pairs, whose other ends the test answers itself."""
+"""Run a pool on real socket pairs whose other ends the test answers."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CALL_TIMEOUT = 2.0
 
 
 class Loop(asyncio.SelectorEventLoop):
-    """An event loop whose clock stands until the test moves it."""
+    """An event loop whose clock stands still until the test moves it."""
 
     now = 1000.0
 
@@ -33,7 +33,7 @@ class Loop(asyncio.SelectorEventLoop):
 
 
 class PeerSession:
-    """The worker's end of one pair: what was asked, and is not answered yet."""
+    """The worker's end of one pair, and the request that it has not answered yet."""
 
     def __init__(self, worker: PeerWorker) -> None:
         ours, self.socket = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -43,7 +43,7 @@ class PeerSession:
         self.asked: tuple[int, str] | None = None
 
     def take(self) -> None:
-        """Read what came; two requests at once must not."""
+        """Read the next request; fail if one is unanswered."""
         with contextlib.suppress(BlockingIOError, ConnectionError):
             while datagram := self.socket.recv(framing.MAX_MESSAGE_BYTES):
                 assert self.asked is None, "lent while a call was under way"
@@ -52,7 +52,7 @@ class PeerSession:
                 self.asked = number, label
 
     def answer(self, failure: Failure | None = None, *, number: int = 0) -> None:
-        """Answer what was asked: an echo, or this failure."""
+        """Answer the request with an echo, or with this failure."""
         assert self.asked is not None
         asked, label = self.asked
         self.asked = None
@@ -62,7 +62,7 @@ class PeerSession:
 
 
 class PeerWorker:
-    """Some sessions that come and go together."""
+    """A worker's sessions, which come and go together."""
 
     def __init__(self, rig: Rig, sessions: int) -> None:
         self.gone = False
@@ -72,7 +72,7 @@ class PeerWorker:
             rig.pool.add(session.channel)
 
     def lost(self, why: str) -> None:
-        """As `token.process.Worker` does: all of them are closed, with one."""
+        """Close all sessions when one is lost, as `token.process.Worker` does."""
         self.gone = True
         for session in self.sessions:
             session.channel.close()
@@ -80,20 +80,20 @@ class PeerWorker:
             session.asked = None
 
     def retire(self, why: End) -> None:
-        """Nothing new is lent."""
+        """Stop lending the sessions, as `token.process.Worker` does."""
         self.retired.append(why)
         for session in self.sessions:
             session.channel.retiring = True
 
     def die(self) -> None:
-        """The process is gone; the server has not seen it yet."""
+        """Close the worker's ends; the server has not noticed yet."""
         for session in self.sessions:
             session.socket.close()
             session.asked = None
 
 
 class Rig:
-    """The pool, its workers, and the requests under way."""
+    """A pool, its workers, and the requests under way."""
 
     def __init__(self) -> None:
         self.alarm = FaultLog()
@@ -106,7 +106,7 @@ class Rig:
         self.asked = 0
 
     def add(self, sessions: int) -> PeerWorker:
-        """A worker with this many sessions."""
+        """Add a worker with this many sessions."""
         worker = PeerWorker(self, sessions)
         self.workers.append(worker)
         return worker
@@ -116,7 +116,7 @@ class Rig:
         deadline: float | None = None,
         before: Callable[[], None] | None = None,
     ) -> asyncio.Task[str]:
-        """A request of its own; the task's result is what it got, as text."""
+        """Start a request with a label of its own; the task returns that label."""
         self.asked += 1
         label = f"request {self.asked}"
         return asyncio.ensure_future(self._call(label, deadline, before))
@@ -134,11 +134,11 @@ class Rig:
         return label
 
     def send(self, request: Request) -> asyncio.Task[Reply]:
-        """Run this request on some session; the task's result is its reply."""
+        """Start this request; the task returns its reply."""
         return asyncio.ensure_future(self.pool.call(request, deadline=None))
 
     async def settle(self) -> None:
-        """Let everything happen that can happen now."""
+        """Let everything happen that can happen without time passing."""
         # A session passes from one request that waits to the next in a few rounds.
         for _ in range(8 + 4 * len(asyncio.all_tasks())):
             await asyncio.sleep(0)
@@ -146,7 +146,7 @@ class Rig:
                 session.take()
 
     def sessions(self) -> list[PeerSession]:
-        """Sessions of all workers that are not gone."""
+        """Return the sessions of all workers that are not gone."""
         return [
             session
             for worker in self.workers
@@ -155,11 +155,11 @@ class Rig:
         ]
 
     def busy(self) -> list[PeerSession]:
-        """Sessions that owe an answer."""
+        """Return the sessions that have a request to answer."""
         return [session for session in self.sessions() if session.asked]
 
     def close(self) -> None:
-        """Leave nothing open."""
+        """Close the pool and all sockets."""
         self.pool.close()
         for worker in self.workers:
             worker.lost("end of the test")
@@ -172,7 +172,7 @@ async def later(rig, seconds):
 
 
 async def one_busy(rig, sessions=1):
-    """One request under way on a worker of its own."""
+    """Add a worker and start one request on it."""
     worker = rig.add(sessions)
     task = rig.call()
     await rig.settle()

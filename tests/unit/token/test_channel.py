@@ -1,4 +1,4 @@
-"""One channel against a peer that follows the protocol, or does not."""
+"""A channel whose peer follows the protocol, and one whose peer does not."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Peer:
         self.channel = Channel(ours, self.lost.append)
 
     def take(self):
-        """Number and request, as they came."""
+        """Return number and request of the next datagram."""
         datagram = self.socket.recv(framing.MAX_MESSAGE_BYTES)
         return framing.unpack_request(memoryview(datagram))
 
@@ -42,7 +42,7 @@ async def peer():
 
 
 async def lost_with(peer, future):
-    """What the channel said when it was lost under this exchange."""
+    """Return why the channel was lost during an exchange."""
     with pytest.raises(WorkerLostError, match="the token worker is gone"):
         await asyncio.wait_for(future, patient())
     assert not peer.channel.lendable
@@ -52,7 +52,7 @@ async def lost_with(peer, future):
 
 
 async def test_exchange(peer):
-    """A request goes out with a number and its answer comes back."""
+    """A request is sent with a number and gets its reply."""
     future = peer.channel.exchange(OpenSession())
     assert peer.channel.busy_since is not None
     assert (1, OpenSession()) == peer.take()
@@ -64,7 +64,7 @@ async def test_exchange(peer):
 
 
 async def test_numbers_go_up(peer):
-    """Each request has a number of its own."""
+    """Each request has the next number."""
     for number in (1, 2, 3):
         future = peer.channel.exchange(OpenSession())
         assert number == peer.take()[0]
@@ -73,7 +73,7 @@ async def test_numbers_go_up(peer):
 
 
 async def test_one_request_at_a_time(peer):
-    """A second request while one is under way is a bug, and is not sent."""
+    """A second request while one is under way is refused as a bug, and not sent."""
     peer.channel.exchange(OpenSession())
     with pytest.raises(AssertionError):
         peer.channel.exchange(OpenSession())
@@ -86,7 +86,7 @@ async def test_one_request_at_a_time(peer):
 
 @pytest.mark.parametrize("number", [0, 2, 2**64 - 1])
 async def test_another_number(peer, number):
-    """An answer to a request that was not asked ends the channel."""
+    """A reply with another number ends the channel."""
     future = peer.channel.exchange(OpenSession())
     peer.answer(number, Decrypted(plaintext=b"another's"))
 
@@ -96,7 +96,7 @@ async def test_another_number(peer, number):
 
 
 async def test_unasked(peer):
-    """A message while nothing is asked ends the channel, whatever its number."""
+    """A message while no request is under way ends the channel."""
     peer.answer(0, Done())
     await until(lambda: peer.lost)
 
@@ -106,7 +106,7 @@ async def test_unasked(peer):
 
 
 async def test_answered_twice(peer):
-    """A second answer to one request ends the channel before it reaches anybody."""
+    """A second reply to one request ends the channel and reaches no caller."""
     future = peer.channel.exchange(OpenSession())
     peer.answer(1, Done())
     peer.answer(1, Decrypted(plaintext=b"late"))
@@ -117,7 +117,7 @@ async def test_answered_twice(peer):
 
 
 async def test_end(peer):
-    """The other end closing is told once, and to who waits."""
+    """A closed peer is reported once, and fails the request under way."""
     future = peer.channel.exchange(OpenSession())
     peer.socket.close()
 
@@ -125,7 +125,7 @@ async def test_end(peer):
 
 
 async def test_end_while_idle(peer):
-    """An idle channel notices that its worker is gone."""
+    """An idle channel reports that its peer has closed."""
     peer.socket.close()
     await until(lambda: peer.lost)
 
@@ -158,7 +158,7 @@ async def test_end_while_idle(peer):
     ],
 )
 async def test_garbage(peer, datagram):
-    """What is no reply ends the channel."""
+    """A datagram that is no reply ends the channel."""
     future = peer.channel.exchange(OpenSession())
     peer.socket.send(datagram)
 
@@ -166,7 +166,7 @@ async def test_garbage(peer, datagram):
 
 
 async def test_longest_reply(peer):
-    """A reply just below the limit arrives whole."""
+    """A reply just below the size limit arrives whole."""
     future = peer.channel.exchange(OpenSession())
     reply = Decrypted(plaintext=bytes(range(256)) * 639)
     assert 256 > framing.MAX_MESSAGE_BYTES - len(framing.pack(1, reply))
@@ -176,7 +176,7 @@ async def test_longest_reply(peer):
 
 
 async def test_a_reply_outlives_the_buffer(peer):
-    """What was read is a copy: the next message does not change it."""
+    """A reply is a copy: the next message does not change it."""
     first = peer.channel.exchange(OpenSession())
     peer.answer(1, Decrypted(plaintext=b"A" * 64))
     one = await first
@@ -188,7 +188,7 @@ async def test_a_reply_outlives_the_buffer(peer):
 
 
 async def test_abandoned_by_timeout(peer):
-    """An abandoned answer is read and thrown away before the next request goes out."""
+    """The reply to an abandoned request is read before the next request is sent."""
     first = peer.channel.exchange(OpenSession())
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.02):
@@ -219,7 +219,7 @@ async def test_abandoned_by_cancelling_the_future(peer):
 
 
 async def test_send_to_a_gone_worker(peer):
-    """A request to a worker that just went fails at once, as lost."""
+    """A request to a worker that has just gone fails at once with `WorkerLostError`."""
     peer.socket.close()
     future = peer.channel.exchange(OpenSession())
 
@@ -227,7 +227,7 @@ async def test_send_to_a_gone_worker(peer):
 
 
 async def test_unsendable_request(peer):
-    """A request that cannot be encoded leaves the channel as it was."""
+    """A request that cannot be encoded leaves the channel usable."""
     broken = FindKeys(label="\ud800")
     with pytest.raises(UnicodeEncodeError):
         peer.channel.exchange(broken)
@@ -239,7 +239,7 @@ async def test_unsendable_request(peer):
 
 
 async def test_close(peer):
-    """Closing fails who waits, tells nobody else, and may be done twice."""
+    """Closing fails the request under way, reports no loss, and can be repeated."""
     future = peer.channel.exchange(OpenSession())
     peer.channel.close()
     peer.channel.close()

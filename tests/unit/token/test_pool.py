@@ -1,4 +1,4 @@
-"""The pool's rules one by one; `test_pool_machine` puts them in any order."""
+"""The rules of the pool, one by one; `test_pool_machine` mixes them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.unit.token.pool_rig import CALL_TIMEOUT, SESSION_WAIT, later, one_bus
 
 
 async def test_last_in_first_out(rig):
-    """The session that came back last is lent first: few stay warm."""
+    """The session that came back last is lent first."""
     rig.add(3)
     for _ in range(3):
         task = rig.call()
@@ -33,7 +33,7 @@ async def test_last_in_first_out(rig):
 
 
 async def test_first_come_first_served(rig):
-    """Who waits longest gets the next session."""
+    """The request that has waited longest gets the next session."""
     worker, first = await one_busy(rig)
     second, third = rig.call(), rig.call()
     await rig.settle()
@@ -50,7 +50,7 @@ async def test_first_come_first_served(rig):
 
 
 async def test_no_session_in_time(rig):
-    """Nobody waits for a session longer than `session_wait`."""
+    """A request waits for a session at most `session_wait`."""
     await one_busy(rig)
     waiting = rig.call()
     await rig.settle()
@@ -62,7 +62,7 @@ async def test_no_session_in_time(rig):
 
 
 async def test_own_deadline(rig):
-    """A request ends with its own deadline where that is sooner; its call goes on."""
+    """A request ends at its own deadline if that is sooner; its call goes on."""
     worker = rig.add(1)
     task = rig.call(deadline=asyncio.get_running_loop().time() + 0.2)
     await rig.settle()
@@ -91,7 +91,7 @@ async def test_late_answer_is_nobodys(rig):
 
 @pytest.mark.parametrize("steps", range(7))
 async def test_cancelled_with_a_session_on_its_way(rig, steps):
-    """A waiter cancelled in the moment it is handed a session gives it back."""
+    """A request cancelled just as it gets a session gives the session back."""
     worker, first = await one_busy(rig)
     waiting = rig.call()
     await rig.settle()
@@ -109,7 +109,7 @@ async def test_cancelled_with_a_session_on_its_way(rig, steps):
 
 
 async def test_lost_under_a_request(rig):
-    """A request whose worker died is made again, once, on another."""
+    """A request whose worker died runs once more, on another worker."""
     rig.add(1)
     _, task = await one_busy(rig)
     (busy,) = rig.busy()
@@ -124,7 +124,7 @@ async def test_lost_under_a_request(rig):
 
 
 async def test_lost_twice(rig):
-    """A request that loses two workers is not made a third time."""
+    """A request that lost two workers does not run a third time."""
     for _ in range(3):
         rig.add(1)
     task = rig.call()
@@ -139,7 +139,7 @@ async def test_lost_twice(rig):
 
 
 async def test_logged_out(rig):
-    """A logged-out process is given up with all its sessions; another one serves."""
+    """A logged-out worker is retired with all its sessions; another one serves."""
     rig.add(1)
     worker, task = await one_busy(rig, sessions=3)
     worker.sessions[2].answer(Failure(cause="login", detail="not logged in"))
@@ -153,7 +153,7 @@ async def test_logged_out(rig):
 
 
 async def test_broken_session_is_lent_last(rig):
-    """After a session error the second try gets another session."""
+    """The second try after a session error gets another session."""
     worker, task = await one_busy(rig, sessions=2)
     worker.sessions[1].answer(Failure(cause="session"))
     await rig.settle()
@@ -175,7 +175,7 @@ async def test_withdrawn(rig):
 
 
 async def test_stuck(rig):
-    """Calls that run longer than a limit can be told."""
+    """The pool names the sessions whose call runs longer than a limit."""
     worker, task = await one_busy(rig, sessions=2)
     await later(rig, 0.6)
 
@@ -186,7 +186,7 @@ async def test_stuck(rig):
 
 
 async def test_closed(rig):
-    """A closed pool lends nothing, takes nothing, and lets calls under way finish."""
+    """A closed pool lends and adds no session, and lets calls under way finish."""
     worker, task = await one_busy(rig)
     waiting = rig.call()
     await rig.settle()
@@ -203,7 +203,7 @@ async def test_closed(rig):
 
 
 async def test_before_each_try(rig):
-    """What must come before a call comes once for each try, with its session lent."""
+    """`before` runs once for each try, when its session has been lent."""
     lent = []
     for _ in range(2):
         rig.add(1)
@@ -220,7 +220,7 @@ async def test_before_each_try(rig):
 
 
 async def test_nothing_before_a_session_is_lent(rig):
-    """A request that waits for a session in vain has tried nothing."""
+    """`before` does not run for a request that gets no session."""
     await one_busy(rig)
     waiting = rig.call(before=pytest.fail)
     await rig.settle()
@@ -231,7 +231,7 @@ async def test_nothing_before_a_session_is_lent(rig):
 
 
 async def test_refused_before_a_try(rig):
-    """A call that must not be made leaves its session idle and blames nobody."""
+    """An error of `before` leaves the session idle and is no fault of the token."""
 
     def refuse():
         raise NonceBudgetError("spent")

@@ -1,4 +1,4 @@
-"""The pool when the token says no, or nothing."""
+"""The pool while the token refuses, fails or does not answer."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.unit.token.pool_rig import CALL_TIMEOUT, SESSION_WAIT, later, one_bus
     ],
 )
 async def test_refused(rig, cause, error, faults):
-    """What is the request's fault troubles nobody; what is the token's is told."""
+    """A failure raises the alarm if its cause is the token, not the request."""
     worker, task = await one_busy(rig)
     worker.sessions[0].answer(Failure(cause=cause))
 
@@ -39,7 +39,7 @@ async def test_refused(rig, cause, error, faults):
 
 
 async def test_down(rig):
-    """Without a session, who waits and who comes gets the reason at once."""
+    """Without sessions, requests fail at once with the reason, also waiting ones."""
     waiting = rig.call()
     await rig.settle()
     error = TokenAbsentError("no token matches")
@@ -56,7 +56,7 @@ async def test_down(rig):
 
 
 async def test_down_does_not_grow(rig):
-    """The one reason that all get does not keep every request's frames."""
+    """The reason that all requests get does not collect their frames."""
     error = TokenAbsentError("no token matches")
     rig.pool.fail(error)
     for _ in range(50):
@@ -70,7 +70,7 @@ async def test_down_does_not_grow(rig):
 
 
 async def test_not_down_while_a_session_is_there(rig):
-    """One worker that cannot start does not fail requests that others can serve."""
+    """A worker that cannot start fails no request that another can serve."""
     worker, task = await one_busy(rig)
     rig.pool.fail(TokenAbsentError("no token matches"))
     worker.sessions[0].answer()
@@ -79,7 +79,7 @@ async def test_not_down_while_a_session_is_there(rig):
 
 
 async def test_breaker(rig):
-    """After a row of device errors requests fail at once, until a canary passes."""
+    """After device errors in a row requests fail at once, until a canary passes."""
     worker = rig.add(1)
     for number in range(TRIP_AFTER):
         task = rig.call()
@@ -99,7 +99,7 @@ async def test_breaker(rig):
 
 
 async def test_bad_ciphertexts_do_not_trip_the_breaker(rig):
-    """However many bad ciphertexts a client sends, others are served."""
+    """Bad ciphertexts never open the breaker."""
     worker = rig.add(1)
     for _ in range(3 * TRIP_AFTER):
         task = rig.call()
@@ -112,7 +112,7 @@ async def test_bad_ciphertexts_do_not_trip_the_breaker(rig):
 
 
 async def test_short_deadlines_do_not_trip_the_breaker(rig):
-    """A client's own short deadline is no fault of the token."""
+    """A request that had little time says nothing about the token."""
     rig.add(3 * TRIP_AFTER)
     for _ in range(2 * TRIP_AFTER):
         task = rig.call(deadline=asyncio.get_running_loop().time() + 0.01)
@@ -126,7 +126,7 @@ async def test_short_deadlines_do_not_trip_the_breaker(rig):
 
 
 async def test_clients_that_gave_up_trip_the_breaker(rig):
-    """A token that answers nobody is at fault, though each client goes before it."""
+    """Requests that were cancelled after a long wait open the breaker."""
     rig.add(TRIP_AFTER)
     for _ in range(TRIP_AFTER):
         task = rig.call()
@@ -145,7 +145,7 @@ async def test_clients_that_gave_up_trip_the_breaker(rig):
 
 
 async def test_impatient_clients_do_not_trip_the_breaker(rig):
-    """A client that goes soon says nothing of the token."""
+    """A request that is cancelled early says nothing about the token."""
     worker = rig.add(1)
     for seconds in (0, CALL_TIMEOUT * 0.49):
         for _ in range(2 * TRIP_AFTER):
@@ -164,7 +164,7 @@ async def test_impatient_clients_do_not_trip_the_breaker(rig):
 
 @pytest.mark.parametrize("steps", range(1, 5))
 async def test_gone_as_the_answer_comes(rig, steps):
-    """A token that has answered is not at fault, though nobody hears it."""
+    """A token that has answered is not at fault, even if nobody reads the answer."""
     worker, task = await one_busy(rig)
     await later(rig, CALL_TIMEOUT * 0.9)
     worker.sessions[0].answer()
@@ -178,7 +178,7 @@ async def test_gone_as_the_answer_comes(rig, steps):
 
 
 async def test_who_waits_for_a_session_blames_nobody(rig):
-    """A client that goes before it has a session says nothing of the token."""
+    """A request that is cancelled without a session says nothing about the token."""
     await one_busy(rig)
     waiting = rig.call()
     await rig.settle()

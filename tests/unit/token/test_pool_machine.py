@@ -1,4 +1,4 @@
-"""The pool under every order of events that hypothesis thinks of."""
+"""The pool under every order of events that Hypothesis generates."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class PoolMachine(RuleBasedStateMachine):
 
     @rule()
     def ask_in_vain(self):
-        """A request comes that is refused as soon as it has a session."""
+        """A request comes that `before` refuses as soon as it has a session."""
 
         def refuse():
             raise NonceBudgetError("spent")
@@ -81,14 +81,14 @@ class PoolMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.rig.busy())
     @rule(number=which)
     def answer_something_else(self, number):
-        """A session answers a request that nobody made."""
+        """A session answers a request that nobody sent."""
         busy = self.rig.busy()
         self.run(self.settled(lambda: busy[number % len(busy)].answer(number=2**63)))
 
     @precondition(lambda self: self.pending())
     @rule(number=which)
     def cancel(self, number):
-        """A client goes away."""
+        """A client cancels its request."""
         pending = self.pending()
         self.run(self.settled(pending[number % len(pending)].cancel))
 
@@ -100,7 +100,7 @@ class PoolMachine(RuleBasedStateMachine):
         late=st.booleans(),
     )
     def cross(self, number, steps, end, late):
-        """An answer comes; its session is on its way when clients or worker go."""
+        """An answer comes; its session is handed on while clients or worker go."""
 
         async def cross():
             for _ in range(self.rig.pool.stats().idle + 2):
@@ -130,13 +130,13 @@ class PoolMachine(RuleBasedStateMachine):
 
     @rule(sessions=st.integers(min_value=1, max_value=3))
     def worker_comes(self, sessions):
-        """One more worker; a closed pool takes none."""
+        """Another worker comes; a closed pool does not add it."""
         self.run(self.settled(lambda: self.rig.add(sessions)))
 
     @precondition(lambda self: self.alive())
     @rule(number=which, end=st.sampled_from(ENDS))
     def worker_goes(self, number, end):
-        """A worker dies, is given up, or is taken out to be ended."""
+        """A worker dies, is retired, or is withdrawn."""
         alive = self.alive()
         self.run(self.settled(lambda: self.end(alive[number % len(alive)], end)))
 
@@ -163,7 +163,7 @@ class PoolMachine(RuleBasedStateMachine):
 
     @rule()
     def canary_passes(self):
-        """The token is well again."""
+        """The token works again."""
         self.run(self.settled(self.rig.pool.breaker.close))
 
     @precondition(lambda self: not self.closed)
@@ -175,7 +175,7 @@ class PoolMachine(RuleBasedStateMachine):
 
     @invariant()
     def every_session_is_idle_or_busy(self):
-        """Idle and busy ones are all; none is both, none is there twice."""
+        """Each session is either idle or busy, and is held once."""
         pool = getattr(self, "rig", None) and self.rig.pool
         if not pool:
             return
@@ -191,13 +191,13 @@ class PoolMachine(RuleBasedStateMachine):
 
     @invariant()
     def nobody_waits_beside_an_idle_session(self):
-        """Whoever waits does so because every session is busy."""
+        """A request waits only while every session is busy."""
         if hasattr(self, "rig") and self.rig.pool.stats().waiting:
             assert not [c for c in self.rig.pool._idle if c.lendable]
 
     @invariant()
     def every_request_ends_in_time(self):
-        """Nobody waits beyond `call_timeout`; all get their own answer or an error."""
+        """Each request gets its own answer or an error within `call_timeout`."""
         for task, since in getattr(self, "requests", {}).items():
             if not task.done():
                 assert self.loop.now < since + CALL_TIMEOUT
@@ -206,7 +206,7 @@ class PoolMachine(RuleBasedStateMachine):
                 assert error is None or isinstance(error, HsmKmsError), error
 
     def teardown(self):
-        """Nothing is left when all have gone."""
+        """No request and no task remains after the pool is closed."""
         if not hasattr(self, "rig"):
             return
         self.run(self.settled(self.rig.close))

@@ -1,4 +1,4 @@
-"""Which token and which keys are meant, on SoftHSM with tokens alike."""
+"""Selecting one token and its keys, on a SoftHSM with similar tokens."""
 
 import json
 from types import SimpleNamespace
@@ -70,7 +70,7 @@ SECOND = ["k8s-kek 02"]
 
 
 def test_one_label_two_tokens(tokens, listing):
-    """Several matches are an error that shows how to tell them apart."""
+    """Several matching tokens are an error that lists how they differ."""
     told = listing({"token_label": TWIN})
 
     assert f"2 tokens match token_label '{TWIN}': " in told
@@ -81,7 +81,7 @@ def test_one_label_two_tokens(tokens, listing):
 
 
 def test_no_token_matches(tokens, listing):
-    """No match is another error, which shows all there is."""
+    """A selector without a match is an error that lists all tokens."""
     told = listing({"token_label": "absent"})
 
     assert "no token matches token_label 'absent'; seen: " in told
@@ -90,7 +90,7 @@ def test_no_token_matches(tokens, listing):
 
 
 def test_serial_and_slot(tokens, listing):
-    """Each alone tells the twins apart, by its own key and in a URI."""
+    """Serial or slot alone selects one of two twins, also in a URI."""
     second = tokens.second
 
     assert SECOND == listing({"token_serial": second.serial})
@@ -100,7 +100,7 @@ def test_serial_and_slot(tokens, listing):
 
 
 def test_all_attributes_must_match(tokens, listing):
-    """A URI names a token by everything in it, not by the best of it."""
+    """Every attribute of a URI must match the token."""
     second = f"pkcs11:token={TWIN};serial={tokens.second.serial}"
     same = f"{second};manufacturer=SoftHSM%20project;model=SoftHSM%20v2"
 
@@ -115,14 +115,14 @@ def test_all_attributes_must_match(tokens, listing):
 
 
 def test_blank_tokens_do_not_answer_to_their_make(listing):
-    """SoftHSM keeps one ready, of the same model as all others."""
+    """A blank token is not chosen by attributes that all tokens share."""
     told = listing({"uri": "pkcs11:model=SoftHSM%20v2"})
 
     assert "3 tokens match model 'SoftHSM v2': " in told
 
 
 def test_library_attributes(tokens, listing):
-    """The module is not used if it is not the one the URI means."""
+    """A module that is not the one in the URI is refused."""
     token = f"pkcs11:slot-id={tokens.second.slot}"
 
     assert SECOND == listing({"uri": f"{token};library-manufacturer=SoftHSM"})
@@ -132,7 +132,7 @@ def test_library_attributes(tokens, listing):
 
 
 def test_whole_uri(tokens, listing, pin_file):
-    """Module, token, PIN file and key in one line; module-path in either part."""
+    """One URI names module, token, PIN file and key."""
     token = f"token={TWIN};serial={tokens.second.serial}"
     key = f"object=k8s-kek;id=%02;type=secret-key?pin-source=file:{pin_file}"
 
@@ -145,7 +145,7 @@ def test_whole_uri(tokens, listing, pin_file):
 
 
 def test_keys_by_label_and_id(tokens, listing):
-    """Without CKA_IDs the label counts, without a label the CKA_IDs, else both."""
+    """Label and CKA_IDs select keys, each alone and both together."""
     token = {"slot": tokens.first.slot}
     both = ["0b", "0c"]
 
@@ -160,7 +160,7 @@ def test_keys_by_label_and_id(tokens, listing):
 
 
 def test_key_by_uri(tokens, listing):
-    """An id alone finds the key under whatever label."""
+    """A CKA_ID alone finds the key under any label."""
     token = f"pkcs11:slot-id={tokens.first.slot}"
 
     assert ["elsewhere 0c"] == listing({"uri": f"{token};id=%0c"})
@@ -169,7 +169,7 @@ def test_key_by_uri(tokens, listing):
 
 
 def test_listed_key_that_is_absent(make_plugin, hsm):
-    """The fault names the configuration, not a key to be made."""
+    """If no key matches, the error names the configuration."""
     plugin = make_plugin(hsm, keys={"ids": ["ffff"]})
     ended = plugin.cli("check")
 
@@ -181,7 +181,7 @@ def test_listed_key_that_is_absent(make_plugin, hsm):
 
 
 def test_generate_would_miss_the_list(make_plugin, hsm):
-    """A new key has a CKA_ID of its own, so a list makes it useless."""
+    """`keys generate` refuses a list of CKA_IDs, which a new key is not in."""
     plugin = make_plugin(hsm, keys={"ids": ["ffff"]})
     ended = plugin.cli("keys", "generate", "--another")
 
@@ -198,7 +198,7 @@ def plugin_without_ids(plugin):
 
 @pytest.mark.parametrize("label", ["", "k8s-kek"], ids=["no label", "label"])
 def test_served_by_id(make_plugin, empty_hsm, label):
-    """The server finds the key by its CKA_ID alone, also one without a label."""
+    """The server finds a key by its CKA_ID alone, also one without a label."""
     arguments = ["--label", label] if label else []
     empty_hsm.pkcs11_tool(
         *("--keygen", "--key-type", "AES:32", "--id", "0aff"),
@@ -216,7 +216,7 @@ def test_served_by_id(make_plugin, empty_hsm, label):
 
 
 def test_label_that_is_no_text(make_plugin, hsm):
-    """A key with a label that nobody can write takes no other key down."""
+    """A key whose label is not UTF-8 does not affect the other keys."""
     [key] = json.loads(make_plugin(hsm).cli("keys", "list", "-o", "json").stdout)
     hsm.pkcs11_tool(
         *("--keygen", "--key-type", "AES:32", "--id", "0aff", "--label", "\udcff"),
@@ -230,7 +230,7 @@ def test_label_that_is_no_text(make_plugin, hsm):
 
 @pytest.mark.parametrize("read_write", [False, True], ids=["read-only", "read-write"])
 def test_public_key_without_login(make_plugin, empty_hsm, read_write):
-    """`login: none` needs no PIN: a key that is not private, in either session."""
+    """`login: none` needs no PIN for a key that is not private."""
     empty_hsm.pkcs11_tool(
         *("--keygen", "--key-type", "AES:32", "--id", "01"),
         *("--label", "k8s-kek", "--sensitive"),
@@ -248,7 +248,7 @@ def test_public_key_without_login(make_plugin, empty_hsm, read_write):
 
 
 def test_generate_without_login(make_plugin, empty_hsm):
-    """Where nobody logs in, a private key would never be seen again."""
+    """`keys generate` makes no private key if the configuration does not log in."""
     plugin = make_plugin(empty_hsm, token={"login": "none", "pin_file": None})
     made = plugin.cli("keys", "generate")
     checked = plugin.cli("check")
@@ -258,7 +258,7 @@ def test_generate_without_login(make_plugin, empty_hsm):
 
 
 def test_read_write_with_login(make_plugin, hsm):
-    """Some tokens have no read-only sessions; ours may all be read-write."""
+    """A server whose sessions are all read-write encrypts and decrypts."""
     plugin = make_plugin(hsm, token={"read_write": True}).start()
     plugin.wait_healthz("ok")
     sealed = plugin.encrypt(b"seed")
@@ -267,7 +267,7 @@ def test_read_write_with_login(make_plugin, hsm):
 
 
 def test_private_key_without_login(make_plugin, hsm):
-    """A private key is not there for who did not log in."""
+    """A session without a login does not see a private key."""
     ended = make_plugin(hsm, token={"login": "none", "pin_file": None}).cli("check")
 
     assert 1 == ended.returncode

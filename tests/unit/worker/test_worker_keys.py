@@ -1,4 +1,4 @@
-"""Keys as a session finds, identifies and makes them, on a real token."""
+"""Finding, identifying and generating keys by a session on a real token."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def destroy(hsm, ref):
 
 
 async def test_destroyed_elsewhere(worker, hsm):
-    """A key destroyed by another process is gone; one put in its place is found."""
+    """A key that another process replaced is found again, one destroyed is not."""
     create(hsm)
     sealed = await ask(worker, wrapping(IMPORTED, b"dek"))
     assert isinstance(sealed, Encrypted)
@@ -64,7 +64,7 @@ async def test_destroyed_elsewhere(worker, hsm):
 
 
 async def test_new_handle(worker, hsm):
-    """A key whose handle changed behind us is found again under the same request."""
+    """A key whose handle became stale is found again under the same request."""
     create(hsm)
     sealed = await ask(worker, wrapping(IMPORTED, b"dek"))
     for _ in range(3):
@@ -75,7 +75,7 @@ async def test_new_handle(worker, hsm):
 
 
 async def test_two_of_a_kind(worker, hsm):
-    """Two keys with one label and one CKA_ID are not guessed between."""
+    """Two keys with the same label and CKA_ID are an error."""
     for material in (MATERIAL, MATERIAL[::-1]):
         create(hsm, value=material)
     reply = await ask(worker, wrapping(IMPORTED, b"dek"))
@@ -84,7 +84,7 @@ async def test_two_of_a_kind(worker, hsm):
 
 
 async def test_listing_while_keys_vanish(worker, hsm):
-    """A listing shows what is there, while another process destroys and makes keys."""
+    """A listing succeeds while another process destroys and generates keys."""
     numbers = range(6)
     for number in numbers:
         create(hsm, KeyRef("many", bytes([number])))
@@ -109,7 +109,7 @@ async def test_listing_while_keys_vanish(worker, hsm):
 
 
 async def test_fingerprint(worker, hsm):
-    """The block is AES of it, whichever mechanism the token offers."""
+    """A fingerprint is AES of the block, by ECB or by CBC with a zero IV."""
     create(hsm)
     expected = []
     for mode in (modes.ECB(), modes.CBC(bytes(16))):  # noqa: S305 - one block
@@ -122,7 +122,7 @@ async def test_fingerprint(worker, hsm):
 
 
 async def test_generate(make):
-    """A new KEK has exactly the attributes that the policy wants."""
+    """A new KEK has exactly the attributes that the key policy requires."""
     ref = KeyRef("fresh", b"hkms" + bytes(17))
     async with make(read_write=True) as worker:
         reply = await ask(worker, GenerateKey(ref=ref))
@@ -146,7 +146,7 @@ async def test_generate(make):
 
 
 async def test_generate_asks_for_no_more(make, directory):
-    """C_GenerateKey is asked for encryption and decryption, and nothing else."""
+    """C_GenerateKey asks for encryption and decryption, and for no other use."""
     log = directory / "spy.log"
     spy = Spy(log)
     async with make(spy.env, module=spy.module, read_write=True) as worker:
@@ -169,7 +169,7 @@ async def test_generate_asks_for_no_more(make, directory):
 
 
 async def test_generate_without_read_write(worker):
-    """A read-only session makes no key, says why, and does not try twice."""
+    """A read-only session generates no key, gives the reason, and does not retry."""
     reply = await ask(worker, GenerateKey(ref=KeyRef("fresh", b"\x01")))
 
     assert isinstance(reply, Failure)

@@ -1,4 +1,4 @@
-"""What a session answers, in a real worker on a real token."""
+"""Requests to a session in a real worker on a real token."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def flip(data, bit=0):
 
 
 async def test_round_trip(worker):
-    """Wrapped here, unwrapped here, with an IV of its own each time."""
+    """A plaintext is wrapped with a new IV each time, and unwrapped again."""
     ref = await only_ref(worker)
     sealed = [await ask(worker, wrapping(ref, b"dek")) for _ in range(20)]
 
@@ -78,7 +78,7 @@ async def test_round_trip(worker):
 
 @pytest.mark.parametrize("size", [1, 15, 16, 17, 1024])
 async def test_same_as_software(worker, hsm, size):
-    """The token's AES-GCM is AES-GCM: software opens what it made, and it theirs."""
+    """Token and software decrypt each other's AES-GCM."""
     create(hsm)
     software, plaintext = AESGCM(MATERIAL), bytes(size)
     sealed = await ask(worker, wrapping(IMPORTED, plaintext))
@@ -92,7 +92,7 @@ async def test_same_as_software(worker, hsm, size):
 
 @pytest.mark.parametrize("what", ["tag", "ciphertext", "iv", "aad", "cut", "longer"])
 async def test_not_authentic(worker, what):
-    """A bad ciphertext is told from a bad session, and the session is kept."""
+    """After a bad ciphertext the canary still decrypts, and the session is kept."""
     ref = await only_ref(worker)
     await prove(worker, ref)
     sealed = await ask(worker, wrapping(ref, b"d" * 32))
@@ -117,7 +117,7 @@ async def test_not_authentic(worker, what):
 
 
 async def test_not_authentic_without_canary(worker):
-    """With no known-good record an ambiguous error stays ambiguous."""
+    """Without a canary an ambiguous error stays ambiguous."""
     ref = await only_ref(worker)
     sealed = await ask(worker, wrapping(ref, b"d" * 32))
     bad = Encrypted(iv=sealed.iv, ciphertext=flip(sealed.ciphertext))
@@ -128,7 +128,7 @@ async def test_not_authentic_without_canary(worker):
 
 @pytest.mark.parametrize("length", [0, 1, 15, 16])
 async def test_too_short(worker, length):
-    """What is no longer than a tag is refused, and nothing is read beyond it."""
+    """A ciphertext no longer than its tag is refused."""
     ref = await only_ref(worker)
     await prove(worker, ref)
     short = Encrypted(iv=b"i" * 12, ciphertext=b"c" * length)
@@ -140,7 +140,7 @@ async def test_too_short(worker, length):
 
 
 async def test_no_such_key(worker):
-    """A key that is not there is named, while the login holds."""
+    """A missing key is reported by its names."""
     await only_ref(worker)
     reply = await ask(worker, wrapping(UNKNOWN, b"dek"))
 
@@ -150,7 +150,7 @@ async def test_no_such_key(worker):
 
 @pytest.mark.parametrize("length", [0, 15, 17, 32])
 async def test_fingerprint_of_no_block(worker, length):
-    """Anything but one block gives no fingerprint."""
+    """Only one block of 16 bytes gives a fingerprint."""
     ref = await only_ref(worker)
     reply = await ask(worker, Fingerprint(ref=ref, block=b"b" * length))
 
@@ -158,7 +158,7 @@ async def test_fingerprint_of_no_block(worker, length):
 
 
 async def test_two_calls_each(make, directory):
-    """Once warm, a wrap and an unwrap cost the token two calls each."""
+    """Once its key is found, a wrap costs two C calls, and an unwrap two."""
     log = directory / "spy.log"
     spy = Spy(log)
     async with make(spy.env, module=spy.module) as worker:
@@ -182,7 +182,7 @@ async def test_not_a_session_s_request(worker):
 
 
 async def test_not_logged_in(hsm):
-    """Without a login nothing is "not there": the worker says that it cannot see."""
+    """Without a login a key is not reported as missing, but the login is."""
     worker = await Worker.spawn(1, hsm.env)
     try:
         await worker.configure(configure())
@@ -194,7 +194,7 @@ async def test_not_logged_in(hsm):
 
 
 async def test_answer_too_long(worker):
-    """An answer that does not fit a message is an error, not silence."""
+    """A reply that is too long for a message becomes a failure."""
     empty = framing.pack(1, Fingerprint(ref=KeyRef("", b""), block=BLOCK))
     label = "x" * (framing.MAX_MESSAGE_BYTES - len(empty) - 4)  # longer length field
     reply = await ask(worker, Fingerprint(ref=KeyRef(label, b""), block=BLOCK))
