@@ -48,7 +48,7 @@ STRANGER = "a" * 26  # a key_id of the right shape that is nobody's
 
 
 class Said(NamedTuple):
-    """How a call ended."""
+    """Code and message with which a call ended."""
 
     code: str
     sentence: str
@@ -124,7 +124,7 @@ def shaped(kind: Kind, key_id: str, nested: bytes = b"") -> bytes:
 
 
 def shaped_local(key_id: str) -> bytes:
-    """The same of a DEK by a local KEK."""
+    """Return such a record of a DEK by a local KEK."""
     kek = shaped(Kind.LOCAL_KEK_BY_TOKEN, key_id)
     return shaped(Kind.DEK_BY_LOCAL_KEK, key_id, kek)
 

@@ -1,4 +1,4 @@
-"""How many calls into the module a request costs, counted by OpenSC's pkcs11-spy."""
+"""Calls into the module that a request costs, counted by OpenSC's pkcs11-spy."""
 
 from __future__ import annotations
 

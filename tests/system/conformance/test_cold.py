@@ -75,7 +75,7 @@ def neighbour(session_directory, token_template, pin_file):
 
 @pytest.fixture
 def cold(neighbour):
-    """The same server; a test that made its token slow need not undo that."""
+    """Return the shared server and node, and undo `slow` after the test."""
     yield neighbour
     neighbour.fast()
 

@@ -1,4 +1,4 @@
-"""What the end-to-end tests share; they run with HSM_KMS_E2E=1 only."""
+"""Fixtures of the end-to-end tests, which run with HSM_KMS_E2E=1 only."""
 
 from __future__ import annotations
 

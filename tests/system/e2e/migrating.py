@@ -67,7 +67,7 @@ class Migrating(Command):
         }
 
     def texts(self, namespace):
-        """What the API server reads of them."""
+        """Return the texts of the Secrets as the API server reads them."""
         _, body = self.world.api.get(self.path(namespace))
         return {
             item["metadata"]["name"]: base64.b64decode(item["data"]["text"]).decode()
@@ -84,7 +84,7 @@ class Migrating(Command):
         ]
 
     def verify(self):
-        """What `etcd verify` says to all that etcd holds."""
+        """Run `etcd verify` on all that etcd holds."""
         etcd, plugin = self.world.etcd, self.world.plugin
         return subprocess.run(
             [

@@ -39,7 +39,7 @@ class ClusterNode:
     def begin(
         self, wrapping: str, *, v1: str = "token", health: dict[str, Any] = LASTING
     ) -> None:
-        """Start the plugin anew, wrapping so, with the token there."""
+        """Restart the plugin in this wrapping mode, with the token available."""
         self.plugin.stop()
         self.plugin.configure(
             apis={
@@ -58,20 +58,20 @@ class ClusterNode:
         wait_for(f"{kind!r}", lambda: self.encrypts() == kind, timeout=NOTICED)
 
     def fresh(self) -> None:
-        """An API server with a seed of its own, and no other in etcd."""
+        """Restart the API server, and delete all Secrets of other seeds."""
         self.api.restart()
         self.api.request("DELETE", NAMESPACE)
 
     def state(self) -> str:
-        """The plugin's state."""
+        """Return the plugin's state."""
         return self.plugin.server()["state"]
 
     def turns(self, state: str) -> None:
-        """Wait until that is the plugin's state."""
+        """Wait until the plugin is in this state."""
         wait_for(state, lambda: self.state() == state, timeout=NOTICED)
 
     def says(self, *parts: str) -> None:
-        """Wait until the API server's own check fails, and says all this."""
+        """Wait until the API server's check fails with a message of these parts."""
 
         def said() -> bool:
             status, body = self.api.get(READYZ)
@@ -80,14 +80,14 @@ class ClusterNode:
         wait_for(f"{parts} in readyz", said, timeout=NOTICED, every=0.5)
 
     def encrypts(self) -> Kind | grpc.StatusCode:
-        """The kind of record that Encrypt gives, or the code that it fails with."""
+        """Return the kind of record that Encrypt makes, or the code if it fails."""
         try:
             return kind_of(self.plugin.encrypt(DEK).ciphertext)
         except grpc.RpcError as error:
             return error.code()
 
     def decrypts(self, record: bytes) -> bytes | grpc.StatusCode:
-        """What Decrypt gives, or the code that it fails with."""
+        """Return the plaintext of a record, or the code if Decrypt fails."""
         key_id = Record.decode(record).header.key_id
         try:
             return self.plugin.decrypt(record, key_id)
@@ -95,7 +95,7 @@ class ClusterNode:
             return error.code()
 
     def writes(self) -> str:
-        """Create a Secret; its name."""
+        """Create a Secret; return its name."""
         self._written += 1
         name = f"written-{self._written}"
         body = secret(name, f"text of {name}")
@@ -104,17 +104,17 @@ class ClusterNode:
         return name
 
     def stored(self, name: str) -> Kind:
-        """Who wrapped the seed of that Secret."""
+        """Return the kind of record of that Secret's seed."""
         value = self._world.stored(name)
         return kind_of(parse_v2(value).encrypted_dek_source)
 
     def reads(self, name: str) -> str:
-        """That Secret's text, or why it is not read."""
+        """Return the text of that Secret, or the error if it cannot be read."""
         status, body = self.api.get(f"{NAMESPACE}/{name}")
         return self._world.read(name) if status == 200 else body.decode()
 
     def lists(self) -> set[str]:
-        """The Secrets that the API server lists; none where it does not."""
+        """Return the Secrets that the API server lists, none if it fails."""
         status, body = self.api.get(NAMESPACE)
         if status != 200:
             return set()
@@ -130,5 +130,5 @@ class ClusterNode:
 
 
 def kind_of(record: bytes) -> Kind:
-    """Who made a record."""
+    """Return the kind of a record."""
     return Record.decode(record).header.kind

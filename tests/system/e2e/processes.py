@@ -84,12 +84,12 @@ class Child:
 
     @property
     def pid(self) -> int:
-        """Its process id."""
+        """Return the process id."""
         return self._process.pid
 
     @property
     def running(self) -> bool:
-        """Whether it has not ended yet."""
+        """Return True if the program has not ended."""
         return self._process.poll() is None
 
     def check(self) -> None:

@@ -11,7 +11,7 @@ VARINT, LENGTH_DELIMITED = 0, 2
 
 @dataclass(frozen=True)
 class StoredV2:
-    """What the tests ask of the envelope of one v2 value."""
+    """Fields of the envelope of one v2 value."""
 
     provider: str
     key_id: str

@@ -45,12 +45,12 @@ class Encrypted:
         return status, body.decode()
 
     def ready(self) -> bool:
-        """Whether that check passes."""
+        """Return True if the check of the provider passes."""
         return self.readyz()[0] == 200
 
 
 def leaks(value: bytes, text: str) -> bool:
-    """Whether a stored value shows the text, as it is or in base64."""
+    """Return True if a stored value contains the text, plain or in base64."""
     # Base64 of the text inside something longer depends on where it begins.
     shifts = [base64.b64encode(b" " * n + text.encode())[4:-4] for n in range(3)]
     return any(part in value for part in (text.encode(), *shifts))

@@ -177,7 +177,7 @@ def test_what_an_api_server_stores(binaries, new_folder):
 
 
 def complaint_with(source: list[str], key_id: str) -> str:
-    """What a scan says that must find neither this key nor anything in clear."""
+    """Scan for this key and for unencrypted objects; return the error message."""
     done = hsm_kms(
         *("etcd", "scan", *source, "--fail-if", f"key_id={key_id}"),
         *("--fail-if", "unencrypted"),

@@ -49,7 +49,7 @@ def plugin(included: None, new_folder: Callable[[], Path]) -> Iterator[Plugin]:
 
 @pytest.fixture(scope="module")
 def report(loader: Path, plugin: Plugin, new_folder: Callable[[], Path]) -> Any:
-    """What the plugin was asked over two loads, 1,000 writes and 1,000 reads."""
+    """Count requests to the plugin over two loads, 1,000 writes and 1,000 reads."""
     folder = new_folder()
     config, relay = folder / "encryption.json", folder / "relay.sock"
     config.write_text(json.dumps(encryption(["v2"], relay)))

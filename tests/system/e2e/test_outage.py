@@ -1,4 +1,4 @@
-"""What API server, clients and operator see while the token is away: KMS v2.
+"""API server, clients and operator while the token is unavailable, with KMS v2.
 
 The table of docs/software-wrapping.md, line by line, on a real kube-apiserver.
 """

@@ -66,31 +66,31 @@ class Operator:
         return done.stdout
 
     def on_token(self, *command: str, **more: Any) -> Any:
-        """The same for a command that wants the configuration and prints JSON."""
+        """Run a command with the configuration; return the JSON that it prints."""
         config = ("--config", str(self._plugin.config_file), "-o", "json")
         said = self.run(*command, *config, **more)
         return json.loads(said) if said else None
 
     def states(self) -> dict[str, str]:
-        """State of each key, by key_id."""
+        """Return the state of each key, by key_id."""
         listed = self.on_token("keys", "list")
         return {key["key_id"]: key["state"] for key in listed}
 
     def unused(self, key_id: str) -> str:
-        """RunCanary that nothing in etcd needs the key."""
+        """Check that nothing in etcd needs the key."""
         return self.run(
             *("etcd", "scan", self.endpoints, "--fail-if", f"key_id={key_id}")
         )
 
     def migrate(self) -> str:
-        """Write every stale Secret anew."""
+        """Re-encrypt every stale Secret."""
         kubeconfig = f"--kubeconfig={self._world.folder / 'kubeconfig'}"
         kubectl = f"--kubectl={self._world.binaries.kubectl}"
         return self.run("migrate", kubeconfig, kubectl, "--rate", "1000")
 
 
 def key_ids(world: World) -> dict[str, str]:
-    """key_id of each stored Secret."""
+    """Return the key_id of each stored Secret."""
     return {
         name.removeprefix("default/"): parse_v2(value).key_id
         for name, value in world.etcd.secrets().items()
@@ -98,7 +98,7 @@ def key_ids(world: World) -> dict[str, str]:
 
 
 def rotate(world: World, operator: Operator) -> str:
-    """Make a key and wait until its time has come; its key_id."""
+    """Make a key, and wait until it is current; return its key_id."""
     made = operator.on_token(
         *("keys", "rotate", "--activate-in", f"{ACTIVATE_IN}s", "--force")
     )

@@ -82,13 +82,13 @@ def create_all(world: World) -> None:
 
 
 def kinds(world: World) -> Counter[Kind]:
-    """Who wrapped what is stored, and how much of it."""
+    """Count the stored Secrets by kind of record."""
     values = world.etcd.secrets().values()
     return Counter(Record.decode(encrypted_dek_v1(v)).header.kind for v in values)
 
 
 def listed(world: World) -> int:
-    """How many Secrets the API server lists; 0 where it does not."""
+    """Return how many Secrets the API server lists, 0 if it fails."""
     status, body = world.api.get(NAMESPACE)
     return len(json.loads(body)["items"]) if status == 200 else 0
 
@@ -233,5 +233,5 @@ def test_without_the_token_token_says_why_not(token):
 
 
 def asked(world: World, *paths: str) -> list[tuple[int, bytes]]:
-    """What the API server answers to each of these GETs."""
+    """Return the answers of the API server to these GETs."""
     return [world.api.get(path) for path in paths]

@@ -69,7 +69,7 @@ class World:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What commands are run with: without ETCDCTL_* and KUBECONFIG."""
+        """Return the environment of commands, without ETCDCTL_* and KUBECONFIG."""
         return {
             name: value
             for name, value in os.environ.items()

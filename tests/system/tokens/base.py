@@ -1,4 +1,4 @@
-"""What all brands of token have in common, and a server that runs on one of them."""
+"""Base class of all brands of token, and a server on one of them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ KEK_LABEL = "k8s-kek"
 
 
 class MissingTokenError(Exception):
-    """What this token is made of is not installed here."""
+    """A program or library of the token is not installed."""
 
 
 def library(name: str, package: str, *folders: str) -> str:
@@ -130,7 +130,7 @@ class Token:
             self.import_key(mac, cka_id + b"h", label=label, kind="GENERIC_SECRET")
 
     def attributes(self, label: str = KEK_LABEL) -> list[dict[str, bool | None]]:
-        """What the token tells about its AES keys with this label."""
+        """Return the attributes of the token's AES keys with this label."""
         found: list[dict[str, bool | None]] = self._tool("attributes", label=label)
         return found
 

@@ -113,7 +113,7 @@ class Load:
 
 
 def at_once(call):
-    """What a coroutine returns, which must not wait for anything."""
+    """Return the result of a coroutine, which must not wait for anything."""
     try:
         call.send(None)
     except StopIteration as end:

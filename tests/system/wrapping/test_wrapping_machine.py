@@ -81,7 +81,7 @@ FLAWS = [
 
 @dataclass(frozen=True)
 class Made:
-    """What was wrapped.
+    """A record, and its plaintext.
 
     Args:
         sealed: The record.
@@ -99,7 +99,7 @@ class Made:
 
     @property
     def nonce(self):
-        """What must never come twice."""
+        """Return the key and nonce, which must never repeat."""
         record = Record.decode(self.sealed.ciphertext)
         return record.header.nested or record.header.key_id, record.iv
 
@@ -189,13 +189,13 @@ class WrappingMachine(RuleBasedStateMachine):
         self.nonces.add(made.nonce)
 
     def _may_fail(self, error):
-        """Whether an Encrypt may fail like that."""
+        """Assert that an Encrypt may fail with this error."""
         another = self.announced not in {None, self.node.look().key_id}
         if not (isinstance(error, KeyNotFoundError) and another):
             self._is_clear(error)  # else the next Status gives another key_id
 
     def _is_clear(self, error):
-        """Whether an error says that the token is away, and it may be."""
+        """Assert that an error means an unavailable token, and that it may be so."""
         assert not self.calm, error
         blind = self.taken and type(error) in BLIND
         assert isinstance(error, UnavailableError) or blind, error
@@ -255,7 +255,7 @@ class WrappingMachine(RuleBasedStateMachine):
         assert one.kind is Kind.DEK_BY_TOKEN or opened.path is not By.TOKEN
 
     def _judge(self, one, error, config, *, must):
-        """Whether a Decrypt may fail like that."""
+        """Assert that a Decrypt may fail with this error."""
         kind = type(error)
         if kind is KeyRetiredError:
             assert one.sealed.key_id.partition(".")[0] in config.keys.retired
@@ -269,7 +269,7 @@ class WrappingMachine(RuleBasedStateMachine):
             self._is_clear(error)
 
     def _in_memory(self, one):
-        """Whether no token is needed to open it."""
+        """Return True if the record decrypts without the token."""
         ring = self.node.engine.keys.ring
         held = {key.fingerprint for key in ring.keys} if ring is not None else set()
         found = self.node.lasting.opened.find(one.sealed.ciphertext, "")
@@ -295,7 +295,7 @@ class WrappingMachine(RuleBasedStateMachine):
     @precondition(lambda self: not self.fault)
     @rule(line=st.sampled_from(FLAWS))
     def birth(self, line):
-        """What goes wrong first is a call of the birth of a local KEK."""
+        """Let a call for a new local KEK fail."""
         self.reload_wrapping("token", "token", accept=True)
         self.time_passes(0.03)
         self.flaw(line, 1)
@@ -316,7 +316,7 @@ class WrappingMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.fault)
     @rule()
     def back(self):
-        """It is there again; the node may need a moment."""
+        """Bring the token back; the node may need a moment."""
         self.shim.clear()
         if self.fault == "away":
             self.hsm.put_back()
@@ -354,7 +354,7 @@ class WrappingMachine(RuleBasedStateMachine):
 
     @rule(v2=wrapping, v1=wrapping, accept=st.booleans())
     def reload_wrapping(self, v2, v1, accept):
-        """Who wraps."""
+        """Change the wrapping modes."""
         accept = accept or "token" != v1 or "token" != v2
         self.reload(apis=_apis(v2, v1), local_keys={"accept_local": accept})
 
@@ -364,7 +364,7 @@ class WrappingMachine(RuleBasedStateMachine):
         between=st.booleans(),
     )
     def reload_engine(self, what, number, between):
-        """What a new engine is needed for."""
+        """Change a setting that needs a new engine."""
         keys = self.node.engine.keys
         if what == "sessions":
             self.reload(between=between, token={"sessions_per_worker": 1 + number % 3})
@@ -441,7 +441,7 @@ class WrappingMachine(RuleBasedStateMachine):
             self.run(self.node.close())
 
     def _is_done(self):
-        """Whether the key made last is current, with a local KEK where one is used."""
+        """Return True if the newest key is current and has any local KEK it needs."""
         engine = self.node.engine
         ring = engine.keys.ring
         youngest = max(ring.keys, key=lambda key: key.age)

@@ -174,7 +174,7 @@ async def running(plugin: Plugin, **limits: int) -> AsyncIterator[WrappingNode]:
 
 @contextlib.contextmanager
 def quick() -> Iterator[None]:
-    """What a node does at leisure, it does quickly."""
+    """Shorten the pauses of a node."""
     with pytest.MonkeyPatch.context() as patch:
         for name, seconds in _QUICK.items():
             patch.setattr(name, seconds)
