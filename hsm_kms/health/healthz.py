@@ -1,7 +1,7 @@
-"""What Status says in `healthz`: one fixed sentence per error class.
+"""Translate errors into what Status says in `healthz`: one fixed message per class.
 
-The API server shows it to whoever may read its /readyz; causes with names and paths
-are in the log and in `hsm-kms check`.
+The API server shows the message to everyone who may read its /readyz, so it has no
+names and no paths; those are in the log and in `hsm-kms check`.
 """
 
 from __future__ import annotations
@@ -10,54 +10,57 @@ from typing import Final
 
 from hsm_kms import errors
 
-_SEE: Final = "see hsm-kms check on the node"
+_CHECK: Final = "run hsm-kms check on the node"
 
 HEALTH: Final[dict[type[errors.HsmKmsError], str]] = {
-    errors.TokenError: f"the token failed; see whether the HSM is up, and {_SEE}",
-    errors.TokenAbsentError: (
-        "the PKCS#11 module or the token is not there; "
-        f"see whether the HSM and its client are up, and {_SEE}"
+    errors.TokenError: (
+        f"the token failed; check whether the HSM is running, and {_CHECK}"
     ),
-    errors.WorkerLostError: f"the token is not reached; {_SEE}",
-    errors.SessionLostError: f"the token loses its sessions; {_SEE}",
+    errors.TokenAbsentError: (
+        "the PKCS#11 module or the token was not found; "
+        f"check whether the HSM and its client are running, and {_CHECK}"
+    ),
+    errors.WorkerLostError: f"the token cannot be reached; {_CHECK}",
+    errors.SessionLostError: f"the token keeps losing its sessions; {_CHECK}",
     errors.TokenTimeoutError: (
-        f"the token does not answer in time; see whether the HSM is up, and {_SEE}"
+        "the token does not answer in time; "
+        f"check whether the HSM is running, and {_CHECK}"
     ),
     errors.PinRejectedError: (
-        "the token rejected the PIN; put the right one into the PIN file"
+        "the token rejected the PIN; write the correct PIN to the PIN file"
     ),
-    errors.PinUnavailableError: f"the PIN is not there or cannot be tried yet; {_SEE}",
+    errors.PinUnavailableError: f"there is no PIN, or it cannot be tried yet; {_CHECK}",
     errors.PinSettlingError: "the PIN file was written just now; wait two seconds",
     errors.KeyNotFoundError: (
         "no key with the configured label is on the token; "
-        "make one with hsm-kms keys generate"
+        "create one with hsm-kms keys generate"
     ),
     errors.KeyAmbiguousError: (
         "several keys have the configured label; name one in keys.current"
     ),
     errors.KeyNotActiveError: (
-        "every key on the token becomes active later; see whether the clock is right"
+        "every key on the token becomes active later; check the clock of this node"
     ),
     errors.KeyReusedError: (
-        "the current key_id was used before; set keys.suffix to one never used"
+        "the current key_id was used before; set keys.suffix to a value never used"
     ),
-    errors.KeyUnsuitableError: f"the current key breaks the key policy; {_SEE}",
+    errors.KeyUnsuitableError: f"the current key breaks the key policy; {_CHECK}",
     errors.KeyLostError: (
         "the key last current here is not on the token; "
         "restore it, or name another in keys.current"
     ),
     errors.NonceBudgetError: (
         "the current key has wrapped as often as is safe; "
-        "make another with hsm-kms keys rotate"
+        "replace it with hsm-kms keys rotate"
     ),
-    errors.MechanismError: f"the token refuses a mechanism that is needed; {_SEE}",
+    errors.MechanismError: f"the token refuses a mechanism that is needed; {_CHECK}",
     errors.PoolTimeoutError: "every token session is busy",
     errors.PoolClosedError: "the server is shutting down",
 }
 
-_ANY_OTHER: Final = f"the server cannot use the token; {_SEE}"
+_ANY_OTHER: Final = f"the server cannot use the token; {_CHECK}"
 
 
 def health(error: errors.HsmKmsError) -> str:
-    """The sentence for an error: cause and cure, without a name or a path."""
+    """Return the message for an error: cause and cure, without a name or a path."""
     return HEALTH.get(type(error), _ANY_OTHER)

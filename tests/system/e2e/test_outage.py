@@ -34,7 +34,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300, func_only=True)]
 
 ANOTHER_KEY = "a" * 26
 GONE = "the key last current here is not on the token"
-SENTENCE = "see hsm-kms check on the node"
+SENTENCE = "run hsm-kms check on the node"
 IN_SOFTWARE = "; meanwhile Encrypt works in software"
 
 

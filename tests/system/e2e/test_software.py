@@ -227,7 +227,7 @@ def test_without_the_token_token_says_why_not(token):
         assert 0 == listed(world)
         assert 1 == status.returncode
         assert status.stdout.startswith("healthz: the ")
-        assert "see hsm-kms check on the node\nkey_id: " in status.stdout
+        assert "run hsm-kms check on the node\nkey_id: " in status.stdout
         assert "\nstate: failed\n" in status.stdout
     wait_for("a Secret", lambda: world.api.get(path)[0] == 200, timeout=NOTICED)
 

@@ -14,15 +14,15 @@ from tests.harness.wait import wait_for
 
 NOT_READY = "UNAVAILABLE: the token is not ready: see hsm-kms check"
 NOT_THERE = (
-    "the PKCS#11 module or the token is not there; see whether the HSM and its "
-    "client are up, and see hsm-kms check on the node"
+    "the PKCS#11 module or the token was not found; check whether the HSM and its "
+    "client are running, and run hsm-kms check on the node"
 )
 NO_KEY = (
-    "no key with the configured label is on the token; make one with "
+    "no key with the configured label is on the token; create one with "
     "hsm-kms keys generate"
 )
 SEVERAL = "several keys have the configured label; name one in keys.current"
-UNSUITABLE = "the current key breaks the key policy; see hsm-kms check on the node"
+UNSUITABLE = "the current key breaks the key policy; run hsm-kms check on the node"
 POLICY = "make a key with `hsm-kms keys generate`, or set keys.policy: warn"
 NAME_ONE = "make a key with `hsm-kms keys generate`, and name it in keys.current"
 LIBRARIES = "check token.module and the libraries it needs"

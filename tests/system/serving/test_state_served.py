@@ -77,7 +77,7 @@ def test_restart_while_token_is_unavailable(plugin, sealed, hsm):
     status = plugin.status()
 
     assert sealed.key_id == status.key_id
-    assert "see hsm-kms check on the node" in status.healthz
+    assert "run hsm-kms check on the node" in status.healthz
     assert "UNAVAILABLE" == code_of(lambda: plugin.encrypt(b"d"))
     assert "UNAVAILABLE" == code_of(open_again)
 

@@ -22,7 +22,7 @@ from tests.harness.wait import wait_for
 from tests.system.faults.observed import ObservedServer
 from tests.system.wrapping.wrapping_rig import DEK, NESTED
 
-AWAY = "see hsm-kms check on the node"
+AWAY = "run hsm-kms check on the node"
 IN_SOFTWARE = "; meanwhile Encrypt works in software"
 
 

@@ -21,8 +21,8 @@ from tests.harness.softhsm import PIN, TOKEN_LABEL, softhsm_module
 from tests.harness.spy import Spy
 from tests.harness.wait import SECONDS, until, wait_for
 
-WAITING = "the PIN is not there or cannot be tried yet; see hsm-kms check on the node"
-REJECTED = "the token rejected the PIN; put the right one into the PIN file"
+WAITING = "there is no PIN, or it cannot be tried yet; run hsm-kms check on the node"
+REJECTED = "the token rejected the PIN; write the correct PIN to the PIN file"
 LOW = "the token reports failed PIN tries, so an unproven PIN is not tried"
 WRONG = "1111-Wrong-PIN"
 

@@ -97,7 +97,7 @@ def test_workers_crash_in_a_loop(make_plugin, hsm, directory):
 
     swap(module, broken)
     kill(*plugin.worker_pids())
-    plugin.wait_healthz("the PKCS#11 module or the token is not there")
+    plugin.wait_healthz("the PKCS#11 module or the token was not found")
     assert key_id == plugin.status().key_id
     assert "UNAVAILABLE" == code_of(lambda: plugin.encrypt(b"d"))
     assert "invalid ELF header" in plugin.events("health")[-1]["detail"]
