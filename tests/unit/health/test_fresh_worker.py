@@ -1,4 +1,4 @@
-"""How often requests and time may cause a look."""
+"""Fresh-worker checks and looks on request: how often they happen."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ async def clock(monkeypatch):
 
 
 async def settle():
-    """Let everything happen that can happen now."""
+    """Run every task as far as it can go now."""
     for _ in range(8):
         await asyncio.sleep(0)
 
 
 class Look:
-    """Counts looks; one goes on until it is let end."""
+    """Count looks; each goes on until `end` is set."""
 
     def __init__(self):
         self.count = 0
@@ -48,7 +48,7 @@ class Look:
 
 
 async def test_look_on_request(clock):
-    """Who asks first begins a look, and waits for it; the others wait with him."""
+    """The first request begins a look; all requests wait for it."""
     look = Look()
     requested = RequestedLooks(look)
     asking = [asyncio.ensure_future(requested.look(clock[0] + 1)) for _ in range(3)]
@@ -75,7 +75,7 @@ async def test_look_on_request_is_seldom(clock):
 
 
 async def test_look_on_request_waits_no_longer_than_the_request():
-    """A look that takes its time goes on; the request does not wait for it."""
+    """A request that runs out of time does not end the look."""
     look = Look()
     requested = RequestedLooks(look)
     loop = asyncio.get_running_loop()
@@ -89,7 +89,7 @@ async def test_look_on_request_waits_no_longer_than_the_request():
 
 
 async def test_look_on_request_given_up():
-    """A client that goes away does not end the look that others wait for."""
+    """A cancelled request does not end the look that other requests wait for."""
     look = Look()
     requested = RequestedLooks(look)
     until = asyncio.get_running_loop().time() + 5
@@ -104,7 +104,7 @@ async def test_look_on_request_given_up():
 
 
 class Workers:
-    """What checks ask of the workers."""
+    """Stand in for `token.workers.Workers`."""
 
     def __init__(self):
         self.ready = []
@@ -124,7 +124,7 @@ class Workers:
 
 
 class Inspection:
-    """What the checks ask of the inspection."""
+    """Stand in for `Inspection`."""
 
     def __init__(self, reads):
         self.reads = reads
@@ -146,7 +146,7 @@ class Member:
 
 @pytest.fixture
 async def visited(clock, monkeypatch):
-    """FreshWorkerChecks under way; `after` moves the clock."""
+    """Running checks; `after` moves the clock."""
     ticks = asyncio.Event()
 
     async def tick(_seconds):
@@ -176,7 +176,7 @@ async def visited(clock, monkeypatch):
 
 
 async def test_visit_every_ten_intervals(visited):
-    """A fresh worker looks every ten intervals."""
+    """A fresh worker reads the keys every ten intervals."""
     _, _, reads, after = visited
 
     assert 0 == await after(10 * INTERVAL - 1)
@@ -187,7 +187,7 @@ async def test_visit_every_ten_intervals(visited):
 
 
 async def test_visit_soon(visited):
-    """A key_id that is not known brings a fresh worker; a flood of them no second."""
+    """An unknown key_id starts a fresh worker; a flood of them starts no second one."""
     checks, _, _, after = visited
     checks.soon()
     assert 0 == await after(REQUESTED_SECONDS - 1)
@@ -201,7 +201,7 @@ async def test_visit_soon(visited):
 
 
 async def test_no_visit_without_workers(visited):
-    """While nothing serves there are others who try to start a worker."""
+    """While no worker serves, no fresh worker is started beside the regular ones."""
     _, workers, _, after = visited
     workers.ready.clear()
 
@@ -210,7 +210,7 @@ async def test_no_visit_without_workers(visited):
 
 @pytest.mark.parametrize("error", [TokenAbsentError("away"), ZeroDivisionError()])
 async def test_visit_that_fails(visited, error):
-    """A fresh worker that cannot look costs nothing, and the next one comes."""
+    """A fresh worker that fails is logged, and the next check happens in time."""
     _, workers, reads, after = visited
     workers.error = error
     assert 1 == await after(10 * INTERVAL)
@@ -221,7 +221,7 @@ async def test_visit_that_fails(visited, error):
 
 
 async def test_recycle_one_at_a_time(visited):
-    """Of two that are behind one is replaced; one that is leaving is left alone."""
+    """Of two workers that are behind one is replaced, and never a retiring one."""
     _, workers, _, after = visited
     workers.ready = [Member(behind=True, retiring=True), Member(behind=True), Member()]
     await after(0.5)

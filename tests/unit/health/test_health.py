@@ -1,4 +1,4 @@
-"""Health: design table of state, healthz and Status, on a clock the test moves."""
+"""Health: state, healthz and Status for each situation, on a clock the test moves."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def outages(**seconds):
 
 
 class HealthNode:
-    """Real health, canaries and keyring; the test says how token and workers are."""
+    """Real health, canaries and keyring; the test decides about token and workers."""
 
     def __init__(self, directory, clock):
         self.clock = clock
@@ -107,7 +107,7 @@ class HealthNode:
         self.health.evaluate()
 
     def later(self, seconds):
-        """Time passes; the monitor's next round has nobody to look with."""
+        """Time passes, and the monitor judges the state again."""
         self.clock[0] += seconds
         self.health.evaluate()
 
@@ -130,12 +130,12 @@ class HealthNode:
 
 
 def sentence(error):
-    """What healthz says of an error."""
+    """Return the message of healthz for an error."""
     return healthz.health(error)
 
 
 def in_software(error):
-    """What it says where Encrypt goes on."""
+    """Return the message of healthz for an error while Encrypt works in software."""
     return f"{healthz.health(error)}; meanwhile Encrypt works in software"
 
 
@@ -156,12 +156,12 @@ async def fresh(tmp_path, clock):
 
 @pytest.fixture
 async def node(fresh):
-    """A node that is well."""
+    """A node whose token is available."""
     return await fresh.well()
 
 
 async def test_well(node):
-    """With a token that works all is ok, whatever wraps."""
+    """While the token works the state is ok in every wrapping mode."""
     for node.local_kek in (False, True):
         node.health.evaluate()
         assert ("ok", "ok") == node.seen
@@ -172,7 +172,7 @@ async def test_well(node):
 
 
 async def test_token_away(node):
-    """One failed canary is doubted for 25 s; then healthz says why."""
+    """25 s after the first failed canary healthz gives the cause."""
     node.away()
     node.later(DOWN_SECONDS - 0.125)
     assert ("ok", "ok") == node.seen
@@ -183,14 +183,14 @@ async def test_token_away(node):
 
 
 async def test_no_worker_starts(node):
-    """When a fresh worker fails, too, nothing is doubted."""
+    """If a fresh worker cannot start, healthz gives the cause at once."""
     node.gone()
 
     assert ("failed", sentence(ABSENT)) == node.seen
 
 
 async def test_degraded(node):
-    """Where Encrypt goes on healthz is ok for the grace, from the first failure on."""
+    """If Encrypt works without the token, healthz stays ok for `grace` seconds."""
     node.local_kek = True
     node.away()
     node.later(DOWN_SECONDS)
@@ -209,7 +209,7 @@ async def test_degraded(node):
 
 
 async def test_degraded_at_once(node):
-    """The same where no worker starts; the cause is the latest one."""
+    """If no worker starts, the grace holds too, and the latest cause is given."""
     node.local_kek = True
     node.gone()
     assert ("degraded", "ok") == node.seen
@@ -220,7 +220,7 @@ async def test_degraded_at_once(node):
 
 
 async def test_no_grace(node):
-    """A grace of 0 s is none."""
+    """With a grace of 0 s healthz gives the cause at once."""
     node.local_kek = True
     node.health.adjust(outages(grace=0.0))
     node.gone()
@@ -229,7 +229,7 @@ async def test_no_grace(node):
 
 
 async def test_settings_change(node):
-    """Another grace counts from now on, for the outage under way, too."""
+    """A changed grace applies to the outage under way."""
     node.local_kek = True
     node.gone()
     node.later(GRACE)
@@ -241,7 +241,7 @@ async def test_settings_change(node):
 
 
 async def test_call_fails_in_the_grace(node):
-    """A client that felt the outage ends the grace at once."""
+    """A failed request ends the grace at once."""
     node.local_kek = True
     node.gone()
     node.health.call_failed()
@@ -250,7 +250,7 @@ async def test_call_fails_in_the_grace(node):
 
 
 async def test_call_fails_before_the_outage_is_known(node):
-    """So does one that felt it before any canary did."""
+    """A request that failed before the first failed canary ends the grace, too."""
     node.local_kek = True
     node.health.call_failed()
     assert ("ok", "ok") == node.seen
@@ -264,7 +264,7 @@ async def test_call_fails_before_the_outage_is_known(node):
 
 
 async def test_call_failed_before_a_good_canary(node):
-    """A failed call does not count for the next outage, nor for the one before."""
+    """A failed request does not count once a canary has passed."""
     node.local_kek = True
     node.health.call_failed()
     await node.well()
@@ -279,7 +279,7 @@ async def test_call_failed_before_a_good_canary(node):
 
 
 async def test_call_fails_while_all_is_well(node):
-    """Alone it says nothing: a canary does."""
+    """A failed request alone does not change the state."""
     node.health.call_failed()
     node.later(2 * GRACE)
 
@@ -287,7 +287,7 @@ async def test_call_fails_while_all_is_well(node):
 
 
 async def test_max_offline(node):
-    """When the local KEK may not be used any more, Encrypt has nothing left."""
+    """Once the local KEK has expired the state is failed."""
     node.local_kek = True
     node.gone()
     node.later(GRACE)
@@ -302,7 +302,7 @@ async def test_max_offline(node):
 
 @pytest.mark.parametrize("local_kek", [False, True])
 async def test_worker_comes_and_goes(node, local_kek):
-    """A worker that comes without a canary ends nothing; one that passes does."""
+    """An outage ends with a passed canary, not with a started worker."""
     node.local_kek = local_kek
     node.gone()
     down = node.seen
@@ -316,7 +316,7 @@ async def test_worker_comes_and_goes(node, local_kek):
 
 @pytest.mark.parametrize("local_kek", [False, True])
 async def test_new_doubt_after_an_outage(node, local_kek):
-    """Each outage is doubted, and has its grace, from its own beginning."""
+    """Each outage has its own 25 s and its own grace."""
     node.local_kek = local_kek
     node.gone()
     node.later(10 * GRACE)
@@ -335,7 +335,7 @@ async def test_new_doubt_after_an_outage(node, local_kek):
 
 @pytest.mark.parametrize("local_kek", [False, True])
 async def test_key_lost(node, local_kek):
-    """A local KEK does not stand in for a key that is gone, token or no token."""
+    """A local KEK does not replace a lost key, with or without the token."""
     node.local_kek = local_kek
     lost = KeyLostError("gone")
     node.fault(lost)
@@ -346,7 +346,7 @@ async def test_key_lost(node, local_kek):
 
 
 async def test_key_has_wrapped_too_often(node):
-    """The same for one that has used up its nonces."""
+    """A local KEK does not replace a key that has used up its nonces."""
     node.local_kek = True
     spent = NonceBudgetError("2^29")
     node.standby.spent = spent
@@ -359,7 +359,7 @@ async def test_key_has_wrapped_too_often(node):
 
 @pytest.mark.parametrize("local_kek", [False, True])
 async def test_not_reached(fresh, local_kek):
-    """Without state there is no key_id to answer with."""
+    """A node that remembers no key answers no Status until it has read the keys."""
     fresh.local_kek = local_kek
     fresh.later(1)
     assert ("starting", "UNAVAILABLE") == fresh.seen
@@ -373,7 +373,7 @@ async def test_not_reached(fresh, local_kek):
 
 @pytest.mark.parametrize("local_kek", [False, True])
 async def test_not_reached_since_the_start(node, tmp_path, clock, local_kek):
-    """Who remembers the last key answers with it at once, and says what is wrong."""
+    """A node that remembers its last key answers with its key_id and the cause."""
     again = HealthNode(tmp_path / "state", clock)
     again.local_kek = local_kek
     unreached = sentence(WorkerLostError())
@@ -391,7 +391,7 @@ async def test_not_reached_since_the_start(node, tmp_path, clock, local_kek):
 
 @pytest.mark.parametrize("local_kek", [False, True])
 async def test_stop_writes(node, local_kek):
-    """Status answers no more when the state was not ok for long, and then again."""
+    """Status stops answering after `stop_writes_after`, until the state is ok again."""
     node.local_kek = local_kek
     node.stop_after(600.0)
     node.away()
@@ -410,7 +410,7 @@ async def test_stop_writes(node, local_kek):
 
 
 async def test_stop_writes_for_a_lost_key(node):
-    """It is the state that counts, not the token."""
+    """A lost key stops Status from answering, too."""
     node.stop_after(600.0)
     node.fault(KeyLostError("gone"))
     node.later(600)
@@ -419,7 +419,7 @@ async def test_stop_writes_for_a_lost_key(node):
 
 
 async def test_stop_writes_counts_over_causes(node):
-    """One cause after the other is one time without being ok."""
+    """Two causes in a row count as one time without being ok."""
     node.stop_after(600.0)
     node.gone()
     node.later(300)
@@ -435,7 +435,7 @@ async def test_stop_writes_counts_over_causes(node):
 
 
 async def test_stop_writes_from_the_start(node, tmp_path, clock):
-    """A node that never was ok counts from its start."""
+    """If the state never was ok, the time counts from the start."""
     again = HealthNode(tmp_path / "state", clock)
     again.stop_after(600.0)
     again.later(0)
@@ -447,7 +447,7 @@ async def test_stop_writes_from_the_start(node, tmp_path, clock):
 
 
 async def test_stop_writes_within_the_grace(node):
-    """Whoever asks why is not told ok."""
+    """When Status stops answering, the grace is over: healthz gives the cause."""
     node.local_kek = True
     node.stop_after(30.0)
     node.gone()
@@ -458,7 +458,7 @@ async def test_stop_writes_within_the_grace(node):
 
 
 async def test_writes_go_on_unless_stopped(node):
-    """Without it, Status answers for ever."""
+    """Without `stop_writes_after` Status answers permanently."""
     node.gone()
     node.later(365 * 86400)
 
@@ -469,7 +469,7 @@ async def test_writes_go_on_unless_stopped(node):
 
 
 async def test_when_it_was_well(fresh):
-    """While nothing is in doubt that is now; else when the last canary passed."""
+    """The token counts as offline since the last canary passed, once one has failed."""
     assert fresh.canaries.offline_for() is None
     await fresh.well()
     fresh.later(20)
@@ -485,7 +485,7 @@ async def test_when_it_was_well(fresh):
 
 
 async def test_log(node):
-    """Each change is logged once, with the cause that no client is told."""
+    """Each change is logged once, with the detail that clients do not see."""
     node.local_kek = True
     node.stop_after(3600.0)
     with capture_logs() as logs:
@@ -509,7 +509,7 @@ async def test_log(node):
 
 
 async def test_time_passes_without_a_worker(tmp_path, clock):
-    """The monitor's rounds go on when no worker serves: grace and Status run out."""
+    """Grace and Status end in time while no worker serves."""
     settings = KeySettings(label=LABEL, shared=True)
     token = {make_key(0, now() - 9000)}
     section = outages(stop_writes_after=600.0)
@@ -541,7 +541,7 @@ async def test_time_passes_without_a_worker(tmp_path, clock):
 
 
 def test_served_without_answers(make_plugin, hsm):
-    """Status is UNAVAILABLE and /readyz 503; `status` says why; a key brings it back.
+    """Status is UNAVAILABLE, /readyz 503, `status` gives the cause; a key ends it.
 
     The server remembers its key and does not reach the token that has it.
     """

@@ -1,4 +1,4 @@
-"""The background look: which looks and proofs it takes until a key becomes current."""
+"""Inspections: how many of them, and which canaries, make a key current."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.unit.keys.node_rig import LABEL, Engine, make_key
 
 
 class Watched:
-    """A node of two workers on one token; the test says who looks when."""
+    """A node of two workers on one token; the test decides who looks when."""
 
     def __init__(self, directory):
         self.wall = now()
@@ -53,7 +53,7 @@ def watched(tmp_path):
 
 
 async def test_switch(watched):
-    """At its time a key is proven anew on every worker, and then current."""
+    """At its activation time a key is proven on every worker, and then current."""
     await watched.start()
     key = watched.makes(1, 60)
     assert watched.first.key_id == await watched.look()
@@ -65,7 +65,7 @@ async def test_switch(watched):
 
 
 async def test_two_keys_due_at_once(watched):
-    """Of two keys whose time came meanwhile the younger one becomes current."""
+    """Of two keys that are due the younger one becomes current."""
     await watched.start()
     watched.makes(1, 60)
     younger = watched.makes(2, 70)
@@ -75,7 +75,7 @@ async def test_two_keys_due_at_once(watched):
 
 
 async def test_younger_of_two_fails(watched):
-    """If the younger one fails on a worker the older of the two takes its turn."""
+    """If the younger of two due keys fails on a worker, the older one is taken."""
     await watched.start()
     older, younger = watched.makes(1, 60), watched.makes(2, 70)
     watched.engine.peers.ready[0].fails.add(younger.fingerprint)
@@ -87,7 +87,7 @@ async def test_younger_of_two_fails(watched):
 
 
 async def test_one_worker_does_not_see_it(watched):
-    """One worker that does not see the key holds the switch up; once told, no more."""
+    """A worker that does not see the key delays the switch until it does."""
     await watched.start()
     key = watched.makes(1, 60)
     blind = watched.engine.peers.ready[0]
@@ -101,7 +101,7 @@ async def test_one_worker_does_not_see_it(watched):
 
 
 async def test_planted_key(watched):
-    """A key that was not born on the token changes nothing, whatever its time."""
+    """A key that the token did not generate never becomes current by its time."""
     await watched.start()
     planted = watched.makes(1, 60, born_here=False)
     watched.wall += 1000
@@ -112,7 +112,7 @@ async def test_planted_key(watched):
 
 
 async def test_visit_that_sees_more(watched):
-    """Who still misses, looking later, what a fresh worker saw is replaced."""
+    """A worker that still misses a key after a fresh worker saw it is replaced."""
     await watched.start()
     key = make_key(1, watched.wall + 60)
     watched.token.add(key)  # only fresh workers see it
@@ -127,7 +127,7 @@ async def test_visit_that_sees_more(watched):
 
 
 async def test_visit_before_all_have_looked(watched):
-    """A key made just before a visit costs no worker that will see it."""
+    """No worker is replaced for a key that it sees in its next look."""
     await watched.start()
     watched.makes(1, 60)
     before = set(watched.engine.peers.ready)
@@ -139,7 +139,7 @@ async def test_visit_before_all_have_looked(watched):
 
 
 async def test_bug_does_not_end_the_watch(watched, monkeypatch):
-    """An exception that nobody expected is logged, and the next look is as ever."""
+    """An unexpected exception is logged, and the next look works."""
     await watched.start()
 
     def fails(*_):

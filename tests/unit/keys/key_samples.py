@@ -1,4 +1,4 @@
-"""Keys as the workers would tell of them, for tests that need no token."""
+"""Keys as workers list them, for tests that need no token."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def settings(**changes: object) -> KeySettings:
 
 @dataclass(frozen=True, eq=False)
 class Looker:
-    """A worker, as far as it matters who looks."""
+    """A worker, as far as the inventory knows it."""
 
     born: float
     lost: asyncio.Event = field(default_factory=asyncio.Event)
@@ -55,9 +55,9 @@ OLD, YOUNG, YOUNGEST = Looker(1.0), Looker(2.0), Looker(3.0)
 
 
 class Seen(Inventory):
-    """Inventory, told in a line each."""
+    """An inventory with a short way to note a listing."""
 
     def by(self, worker: Looker, *keys: TokenKey, now: float = 0.0) -> Seen:
-        """A worker has looked, and saw these keys."""
+        """Note that a worker saw these keys."""
         self.note(worker, KeyListing(keys=keys, unidentified=None), now)
         return self

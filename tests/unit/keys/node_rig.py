@@ -1,4 +1,4 @@
-"""What one node makes of its keys, with workers whose sight the test decides.
+"""One node without processes: the test decides what each worker sees.
 
 Inspection, canaries, keyring, inventory, health and state directory are the real ones;
 only the processes and the local KEKs behind them are not there.
@@ -94,7 +94,7 @@ class Peer:
         return Block(block=b"")
 
     def retire(self, *_why: object) -> None:
-        """It is to be replaced."""
+        """Replace it."""
         self.retiring = True
         self.lost.set()
 

@@ -1,4 +1,4 @@
-"""A node in the hands of hypothesis: what happens around it, and what must hold."""
+"""Rules of a node for hypothesis: what happens around it, and what must hold."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ class NodeRules(RuleBasedStateMachine):
 
     @rule(number=which)
     def key_is_back(self, number):
-        """A deleted key is restored, for who starts from now on."""
+        """A deleted key is restored, for workers that start from now on."""
         self.token.add(self.made[number % len(self.made)])
 
     @rule(number=which, who=which)

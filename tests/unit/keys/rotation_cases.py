@@ -1,4 +1,4 @@
-"""A case of succession: what is there and known, and what shall come of it."""
+"""A case of rotation: what is there and known, and what must follow."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LONG_AGO = NOW - 1000
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """What is there and known, and what shall come of it.
+    """Hold what is there and known, and what must follow.
 
     Args:
         keys: Keys found.

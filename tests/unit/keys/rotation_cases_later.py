@@ -1,4 +1,4 @@
-"""Cases of succession on a node that remembers its last key."""
+"""Cases of rotation on a node that remembers its last key."""
 
 from __future__ import annotations
 

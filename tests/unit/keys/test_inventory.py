@@ -15,7 +15,7 @@ def seen():
 
 
 def test_held_by_all(seen):
-    """What one worker sees is held, also where others do not see it."""
+    """A key that one worker sees is held, even if others do not see it."""
     seen.by(OLD, key(A, 1)).by(YOUNG, key(A, 1), key(B, 2)).by(OLD, key(A, 1))
 
     assert (key(A, 1), key(B, 2)) == seen.keys
@@ -24,7 +24,7 @@ def test_held_by_all(seen):
 
 
 def test_stable_order(seen):
-    """The order is one of age and cipher, whoever lists them in which order."""
+    """Keys are ordered by age and cipher, in whatever order they are listed."""
     pair = key(A, 1, cipher=Cipher.CBC_HMAC)
     keys = [key(B, 2), key(A, 1), pair]
     seen.by(OLD, *keys)
@@ -34,7 +34,7 @@ def test_stable_order(seen):
 
 
 def test_dropped_at_the_third_miss(seen):
-    """Two looks in a row without a key do not drop it; three do."""
+    """Two listings in a row without a key do not drop it; three do."""
     seen.by(OLD, key(A), key(B))
     for _ in range(2):
         seen.by(OLD, key(B))
@@ -44,7 +44,7 @@ def test_dropped_at_the_third_miss(seen):
 
 
 def test_misses_in_a_row(seen):
-    """A key that is seen again in between has missed nothing."""
+    """A key that is seen again starts with no misses."""
     seen.by(OLD, key(A))
     for _ in range(5):
         seen.by(OLD).by(OLD).by(OLD, key(A))
@@ -53,14 +53,14 @@ def test_misses_in_a_row(seen):
 
 
 def test_misses_of_several_workers(seen):
-    """It is the looks that count, whichever worker has them, if it is young enough."""
+    """Misses of several workers count together, if each is young enough."""
     seen.by(OLD, key(A)).by(OLD).by(YOUNG).by(YOUNGEST)
 
     assert () == seen.keys
 
 
 def test_an_older_worker_misses_nothing(seen):
-    """What came after a worker had started it may never see: it is no witness."""
+    """A worker that is older than the youngest one that saw a key is no witness."""
     seen.by(OLD).by(YOUNG, key(A))
     for _ in range(5):
         seen.by(OLD)
@@ -69,7 +69,7 @@ def test_an_older_worker_misses_nothing(seen):
 
 
 def test_who_once_saw_it_is_a_witness(seen):
-    """A key is dropped although only a worker that has left saw it last."""
+    """A worker that once saw a key is a witness, even if a younger one saw it, too."""
     seen.by(OLD, key(A), key(B)).by(YOUNGEST, key(A), key(B))
     for _ in range(3):
         assert not seen.by(OLD, key(A)).is_behind(OLD)
@@ -78,7 +78,7 @@ def test_who_once_saw_it_is_a_witness(seen):
 
 
 def test_who_sees_nothing_is_no_witness(seen):
-    """A worker that has lost its token says nothing of the keys on it."""
+    """A worker that sees no key at all is no witness."""
     seen.by(OLD, key(A)).by(YOUNGEST, key(A))
     for _ in range(5):
         seen.by(OLD)
@@ -87,7 +87,7 @@ def test_who_sees_nothing_is_no_witness(seen):
 
 
 def test_the_youngest_is_the_witness(seen):
-    """Once a younger worker has seen a key, the misses of older ones count no more."""
+    """Once a younger worker has seen a key, misses of older workers do not count."""
     seen.by(OLD, key(A)).by(OLD).by(OLD).by(YOUNG, key(A))
     for _ in range(5):
         seen.by(OLD)
@@ -104,7 +104,7 @@ def test_another_key_in_its_place(seen):
 
 
 def test_first_seen(seen):
-    """When a key was first seen is kept as long as it is held, and no longer."""
+    """The time when a key was first seen is kept as long as the key is held."""
     seen.by(OLD, key(A), now=10.0).by(YOUNG, key(A), key(B), now=20.0)
     assert {A: 10.0, B: 20.0} == seen.first_seen
 
@@ -115,7 +115,7 @@ def test_first_seen(seen):
 
 
 def test_first_seen_of_a_copy(seen):
-    """As long as one of its objects is there the key has not gone."""
+    """A key is held as long as one of its objects is there."""
     seen.by(OLD, key(A, cka_id=b"1"), key(A, cka_id=b"2"), now=10.0)
     for _ in range(3):
         seen.by(OLD, key(A, cka_id=b"2"), now=20.0)
@@ -124,7 +124,7 @@ def test_first_seen_of_a_copy(seen):
 
 
 def test_is_behind(seen):
-    """A worker is behind that looks later than a younger one, and sees less."""
+    """A worker is behind if it looks later than a younger one and sees less."""
     seen.by(OLD, key(A)).by(YOUNG, key(A), key(B)).by(OLD, key(A))
     assert not seen.is_behind(OLD)  # B may be gone again: the next look tells
     seen.by(YOUNG, key(A), key(B)).by(OLD, key(A))
@@ -135,7 +135,7 @@ def test_is_behind(seen):
 
 
 def test_is_not_behind_before_it_looks(seen):
-    """A key that came after its last look tells nothing about a worker."""
+    """A worker is not behind for a key that was made after its last look."""
     seen.by(OLD, key(A)).by(YOUNG, key(A), key(B))
     assert not seen.is_behind(OLD)
 
@@ -143,7 +143,7 @@ def test_is_not_behind_before_it_looks(seen):
 
 
 def test_is_not_behind_when_a_key_goes(seen):
-    """A key that goes is first missed by one worker, and then by all."""
+    """No worker is behind while a deleted key is missed by one after the other."""
     seen.by(OLD, key(A), key(B)).by(YOUNG, key(A), key(B))
     for _ in range(3):
         assert not seen.by(OLD, key(A)).is_behind(OLD)
@@ -153,21 +153,21 @@ def test_is_not_behind_when_a_key_goes(seen):
 
 
 def test_is_not_behind_an_older_one(seen):
-    """What only an older worker sees is gone, or will be: nobody is replaced for it."""
+    """A worker is not behind for a key that only an older worker sees."""
     seen.by(OLD, key(A), key(B)).by(YOUNG, key(A)).by(OLD, key(A), key(B))
 
     assert not seen.is_behind(YOUNG)
 
 
 def test_is_not_behind_when_in_doubt(seen):
-    """While a key may have gone nobody is replaced for not seeing it."""
+    """No worker is behind for a key that may have been deleted."""
     seen.by(YOUNG, key(A)).by(OLD).by(YOUNGEST)
 
     assert not seen.is_behind(OLD)
 
 
 def test_forget_lost(seen):
-    """Of a worker that is gone nothing is kept but the keys."""
+    """Only the keys that a lost worker saw are kept."""
     gone = Looker(2.0)
     seen.by(OLD, key(A)).by(gone, key(A), key(B))
     gone.lost.set()

@@ -1,4 +1,4 @@
-"""What a keyring opens, what it encrypts under, and what each key is to it."""
+"""What a keyring decrypts, what it encrypts under, and the state of each key."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ def test_unknown_key_id(named):
 
 
 def test_unknown_cipher():
-    """A key that is held for one cipher opens no record of the other."""
+    """A key that is held for one cipher decrypts no record of the other."""
     with pytest.raises(UnknownKeyIdError):
         ring(key(A)).for_decrypt(A, Cipher.CBC_HMAC)
 
 
 def test_two_objects_of_one_key():
-    """Of two copies of one key the first opens, always the same one."""
+    """Of two copies of one key always the same one decrypts."""
     first, copy = key(A, cka_id=b"1"), key(A, cka_id=b"2")
 
     assert first is ring(first, copy).for_decrypt(A, Cipher.GCM)
@@ -67,7 +67,7 @@ ALIAS = {GONE + ".old": b"b"}
 
 
 def test_also_known_as():
-    """What names a key_id of old is opened by the key with the CKA_ID given for it."""
+    """A record with a key_id in `also_known_as` is decrypted by the key named there."""
     held = ring(key(A), key(B), settings=settings(also_known_as=ALIAS))
 
     assert key(B) == held.for_decrypt(GONE + ".old", Cipher.GCM)
@@ -75,7 +75,7 @@ def test_also_known_as():
 
 @pytest.mark.parametrize("named", [GONE, GONE + ".older"])
 def test_also_known_as_is_exact(named):
-    """The escape holds for the whole key_id that was written down, and no other."""
+    """`also_known_as` holds for a whole key_id, and for no other."""
     held = ring(key(B), settings=settings(also_known_as=ALIAS))
 
     with pytest.raises(UnknownKeyIdError):
@@ -83,7 +83,7 @@ def test_also_known_as_is_exact(named):
 
 
 def test_also_known_as_of_no_use():
-    """It opens nothing by a key that is not there, or not for this cipher."""
+    """`also_known_as` finds no key that is not held, or not for this cipher."""
     known = settings(also_known_as=ALIAS)
 
     for held in (
@@ -102,7 +102,7 @@ def test_also_known_as_never_shadows():
 
 
 def test_also_known_as_retired():
-    """A retired key opens nothing under another name either."""
+    """A retired key decrypts nothing under another name."""
     known = settings(also_known_as=ALIAS, retired=frozenset({B}))
 
     with pytest.raises(KeyRetiredError):
@@ -110,7 +110,7 @@ def test_also_known_as_retired():
 
 
 def test_for_encrypt():
-    """The current key is given out, and its fault instead where it has one."""
+    """`for_encrypt` returns the current key, or raises its fault."""
     fault = KeyLostError("gone")
     good = ring(key(A), current=key(A))
 
@@ -138,7 +138,7 @@ STATES = {
 
 @pytest.mark.parametrize("name", STATES)
 def test_state(name):
-    """Every key is one thing to this node."""
+    """Every key has exactly one state."""
     one, wanted = STATES[name]
     held = ring(
         one,
@@ -151,7 +151,7 @@ def test_state(name):
 
 
 def test_state_where_policy_warns():
-    """What is only warned of is not refused."""
+    """A key that only causes a warning is not refused."""
     held = ring(settings=settings(enforce=False))
 
     assert KeyState.DECRYPT_ONLY is held.state(key(B, **OFFENDS))

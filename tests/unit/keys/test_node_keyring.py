@@ -16,7 +16,7 @@ from tests.unit.keys.keyring_node import FIRST, NEXT, SERIAL, THIRD, KeyringNode
 
 @pytest.fixture
 def node(tmp_path):
-    """A node that has never seen a key."""
+    """A node that has never read a key."""
     return KeyringNode(tmp_path / "state")
 
 
@@ -68,7 +68,7 @@ def test_switch_at_the_time(node):
 
 
 def test_seconds_to_next(node):
-    """The next look is due at the next time that comes; past ones do not count."""
+    """The next activation time counts; past ones do not."""
     due = key(C, NOW - 900)
     node.sees(FIRST).sees(FIRST, due, NEXT, usable=lambda _: False)
 
@@ -77,7 +77,7 @@ def test_seconds_to_next(node):
 
 
 def test_v2_switches_when_status_says_so(node):
-    """v1 goes by the time; v2 encrypts under what Status gave last."""
+    """v1 follows the activation time; v2 encrypts under the announced key."""
     node.sees(FIRST, NEXT).keyring.announce(A)
     node.after(10).sees(FIRST, NEXT)
     assert (B, A) == (node.current, node.announced)
@@ -90,14 +90,14 @@ def test_v2_switches_when_status_says_so(node):
 
 
 def test_v2_before_the_first_status(node):
-    """As long as no Status was asked for v2 goes by the time, too."""
+    """Before the first Status v2 follows the activation time, too."""
     node.sees(FIRST, NEXT).after(10).sees(FIRST, NEXT)
 
     assert B == node.announced
 
 
 def test_announced_ring_holds_new_keys(node):
-    """A key that was found since the last Status opens what others sealed under it."""
+    """A key that was found since the last Status decrypts."""
     node.sees(FIRST).keyring.announce(A)
     node.sees(FIRST, NEXT)
 
@@ -105,7 +105,7 @@ def test_announced_ring_holds_new_keys(node):
 
 
 def test_announced_key_is_gone(node):
-    """v2 encrypts under no other key than Status gave; without it, not at all."""
+    """If the announced key is gone v2 encrypts under no other key."""
     node.sees(FIRST, NEXT).keyring.announce(A)
     node.after(10).sees(FIRST, NEXT).sees(NEXT)
     with pytest.raises(KeyNotFoundError, match=f"Status gave last, {A}, cannot"):
@@ -116,7 +116,7 @@ def test_announced_key_is_gone(node):
 
 
 def test_fault_is_that_of_both(node):
-    """Without the current key neither API encrypts; what is held still decrypts."""
+    """Without the current key neither API encrypts; the keys held still decrypt."""
     node.sees(FIRST).keyring.announce(A)
     node.sees(NEXT)
 
@@ -168,7 +168,7 @@ def test_usable_is_asked_of_the_next_alone(node):
 
 
 def test_preview(node):
-    """A preview tells what would be, and nothing of it is remembered."""
+    """A preview saves nothing."""
     seen = Seen().by(OLD, FIRST)
 
     assert FIRST == node.keyring.preview(seen, None, lambda _: True).current
@@ -177,7 +177,7 @@ def test_preview(node):
 
 
 def test_frozen(node):
-    """Once another engine has taken over nothing becomes current any more."""
+    """A frozen keyring switches to no other key."""
     node.sees(FIRST, NEXT).keyring.announce(A)
     node.keyring.freeze()
     node.after(10).sees(FIRST, NEXT)
@@ -186,7 +186,7 @@ def test_frozen(node):
 
 
 def test_frozen_before_the_first_key(node):
-    """It leaves the state directory to the one that took over."""
+    """A frozen keyring writes nothing into the state directory."""
     node.keyring.freeze()
     node.sees(FIRST)
 
@@ -194,7 +194,7 @@ def test_frozen_before_the_first_key(node):
 
 
 def test_never_a_key_id_of_old(node):
-    """What was current once is not again, until the configuration gives it a name."""
+    """A former current key needs a new key_id to become current again."""
     node.sees(FIRST, NEXT).after(10).sees(FIRST, NEXT)
     node.serve(current=A).sees(FIRST, NEXT)
     assert KeyReusedError is type(node.keyring.ring.fault)
@@ -206,7 +206,7 @@ def test_never_a_key_id_of_old(node):
 
 
 def test_events(node):
-    """A key to come is told once, with its time; a switch with what was before."""
+    """A pending key is logged once, with its time; a switch with the key before."""
     with capture_logs() as logs:
         node.sees(FIRST, NEXT).sees(FIRST, NEXT).after(10).sees(FIRST, NEXT)
         node.sees(FIRST, NEXT)
@@ -233,7 +233,7 @@ def test_warns_of_an_imported_key(node):
 
 
 def test_a_thousand_keys_due(node):
-    """However many keys are due and not proven, Status does not wait for it."""
+    """A thousand keys that are due and not proven are judged in milliseconds."""
     many = [key(f"{n:a>26}", n + 2, cka_id=b"%d" % n) for n in range(1000)]
     node.sees(FIRST)
     began = time.thread_time()

@@ -18,12 +18,12 @@ from tests.unit.state_dir.state_samples import BEFORE, KEY
 
 @pytest.fixture
 def node(tmp_path):
-    """A node that has never seen a key."""
+    """A node that has never read a key."""
     return KeyringNode(tmp_path / "state")
 
 
 def test_directory_missing(tmp_path):
-    """A key that cannot be remembered is used all the same, and kept once it can be."""
+    """A key that cannot be saved is used, and saved once it can be."""
     node = KeyringNode(tmp_path / "no" / "state")
     with capture_logs() as logs:
         node.sees(FIRST).sees(FIRST)
@@ -36,7 +36,7 @@ def test_directory_missing(tmp_path):
 
 
 def test_not_writable_at_the_switch(node):
-    """A switch that could not be written down is, as soon as there is a way."""
+    """A switch that could not be saved is saved once it can be."""
     node.sees(FIRST, NEXT).after(10)
     node.directory.chmod(0o777)  # others could change it: it is not used
     node.sees(FIRST, NEXT)
@@ -68,7 +68,7 @@ def test_file_damaged(node, damage):
 
 
 def test_file_without_former(node):
-    """What was written before there were former keys is read."""
+    """A file without former keys is read."""
     node.sees(FIRST)
     file = json.loads(node.file.read_text())
     del file["former"]
@@ -79,7 +79,7 @@ def test_file_without_former(node):
 
 
 def test_file_removed(node):
-    """Who removes it has a node that starts anew; the running one is not moved."""
+    """Without its file a node starts anew; the running process keeps its key."""
     node.sees(FIRST, NEXT)
     node.file.unlink()
 
@@ -88,7 +88,7 @@ def test_file_removed(node):
 
 
 def test_many_former_keys(tmp_path):
-    """Only the newest of them are kept, and the file can be read however many."""
+    """Only the newest former keys are kept, and the file can be read."""
     state = StateDir(tmp_path / "state").open()
     wordy = msgspec.structs.replace(BEFORE, key_id="b" * 26 + "." + "s" * 16)
     state.save_last_key(KEY, (BEFORE, *[wordy] * MAX_FORMER_KEYS))

@@ -1,4 +1,4 @@
-"""What the policy has against a key, and which keys were born on the token."""
+"""How a key violates the policy, and which keys the token generated."""
 
 from __future__ import annotations
 
@@ -49,21 +49,21 @@ def seen(changes, length=32, partner=None):
 
 @pytest.mark.parametrize("name", OFFENCES)
 def test_offences(name):
-    """Each attribute that is not as it must be is named, with what it is."""
+    """Each attribute that violates the policy is named with its value."""
     changes, length, wanted = OFFENCES[name]
 
     assert wanted == violations(seen(changes, length), Cipher.GCM, settings())
 
 
 def test_public_where_no_login():
-    """A token without login holds public keys only, and that is no offence."""
+    """On a token without login CKA_PRIVATE is not required."""
     public = seen({"CKA_PRIVATE": False})
 
     assert () == violations(public, Cipher.GCM, settings(private=False))
 
 
 def test_partner():
-    """The HMAC key of a pair is judged too, by what it is for, where it is used."""
+    """The HMAC key of a pair is judged by its own attributes, where it is used."""
     partner = seen({"CKA_SIGN": True, "CKA_VERIFY": None, "CKA_ENCRYPT": False})
     pair = seen({}, partner=partner)
 
@@ -81,14 +81,14 @@ BORN = {
 
 
 def test_born_here():
-    """Generated on the token, and never to be read since."""
+    """A key that the token generated, and that was never extractable, is born here."""
     assert born_here(seen(BORN))
 
 
 @pytest.mark.parametrize("name", BORN)
 @pytest.mark.parametrize("value", [False, None], ids=["no", "untold"])
 def test_not_born_here(name, value):
-    """One flag that is not there, of the key or of its partner, tells otherwise."""
+    """A key is not born here if one attribute, also of its HMAC key, is missing."""
     other = seen(BORN | {name: value})
 
     assert not born_here(other)

@@ -21,18 +21,18 @@ def test_named(name):
 
 @pytest.mark.parametrize("name", AS_BEFORE)
 def test_as_before(name):
-    """The last key stays, until the time of a younger one that was born here."""
+    """The last key stays until the activation time of a younger one has come."""
     AS_BEFORE[name].check()
 
 
 @pytest.mark.parametrize("name", FIRST)
 def test_first(name):
-    """A node that remembers none takes what cannot be mistaken."""
+    """A node that remembers no key takes one only if there is no doubt."""
     FIRST[name].check()
 
 
 def test_key_without_a_name():
-    """What is wrong with a key that has no name is told where there is no other."""
+    """Why a key could not be identified is the fault if there is no other key."""
     trouble = KeyUnsuitableError("the key cannot be identified")
 
     def fault(keys, **keys_section):
@@ -176,7 +176,7 @@ moments = st.lists(st.tuples(some_keys, st.floats(-2, 8)), max_size=8)
 
 @given(moments, st.booleans())
 def test_nothing_goes_back(moments, shared):
-    """Whatever comes and goes, on whatever clock: no key_id is current twice.
+    """No key_id becomes current twice, whatever keys and clocks do.
 
     And what becomes current by its time was born here, is fit, and had its time.
     """

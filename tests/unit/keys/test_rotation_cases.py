@@ -49,7 +49,7 @@ async def node(directory):
 
 
 async def test_the_younger_fails(node):
-    """Of two keys whose time has come the older one is taken if the other fails."""
+    """Of two keys that are due the older one is taken if the other fails."""
     older, younger = (make_key(n, BEGAN + AHEAD + n) for n in (1, 2))
     node.token |= {older, younger}
     await node.look()
@@ -82,7 +82,7 @@ async def test_two_start_at_once(node):
 
 
 async def test_named_otherwise_than_announced(node, directory):
-    """What Status said before the keys were read binds v2 until the next Status."""
+    """A key_id announced before the keys were read binds v2 until the next Status."""
     before = node.key_id
     other = make_key(3, BEGAN - 500)
     node.token.add(other)

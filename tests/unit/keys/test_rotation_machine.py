@@ -77,7 +77,7 @@ class NodeMachine(NodeRules):
 
     @rule()
     def fresh_one_looks(self):
-        """A visit."""
+        """A fresh worker reads the keys."""
         self.loop.now += 1
         for engine in self.engines():
             self.run(engine.visit())
@@ -85,13 +85,13 @@ class NodeMachine(NodeRules):
 
     @rule(number=which)
     def local_kek_comes(self, number):
-        """A local KEK under a key is there at last, or is not there yet."""
+        """A local KEK under a key is created, or missing again."""
         key = self.made[number % len(self.made)]
         for engine in self.engines():
             engine.lacking ^= {key.fingerprint}
 
     def judge(self):
-        """By its time alone no key becomes current before its local KEK is there."""
+        """No key becomes current by its time before its local KEK exists."""
         for engine in self.engines():
             last, before = engine.keyring.last_key_id, engine.last
             if before is None or engine.settings.current is not None:
@@ -104,7 +104,7 @@ class NodeMachine(NodeRules):
 
     @rule()
     def status(self):
-        """The API server asks; what it is told, it goes by."""
+        """The API server asks for Status."""
         self.announcer = self.engine
         state = self.engine.health.announce()
         if not state.key_id:
@@ -119,7 +119,7 @@ class NodeMachine(NodeRules):
 
     @rule()
     def observer(self):
-        """`hsm-kms status` asks; nothing comes of it."""
+        """`hsm-kms status` asks, and changes nothing."""
         self.engine.health.look()
 
     @rule()
@@ -152,7 +152,7 @@ class NodeMachine(NodeRules):
         return key
 
     def can_read(self, key):
-        """What is written under a key can be read, while the token has the key."""
+        """A record can be decrypted as long as the token has its key."""
         there = any(each.name == key.name for each in self.token)
         if there and key.fingerprint not in self.engine.settings.retired:
             ring = self.engine.keyring.ring
@@ -162,7 +162,7 @@ class NodeMachine(NodeRules):
 
     @rule()
     def restart(self):
-        """The process starts anew, by what the state directory holds."""
+        """The process starts again with what the state directory holds."""
         self.coming = None
         self.begin()
 
@@ -205,7 +205,7 @@ class NodeMachine(NodeRules):
 
     @invariant()
     def what_was_left_stays_left(self):
-        """Neither Status nor the state directory takes a key_id up again."""
+        """No former key_id becomes current again."""
         if not hasattr(self, "engine"):
             return
         keyring = self.engine.keyring
