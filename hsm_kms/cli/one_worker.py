@@ -86,7 +86,7 @@ async def one_worker(
     with _pin_source(config, choice or LoginChoice()) as (source, descriptors):
         login = PinLogin(source, state, retry=retry)
         await _wait_until_stable(login.verdict)
-        worker = await Worker.spawn(0, config.token.env, descriptors)
+        worker = await Worker.spawn(0, config.token.env, pass_fds=descriptors)
         try:
             async with asyncio.timeout(config.token.start_timeout):
                 await worker.configure(

@@ -89,7 +89,7 @@ class PinLogin:
         except asyncio.CancelledError:
             done, _ = await asyncio.wait([task], timeout=_LOGIN_END_SECONDS)
             if not done:  # killed before the PIN lock is let go
-                worker.kill(End.START, "broken off inside C_Login")
+                worker.retire(End.START, "interrupted inside C_Login")
                 await asyncio.wait([task])
             if not task.cancelled():
                 task.exception()  # seen

@@ -27,12 +27,14 @@ from hsm_kms.ipc.messages import (
 )
 from hsm_kms.log import get_logger
 from hsm_kms.token.channel import Channel
-from hsm_kms.token.ends import End
+from hsm_kms.token.ends import ENDS, End
 from hsm_kms.token.errors import error_from
 from hsm_kms.token.stderr import Stderr
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+    from hsm_kms.token.ends import Keeper
 
 LEAVE_SECONDS: Final = 1.0  # the worker itself takes half of it at most
 _IDLE_SECONDS: Final = 0.4  # of them, for a call on the control session to end
@@ -61,6 +63,7 @@ class Worker:
         pairs: Sequence[socket.socket],
         stderr: int,
         pidfd: int,
+        keeper: Keeper | None = None,
     ) -> None:
         self.control, *self.sessions = (
             Channel(pair, self._lost, self.retire) for pair in pairs
@@ -73,6 +76,7 @@ class Worker:
         self.born = asyncio.get_running_loop().time()
         self.started: Started | None = None
         self._process = process
+        self._keeper = keeper
         # asyncio's own kill() may reap the child behind its watcher's back.
         self._pidfd: int | None = pidfd
         self._stderr = Stderr(stderr, process.pid)
@@ -90,7 +94,12 @@ class Worker:
 
     @classmethod
     async def spawn(
-        cls, sessions: int, env: Mapping[str, str], pass_fds: Sequence[int] = ()
+        cls,
+        sessions: int,
+        env: Mapping[str, str],
+        *,
+        pass_fds: Sequence[int] = (),
+        keeper: Keeper | None = None,
     ) -> Worker:
         """Exec a worker with a control pair and `sessions` more pairs.
 
@@ -98,6 +107,7 @@ class Worker:
             sessions: How many session channels.
             env: Added to this process's environment, for the vendor's module.
             pass_fds: More descriptors that the worker inherits.
+            keeper: Decides how the worker ends; None for a worker that stands alone.
 
         Raises:
             WorkerLostError: This machine has no process or descriptor left.
@@ -126,7 +136,7 @@ class Worker:
                     f"a token worker cannot be started: {error.strerror}"
                 ) from None
             ours.pop_all()
-        return cls(process, [mine for mine, _ in pairs], stderr, pidfd)
+        return cls(process, [mine for mine, _ in pairs], stderr, pidfd, keeper)
 
     async def configure(self, request: Configure) -> Started:
         """Load the module and choose the token.
@@ -201,13 +211,26 @@ class Worker:
             channel.retiring = True
 
     def retire(self, end: End, reason: str = "") -> None:
-        """Have it replaced: whoever keeps it sees `lost` and lets it leave."""
+        """Have the worker ended by its keeper, as the row of `end` says."""
+        if self._keeper is None:
+            self.finish(end, reason)
+        else:
+            self._keeper.end(self, end, reason)
+
+    def finish(self, end: End, reason: str = "") -> None:
+        """End the worker now: only for its keeper, which sees `lost` and the exit.
+
+        The first reason is kept. A worker that is not killed leaves by `leave`.
+        """
         self.lend_no_more()
-        self._end(end, reason)
+        self._mark_lost(end, reason)
+        how = ENDS[end]
+        if how.kill:
+            self._kill(counted=how.counted)
 
     async def leave(self) -> None:
         """Ask the worker to close its sessions and exit; kill it if it does not."""
-        self._end(End.ASKED)
+        self._mark_lost(End.ASKED)
         for channel in self.sessions:
             channel.close()
         try:
@@ -215,7 +238,7 @@ class Worker:
                 await self._say_leave()
                 await self._process.wait()
         except (TimeoutError, WorkerLostError):
-            self.kill(End.ASKED, "did not leave in time")
+            self._kill(counted=True)
         self.control.close()
         try:
             async with asyncio.timeout(KILL_SECONDS):
@@ -233,10 +256,9 @@ class Worker:
             await self.control.idle()
         self.control.exchange(Leave())
 
-    def kill(self, end: End, reason: str = "") -> None:
-        """SIGKILL; whoever waits for an answer gets `WorkerLostError`."""
-        self._end(end, reason)
-        if End.LOST not in {end, self.end}:  # then it is gone already
+    def _kill(self, *, counted: bool) -> None:
+        """Send SIGKILL; a caller that waits for an answer gets `WorkerLostError`."""
+        if counted and self.end is not End.LOST:  # a lost one is gone already
             self.killed = True
         if self._pidfd is not None:
             with contextlib.suppress(ProcessLookupError):
@@ -245,9 +267,9 @@ class Worker:
             channel.close()
 
     def _lost(self, why: str) -> None:
-        self.kill(End.LOST, why)
+        self.retire(End.LOST, why)
 
-    def _end(self, end: End, reason: str = "") -> None:
+    def _mark_lost(self, end: End, reason: str = "") -> None:
         if not self.lost.is_set():
             self.end = end
             self.reason = reason

@@ -5,14 +5,16 @@
 2. A worker that is gone is replaced at once; one that cannot start, or does not
    live long, is tried again with growing, jittered pauses. While there is none,
    requests fail with the reason.
-3. Calls that are stuck or hung are the business of `token.watch`.
+3. `Workers.end` alone ends a worker that serves, whoever asks for that: a worker is
+   ended once, calls under way may finish as the row in `token.ends` allows, and no
+   worker is recycled unless all are there.
+4. `token.watchdog` watches for calls that are stuck or hung.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from hsm_kms.errors import (
@@ -22,7 +24,7 @@ from hsm_kms.errors import (
 )
 from hsm_kms.log import get_logger
 from hsm_kms.token.counts import Counts
-from hsm_kms.token.ends import End
+from hsm_kms.token.ends import ENDS, End, Ending
 from hsm_kms.token.process import Worker
 from hsm_kms.token.restarts import Backoff, KillBudget
 from hsm_kms.token.watchdog import Watchdog
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     from hsm_kms.token.settings import WorkerSettings
 
 _WELL_SECONDS: Final = 10.0  # a worker that lived this long resets the pauses
+_POLL_SECONDS: Final = 0.05
 
 _log = get_logger(__name__)
 
@@ -74,19 +77,14 @@ class Workers:
         self.last_error: HsmKmsError | None = None
         self._budget = KillBudget()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._watch = Watchdog(
-            settings,
-            ready=self.ready,
-            pool=pool,
-            run=self._run,
-            keep=partial(self._keep, settings.workers),
-        )
+        self._spare: asyncio.Task[None] | None = None
+        self._spare_worker: Worker | None = None
 
     def start(self) -> None:
         """Start the workers in the background."""
         for number in range(self._settings.workers):
             self._run(self._keep(number))
-        self._run(self._watch.run())
+        self._run(Watchdog(self._settings, self._pool, self).run())
 
     @contextlib.asynccontextmanager
     async def visitor(self) -> AsyncIterator[Worker | None]:
@@ -98,12 +96,12 @@ class Workers:
         Raises:
             HsmKmsError: It could not be started.
         """
-        if self._watch.has_spare or self._budget.spent:
+        if self.has_spare or self._budget.spent:
             yield None
             return
         self._login.verdict.check()
         settings = self._settings
-        worker = await Worker.spawn(0, settings.env)
+        worker = await Worker.spawn(0, settings.env, keeper=self)
         try:
             try:
                 async with asyncio.timeout(settings.start_timeout):
@@ -119,14 +117,68 @@ class Workers:
 
     def recycle(self, worker: Worker) -> None:
         """Replace a worker that sees too few keys, once all others are there."""
-        lending = [each for each in self.ready if not each.retiring]
-        if len(lending) >= self._settings.workers:
-            worker.lend_no_more()
-            self._run(self._end_drained(worker))
+        self.end(worker, End.RECYCLED, "a fresh worker sees more keys")
 
-    async def _end_drained(self, worker: Worker) -> None:
-        await self._watch.drain(worker, self._settings.call_timeout)
-        worker.retire(End.RECYCLED, "a fresh worker sees more keys")
+    def end(self, worker: Worker, end: End, why: str) -> None:
+        """End a worker as its row in `token.ends` says, and have it replaced.
+
+        Nothing happens if the worker is being ended already, or if it must wait until
+        all others serve.
+
+        Args:
+            worker: The worker.
+            end: Why, for metrics.
+            why: Why, for the log.
+        """
+        how = ENDS[end]
+        if how.drain == 0:
+            worker.finish(end, why)
+            return
+        if worker.retiring or (how.alone and not self._all_serve()):
+            return
+        # No await from the checks to here: of two who ask at once the second finds
+        # this worker retiring.
+        worker.lend_no_more()
+        for channel in worker.sessions:
+            self._pool.withdraw(channel)
+        self._run(self._drain_and_finish(worker, end, why))
+
+    def _all_serve(self) -> bool:
+        lending = [each for each in self.ready if not each.retiring]
+        return len(lending) >= self._settings.workers
+
+    async def _drain_and_finish(self, worker: Worker, end: End, why: str) -> None:
+        settings, loop = self._settings, asyncio.get_running_loop()
+        seconds = ENDS[end].drain
+        until = loop.time() + (settings.call_timeout if seconds is None else seconds)
+        hung_before = loop.time() - settings.hang_timeout
+        while loop.time() < until and any(  # noqa: ASYNC110 - polls channels, no event
+            channel.busy_since is not None and channel.busy_since > hung_before
+            for channel in worker.sessions
+        ):
+            await asyncio.sleep(_POLL_SECONDS)
+        worker.finish(end, why)
+
+    @property
+    def has_spare(self) -> bool:
+        """Return True if a spare worker has its place on the token."""
+        return self._spare is not None
+
+    def start_spare(self) -> None:
+        """Keep one more worker alive, unless there is a spare one."""
+        if self._spare is None:
+            self._spare = self._run(self._keep(self._settings.workers))
+            self._spare.add_done_callback(self._spare_gone)
+
+    def drop_spare(self) -> None:
+        """Let the spare worker leave, calls under way having finished."""
+        if self._spare_worker is not None:
+            self.end(self._spare_worker, End.ASKED, "the spare worker is not needed")
+        elif self._spare is not None:
+            self._spare.cancel()
+
+    def _spare_gone(self, _: asyncio.Task[None]) -> None:
+        self._spare = self._spare_worker = None
 
     def canary_passed(self) -> None:
         """The token works again: as many workers as are configured may be there."""
@@ -158,7 +210,13 @@ class Workers:
                 await asyncio.sleep(backoff.pause(known))
                 continue
             began = loop.time()
-            await self._serve(worker, channels)
+            is_spare = number == self._settings.workers
+            self._spare_worker = worker if is_spare else self._spare_worker
+            how = await self._serve(worker, channels)
+            if is_spare:
+                self._spare_worker = None
+            if not how.replaced:
+                return
             if loop.time() - began > _WELL_SECONDS:
                 backoff.reset()
             else:
@@ -168,7 +226,7 @@ class Workers:
         self._login.verdict.check()
         settings = self._settings
         spent = self._budget.spent
-        worker = await Worker.spawn(settings.sessions, settings.env)
+        worker = await Worker.spawn(settings.sessions, settings.env, keeper=self)
         try:
             async with asyncio.timeout(settings.start_timeout):
                 started = await worker.configure(settings.configure)
@@ -180,7 +238,7 @@ class Workers:
                     channels = await worker.open_sessions(granted)
         except TimeoutError:
             self._counts.ends[End.START] += 1
-            worker.kill(End.START, "it did not start in time")
+            self.end(worker, End.START, "it did not start in time")
             await self._see_out(worker)
             raise TokenTimeoutError(
                 f"the token worker did not start within {settings.start_timeout:g} s",
@@ -213,7 +271,7 @@ class Workers:
         self._pool.fail(error)
         self._alarm.notify("a token worker cannot start")
 
-    async def _serve(self, worker: Worker, channels: list[Channel]) -> None:
+    async def _serve(self, worker: Worker, channels: list[Channel]) -> Ending:
         _log.info("token worker started", pid=worker.pid, sessions=len(channels))
         self.last_error = None
         self.ready.append(worker)
@@ -236,6 +294,7 @@ class Workers:
                 reason=worker.reason,
             )
             self._alarm.notify("a token worker ended")
+        return ENDS[end]
 
 
 def _as_known(error: Exception) -> HsmKmsError:

@@ -149,7 +149,7 @@ async def test_dead_ones_count(make, shim):
     shim.set(f"max_sessions={most} keep_dead")
     async with make(2) as served:
         await served.stocked()
-        served.workers.ready[0].kill(End.LOST, "test")
+        served.workers.ready[0].retire(End.LOST, "test")
         await served.until(lambda: len(served.workers.ready) == 1)
         await served.stocked()
         assert LENT + 1 == served.pool.stats().sessions

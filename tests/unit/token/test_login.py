@@ -12,6 +12,7 @@ import pytest
 from hsm_kms.errors import PinRejectedError, WorkerLostError
 from hsm_kms.ipc.messages import Configure
 from hsm_kms.state_dir.directory import StateDir
+from hsm_kms.token.ends import End
 from hsm_kms.token.login import PinLogin
 from hsm_kms.token.pin_file import PinSource
 from hsm_kms.token.process import Worker
@@ -215,7 +216,7 @@ async def die_inside_login(hsm, gate):
     os.kill(worker.pid, signal.SIGSTOP)
     login = asyncio.ensure_future(gate.login(worker))
     await until(lambda: worker.control.busy_since is not None)
-    worker.kill("a test")
+    worker.retire(End.LOST, "a test")
     with pytest.raises(WorkerLostError):
         await login
     await worker.leave()
