@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 from hsm_kms.errors import HsmKmsError
 from hsm_kms.log import get_logger
+from hsm_kms.token.ends import End
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -80,7 +81,7 @@ class FreshWorkerChecks:
         Raises:
             HsmKmsError: The worker could not be started, or could not read.
         """
-        async with self._workers.visitor() as worker:
+        async with self._workers.fresh_worker() as worker:
             if worker is not None:
                 await self._inspection.read_fresh(worker)
                 self._alarm.notify("a fresh worker read the keys")
@@ -89,7 +90,7 @@ class FreshWorkerChecks:
         """Replace one worker that misses a key after a younger worker saw it."""
         for worker in self._workers.ready:
             if not worker.retiring and self._inspection.is_behind(worker):
-                self._workers.recycle(worker)
+                self._workers.end(worker, End.RECYCLED, "a fresh worker sees more keys")
                 return
 
 

@@ -101,7 +101,7 @@ class Monitor:
             if await self._inspection.look(worker):
                 self._workers.canary_passed()
         except HsmKmsError as error:
-            worker.retire(End.CANARY, str(error))
+            self._workers.end(worker, End.CANARY, str(error))
         except Exception as error:  # noqa: BLE001 - a bug must not end the monitor
             _log.error("bug in the monitor", exc_info=error)
         self._health.evaluate()

@@ -87,7 +87,7 @@ class Workers:
         self._run(Watchdog(self._settings, self._pool, self).run())
 
     @contextlib.asynccontextmanager
-    async def visitor(self) -> AsyncIterator[Worker | None]:
+    async def fresh_worker(self) -> AsyncIterator[Worker | None]:
         """A fresh worker with a control session alone, logged in, for one look.
 
         None while a spare one has its place on the token, or while the budget of
@@ -114,10 +114,6 @@ class Workers:
             yield worker
         finally:
             await self._see_out(worker)
-
-    def recycle(self, worker: Worker) -> None:
-        """Replace a worker that sees too few keys, once all others are there."""
-        self.end(worker, End.RECYCLED, "a fresh worker sees more keys")
 
     def end(self, worker: Worker, end: End, why: str) -> None:
         """End a worker as its row in `token.ends` says, and have it replaced.

@@ -16,6 +16,7 @@ from hsm_kms.health.fresh_worker import (
     RequestedLooks,
 )
 from hsm_kms.token.alarm import Alarm
+from hsm_kms.token.ends import End
 
 INTERVAL = 30.0
 
@@ -109,17 +110,18 @@ class Workers:
     def __init__(self):
         self.ready = []
         self.recycled = []
-        self.visitors = 0
+        self.fresh = 0
         self.error = None
 
     @contextlib.asynccontextmanager
-    async def visitor(self):
-        self.visitors += 1
+    async def fresh_worker(self):
+        self.fresh += 1
         if self.error is not None:
             raise self.error
         yield object()
 
-    def recycle(self, worker):
+    def end(self, worker, end, _why):
+        assert End.RECYCLED == end
         self.recycled.append(worker)
 
 
@@ -168,7 +170,7 @@ async def visited(clock, monkeypatch):
         ticks.set()
         for _ in range(8):
             await real(0)
-        return workers.visitors
+        return workers.fresh
 
     await real(0)
     yield checks, workers, reads, after

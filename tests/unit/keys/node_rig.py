@@ -27,6 +27,7 @@ from hsm_kms.keys.node_keyring import NodeKeyring
 from hsm_kms.state_dir.directory import StateDir
 from hsm_kms.token.alarm import Alarm
 from hsm_kms.token.breaker import Breaker
+from hsm_kms.token.ends import ENDS, End
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -112,13 +113,13 @@ class Peers:
         self.last_error: HsmKmsError | None = None
 
     @contextlib.asynccontextmanager
-    async def visitor(self) -> AsyncIterator[Peer]:
+    async def fresh_worker(self) -> AsyncIterator[Peer]:
         """A fresh worker."""
         yield Peer(set(self._token))
 
-    def recycle(self, worker: Peer) -> None:
+    def end(self, worker: Peer, end: End, _why: str) -> None:
         """As `token.workers.Workers` does."""
-        if len(self.ready) >= WORKERS:
+        if not ENDS[end].alone or len(self.ready) >= WORKERS:
             worker.retire()
 
     def canary_passed(self) -> None:

@@ -23,16 +23,20 @@ def make(hsm, pin_file, directory):
     return make
 
 
+def recycle(served, worker):
+    served.workers.end(worker, End.RECYCLED, "a fresh worker sees more keys")
+
+
 async def test_recycle(make):
     """A worker that is to be replaced is, while all others serve; one at a time."""
     async with make() as served:
         await served.stocked()
         first, second = served.workers.ready
-        served.workers.recycle(first)
-        served.workers.recycle(second)
+        recycle(served, first)
+        recycle(served, second)
         await served.until(first.lost.is_set)
         assert (End.RECYCLED, False) == (first.end, first.killed)
-        served.workers.recycle(second)
+        recycle(served, second)
         await served.stocked()
         assert second in served.workers.ready
         assert b"dek" == await served.unwrap(await served.wrap(b"dek"))
@@ -47,18 +51,18 @@ async def test_recycle_lets_calls_end(make):
         stop(worker.pid)
         call = asyncio.ensure_future(served.wrap(b"dek"))
         await served.until(lambda: served.pool.stats().idle == 0)
-        served.workers.recycle(worker)
+        recycle(served, worker)
         await asyncio.sleep(0.2)
         assert not worker.lost.is_set()
         os.kill(worker.pid, signal.SIGCONT)
         assert b"dek" == await served.unwrap(await call)
 
 
-async def test_visitor(make):
+async def test_fresh_worker(make):
     """A fresh worker is logged in, serves no request, and leaves after its look."""
     async with make() as served:
         await served.stocked()
-        async with served.workers.visitor() as worker:
+        async with served.workers.fresh_worker() as worker:
             await served.qualify(worker)
             assert 3 == len(children())
             assert (2, 8) == (
