@@ -42,7 +42,7 @@ Request = TypeVar("Request", bound=Message)
 Response = TypeVar("Response", bound=Message)
 
 
-def nobody(_method: str, _code: str, _seconds: float, _path: str) -> None:
+def unobserved(_method: str, _code: str, _seconds: float, _path: str) -> None:
     """Ignore the request."""
 
 
@@ -90,7 +90,7 @@ class Call:
         return asyncio.get_running_loop().time() + remaining
 
     @property
-    def only_looks(self) -> bool:
+    def only_observes(self) -> bool:
         """Return True if the client says that it will not encrypt."""
         return (OBSERVER, "1") in (self._context.invocation_metadata() or ())
 

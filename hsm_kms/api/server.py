@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 import grpc
 import grpc.aio
 
-from hsm_kms.api.call import Observe, nobody
+from hsm_kms.api.call import Observe, unobserved
 from hsm_kms.api.v1 import SERVICE as V1_SERVICE
 from hsm_kms.api.v1 import KmsV1
 from hsm_kms.api.v2 import SERVICE as V2_SERVICE
@@ -32,7 +32,7 @@ def build_server(
     v2: Wrapper,
     v1: Wrapper,
     health: HealthSource,
-    observe: Observe = nobody,
+    observe: Observe = unobserved,
 ) -> grpc.aio.Server:
     """Return a server with the enabled services.
 

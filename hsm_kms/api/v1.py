@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from hsm_kms import __version__
-from hsm_kms.api.call import Call, Observe, handler, nobody, require
+from hsm_kms.api.call import Call, Observe, handler, require, unobserved
 from hsm_kms.api.rpc.kms_v1beta1_pb2 import (
     DecryptRequest,
     DecryptResponse,
@@ -38,7 +38,7 @@ class KmsV1:
         observe: As for `Call`.
     """
 
-    def __init__(self, wrapper: Wrapper, observe: Observe = nobody) -> None:
+    def __init__(self, wrapper: Wrapper, observe: Observe = unobserved) -> None:
         self._wrapper = wrapper
         self._observe = observe
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from hsm_kms.api.call import Call, Observe, handler, nobody, require
+from hsm_kms.api.call import Call, Observe, handler, require, unobserved
 from hsm_kms.api.rpc.kms_v2_pb2 import (
     DecryptRequest,
     DecryptResponse,
@@ -47,7 +47,7 @@ class KmsV2:
         wrapper: Wrapper,
         health: HealthSource,
         version: str,
-        observe: Observe = nobody,
+        observe: Observe = unobserved,
     ) -> None:
         self._wrapper = wrapper
         self._observe = observe
@@ -78,7 +78,7 @@ class KmsV2:
         state = self._health.look()
         if not state.answers:
             raise TokenError(state.healthz)
-        if not call.only_looks:
+        if not call.only_observes:
             state = self._health.announce()
         call.key_id = state.key_id
         return StatusResponse(

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from hsm_kms.token.alarm import Alarm
     from hsm_kms.token.channel import Channel
 
-_PATIENT: Final = 0.5  # a call this part of call_timeout old counts as the token's
+_PATIENT: Final = 0.5  # of call_timeout: an unanswered call this old is a fault
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -236,7 +236,7 @@ class Pool:
         return error
 
     async def _lend(self, latest: float) -> Channel:
-        # No await before the return: nobody else can be lent the popped session.
+        # No await before the return: no other request can get the popped session.
         while self._idle:
             channel = self._idle.pop()
             if channel.lendable:
@@ -264,8 +264,7 @@ class Pool:
 
     def _reclaim(self, waiter: asyncio.Future[Channel]) -> None:
         """Forget a waiter that gave up, and take back the session it may hold."""
-        # A session can be handed to a waiter just before its task is cancelled or
-        # times out: then nobody else reads the result.
+        # A session can be handed to a waiter just before it is cancelled or times out.
         if waiter in self._waiting:
             self._waiting.remove(waiter)
         elif waiter.done() and not waiter.cancelled() and not waiter.exception():

@@ -1,7 +1,7 @@
 """Wrap and unwrap under a key: AES-GCM with three sources of the IV, or CBC with HMAC.
 
-The IV always ends up beside the ciphertext, whoever generated it, so one way of
-reading fits all records. Nothing is ever wrapped without integrity.
+The IV always ends up beside the ciphertext, whichever side generated it, so one way
+of reading fits all records. Nothing is ever wrapped without integrity.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 A failure is healed, and the request tried again, at most once:
 
-1. A session that is invalid is opened anew.
+1. A session that is invalid, or that failed for an unclear reason, is opened anew.
 2. Stale key handles are looked up again, if the user is still logged in.
 3. After an ambiguous decrypt error the session decrypts a known good canary: if that
    works the ciphertext is bad, else the session is opened anew.
@@ -62,8 +62,7 @@ if TYPE_CHECKING:
 
 CANARY_BYTES = 32
 KnownGood = dict[tuple[KeyRef, Cipher], Decrypt]
-# Not Login, which can use up a PIN try, and no request that changes keys: it may have
-# succeeded although it failed.
+# Not Login, which can use up a PIN try, nor changes of keys, which may have succeeded.
 _REPEATABLE = (
     Encrypt,
     Decrypt,
@@ -138,7 +137,7 @@ class TokenSession:
             case GenerateRandom(count=count):
                 return Random(data=self._cryptoki.random(self._handle, count))
             case RunCanary():
-                self._prove(request)
+                self._run_canary(request)
                 return Done()
             case Probe(ref=ref, paired=paired, wanted=wanted):
                 on = self._keyed(ref, paired=paired)
@@ -227,7 +226,7 @@ class TokenSession:
             on, cipher, request.aad, request.iv, request.ciphertext
         )
 
-    def _prove(self, request: RunCanary) -> None:
+    def _run_canary(self, request: RunCanary) -> None:
         how = request.mechanism
         canary = os.urandom(CANARY_BYTES)
         on = self._keyed(request.ref, paired=how.cipher is Cipher.CBC_HMAC)
@@ -283,23 +282,12 @@ class TokenSession:
                     old.close()
 
     def _forget_handles(self, error: WorkerError) -> None:
-        """Drop all key handles, so that they are looked up again.
-
-        Raises:
-            WorkerError: The user is no longer logged in.
-        """
+        """Drop all key handles, to look them up again if the user is logged in."""
         self._forget_keys()
         self._require_login(error)
 
     def _require_login(self, error: WorkerError | None = None) -> None:
-        """Refuse to search the token without a login.
-
-        A public session does not see private keys, and would report keys that exist
-        as missing.
-
-        Raises:
-            WorkerError: The user is not logged in.
-        """
+        """Refuse to search without a login: private keys would seem to be missing."""
         if not self._logged_in():
             raise WorkerError(
                 Fault.LOGIN,

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import grpc.aio
 
-from hsm_kms.api.call import nobody
+from hsm_kms.api.call import unobserved
 from hsm_kms.api.rpc import (
     kms_v1beta1_pb2,
     kms_v1beta1_pb2_grpc,
@@ -157,7 +157,7 @@ async def serve(
     v2: bool = True,
     v1: bool = True,
     version: str = "v2",
-    observe: Observe = nobody,
+    observe: Observe = unobserved,
 ) -> AsyncIterator[Service]:
     """Serve the APIs that are switched on."""
     apis = Apis(v2=ApiV2(enabled=v2, version=version), v1=ApiV1(enabled=v1))
