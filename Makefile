@@ -70,7 +70,7 @@ coverage: .venv/dev packages
 	@rm -f .coverage .coverage.*
 	@$(MAKE) --no-print-directory test PYTEST='$(BIN)/coverage run -m pytest'
 	@$(BIN)/coverage combine --quiet
-	@$(BIN)/coverage report
+	@$(BIN)/coverage report $(if $(PYTEST_ARGS),--fail-under=0)
 
 bench: .venv/dev packages
 	@$(BIN)/python -m bench.direct

@@ -79,7 +79,7 @@ make_minimal() {
     # shellcheck source=/dev/null
     [ -n "$suite" ] || suite=$(. /etc/os-release && echo "$VERSION_CODENAME")
     source=$(mirror "$suite")
-    [ -n "$source" ] || die "/etc/apt names no source for $suite"
+    [ -n "$source" ] || die "apt knows no source of $suite; run apt-get update"
     debootstrap --variant=minbase "$suite" "$root" "$source" >"$scratch/log" ||
         { cat "$scratch/log" >&2 && die "debootstrap failed"; }
     rm -f "$root/etc/apt/sources.list"
