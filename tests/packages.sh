@@ -17,5 +17,5 @@ found /usr/lib/*/pkcs11-spy.so /usr/lib64/pkcs11-spy.so \
 
 [ $# -eq 0 ] || install_packages "$@" || case " $* " in
 *" softhsm2 "*) exit 1 ;;
-*) echo "going on without; the tests that want them are skipped" >&2 ;;
+*) echo "going on without; the tests that need them are skipped" >&2 ;;
 esac
