@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import math
-
 import pytest
 
 from hsm_kms.clock import now
@@ -17,15 +14,6 @@ from hsm_kms.token.alarm import Alarm
 from tests.unit.keys.node_rig import LABEL, Peer, Uncounted, make_key
 
 KEY = make_key(0, now() - 9000)
-
-
-@pytest.fixture
-async def clock(monkeypatch):
-    """The loop's clock, which stands until the test moves it."""
-    loop = asyncio.get_running_loop()
-    now_ = [float(math.ceil(loop.time()))]
-    monkeypatch.setattr(loop, "time", lambda: now_[0])
-    return now_
 
 
 @pytest.fixture

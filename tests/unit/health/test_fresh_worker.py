@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import math
 
 import pytest
 
@@ -19,15 +18,6 @@ from hsm_kms.token.alarm import Alarm
 from hsm_kms.token.ends import End
 
 INTERVAL = 30.0
-
-
-@pytest.fixture
-async def clock(monkeypatch):
-    """The loop's clock; it stands until the test moves it."""
-    loop = asyncio.get_running_loop()
-    now = [float(math.ceil(loop.time()))]  # whole seconds add up exactly
-    monkeypatch.setattr(loop, "time", lambda: now[0])
-    return now
 
 
 async def settle():
