@@ -11,6 +11,7 @@ from hsm_kms.etcd.resources import resource_of
 from hsm_kms.etcd.source import DEFAULT_PREFIX, EtcdError, Source
 from hsm_kms.etcd.text import printable, text_of
 from hsm_kms.etcd.values import Provider, Stored, explain
+from hsm_kms.keys.key_id import fingerprint_in
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -97,7 +98,7 @@ class Tally:
         self._wanted = SENSITIVE | frozenset(resources)
         self._objects: Counter[Row] = Counter()
         self._examples: dict[Row, bytes] = {}
-        self._by_key: dict[str, int] = {fingerprint_in(each): 0 for each in watch}
+        self._by_key: dict[str, int] = {_key_of(each): 0 for each in watch}
         self._under_other_keys = 0
 
     def add(self, item: Item) -> None:
@@ -120,7 +121,7 @@ class Tally:
         # Where a record contradicts what stands beside it, both keys count: the
         # question is whether a key may go.
         named = {stored.key_id, stored.other_key_id} - {None}
-        for fingerprint in {fingerprint_in(each) for each in named if each}:
+        for fingerprint in {_key_of(each) for each in named if each}:
             if fingerprint in self._by_key or len(self._by_key) < MAX_ROWS:
                 self._by_key[fingerprint] = self._by_key.get(fingerprint, 0) + 1
             else:
@@ -135,7 +136,7 @@ class Tally:
         Args:
             key_id: A key_id or fingerprint; any suffix counts as the same key.
         """
-        return self._by_key.get(fingerprint_in(key_id), self._under_other_keys)
+        return self._by_key.get(_key_of(key_id), self._under_other_keys)
 
     def keys(self) -> dict[str, int]:
         """Objects by fingerprint, or by what another provider calls its key.
@@ -208,10 +209,10 @@ def scan(
     return tally
 
 
-def fingerprint_in(key_id: str) -> str:
+def _key_of(key_id: str) -> str:
     """The fingerprint of a key_id; one that is not ours stands for itself."""
     if KEY_ID.fullmatch(key_id):
-        return key_id.partition(".")[0]
+        return fingerprint_in(key_id)
     return _cut(key_id)
 
 

@@ -25,6 +25,7 @@ from hsm_kms.cli.keys.unused import require_unused
 from hsm_kms.cli.one_worker import one_worker
 from hsm_kms.clock import now, when
 from hsm_kms.errors import ConfigError, HsmKmsError
+from hsm_kms.keys.key_id import fingerprint_in
 from hsm_kms.keys.keyring import KeyState
 from hsm_kms.state_dir.directory import StateDir
 
@@ -139,7 +140,7 @@ class _Destroying:
             raise AssertionError("get found what find did not")
         ask = ask_of(self._given.config, worker)
         gone = await finish(ask, self._journal, work, left)
-        self._journal.forget_retired({self._key_id.partition(".")[0]})
+        self._journal.forget_retired({fingerprint_in(self._key_id)})
         return self._shown(work.cka_id, gone, None)
 
     async def _whole(
@@ -207,7 +208,7 @@ def _last_use(config: Config, found: Found, key_id: str) -> str:
     """When this node encrypted under a key last, as far as it remembers."""
     former = StateDir(config.state_dir).former_keys()
     names = set(found.names.values())
-    until = [each.until for each in former if each.key_id.partition(".")[0] in names]
+    until = [each.until for each in former if fingerprint_in(each.key_id) in names]
     if not until:
         return f"on which day {key_id} was last in use is not known on this node"
     return f"{key_id} was last in use on this node at {until[-1]}"

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 from hsm_kms.cli.keys.options import tell
 from hsm_kms.errors import MechanismError
 from hsm_kms.ipc.messages import Destroy
+from hsm_kms.keys.key_id import fingerprint_in
 
 if TYPE_CHECKING:
     from hsm_kms.cli.keys.journal import Journal
@@ -103,7 +104,7 @@ async def finish(ask: Ask, journal: Journal, work: KeyWork, left: KeyRef | None)
 
 
 def _same(one: str, other: str) -> bool:
-    return one.partition(".")[0] == other.partition(".")[0]
+    return fingerprint_in(one) == fingerprint_in(other)
 
 
 async def _destroy(ask: Ask, ref: KeyRef, *, partner: bool) -> None:

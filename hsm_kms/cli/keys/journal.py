@@ -15,6 +15,7 @@ from msgspec.structs import replace
 
 from hsm_kms.clock import now, when
 from hsm_kms.errors import HsmKmsError
+from hsm_kms.keys.key_id import fingerprint_in
 from hsm_kms.state_dir import files
 from hsm_kms.state_dir.directory import StateDir
 from hsm_kms.state_dir.records import (
@@ -128,7 +129,7 @@ class Journal:
             StateCorruptError: The file is there and cannot be believed.
         """
         for each in self._state.key_work().retired:
-            if _fingerprint(each.key_id) in fingerprints:
+            if fingerprint_in(each.key_id) in fingerprints:
                 return seconds_of(each.since)
         return None
 
@@ -155,14 +156,10 @@ class Journal:
         kept = tuple(
             each
             for each in file.retired
-            if _fingerprint(each.key_id) not in fingerprints
+            if fingerprint_in(each.key_id) not in fingerprints
         )
         if kept != file.retired:
             self._state.save_key_work(replace(file, retired=kept))
-
-
-def _fingerprint(key_id: str) -> str:
-    return key_id.partition(".")[0]
 
 
 def seconds_of(text: str) -> float | None:

@@ -16,7 +16,7 @@ from hsm_kms.cli.one_worker import one_worker
 from hsm_kms.clock import now, when
 from hsm_kms.errors import HsmKmsError
 from hsm_kms.ipc.values import Cipher
-from hsm_kms.keys.key_id import activation_of
+from hsm_kms.keys.key_id import activation_of, fingerprint_in
 from hsm_kms.keys.keyring import KeyState
 from hsm_kms.keys.policy import born_here, violations
 from hsm_kms.state_dir.directory import StateDir
@@ -165,7 +165,7 @@ def _also(survey: Survey, found: Found) -> Iterator[str]:
     """Its other name, where anything here knows it."""
     main = survey.main(found)
     memory = survey.memory
-    known = {each.partition(".")[0] for each in (memory.last or "", *memory.former)}
+    known = {fingerprint_in(each) for each in (memory.last or "", *memory.former)}
     for cipher, name in found.names.items():
         if main and cipher is not main[1] and name in known:
             yield f"by {cipher} it is {survey.key_id(name)}"

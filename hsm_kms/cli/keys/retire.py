@@ -29,6 +29,7 @@ from hsm_kms.errors import ConfigError, HsmKmsError, MechanismError
 from hsm_kms.ipc.messages import Relabel
 from hsm_kms.ipc.values import KeyRef
 from hsm_kms.keys.inventory import MISSES_BELIEVED
+from hsm_kms.keys.key_id import fingerprint_in
 from hsm_kms.keys.keyring import KeyState
 
 if TYPE_CHECKING:
@@ -152,7 +153,7 @@ class _Retiring:
         if since is None:
             self._journal.retire(self._key_id)
             since = now()
-        listed = {each.partition(".")[0] for each in config.keys.retired}
+        listed = {fingerprint_in(each) for each in config.keys.retired}
         wanted = [*config.keys.retired, *sorted(names - listed)]
         shown = _shown(self._key_id, found.ref, since, wanted)
         if not names - listed:

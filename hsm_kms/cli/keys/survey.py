@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from hsm_kms.errors import HsmKmsError, KeyAmbiguousError, KeyNotFoundError
 from hsm_kms.ipc.values import Cipher, KeyRef
+from hsm_kms.keys.key_id import fingerprint_in
 from hsm_kms.keys.keyring import Keyring, KeyState
 
 if TYPE_CHECKING:
@@ -114,7 +115,7 @@ class Survey:
         Raises:
             KeyAmbiguousError: Several objects are this key.
         """
-        name = key_id.partition(".")[0]
+        name = fingerprint_in(key_id)
         found = [each for each in self.found if name in each.names.values()]
         if len(found) > 1:
             ids = ", ".join(each.ref.cka_id.hex() for each in found)
@@ -142,7 +143,7 @@ class Survey:
     def was_current(self, found: Found) -> bool:
         """Whether this node remembers a key as its current one, now or before."""
         known = {self.memory.last or "", *self.memory.former}
-        return not {each.partition(".")[0] for each in known}.isdisjoint(
+        return not {fingerprint_in(each) for each in known}.isdisjoint(
             found.names.values()
         )
 
@@ -168,7 +169,7 @@ class Survey:
         last = {self.memory.last or "", self.ring.settings.current or ""}
         if self.ring.current is not None and self.ring.current.ref == found.ref:
             return True
-        return not {each.partition(".")[0] for each in last}.isdisjoint(
+        return not {fingerprint_in(each) for each in last}.isdisjoint(
             found.names.values()
         )
 
