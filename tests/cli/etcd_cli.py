@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import os
-import sys
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from hsm_kms.cli import main
-from tests.harness.command_line import HSM_KMS
+from tests.harness import command_line
+from tests.harness.command_line import HSM_KMS, Ended
 from tests.harness.etcd_samples import v1, v2
 
 if TYPE_CHECKING:
@@ -29,47 +27,19 @@ OBJECTS = {
 COMMAND = [*HSM_KMS, "etcd"]
 
 
-@dataclass(frozen=True)
-class Done:
-    """How a command ended, and what it wrote."""
-
-    code: int
-    out: str
-    err: str
-
-
 class EtcdCli:
     """Runs commands of `hsm-kms etcd` in this process; none of ETCDCTL_* is set."""
 
-    def __init__(
-        self,
-        monkeypatch: pytest.MonkeyPatch,
-        capsys: pytest.CaptureFixture[str],
-        folder: Path,
-    ) -> None:
-        self._monkeypatch = monkeypatch
-        self._capsys = capsys
-        self._stdin = folder / "stdin"
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         for name in [name for name in os.environ if name.startswith("ETCDCTL_")]:
             monkeypatch.delenv(name)
 
     def run(
         self, *arguments: object, env: dict[str, str] | None = None, stdin: bytes = b""
-    ) -> Done:
-        """Run one."""
-        for name, value in (env or {}).items():
-            self._monkeypatch.setenv(name, value)
-        self._stdin.write_bytes(stdin)
-        argv = ["hsm-kms", "etcd", *map(str, arguments)]
-        self._monkeypatch.setattr(sys, "argv", argv)
-        code = 0
-        with self._stdin.open() as file:
-            self._monkeypatch.setattr(sys, "stdin", file)
-            try:
-                main()
-            except SystemExit as end:
-                code = end.code
-        return Done(code, *self._capsys.readouterr())
+    ) -> Ended:
+        """Run a command."""
+        result = command_line.run("etcd", *arguments, env=env, stdin=stdin)
+        return Ended.of(result)
 
     def scan(self, path: Path, *arguments: object, code: int = 0) -> tuple[str, str]:
         """Scan a file; what came on stdout and stderr."""

@@ -7,7 +7,9 @@ import subprocess
 import sys
 
 from tests.cli import kubectl_stub
+from tests.harness import command_line
 from tests.harness.command_line import HSM_KMS
+from tests.harness.wait import patient
 
 TEXT = "c2VjcmV0LXRleHQ="  # what is in every Secret here
 
@@ -15,7 +17,7 @@ TEXT = "c2VjcmV0LXRleHQ="  # what is in every Secret here
 class Command:
     """Runs `hsm-kms migrate` by the command line that `command` makes."""
 
-    timeout = 60  # seconds
+    timeout = patient(60)
 
     def run(self, *arguments, **options):
         return subprocess.run(
@@ -53,11 +55,13 @@ class Migrating(Command):
         self.scenario.write_text(json.dumps(scenario))
 
     def command(self, *arguments):
-        return [
-            *HSM_KMS,
-            "migrate",
-            *("--kubectl", str(self.kubectl), "--rate", "10000", *arguments),
-        ]
+        return [*HSM_KMS, *self._options(arguments)]
+
+    def run(self, *arguments):
+        return command_line.run(*self._options(arguments))
+
+    def _options(self, arguments):
+        return ("migrate", "--kubectl", self.kubectl, "--rate", "10000", *arguments)
 
     def requests(self, method=""):
         lines = self.log.read_text().splitlines() if self.log.exists() else []

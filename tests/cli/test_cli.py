@@ -14,12 +14,13 @@ import pytest
 
 from hsm_kms import __version__
 from hsm_kms.cli import cli
-from tests.harness.command_line import HSM_KMS
+from tests.harness.command_line import HSM_KMS, run
 from tests.harness.processes import children_of, command_lines
 from tests.harness.softhsm import PIN, softhsm_module
-from tests.harness.wait import wait_for
+from tests.harness.wait import patient, wait_for
 
 TRANSCRIPTS = sorted((Path(__file__).parent / "transcripts").glob("*.txt"))
+SPAWNED = "usage"  # the transcript whose exit codes are those of a real process
 PATTERNS = {
     "KEY_ID": r"[a-z2-7]{26}",
     "CKA_ID CKA_ID": r"CKA_ID 686b6d7301[0-9a-f]{32}",
@@ -32,15 +33,15 @@ PATTERNS = {
 }
 
 
-def run(*arguments, env=None):
-    """A command as a shell would run it."""
+def spawn(*arguments, env):
+    """Run a command as a shell would, in a process of its own."""
     return subprocess.run(
         [*HSM_KMS, *arguments],
-        env=os.environ | (env or {}),
+        env=os.environ | env,
         check=False,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=patient(60),
     )
 
 
@@ -99,7 +100,8 @@ def test_transcript(path, words, empty_hsm):
     """
     for lines in commands_of(path.read_text()):
         command, out, err, code = filled_in(lines, words)
-        result = run(*shlex.split(command)[1:], env=empty_hsm.env)
+        start = spawn if path.stem == SPAWNED else run
+        result = start(*shlex.split(command)[1:], env=empty_hsm.env)
         assert code == result.returncode, (command, result)
         assert_lines(out, result.stdout)
         assert_lines(err, result.stderr)

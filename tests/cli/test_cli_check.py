@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.test_cli import run
+from tests.harness.command_line import run
 from tests.harness.softhsm import softhsm_module
 from tests.harness.spy import Spy
 

@@ -21,9 +21,9 @@ HOSTILE = "\x1b]0;owned\x07\u202e"
 
 
 @pytest.fixture
-def cli(monkeypatch, capsys, tmp_path):
+def cli(monkeypatch):
     """The commands."""
-    return EtcdCli(monkeypatch, capsys, tmp_path)
+    return EtcdCli(monkeypatch)
 
 
 @pytest.fixture

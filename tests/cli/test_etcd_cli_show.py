@@ -19,9 +19,9 @@ from tests.harness.etcd_server import EtcdServer
 
 
 @pytest.fixture
-def cli(monkeypatch, capsys, tmp_path):
+def cli(monkeypatch):
     """The commands."""
-    return EtcdCli(monkeypatch, capsys, tmp_path)
+    return EtcdCli(monkeypatch)
 
 
 @pytest.fixture

@@ -14,12 +14,13 @@ from tests.harness.etcd_samples import (
     written,
 )
 from tests.harness.etcd_server import EtcdServer, Knobs, make_certificates
+from tests.harness.wait import patient
 
 
 @pytest.fixture
-def cli(monkeypatch, capsys, tmp_path):
+def cli(monkeypatch):
     """The commands."""
-    return EtcdCli(monkeypatch, capsys, tmp_path)
+    return EtcdCli(monkeypatch)
 
 
 @pytest.fixture
@@ -69,7 +70,7 @@ def test_nobody_listens():
         check=False,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=patient(60),
     )
 
     assert (1, "") == (done.returncode, done.stdout)

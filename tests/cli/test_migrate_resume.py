@@ -12,7 +12,7 @@ from tests.cli import kubectl_stub
 from tests.cli.kubectl_stub import LISTS, status
 from tests.cli.migrating import TEXT, Migrating
 from tests.harness.processes import alive, children_of
-from tests.harness.wait import wait_for
+from tests.harness.wait import patient, wait_for
 
 SLOWLY = ("--rate", "0.1")  # the second one is ten seconds behind the first
 
@@ -48,7 +48,7 @@ def test_interrupted(migrating):
         wait_for(lambda: migrating.requests("PUT"))
         kubectl = children_of(process.pid)
         process.send_signal(number)
-        out, err = process.communicate(timeout=20)
+        out, err = process.communicate(timeout=patient())
 
         assert "" == out
         assert "hsm-kms: broken off after " in err

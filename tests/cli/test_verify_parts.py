@@ -24,7 +24,7 @@ from hsm_kms.wrapping.record import Algorithm, Header, Kind, Record
 from tests.cli.verifying import failures, flipped, pairs_of, v1, v2, v2_of
 from tests.harness.command_line import HSM_KMS
 from tests.harness.processes import children_of
-from tests.harness.wait import wait_for
+from tests.harness.wait import patient, wait_for
 
 KEY_ID = "a" * 26
 
@@ -52,7 +52,9 @@ def test_token_fails_half_way(plugin):
     (worker,) = children_of(process.pid)
     os.kill(worker, signal.SIGKILL)
 
-    out, err = process.communicate("," + ",".join(pairs[10:]) + "]}", timeout=60)
+    out, err = process.communicate(
+        "," + ",".join(pairs[10:]) + "]}", timeout=patient(60)
+    )
 
     assert "every one" not in out
     assert "stopped after" in err

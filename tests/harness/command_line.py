@@ -10,9 +10,10 @@ import contextlib
 import io
 import os
 import sys
+import tempfile
 from pathlib import Path
 from subprocess import CompletedProcess
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import structlog
 
@@ -27,6 +28,19 @@ if TYPE_CHECKING:
 # directory, which is the checkout, does not come before that.
 PYTHON = os.environ.get("HSM_KMS_PYTHON") or sys.executable
 HSM_KMS = (PYTHON, "-P", "-m", "hsm_kms.cli")
+
+
+class Ended(NamedTuple):
+    """How a command ended, for tests that read it often."""
+
+    code: int
+    out: str
+    err: str
+
+    @classmethod
+    def of(cls, result: CompletedProcess[str]) -> Ended:
+        """Take over what `run` or `subprocess.run` returned."""
+        return cls(result.returncode, result.stdout, result.stderr)
 
 
 def run(
@@ -92,11 +106,16 @@ def _stay_as_it_is() -> None:
 
 @contextlib.contextmanager
 def _stdin(source: bytes) -> Iterator[None]:
-    before, sys.stdin = sys.stdin, io.TextIOWrapper(io.BytesIO(source), "utf-8")
-    try:
-        yield
-    finally:
-        sys.stdin = before
+    before = sys.stdin
+    file = tempfile.TemporaryFile()  # noqa: SIM115 - the wrapper closes it
+    file.write(source)
+    file.seek(0)
+    with io.TextIOWrapper(file, "utf-8") as text:  # it may be asked for its number
+        sys.stdin = text
+        try:
+            yield
+        finally:
+            sys.stdin = before
 
 
 def _stream() -> io.TextIOWrapper:

@@ -6,6 +6,7 @@ import asyncio
 import json
 import signal
 import subprocess
+import sys
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -255,7 +256,7 @@ class Plugin:
                 and where an event loop runs in this one.
         """
         command = (*arguments, "--config", str(self.config_file))
-        if not spawn and arguments[0] != "serve" and not _in_event_loop():
+        if not spawn and _can_run_here(arguments[0]):
             return command_line.run(*command, stdin=stdin)
         return subprocess.run(
             [*command_line.HSM_KMS, *command],
@@ -267,12 +268,15 @@ class Plugin:
         )
 
 
-def _in_event_loop() -> bool:
+def _can_run_here(command: str) -> bool:
+    """Return True if no server, event loop or other installation is involved."""
+    if command == "serve" or command_line.PYTHON != sys.executable:
+        return False
     try:
         asyncio.get_running_loop()
     except RuntimeError:
-        return False
-    return True
+        return True
+    return False
 
 
 def code_of(call: Callable[[], Any]) -> str:
