@@ -12,12 +12,13 @@ LOCK := $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header 
 
 .SHELLFLAGS := -euc
 .DELETE_ON_ERROR:
-.PHONY: help run test test-faults test-e2e bench test-tokens test-bare coverage lint types \
+.PHONY: help run check test test-faults test-e2e bench test-tokens test-bare coverage lint types \
 	proto lock image clean packages
 
 help:
 	@echo 'make run          serve with a SoftHSM2 token made in .dev'
-	@echo 'make test         what a newcomer needs, in about 5 minutes'
+	@echo 'make check        lint, types and unit tests, after every change'
+	@echo 'make test         unit, command line, and a server as kube-apiserver sees it; 3 minutes'
 	@echo 'make test-faults  recovery from every fault of a token, rotations, local KEKs, under load'
 	@echo 'make test-e2e     a real kube-apiserver and etcd (Go, or KUBEBUILDER_ASSETS)'
 	@echo 'make test-tokens  Kryoptic, NSS, opencryptoki and p11-kit beside SoftHSM2'
@@ -41,17 +42,20 @@ run: .venv/run
 	echo
 	@exec $(BIN)/hsm-kms serve --config .dev/config.yaml
 
+check: lint types packages
+	@$(PYTEST) -n auto --dist worksteal tests/unit $(PYTEST_ARGS)
+
 test: .venv/dev packages
-	@$(PYTEST) -n auto tests/unit tests/cli tests/system/conformance tests/system/serving \
+	@$(PYTEST) -n auto --dist worksteal tests/unit tests/cli tests/system/conformance tests/system/serving \
 		$(PYTEST_ARGS)
 	@echo
 	@echo 'Not run here, each with a command of its own:'
-	@echo '  make test-faults  all that a token can do to us, rotations, local KEKs, under load; 6 minutes'
+	@echo '  make test-faults  recovery from every fault of a token, rotations, local KEKs, under load'
 	@echo '  make test-tokens  tokens besides SoftHSM2: Kryoptic (cargo), NSS, opencryptoki, p11-kit'
 	@echo '  make test-e2e     a real kube-apiserver and etcd (Go 1.26, or KUBEBUILDER_ASSETS)'
 
 test-faults: .venv/dev packages
-	@$(BIN)/pytest -n auto tests/system/faults tests/system/rotation tests/system/shim \
+	@HSM_KMS_LONG=1 $(BIN)/pytest -n auto tests/system/faults tests/system/rotation tests/system/shim \
 		tests/system/wrapping $(PYTEST_ARGS)
 
 test-e2e: .venv/dev packages
