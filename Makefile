@@ -56,7 +56,8 @@ test: .venv/dev packages
 
 test-faults: .venv/dev packages
 	@HSM_KMS_LONG=1 $(BIN)/pytest -n auto tests/system/faults tests/system/rotation tests/system/shim \
-		tests/system/wrapping $(PYTEST_ARGS)
+		tests/system/wrapping tests/unit/token/test_pool_machine.py \
+		tests/unit/keys/test_rotation_machine.py $(PYTEST_ARGS)
 
 test-e2e: .venv/dev packages
 	@HSM_KMS_E2E=1 $(BIN)/pytest tests/system/e2e $(PYTEST_ARGS)
