@@ -1,13 +1,10 @@
-"""Who may try the PIN, and when.
+"""Log workers in, one at a time.
 
-1. A PIN file that is absent, empty, younger than two seconds or open to others is
-   waited for, not used.
-2. A PIN no token has accepted yet is tried by one process at a time, under a lock in
-   the state directory that every process of this node takes.
-3. A PIN the token rejected is not tried again until the file changes. A process that
-   died inside C_Login has used up a try, and there are two.
-4. What cannot be remembered is not tried: without a writable state directory only a
-   PIN already proven is used.
+Every worker, every restart and every command logs in by itself. All processes of this
+node take one lock in the state directory around C_Login, so that a PIN no token has
+accepted yet is tried by one process alone, and the first rejection stops all others.
+`token.pin_file` says if the PIN file can be used, `token.pin_verdict` if the PIN may be
+tried.
 """
 
 from __future__ import annotations
@@ -17,16 +14,10 @@ from typing import TYPE_CHECKING, Final
 
 from msgspec.structs import astuple
 
-from hsm_kms.errors import (
-    HsmKmsError,
-    PinRejectedError,
-    WorkerLostError,
-)
+from hsm_kms.errors import HsmKmsError, PinRejectedError, WorkerLostError
 from hsm_kms.ipc.messages import Failure, Login
-from hsm_kms.state_dir.records import PinRecord
 from hsm_kms.token.ends import End
-from hsm_kms.token.errors import error_from, may_mean_wrong_pin
-from hsm_kms.token.pin_file import identify
+from hsm_kms.token.errors import error_from
 from hsm_kms.token.pin_verdict import PinVerdict
 
 if TYPE_CHECKING:
@@ -36,16 +27,19 @@ if TYPE_CHECKING:
     from hsm_kms.token.process import Worker
 
 _LOCK_POLL_SECONDS: Final = 0.05
-_LOGIN_END_SECONDS: Final = 1.5  # for a C_Login under way, of the 3 s of a stop
+_LOGIN_END_SECONDS: Final = 1.5  # for a C_Login under way, of the 3 s of a shutdown
 
 
 class PinLogin:
-    """Logs workers in, and remembers what became of the PIN.
+    """Log workers in.
 
     Args:
-        source: The PIN, or None where the token wants no login.
-        state: Where the verdict is kept.
-        retry: Somebody said that the PIN is right now: try it once, whatever was.
+        source: The PIN, or None if the token wants no login.
+        state: Holds the lock and the verdict.
+        retry: The operator vouches for the PIN: try it once, whatever is recorded.
+
+    Attributes:
+        verdict: Knows if the PIN may be tried.
     """
 
     def __init__(
@@ -53,22 +47,21 @@ class PinLogin:
     ) -> None:
         self._source = source
         self._state = state
-        self._retry = retry
         self.verdict = PinVerdict(source, state, retry=retry)
 
     async def login(self, worker: Worker) -> None:
-        """Log the worker's process in, if the token wants that.
+        """Log the worker's process in, if the token wants a login.
 
         Raises:
-            PinUnavailableError: As `check`.
+            PinUnavailableError: There is no PIN to try yet, or it may not be tried.
             PinRejectedError: The token rejects the PIN, now or before.
             HsmKmsError: The token failed otherwise.
         """
         source = self._source
         if source is None:
             return
-        if not self._state.path.is_dir():
-            await self._see_through(worker, source)  # nowhere to lock
+        if not self._state.path.is_dir():  # then there is nothing to lock
+            await self._see_through(worker, source)
             return
         while True:
             with self._state.pin_lock() as acquired:
@@ -78,62 +71,41 @@ class PinLogin:
             await asyncio.sleep(_LOCK_POLL_SECONDS)
 
     async def _see_through(self, worker: Worker, source: PinSource) -> None:
-        """Log in; when cancelled, let a C_Login under way end and note its verdict.
+        """Log in; when cancelled, let a C_Login under way end and record its result.
 
-        SoftHSM rewrites the token's file in C_Login: a worker killed in it can leave
-        that file empty, and the token lost.
+        SoftHSM rewrites the token's file in C_Login: a worker that is killed inside it
+        can leave that file empty, and the token is lost.
         """
+        # Shielded: a cancelled caller must not cancel the task that records the result.
         task = asyncio.ensure_future(self._login(worker, source))
         try:
             await asyncio.shield(task)
         except asyncio.CancelledError:
             done, _ = await asyncio.wait([task], timeout=_LOGIN_END_SECONDS)
-            if not done:  # killed before the PIN lock is let go
+            if not done:  # killed here, while the PIN lock is still held
                 worker.retire(End.START, "interrupted inside C_Login")
                 await asyncio.wait([task])
             if not task.cancelled():
-                task.exception()  # seen
+                task.exception()  # mark it as seen
             raise
 
     async def _login(self, worker: Worker, source: PinSource) -> None:
         if source.typed:
             await _exchange(worker, source, None, refuse_low=False)
             return
-        identity = identify(source.path)
-        if self._retry:
-            self._state.forget_pin(identity)
-        before = self.verdict.may_try(identity)
-        if before.verdict == "proven":
-            await self._try(worker, source, before)
-            return
-        self._state.write_pin(
-            PinRecord(identity=identity, tries=before.tries + 1)
-        )  # before the try: a crash inside it must count
+        before = self.verdict.begin(source)
+        low = self.verdict.refuses_low(before)
         try:
-            await self._try(worker, source, before)
-        except (PinRejectedError, WorkerLostError):
-            raise  # judged, or died inside C_Login: the try is used up
-        except HsmKmsError as error:
-            if not may_mean_wrong_pin(error):
-                self.verdict.remember(before)  # no try was used up
-            raise
-        self.verdict.remember(PinRecord(identity=identity, verdict="proven"))
-
-    async def _try(self, worker: Worker, source: PinSource, record: PinRecord) -> None:
-        low = record.verdict != "proven" and not self._retry
-        try:
-            await _exchange(worker, source, record.identity, refuse_low=low)
+            await _exchange(worker, source, before.identity, refuse_low=low)
         except PinRejectedError as error:
-            self.verdict.remember(
-                PinRecord(
-                    identity=record.identity,
-                    verdict="rejected",
-                    tries=record.tries,
-                    function=error.function,
-                    rv=error.rv,
-                )
-            )
+            self.verdict.reject(before, error)
             raise
+        except WorkerLostError:
+            raise  # the worker may have died inside C_Login: the try is used up
+        except HsmKmsError as error:
+            self.verdict.undo(before, error)
+            raise
+        self.verdict.accept(before)
 
 
 async def _exchange(

@@ -1,7 +1,7 @@
-"""Is the PIN file fit to be used?
+"""Check that the PIN file can be used, without reading it.
 
-A PIN file that is absent, empty, younger than two seconds or open to others is waited
-for, not used.
+A PIN file that is absent, empty, younger than two seconds, or readable by others is
+waited for, not used. Only a worker opens the file.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ from __future__ import annotations
 import os
 import stat
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
+from hsm_kms.clock import now
 from hsm_kms.errors import PinSettlingError, PinUnavailableError
 from hsm_kms.state_dir.records import PinIdentity
 
@@ -24,11 +24,11 @@ _TOO_OPEN: Final = stat.S_IRWXO | stat.S_IWGRP
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PinSource:
-    """Where the PIN comes from.
+    """Say where the PIN comes from.
 
     Args:
         path: The file, as the worker opens it.
-        typed: It was typed in for this one command: no file to remember.
+        typed: The operator typed the PIN for one command: there is no file to remember.
         user_type: CK_USER_TYPE to log in as.
     """
 
@@ -38,10 +38,11 @@ class PinSource:
 
 
 def identify(path: Path) -> PinIdentity:
-    """What the PIN file is now.
+    """Return the identity of the PIN file as it is now.
 
     Raises:
-        PinUnavailableError: Absent, empty, too new, or open to others.
+        PinUnavailableError: The file is absent, empty, no regular file, readable by
+            others, or not root's or this process's own.
     """
     try:
         found = path.stat()
@@ -56,22 +57,22 @@ def identify(path: Path) -> PinIdentity:
     if found.st_mode & _TOO_OPEN:
         raise PinUnavailableError(
             f"the PIN file {path} is open to others (mode {found.st_mode & 0o777:04o})",
-            hint=f"chmod 0600 {path}, and consider the PIN known",
+            hint=f"run chmod 0600 {path}; others may have read the PIN",
         )
     if found.st_uid not in {0, os.geteuid()}:
         raise PinUnavailableError(
             f"the PIN file {path} belongs to uid {found.st_uid}",
-            hint="it must belong to root or to the user hsm-kms runs as",
+            hint="the file must belong to root or to the user hsm-kms runs as",
         )
     return PinIdentity.from_stat(found)
 
 
 def require_stable(identity: PinIdentity) -> None:
-    """Wait for a file that somebody may still be writing.
+    """Refuse a file that a program may still be writing.
 
     Raises:
-        PinSettlingError: It changed within the last two seconds.
+        PinSettlingError: The file changed within the last two seconds.
     """
-    age = datetime.now(UTC).timestamp() - identity.ctime_ns / 1e9
+    age = now() - identity.ctime_ns / 1e9
     if 0 <= age < STABLE_SECONDS:
-        raise PinSettlingError("waiting until the PIN file has been still for 2 s")
+        raise PinSettlingError("waiting until the PIN file has not changed for 2 s")

@@ -1,9 +1,9 @@
-"""May this PIN be tried, and what became of it?
+"""Decide whether a PIN may be tried, and record the result of each try.
 
-1. A PIN the token rejected is not tried again until the file changes. A process that
-   died inside C_Login has used up a try, and there are two.
-2. What cannot be remembered is not tried: without a writable state directory only a
-   PIN already proven is used.
+1. A PIN that the token rejected is not tried again until the file changes. A process
+   that died inside C_Login has used up a try, and a PIN has two.
+2. A result that could not be recorded is not risked: without a writable state
+   directory only a PIN that is already proven is used.
 """
 
 from __future__ import annotations
@@ -14,9 +14,11 @@ from hsm_kms.errors import PinRejectedError, PinUnavailableError
 from hsm_kms.log import get_logger
 from hsm_kms.state_dir.directory import StateCorruptError, StateWriteError
 from hsm_kms.state_dir.records import PinIdentity, PinRecord
+from hsm_kms.token.errors import may_mean_wrong_pin
 from hsm_kms.token.pin_file import identify, require_stable
 
 if TYPE_CHECKING:
+    from hsm_kms.errors import HsmKmsError
     from hsm_kms.state_dir.directory import StateDir
     from hsm_kms.token.pin_file import PinSource
 
@@ -29,12 +31,12 @@ _log = get_logger(__name__)
 
 
 class PinVerdict:
-    """What is known about the PIN of one configuration.
+    """Keep what is known about the PIN of one configuration.
 
     Args:
-        source: The PIN, or None where the token wants no login.
-        state: Where the verdict is kept.
-        retry: Somebody said that the PIN is right now: try it once, whatever was.
+        source: The PIN, or None if the token wants no login.
+        state: Where the verdict is recorded.
+        retry: The operator vouches for the PIN: try it once, whatever is recorded.
     """
 
     def __init__(
@@ -46,18 +48,18 @@ class PinVerdict:
         self._unsaved: PinRecord | None = None
 
     def check(self) -> None:
-        """Find out without a worker whether a login could be tried now.
+        """Find out without a worker if a login could be tried now.
 
         Raises:
             PinUnavailableError: There is no PIN to try yet, or it may not be tried.
             PinRejectedError: The token rejected this PIN before.
         """
         if self._source is not None and not self._source.typed:
-            self.may_try(identify(self._source.path))
+            self._may_try(identify(self._source.path))
 
     @property
     def word(self) -> str:
-        """What is known about the PIN, in one word."""
+        """Say in one word what is known about the PIN."""
         if self._source is None:
             return "none"
         try:
@@ -66,13 +68,55 @@ class PinVerdict:
             return "absent"
         return self._known(PinIdentity.from_stat(found)).verdict
 
-    def may_try(self, identity: PinIdentity) -> PinRecord:
-        """Return what is known about this PIN, if it may be tried.
+    # The life of one try; only under the PIN lock of the state directory.
+
+    def begin(self, source: PinSource) -> PinRecord:
+        """Record that the PIN is about to be tried, and return what was known before.
+
+        The try is recorded before it is made, so that a crash inside C_Login counts.
 
         Raises:
-            PinUnavailableError: It may not be tried yet, or not without being told to.
+            PinUnavailableError: There is no PIN to try yet, or it may not be tried.
             PinRejectedError: The token rejected this PIN before.
         """
+        identity = identify(source.path)
+        if self._retry:
+            self._state.forget_pin(identity)
+        before = self._may_try(identity)
+        if before.verdict != "proven":
+            self._state.write_pin(PinRecord(identity=identity, tries=before.tries + 1))
+        return before
+
+    def refuses_low(self, before: PinRecord) -> bool:
+        """Return True if this PIN must not be tried while the token reports few tries.
+
+        A PIN that is proven, or that the operator vouches for, is tried all the same.
+        """
+        return before.verdict != "proven" and not self._retry
+
+    def accept(self, before: PinRecord) -> None:
+        """Record that the token accepted the PIN."""
+        if before.verdict != "proven":
+            self._record(PinRecord(identity=before.identity, verdict="proven"))
+
+    def reject(self, before: PinRecord, error: PinRejectedError) -> None:
+        """Record that the token rejected the PIN."""
+        self._record(
+            PinRecord(
+                identity=before.identity,
+                verdict="rejected",
+                tries=before.tries,
+                function=error.function,
+                rv=error.rv,
+            )
+        )
+
+    def undo(self, before: PinRecord, error: HsmKmsError) -> None:
+        """Give the try back, unless the error may mean that the PIN was wrong."""
+        if before.verdict != "proven" and not may_mean_wrong_pin(error):
+            self._record(before)
+
+    def _may_try(self, identity: PinIdentity) -> PinRecord:
         record = self._known(identity)
         if record.verdict == "proven":
             return record
@@ -88,16 +132,16 @@ class PinVerdict:
         if record.verdict == "corrupt":
             raise PinUnavailableError(
                 "the record of PIN tries in the state directory is damaged",
-                hint="run `hsm-kms token retry-pin` when the PIN is known to be right",
+                hint="check that the PIN is right, then run `hsm-kms token retry-pin`",
             )
         if record.tries >= MOST_TRIES:
             raise PinRejectedError(
-                "two logins with this PIN were broken off; it may have been rejected",
+                "two logins with this PIN were interrupted; it may have been rejected",
                 hint=_REPLACE,
             )
         if not self._state.writable:
             raise PinUnavailableError(
-                "an unproven PIN is not tried while its fate cannot be remembered: "
+                "not logging in: a rejected PIN could not be recorded: "
                 f"{self._state.open().problem or 'the state directory is back'}"
             )
         require_stable(identity)
@@ -108,11 +152,11 @@ class PinVerdict:
             return self._unsaved
         return self._state.read_pin(identity)
 
-    def remember(self, record: PinRecord) -> None:
-        """Write the verdict; keep it in memory where that fails."""
+    def _record(self, record: PinRecord) -> None:
+        """Write the record; keep it in memory if it cannot be written."""
         try:
             self._state.write_pin(record)
             self._unsaved = None
         except (StateWriteError, StateCorruptError) as error:
             self._unsaved = record
-            _log.warning("what became of the PIN is not saved", error=error.sentence)
+            _log.warning("login result not saved", error=error.sentence)

@@ -17,7 +17,7 @@ LOST = (
     "the key last current here is not on the token; "
     "restore it, or name another in keys.current"
 )
-UNPROVEN = "an unproven PIN is not tried while its fate cannot be remembered"
+UNPROVEN = "not logging in: a rejected PIN could not be recorded"
 
 
 def stopped_with_key(plugin):
@@ -179,7 +179,7 @@ def test_pin_record_corrupt(plugin):
     plugin.wait_healthz("ok")
 
     assert 1 == check.returncode
-    cure = "run `hsm-kms token retry-pin` when the PIN is known to be right"
+    cure = "check that the PIN is right, then run `hsm-kms token retry-pin`"
     assert f"✗ PIN: {damaged}\n  hint: {cure}\n" in check.stdout
     assert 0 == retried.returncode
 

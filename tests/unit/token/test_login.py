@@ -79,11 +79,11 @@ def test_absent_empty_open_right(make_plugin, hsm, own_pin):
     write(own_pin, PIN, mode=0o644)
     told = f"the PIN file {own_pin} is open to others (mode 0644)"
     assert_told(plugin, told)
-    cure = f"chmod 0600 {own_pin}, and consider the PIN known"
+    cure = f"run chmod 0600 {own_pin}; others may have read the PIN"
     assert_check(plugin, told, cure)
 
     own_pin.chmod(0o600)
-    assert_told(plugin, "waiting until the PIN file has been still for 2 s")
+    assert_told(plugin, "waiting until the PIN file has not changed for 2 s")
     plugin.wait_healthz("ok")
     assert 0 == plugin.cli("check").returncode
     assert_no_pin(plugin, PIN)
