@@ -1,4 +1,4 @@
-"""This node's clock, and times as people read them."""
+"""Read this node's clock, and write times as people read them."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from datetime import UTC, datetime
 
 
 def now() -> float:
-    """Seconds since the Unix epoch."""
+    """Return the seconds since the Unix epoch."""
     return datetime.now(UTC).timestamp()
 
 
 def when(seconds: float) -> str:
-    """A time as RFC 3339 writes it, in UTC, without fractions.
+    """Write a time as RFC 3339 does, in UTC, without fractions.
 
     Args:
-        seconds: Since the Unix epoch; past the range of a calendar it stays a number.
+        seconds: Since the Unix epoch. Beyond the calendar it stays a number.
     """
     try:
         moment = datetime.fromtimestamp(seconds, UTC)

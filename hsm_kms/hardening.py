@@ -1,7 +1,7 @@
-"""What a process does first, so that its memory stays its own.
+"""Keep the memory of a process out of core files and debuggers.
 
-A core file or a debugger of the same user would show keys, DEKs and the PIN.
-Root can read memory all the same; docs and SECURITY.md say so.
+A core file, or a debugger of the same user, would show keys, DEKs and the PIN. Root can
+read memory all the same; docs/threat-model.md and SECURITY.md say so.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ _PR_SET_DUMPABLE = 4
 def harden_process() -> None:
     """Leave no core file, refuse debuggers of the same user, create files 0600.
 
-    A core limit of 0 does not stop a core_pattern that pipes to a program; not
-    being dumpable does, and makes /proc/PID/mem root's as well.
+    A core limit of 0 does not stop a core_pattern that pipes to a program. A process
+    that is not dumpable writes no core, and only root can open its /proc/PID/mem.
 
     Raises:
-        OSError: If the kernel refuses.
+        OSError: The kernel refused.
     """
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     prctl(_PR_SET_DUMPABLE, 0)
@@ -29,7 +29,7 @@ def harden_process() -> None:
 
 
 def is_dumpable() -> bool:
-    """Whether the kernel would let this process be dumped or traced."""
+    """Return True if the kernel would let this process be dumped or traced."""
     return prctl(_PR_GET_DUMPABLE, 0) != 0
 
 
@@ -38,10 +38,10 @@ def prctl(option: int, value: int) -> int:
 
     Args:
         option: A PR_ constant of the system call prctl(2).
-        value: Its argument.
+        value: The argument of that option.
 
     Raises:
-        OSError: If the kernel refuses.
+        OSError: The kernel refused.
     """
     libc = ctypes.CDLL(None, use_errno=True)
     number = ctypes.c_ulong(value)

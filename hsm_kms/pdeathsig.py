@@ -1,4 +1,4 @@
-"""Runs a program that ends with the process that started this one.
+"""Run a program that ends with the process that started this one.
 
 python -m hsm_kms.pdeathsig PPID PROGRAM ARGUMENT...
 """
@@ -20,16 +20,16 @@ _PR_SET_PDEATHSIG = 1
 
 
 def die_with_parent(expected_ppid: int) -> None:
-    """Be killed when the thread that started this process ends.
+    """Have the kernel kill this process when the thread that started it ends.
 
-    The signal is not sent for a parent that ended before it was asked for;
-    such an orphan exits here at once.
+    The kernel sends no signal if the parent ended before this call; then this process
+    exits at once.
 
     Args:
         expected_ppid: Process id of the parent, as the parent itself knows it.
 
     Raises:
-        OSError: If the kernel refuses.
+        OSError: The kernel refused.
     """
     prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != expected_ppid:
@@ -38,10 +38,10 @@ def die_with_parent(expected_ppid: int) -> None:
 
 @contextlib.contextmanager
 def finish_without_parent() -> Iterator[None]:
-    """What runs in here is not cut short by the parent's end; the exit follows it.
+    """Let the body finish even if the parent ends; exit after it in that case.
 
     Raises:
-        OSError: If the kernel refuses.
+        OSError: The kernel refused.
     """
     parent = os.getppid()
     prctl(_PR_SET_PDEATHSIG, 0)
@@ -52,7 +52,7 @@ def finish_without_parent() -> Iterator[None]:
 
 
 def main() -> None:
-    """Become the program."""
+    """Replace this process by the program."""
     die_with_parent(int(sys.argv[1]))
     os.execv(sys.argv[2], sys.argv[2:])  # noqa: S606 - no shell is wanted
 

@@ -1,4 +1,4 @@
-"""What the token's side counts; read by whoever makes metrics of it."""
+"""Count what happens on the token's side, for the metrics."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 
 @dataclass(slots=True, kw_only=True)
 class Counts:
-    """Running totals since the start of the process.
+    """Keep running totals since the start of the process.
 
     Args:
         calls: Requests sent to the token, by operation.
-        errors: Failures it answered with, by CKR name or cause.
+        errors: Failures that the token answered with, by CKR name or cause.
         ends: Workers that ended, by `token.ends.End`.
-        created: Local KEKs made, by "ok" and "failed".
+        created: Local KEKs created, by "ok" and "failed".
     """
 
     calls: Counter[str] = field(default_factory=Counter)

@@ -1,4 +1,4 @@
-"""One worker process: start it, talk to it, see it go, end it."""
+"""Start one worker process, exchange messages with it, and end it."""
 
 from __future__ import annotations
 
@@ -11,11 +11,7 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING, Final
 
-from hsm_kms.errors import (
-    HsmKmsError,
-    TokenTimeoutError,
-    WorkerLostError,
-)
+from hsm_kms.errors import HsmKmsError, TokenTimeoutError, WorkerLostError
 from hsm_kms.ipc.messages import (
     Configure,
     Failure,
@@ -37,24 +33,24 @@ if TYPE_CHECKING:
     from hsm_kms.token.ends import Keeper
 
 LEAVE_SECONDS: Final = 1.0  # the worker itself takes half of it at most
-_IDLE_SECONDS: Final = 0.4  # of them, for a call on the control session to end
-KILL_SECONDS: Final = 1.0  # longer takes only a call that hangs in the kernel
+_IDLE_SECONDS: Final = 0.4  # of LEAVE_SECONDS, for a call on the control session
+KILL_SECONDS: Final = 1.0  # only a call that hangs in the kernel takes longer
 
 _log = get_logger(__name__)
 
 
 class Worker:
-    """A worker process and its channels; made by `Worker.spawn`.
+    """Hold a worker process and its channels; `Worker.spawn` makes one.
 
     Attributes:
-        control: The channel for discovery, canaries and generation.
+        control: The channel for discovery, canaries and key generation.
         sessions: The channels that wrap and unwrap.
-        born: When it was started, in the loop's time.
-        retiring: Nothing new is lent from it; it is about to be ended.
-        lost: Set when the process is gone or is being ended; nothing is lent then.
-        end: Why, for metrics; None while it serves.
-        reason: Why, for the log.
-        killed: It had to be; on some HSMs its sessions stay behind.
+        born: When the process was started, in the loop's time.
+        retiring: No new call is put on the sessions; the worker is about to end.
+        lost: Set when the process is gone or is being ended.
+        end: Why the worker ended, for metrics; None while it serves.
+        reason: Why the worker ended, for the log.
+        killed: The worker had to be killed; some HSMs keep the sessions of such a one.
     """
 
     def __init__(
@@ -88,7 +84,7 @@ class Worker:
 
     @property
     def token_serial(self) -> str:
-        """Serial number of its token, "" before it is configured."""
+        """Serial number of the token; "" before the worker is configured."""
         token = self.started.token if self.started else None
         return token.serial if token else ""
 
@@ -104,13 +100,13 @@ class Worker:
         """Exec a worker with a control pair and `sessions` more pairs.
 
         Args:
-            sessions: How many session channels.
+            sessions: Number of session channels.
             env: Added to this process's environment, for the vendor's module.
             pass_fds: More descriptors that the worker inherits.
             keeper: Decides how the worker ends; None for a worker that stands alone.
 
         Raises:
-            WorkerLostError: This machine has no process or descriptor left.
+            WorkerLostError: The machine has no process or descriptor left.
         """
         with contextlib.ExitStack() as theirs, contextlib.ExitStack() as ours:
             try:
@@ -119,7 +115,8 @@ class Worker:
                 theirs.callback(os.close, their_stderr)
                 pairs = [_pair(ours, theirs) for _ in range(1 + sessions)]
                 numbers = [other.fileno() for _, other in pairs]
-                # From the main thread: the parent-death signal follows the thread.
+                # From the main thread: the parent-death signal comes when the thread
+                # ends that started the process.
                 process = await asyncio.create_subprocess_exec(
                     *(sys.executable, "-I", "-m", "hsm_kms.worker"),
                     *map(str, (os.getpid(), *numbers)),
@@ -129,7 +126,7 @@ class Worker:
                     pass_fds=[*numbers, *pass_fds],
                     env={**os.environ, **env},
                 )
-                # Should this fail, the worker sees its pairs close, and leaves.
+                # If this fails, the worker sees its pairs close and exits.
                 pidfd = os.pidfd_open(process.pid)
             except OSError as error:
                 raise WorkerLostError(
@@ -139,10 +136,10 @@ class Worker:
         return cls(process, [mine for mine, _ in pairs], stderr, pidfd, keeper)
 
     async def configure(self, request: Configure) -> Started:
-        """Load the module and choose the token.
+        """Have the worker load the module and choose the token.
 
         Raises:
-            HsmKmsError: What the worker said.
+            HsmKmsError: The worker could not.
         """
         reply = await self.control.exchange(request)
         if not isinstance(reply, Started):
@@ -151,10 +148,10 @@ class Worker:
         return reply
 
     async def open_sessions(self, channels: Sequence[Channel]) -> list[Channel]:
-        """C_OpenSession on these session channels, one after the other.
+        """Open a session on each of these channels, one after the other.
 
         Returns:
-            The channels that got one: fewer where the token has no more.
+            The channels that have a session: fewer if the token grants no more.
 
         Raises:
             HsmKmsError: Not even one could be opened.
@@ -177,23 +174,31 @@ class Worker:
         return opened
 
     async def open_session(self, channel: Channel) -> HsmKmsError | None:
-        """C_OpenSession on one session channel; what the worker said against it."""
+        """Open a session on one channel; return the error, or None if that worked."""
         reply = await channel.exchange(OpenSession())
         return error_from(reply) if isinstance(reply, Failure) else None
 
     async def ask(self, request: Request, seconds: float) -> Reply:
-        """One exchange on the control channel, waited for at most `seconds`.
+        """Make one exchange on the control channel and return the reply.
+
+        Args:
+            request: The request.
+            seconds: Longest wait.
 
         Raises:
-            TokenTimeoutError: No answer in time, or another control exchange is
-                still under way: the worker may be hung, and is left alone.
-            HsmKmsError: What the worker said.
+            TokenTimeoutError: There was no reply in time, or an earlier exchange is
+                still under way. The worker may hang; the watchdog decides that.
+            HsmKmsError: The worker answered with an error.
         """
         if self.control.busy_since is not None:
-            raise TokenTimeoutError("an earlier call on the control session still runs")
+            raise TokenTimeoutError(
+                "an earlier call on the control session is still running"
+            )
         future = self.control.exchange(request)
         try:
             async with asyncio.timeout(seconds):
+                # Shielded: the call in the module goes on, and the channel stays busy
+                # until its reply is read.
                 reply = await asyncio.shield(future)
         except TimeoutError:
             raise TokenTimeoutError(
@@ -205,7 +210,7 @@ class Worker:
         return reply
 
     def lend_no_more(self) -> None:
-        """Calls under way may finish; the pool puts no new ones on its sessions."""
+        """Let calls under way finish, and put no new ones on the sessions."""
         self.retiring = True
         for channel in self.sessions:
             channel.retiring = True
@@ -218,9 +223,10 @@ class Worker:
             self._keeper.end(self, end, reason)
 
     def finish(self, end: End, reason: str = "") -> None:
-        """End the worker now: only for its keeper, which sees `lost` and the exit.
+        """End the worker now; only its keeper calls this.
 
-        The first reason is kept. A worker that is not killed leaves by `leave`.
+        A worker that the row of `end` does not kill is asked to leave by `leave`, which
+        the keeper calls when `lost` is set. The first reason is kept.
         """
         self.lend_no_more()
         self._mark_lost(end, reason)
@@ -229,7 +235,7 @@ class Worker:
             self._kill(counted=how.counted)
 
     async def leave(self) -> None:
-        """Ask the worker to close its sessions and exit; kill it if it does not."""
+        """Ask the worker to close its sessions and exit; kill it if that takes 1 s."""
         self._mark_lost(End.ASKED)
         for channel in self.sessions:
             channel.close()
@@ -251,14 +257,14 @@ class Worker:
             self._pidfd = None
 
     async def _say_leave(self) -> None:
-        """Ask on the control channel, once a canary that runs there is through."""
+        """Send `Leave` on the control channel, after a canary that may run there."""
         async with asyncio.timeout(_IDLE_SECONDS):
             await self.control.idle()
         self.control.exchange(Leave())
 
     def _kill(self, *, counted: bool) -> None:
         """Send SIGKILL; a caller that waits for an answer gets `WorkerLostError`."""
-        if counted and self.end is not End.LOST:  # a lost one is gone already
+        if counted and self.end is not End.LOST:  # a lost worker is gone already
             self.killed = True
         if self._pidfd is not None:
             with contextlib.suppress(ProcessLookupError):
@@ -286,4 +292,4 @@ def _pair(
 def _unexpected(reply: Reply) -> HsmKmsError:
     if isinstance(reply, Failure):
         return error_from(reply)
-    return WorkerLostError("the token worker gave an answer of the wrong kind")
+    return WorkerLostError("the token worker sent a reply of the wrong kind")

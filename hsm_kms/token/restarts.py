@@ -1,4 +1,4 @@
-"""When the next worker starts: after which pause, and after how many kills.
+"""Decide when the next worker starts: after which pause, and after how many kills.
 
 Some HSMs keep the sessions of dead clients. After `MOST` kills within
 `WINDOW_SECONDS` only one worker is started, with one session, until a canary has
@@ -28,33 +28,33 @@ _log = get_logger(__name__)
 
 
 class Backoff:
-    """The pauses of one worker."""
+    """Lengthen the pauses between the starts of one worker, with jitter."""
 
     def __init__(self) -> None:
         self._next = FIRST_SECONDS
 
     def pause(self, error: HsmKmsError | None = None) -> float:
-        """Seconds to wait before the next try.
+        """Return the seconds to wait before the next start.
 
         Args:
-            error: Why the last one failed; None: the worker ended soon.
+            error: Why the last start failed; None if the worker ended soon after it.
         """
         if isinstance(error, (PinRejectedError, PinUnavailableError)):
             return PIN_SECONDS
         if error is None and self._next == FIRST_SECONDS:
             self._next *= 2
-            return 0.0  # the first time: perhaps it does not always crash
+            return 0.0  # it may have crashed only once
         seconds = self._next * (0.5 + secrets.SystemRandom().random())
         self._next = min(self._next * 2, LONGEST_SECONDS)
         return seconds
 
     def reset(self) -> None:
-        """A worker has lived well."""
+        """Begin with the shortest pause again, because a worker lived long."""
         self._next = FIRST_SECONDS
 
 
 class KillBudget:
-    """The kills of one server."""
+    """Count the workers that one server had to kill."""
 
     def __init__(self) -> None:
         self._times: deque[float] = deque(maxlen=MOST)
@@ -63,25 +63,25 @@ class KillBudget:
 
     @property
     def spent(self) -> bool:
-        """Whether only one worker, with one session, may be there."""
+        """Return True if only one worker, with one session, may exist."""
         return not self._free.is_set()
 
     def spend(self) -> None:
-        """A worker is killed."""
+        """Count one kill."""
         now = asyncio.get_running_loop().time()
         self._times.append(now)
         if len(self._times) == MOST and now - self._times[0] <= WINDOW_SECONDS:
             if not self.spent:
-                _log.warning("too many workers had to be killed: going on with one")
+                _log.warning("too many workers were killed: continuing with one")
             self._free.clear()
 
     def refill(self) -> None:
-        """A canary has passed."""
+        """Allow all workers again, because a canary has passed."""
         if self.spent:
             self._times.clear()
             self._free.set()
 
     async def wait(self, number: int) -> None:
-        """Let worker `number` start; while the budget is spent, only number 0 may."""
+        """Wait until worker `number` may start; number 0 may at any time."""
         if number > 0:
             await self._free.wait()

@@ -1,4 +1,4 @@
-"""How token workers are made."""
+"""Settings of the token workers."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerSettings:
-    """How workers are made.
+    """Hold what the configuration says about workers.
 
     Args:
         configure: First message to each worker.
-        env: Environment for the module.
-        workers: How many worker processes.
-        sessions: Session channels of each.
+        env: Added to the environment, for the vendor's module.
+        workers: Number of worker processes.
+        sessions: Number of session channels of each worker.
         call_timeout: Seconds after which a call counts as stuck.
-        hang_timeout: Seconds after which its worker is ended.
+        hang_timeout: Seconds after which the worker of a call is ended.
         start_timeout: Seconds from exec to the first lent session.
     """
 

@@ -1,7 +1,7 @@
-"""What module and python-pkcs11 print: the first lines into our log, the rest nowhere.
+"""Log the first lines that a module prints to stderr, and drop all others.
 
-A pipe of our own: asyncio's would keep a worker "running" for as long as any process
-that a module started holds the other end.
+The pipe is our own: with asyncio's a worker would count as running for as long as any
+process that its module started holds the other end.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Final
 
 from hsm_kms.log import get_logger
 
-_LINES: Final = 20  # of a worker's life, so that a chatty module stays quiet
+_LINES: Final = 20  # of a worker's life: a chatty module must not flood the log
 _LINE_BYTES: Final = 200
 _READ_BYTES: Final = 4096
 
@@ -20,11 +20,11 @@ _log = get_logger(__name__)
 
 
 class Stderr:
-    """The reading end of a worker's stderr.
+    """Read the stderr of one worker.
 
     Args:
         descriptor: The pipe's reading end; closed by `close`, or at its end.
-        pid: Whose it is.
+        pid: Process id of the worker, for the log.
     """
 
     def __init__(self, descriptor: int, pid: int) -> None:
@@ -38,7 +38,7 @@ class Stderr:
         self._loop.add_reader(descriptor, self._readable)
 
     def close(self) -> None:
-        """Log what is there already, and close."""
+        """Log what has been printed so far, and close the pipe."""
         if not self._closed:
             self._readable()
         self._end()

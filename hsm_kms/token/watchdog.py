@@ -24,18 +24,18 @@ if TYPE_CHECKING:
     from hsm_kms.token.settings import WorkerSettings
 
 WATCH_SECONDS: Final = 0.25
-SPARE_SECONDS: Final = 10.0  # a spare stays this long after the last stuck call
+SPARE_SECONDS: Final = 10.0  # a spare worker stays this long after the last stuck call
 GROW_SECONDS: Final = 30.0
 
 _log = get_logger(__name__)
 
 
 class Watched(Protocol):
-    """What the watchdog sees of the workers, and has done to them."""
+    """Show the watchdog the workers, and do to them what it asks for."""
 
     @property
     def ready(self) -> Sequence[Worker]:
-        """The workers that serve, as they come and go."""
+        """The workers that serve now."""
 
     @property
     def has_spare(self) -> bool:
@@ -108,7 +108,7 @@ class Watchdog:
             self._workers.drop_spare()
 
     async def _grow(self) -> None:
-        """Try one more session, where the token had no more when we asked."""
+        """Try one more session, if the token granted fewer than were wanted."""
         now = asyncio.get_running_loop().time()
         if now < self._grow_at:
             return

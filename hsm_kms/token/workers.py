@@ -1,14 +1,13 @@
 """Keep the configured number of token workers alive, and the pool stocked.
 
-1. A worker's sessions are lent only after module, token, login and sessions are
-   there and `qualify` has had its look.
-2. A worker that is gone is replaced at once; one that cannot start, or does not
-   live long, is tried again with growing, jittered pauses. While there is none,
+1. The sessions of a worker are lent only after the worker has loaded the module, logged
+   in and opened them, and `qualify` has accepted the worker.
+2. A worker that has ended is replaced at once. If a worker cannot start, or ends soon,
+   the next one starts after growing pauses with jitter. While there is no worker,
    requests fail with the reason.
-3. `Workers.end` alone ends a worker that serves, whoever asks for that: a worker is
-   ended once, calls under way may finish as the row in `token.ends` allows, and no
-   worker is recycled unless all are there.
-4. `token.watchdog` watches for calls that are stuck or hung.
+3. `Workers.end` alone ends a worker that serves, whoever asks for that. A worker is
+   ended once, calls under way may finish as the row in `token.ends` says, and a worker
+   is recycled only while all workers serve, so never two at once.
 """
 
 from __future__ import annotations
@@ -17,11 +16,7 @@ import asyncio
 import contextlib
 from typing import TYPE_CHECKING, Final
 
-from hsm_kms.errors import (
-    HsmKmsError,
-    TokenTimeoutError,
-    WorkerLostError,
-)
+from hsm_kms.errors import HsmKmsError, TokenTimeoutError, WorkerLostError
 from hsm_kms.log import get_logger
 from hsm_kms.token.counts import Counts
 from hsm_kms.token.ends import ENDS, End, Ending
@@ -45,16 +40,20 @@ _log = get_logger(__name__)
 
 
 class Workers:
-    """The worker processes.
+    """Keep the worker processes.
 
     Args:
-        settings: See `WorkerSettings`.
-        pool: Gets the sessions.
+        settings: Number and limits of the workers.
+        pool: Lends the sessions.
         login: Logs a worker in.
         qualify: Called with a worker that is logged in, before its sessions are
-            lent; raises to refuse it.
-        alarm: Raised when a worker came, went, or could not start.
+            lent; raises an error to refuse it.
+        alarm: Raised when a worker started, ended, or could not start.
         counts: Running totals.
+
+    Attributes:
+        ready: The workers that serve, and those that drain.
+        last_error: Why the latest worker could not start; None if it could.
     """
 
     def __init__(
@@ -88,13 +87,14 @@ class Workers:
 
     @contextlib.asynccontextmanager
     async def fresh_worker(self) -> AsyncIterator[Worker | None]:
-        """A fresh worker with a control session alone, logged in, for one look.
+        """Start a worker that only reads the keys, and let it leave at the end.
 
-        None while a spare one has its place on the token, or while the budget of
-        kills is spent.
+        Yields:
+            A worker with a control session alone, logged in; None while a spare worker
+            has its place on the token, or while the budget of kills is spent.
 
         Raises:
-            HsmKmsError: It could not be started.
+            HsmKmsError: The worker could not be started.
         """
         if self.has_spare or self._budget.spent:
             yield None
@@ -132,16 +132,16 @@ class Workers:
             return
         if worker.retiring or (how.alone and not self._all_serve()):
             return
-        # No await from the checks to here: of two who ask at once the second finds
-        # this worker retiring.
+        # No await from the checks to here: the second of two callers finds this worker
+        # retiring, and a second worker finds that not all serve.
         worker.lend_no_more()
         for channel in worker.sessions:
             self._pool.withdraw(channel)
         self._run(self._drain_and_finish(worker, end, why))
 
     def _all_serve(self) -> bool:
-        lending = [each for each in self.ready if not each.retiring]
-        return len(lending) >= self._settings.workers
+        lending = sum(not each.retiring for each in self.ready)
+        return lending >= self._settings.workers
 
     async def _drain_and_finish(self, worker: Worker, end: End, why: str) -> None:
         settings, loop = self._settings, asyncio.get_running_loop()
@@ -177,11 +177,11 @@ class Workers:
         self._spare = self._spare_worker = None
 
     def canary_passed(self) -> None:
-        """The token works again: as many workers as are configured may be there."""
+        """Allow all configured workers again, because the token works."""
         self._budget.refill()
 
     async def close(self) -> None:
-        """Let every worker leave, and wait until all are gone."""
+        """Let every worker leave at once, and wait until all are gone."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -193,14 +193,14 @@ class Workers:
         return task
 
     async def _keep(self, number: int) -> None:
-        """One worker after the other, for ever."""
+        """Keep worker `number` alive: start one after the other until cancelled."""
         backoff = Backoff()
         loop = asyncio.get_running_loop()
         while True:
             await self._budget.wait(number)
             try:
                 worker, channels = await self._start()
-            except Exception as error:  # noqa: BLE001 - a bug must not end this loop
+            except Exception as error:  # noqa: BLE001 - a bug must not end it
                 known = _as_known(error)
                 self._failed(known)
                 await asyncio.sleep(backoff.pause(known))
@@ -230,7 +230,7 @@ class Workers:
                 granted = worker.sessions if started.os_locking else worker.sessions[:1]
                 channels = await worker.open_sessions(granted[:1] if spent else granted)
                 await self._qualify(worker)
-                if spent:  # its canary has passed: the others, too
+                if spent:  # a canary passed with one session: open the others too
                     channels = await worker.open_sessions(granted)
         except TimeoutError:
             self._counts.ends[End.START] += 1
@@ -249,7 +249,7 @@ class Workers:
         return worker, channels
 
     async def _see_out(self, worker: Worker) -> None:
-        """Let a worker leave, even when this task is cancelled meanwhile."""
+        """Let a worker leave, even if this task is cancelled meanwhile."""
         task = asyncio.ensure_future(worker.leave())
         try:
             await asyncio.shield(task)
@@ -278,7 +278,7 @@ class Workers:
             await worker.lost.wait()
         finally:
             self.ready.remove(worker)
-            for channel in worker.sessions:  # also those that came later
+            for channel in worker.sessions:  # also those opened later
                 self._pool.withdraw(channel)
             await self._see_out(worker)
             end = worker.end or End.ASKED

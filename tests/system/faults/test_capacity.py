@@ -20,7 +20,7 @@ SESSION_HANDLE_INVALID = 0xB3
 LENT = 4
 MANY = 200  # answers
 CONTROL = 1
-SPENT = "too many workers had to be killed: going on with one"
+SPENT = "too many workers were killed: continuing with one"
 
 
 def test_fewer_than_wanted(make_rig, shim):
