@@ -146,8 +146,6 @@ async def test_40_those_who_leave(cold, asked):
                     ((one, TIMEOUT), (one, 0.2), (other, TIMEOUT))
                 )
             )
-            for client in (one, other):
-                await client.status()  # the requests before it have arrived, too
             told = {(await said(call)).code for call in late}
             for call in leaving:
                 call.cancel()
@@ -156,7 +154,9 @@ async def test_40_those_who_leave(cold, asked):
     assert {"DEADLINE_EXCEEDED", "UNAVAILABLE"} >= told
     assert [dek for dek, _ in made[2::3]] == opened
     assert all(call.cancelled() for call in leaving)
-    assert 1 == cold.calls() - before
+    # A DEK by the token is not kept: a request that comes late makes one more call.
+    more = len(staying) - 1 if asked is one_record else 0
+    assert 1 <= cold.calls() - before <= 1 + more
 
 
 @each_flight
