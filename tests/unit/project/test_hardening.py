@@ -9,7 +9,7 @@ import textwrap
 from pathlib import Path
 
 from tests.harness.processes import alive
-from tests.harness.wait import wait_for
+from tests.harness.wait import patient, wait_for
 
 HARDENED = """
     import json, os, resource
@@ -54,7 +54,7 @@ def run(code, *args, **options):
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])},
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=patient(30),
         check=False,
         **options,
     )

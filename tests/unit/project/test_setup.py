@@ -14,7 +14,9 @@ import pytest
 import yaml
 
 from hsm_kms.config.load import load
+from tests.harness import command_line
 from tests.harness.command_line import PYTHON
+from tests.harness.wait import patient
 
 ROOT = Path(__file__).parents[3]
 SETUP = ROOT / "softhsm" / "setup.sh"
@@ -33,19 +35,15 @@ def setup(directory, **env):
         env={**os.environ, "HSM_KMS": str(COMMAND), **env},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=patient(60),
         check=False,
     )
 
 
 def keys(directory, config="config.yaml"):
-    listed = subprocess.run(
-        [COMMAND, "keys", "list", "--config", directory / config, "-o", "json"],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=True,
-    )
+    path = directory / config
+    listed = command_line.run("keys", "list", "--config", path, "-o", "json")
+    assert 0 == listed.returncode, listed.stderr
     return json.loads(listed.stdout)
 
 
@@ -159,7 +157,7 @@ def test_relative_directory(tmp_path):
         env={**os.environ, "HSM_KMS": str(COMMAND)},
         cwd=tmp_path,
         capture_output=True,
-        timeout=60,
+        timeout=patient(60),
         check=True,
     )
 

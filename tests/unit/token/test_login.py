@@ -134,9 +134,9 @@ def test_no_pin_file(make_plugin, hsm, own_pin, make, cause):
 
 
 def test_wrong_pin_is_tried_once(spied, own_pin):
-    """Four workers, three restarts, a check and a list try a wrong PIN once in all."""
+    """Four workers, a restart, a check and a list try a wrong PIN once in all."""
     plugin, spy = spied
-    for _ in range(4):
+    for _ in range(2):
         plugin.start()
         wait_for(lambda: REJECTED in plugin.log())
         plugin.stop()
