@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class End(StrEnum):
-    """Why a worker ended; the label of the metric."""
+    """Name the reason for the end of a worker; also a label in the metrics."""
 
     ASKED = "asked"  # the server stops or reloads, or a spare is not needed any more
     LOST = "lost"  # it crashed, or was killed from outside
@@ -31,7 +31,7 @@ class End(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ending:
-    """How a worker ends.
+    """Say how a worker ends.
 
     Args:
         drain: Longest time in seconds that calls under way may still run, once nothing

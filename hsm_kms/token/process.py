@@ -79,7 +79,7 @@ class Worker:
 
     @property
     def pid(self) -> int:
-        """The process id."""
+        """Process id of the worker."""
         return self._process.pid
 
     @property

@@ -35,7 +35,7 @@ class Watched(Protocol):
 
     @property
     def ready(self) -> Sequence[Worker]:
-        """The workers that serve now."""
+        """Workers that serve now."""
 
     @property
     def has_spare(self) -> bool:

@@ -126,7 +126,7 @@ def assert_no_pin(plugin, pin):
 )
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
 def test_no_pin_file(make_plugin, hsm, own_pin, make, cause):
-    """A PIN file that is no file, or another's, is not opened."""
+    """A PIN file that is not a regular file, or another user's, is not opened."""
     make(own_pin)
     plugin = make_plugin(hsm, token={"pin_file": str(own_pin)})
 
@@ -154,7 +154,7 @@ def test_wrong_pin_is_tried_once(spied, own_pin):
 
 
 def test_right_pin_after_wrong(spied, own_pin):
-    """After a wrong PIN a new one waits for `token retry-pin`, then all is well."""
+    """After a wrong PIN a new one waits for `token retry-pin`, and then serves."""
     plugin, spy = spied
     plugin.start()
     wait_for(lambda: REJECTED in sentences(plugin))

@@ -1,4 +1,4 @@
-"""Workers on a real token: started, watched, replaced, seen out."""
+"""Workers on a real token: they start, are watched, replaced, and leave."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ async def test_spare_goes_again(make, monkeypatch):
 
 
 async def test_late_answers_after_a_hang(make):
-    """A worker that goes on after a hang serves again; late answers are nobody's."""
+    """A worker that recovers from a hang serves again; late answers are dropped."""
     async with make(workers=1, sessions=2, call_timeout=1.0) as served:
         await served.stocked()
         (first,) = served.workers.ready
@@ -152,7 +152,7 @@ async def test_reason_of_a_failed_start(make):
 
 
 async def test_bug_while_starting(make):
-    """An exception that nobody expected does not end the loop that starts workers."""
+    """An unexpected exception does not end the loop that starts workers."""
     served = make(workers=1)
     right, seen = served.qualify, []
 
@@ -170,7 +170,7 @@ async def test_bug_while_starting(make):
 
 
 async def test_no_descriptor_left(make, monkeypatch):
-    """Out of descriptors, no worker starts and none leak; once there are, one does."""
+    """Without free descriptors no worker starts, and none leak; later one starts."""
     real, before = os.pipe, descriptors()
 
     def pipe():
@@ -186,7 +186,7 @@ async def test_no_descriptor_left(make, monkeypatch):
 
 
 async def test_orderly_leave(make, hsm, directory):
-    """Who leaves closes all sessions, and never finalises the module."""
+    """A worker that leaves closes all sessions, and never finalises the module."""
     log = directory / "spy.log"
     spy = Spy(log)
     async with make(
@@ -215,7 +215,7 @@ async def test_leave_waits_for_a_canary(make):
 
 @pytest.mark.parametrize("seconds", [0.0, 0.1, 0.2, 0.3, 0.5])
 async def test_closed_at_any_moment(make, seconds):
-    """Closing while workers start, or fail to, ends all of it at once."""
+    """Closing while workers start, or fail to start, ends all of them at once."""
     for label in ("test", "another"):
         settings = {"configure": configure(token_label=label)}
         served = make(**settings)
@@ -226,7 +226,7 @@ async def test_closed_at_any_moment(make, seconds):
 
 
 async def test_closed_while_leaving(make):
-    """Closing in the moment a failed worker is seen out does not go unheard."""
+    """Closing while a failed worker leaves is obeyed."""
     served = make(configure=configure(**ANOTHER), workers=1)
     leaving = asyncio.Event()
     leave = Worker.leave
@@ -245,7 +245,7 @@ async def test_closed_while_leaving(make):
 
 
 def test_parent_death(hsm, directory):
-    """A worker dies with the process that started it, however that ended."""
+    """A worker dies with the process that started it, however that process ended."""
     code = (
         "import asyncio\nfrom hsm_kms.token.process import Worker\n"
         "async def main():\n"

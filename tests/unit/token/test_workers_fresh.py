@@ -1,4 +1,4 @@
-"""Workers that are replaced by fresh ones, and one that comes for a look alone."""
+"""Workers that are recycled, and a fresh worker that only reads the keys."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def recycle(served, worker):
 
 
 async def test_recycle(make):
-    """A worker that is to be replaced is, while all others serve; one at a time."""
+    """A worker is recycled while all others serve, and only one at a time."""
     async with make() as served:
         await served.stocked()
         first, second = served.workers.ready
@@ -44,7 +44,7 @@ async def test_recycle(make):
 
 
 async def test_recycle_lets_calls_end(make):
-    """A call under way on a worker that is replaced gets its answer."""
+    """A call under way on a worker that is recycled gets its answer."""
     async with make(workers=1, sessions=1) as served:
         await served.stocked()
         (worker,) = served.workers.ready
@@ -59,7 +59,7 @@ async def test_recycle_lets_calls_end(make):
 
 
 async def test_fresh_worker(make):
-    """A fresh worker is logged in, serves no request, and leaves after its look."""
+    """A fresh worker logs in, serves no request, and leaves after reading the keys."""
     async with make() as served:
         await served.stocked()
         async with served.workers.fresh_worker() as worker:
