@@ -34,8 +34,8 @@ def status(path: Path, socket: Path | None, output: str) -> None:
     server = None
     if socket is None:
         # pydantic and http.client take longer to load than all else but gRPC.
-        from hsm_kms.cli.admin import read_status  # noqa: PLC0415
         from hsm_kms.config.load import load  # noqa: PLC0415
+        from hsm_kms.http.client import read_status  # noqa: PLC0415
 
         config = load(path)
         socket, admin = config.listen.socket, config.http.admin_socket

@@ -1,13 +1,33 @@
-"""HTTP/1.1 to a server on a unix socket."""
+"""Ask a server on a unix socket over HTTP/1.1."""
 
 from __future__ import annotations
 
 import http.client
+import json
 import socket
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+SECONDS: Final = 3.0
+
+
+def read_status(path: Path) -> dict[str, Any] | None:
+    """Return the content of /status, or None if no server answers.
+
+    Args:
+        path: The admin socket.
+    """
+    connection = UnixConnection(path, SECONDS)
+    try:
+        connection.request("GET", "/status")
+        answer = json.loads(connection.getresponse().read())
+    except (OSError, http.client.HTTPException, ValueError):
+        return None
+    finally:
+        connection.close()
+    return answer if isinstance(answer, dict) else None
 
 
 class UnixConnection(http.client.HTTPConnection):

@@ -1,70 +1,25 @@
-"""What the HTTP side tells: probes, metrics, and the server's own status."""
+"""Make the pages that are served over HTTP: probes, metrics and /status."""
 
 from __future__ import annotations
 
 import json
-from collections import Counter
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
-from hsm_kms import __version__
-from hsm_kms.clock import when
-from hsm_kms.http.metrics import CONTENT_TYPE, Metrics, Snapshot
+from hsm_kms.http.metrics import CONTENT_TYPE, Metrics
 from hsm_kms.http.server import Page, Pages
-from hsm_kms.log import key_id_hash
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from hsm_kms.keys.keyring import Keyring
-    from hsm_kms.server.engine import Engine, Lasting
+    from hsm_kms.health.state import HealthState
 
 
-def snapshot(engine: Engine, lasting: Lasting) -> Snapshot:
-    """What the metrics show now."""
-    counts = lasting.counts
-    health = engine.health.look()
-    stats = engine.pool.stats()
-    return Snapshot(
-        health=health.state,
-        key_id_hash=key_id_hash(health.key_id) if health.key_id else "",
-        keys=_by_state(engine.keys.ring),
-        workers=len(engine.workers.ready),
-        restarts=counts.ends,
-        sessions=stats.sessions,
-        idle=stats.idle,
-        waiting=stats.waiting,
-        calls=counts.calls,
-        errors=counts.errors,
-        breaker_open=engine.pool.breaker.is_open,
-        pin=engine.login.verdict.word,
-        local_uses=engine.local.uses,
-        local_open=len(engine.opened),
-        local_created=counts.created,
-        kek_wraps=_wraps(engine.keys.ring, lasting.budget.used),
-    )
-
-
-def _by_state(ring: Keyring | None) -> Counter[str]:
-    return (
-        Counter(ring.state(key) for key in ring.keys) if ring is not None else Counter()
-    )
-
-
-def _wraps(ring: Keyring | None, used: Mapping[str, int]) -> dict[str, int]:
-    keys = ring.keys if ring is not None else ()
-    return {
-        key_id_hash(key.key_id): used[key.fingerprint]
-        for key in keys
-        if key.fingerprint in used
-    }
-
-
-def public_pages(engine: Callable[[], Engine], metrics: Metrics) -> Pages:
-    """/livez, /readyz and /metrics.
+def public_pages(health: Callable[[], HealthState], metrics: Metrics) -> Pages:
+    """Return /livez, /readyz and /metrics.
 
     Args:
-        engine: The engine in force.
+        health: Reads the present state of health; called on the event loop.
         metrics: The registry.
     """
 
@@ -72,9 +27,9 @@ def public_pages(engine: Callable[[], Engine], metrics: Metrics) -> Pages:
         return Page(body=b"ok\n")
 
     def readyz() -> Page:
-        health = engine().health.look()
-        status = HTTPStatus.OK if health.ready else HTTPStatus.SERVICE_UNAVAILABLE
-        return Page(status=status, body=health.healthz.encode() + b"\n")
+        now = health()
+        status = HTTPStatus.OK if now.ready else HTTPStatus.SERVICE_UNAVAILABLE
+        return Page(status=status, body=now.healthz.encode() + b"\n")
 
     def metrics_page() -> Page:
         return Page(body=metrics.render(), content_type=CONTENT_TYPE)
@@ -82,68 +37,15 @@ def public_pages(engine: Callable[[], Engine], metrics: Metrics) -> Pages:
     return {"/livez": livez, "/readyz": readyz, "/metrics": metrics_page}
 
 
-def admin_pages(engine: Callable[[], Engine], lasting: Lasting) -> Pages:
-    """/status, for `hsm-kms status` and for people on the node.
+def admin_pages(status: Callable[[], Mapping[str, Any]]) -> Pages:
+    """Return /status, for `hsm-kms status` and for people on the node.
 
     Args:
-        engine: The engine in force.
-        lasting: What outlives it.
+        status: Makes the content of /status; called on the event loop.
     """
 
-    def status() -> Page:
-        body = json.dumps(status_of(engine(), lasting), indent=2).encode() + b"\n"
+    def status_page() -> Page:
+        body = json.dumps(status(), indent=2).encode() + b"\n"
         return Page(body=body, content_type="application/json")
 
-    return {"/status": status}
-
-
-def keys_of(ring: Keyring | None) -> list[dict[str, Any]]:
-    """The keys held, and what each is to this node."""
-    if ring is None:
-        return []
-    times = {each.key.name: each.at for each in ring.pending}
-    return [
-        {
-            "key_id": key.key_id,
-            "state": ring.state(key),
-            "label": key.ref.label,
-            "cka_id": key.ref.cka_id.hex(),
-            "mechanism": key.mechanism,
-            "generated_on_token": key.born_here,
-            "current_from": when(at)
-            if (at := times.get(key.name)) is not None
-            else None,
-            "policy_violations": list(key.violations),
-        }
-        for key in ring.keys
-    ]
-
-
-def status_of(engine: Engine, lasting: Lasting) -> dict[str, Any]:
-    """Everything an operator wants to see at once; no secrets, but names."""
-    health = engine.health.look()
-    now = snapshot(engine, lasting)
-    return {
-        "version": __version__,
-        "state": health.state,
-        "healthz": health.healthz,
-        "answers": health.answers,
-        "detail": engine.health.detail,
-        "key_id": health.key_id,
-        "key_id_hash": now.key_id_hash,
-        "keys": keys_of(engine.keys.ring),
-        "workers": {"ready": now.workers, "ended": dict(now.restarts)},
-        "sessions": {
-            "held": now.sessions,
-            "idle": now.idle,
-            "waiting": now.waiting,
-        },
-        "token": {"calls": dict(now.calls), "errors": dict(now.errors)},
-        "local_keks": {
-            "uses": now.local_uses,
-            "open": now.local_open,
-            "created": dict(now.local_created),
-        },
-        "breaker": "open" if now.breaker_open else "closed",
-        "pin": now.pin,
-    }
+    return {"/status": status_page}

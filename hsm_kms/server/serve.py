@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING, Final
 from hsm_kms import __version__, log
 from hsm_kms.api.server import build_server
 from hsm_kms.http.metrics import Metrics
-from hsm_kms.http.pages import admin_pages, public_pages, snapshot
+from hsm_kms.http.pages import admin_pages, public_pages
 from hsm_kms.http.server import HttpServer
 from hsm_kms.log import get_logger
 from hsm_kms.server import reload, settings
 from hsm_kms.server.engine import Engine, Lasting
 from hsm_kms.server.kms_socket import UnixSocket
+from hsm_kms.server.snapshot import snapshot, status_of
 from hsm_kms.state_dir.directory import StateDir
+from hsm_kms.tasks import cancel_and_wait
 from hsm_kms.wrapping.nonce_budget import NonceBudget
 
 if TYPE_CHECKING:
@@ -121,9 +123,7 @@ class Server:
             _log.info("stopping")
             await self._grpc.stop(DRAIN_SECONDS)
         finally:
-            reloading.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await reloading
+            await cancel_and_wait(reloading)
             await self._engine.close()
             await self._lasting.budget.close()
             await asyncio.to_thread(self._http.close)
@@ -133,11 +133,11 @@ class Server:
         http = self._engine.config.http
         if http.address is not None:
             host, port = http.address
-            pages = public_pages(lambda: self._engine, self._metrics)
+            pages = public_pages(self.look, self._metrics)
             got = self._http.listen_tcp(host, port, pages)
             _log.info("probes and metrics", host=host, port=got)
         if http.admin_socket is not None:
-            pages = admin_pages(lambda: self._engine, self._lasting)
+            pages = admin_pages(lambda: status_of(self._engine, self._lasting))
             self._http.listen_unix(http.admin_socket, pages)
 
     async def _reload(self, again: asyncio.Event) -> None:

@@ -20,7 +20,7 @@ from hsm_kms.api.rpc import kms_v1beta1_pb2 as v1
 from hsm_kms.api.rpc import kms_v1beta1_pb2_grpc as v1_grpc
 from hsm_kms.api.rpc import kms_v2_pb2 as v2
 from hsm_kms.api.rpc import kms_v2_pb2_grpc as v2_grpc
-from hsm_kms.cli.admin import read_status
+from hsm_kms.http.client import read_status
 from tests.harness.command_line import HSM_KMS
 from tests.harness.processes import children_of
 from tests.harness.wait import patient

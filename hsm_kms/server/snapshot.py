@@ -1,0 +1,123 @@
+"""Read an engine's present state, for the metrics and for /status."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from hsm_kms import __version__
+from hsm_kms.clock import when
+from hsm_kms.http.metrics import Snapshot
+from hsm_kms.log import key_id_hash
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from hsm_kms.keys.keyring import Keyring
+    from hsm_kms.server.engine import Engine, Lasting
+
+
+def snapshot(engine: Engine, lasting: Lasting) -> Snapshot:
+    """Return the values that the metrics show now.
+
+    Args:
+        engine: The engine in force.
+        lasting: What outlives it.
+    """
+    counts = lasting.counts
+    health = engine.health.look()
+    stats = engine.pool.stats()
+    return Snapshot(
+        health=health.state,
+        key_id_hash=key_id_hash(health.key_id) if health.key_id else "",
+        keys=_by_state(engine.keys.ring),
+        workers=len(engine.workers.ready),
+        restarts=counts.ends,
+        sessions=stats.sessions,
+        idle=stats.idle,
+        waiting=stats.waiting,
+        calls=counts.calls,
+        errors=counts.errors,
+        breaker_open=engine.pool.breaker.is_open,
+        pin=engine.login.verdict.word,
+        local_uses=engine.local.uses,
+        local_open=len(engine.opened),
+        local_created=counts.created,
+        kek_wraps=_wraps(engine.keys.ring, lasting.budget.used),
+    )
+
+
+def _by_state(ring: Keyring | None) -> Counter[str]:
+    return (
+        Counter(ring.state(key) for key in ring.keys) if ring is not None else Counter()
+    )
+
+
+def _wraps(ring: Keyring | None, used: Mapping[str, int]) -> dict[str, int]:
+    keys = ring.keys if ring is not None else ()
+    return {
+        key_id_hash(key.key_id): used[key.fingerprint]
+        for key in keys
+        if key.fingerprint in used
+    }
+
+
+def keys_of(ring: Keyring | None) -> list[dict[str, Any]]:
+    """Return the keys held, each with its state on this node, as /status shows them.
+
+    Args:
+        ring: The keyring as last read; None before that.
+    """
+    if ring is None:
+        return []
+    times = {each.key.name: each.at for each in ring.pending}
+    return [
+        {
+            "key_id": key.key_id,
+            "state": ring.state(key),
+            "label": key.ref.label,
+            "cka_id": key.ref.cka_id.hex(),
+            "mechanism": key.mechanism,
+            "generated_on_token": key.born_here,
+            "current_from": when(at)
+            if (at := times.get(key.name)) is not None
+            else None,
+            "policy_violations": list(key.violations),
+        }
+        for key in ring.keys
+    ]
+
+
+def status_of(engine: Engine, lasting: Lasting) -> dict[str, Any]:
+    """Return the content of /status: names and counts, but no secrets.
+
+    Args:
+        engine: The engine in force.
+        lasting: What outlives it.
+    """
+    health = engine.health.look()
+    now = snapshot(engine, lasting)
+    return {
+        "version": __version__,
+        "state": health.state,
+        "healthz": health.healthz,
+        "answers": health.answers,
+        "detail": engine.health.detail,
+        "key_id": health.key_id,
+        "key_id_hash": now.key_id_hash,
+        "keys": keys_of(engine.keys.ring),
+        "workers": {"ready": now.workers, "ended": dict(now.restarts)},
+        "sessions": {
+            "held": now.sessions,
+            "idle": now.idle,
+            "waiting": now.waiting,
+        },
+        "token": {"calls": dict(now.calls), "errors": dict(now.errors)},
+        "local_keks": {
+            "uses": now.local_uses,
+            "open": now.local_open,
+            "created": dict(now.local_created),
+        },
+        "breaker": "open" if now.breaker_open else "closed",
+        "pin": now.pin,
+    }
