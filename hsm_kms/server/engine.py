@@ -7,7 +7,6 @@ any other adjusts the settings of this one. The services do not notice.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -20,6 +19,7 @@ from hsm_kms.keys.node_keyring import NodeKeyring
 from hsm_kms.keys.view import AnnouncedKeys, CurrentKeys
 from hsm_kms.log import get_logger
 from hsm_kms.server import settings as wiring
+from hsm_kms.tasks import cancel_and_wait
 from hsm_kms.token.alarm import Alarm
 from hsm_kms.token.counts import Counts
 from hsm_kms.token.login import PinLogin
@@ -184,9 +184,7 @@ class Engine:
     async def close(self) -> None:
         """Fail waiting requests, let calls under way end, stop every worker."""
         for task in self._tasks:
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+            await cancel_and_wait(task)
         self.local.want(())
         self.pool.close()
         await self.workers.close()
