@@ -158,7 +158,7 @@ class Engine:
         """Go on with a configuration that needs no other engine.
 
         Args:
-            config: As checked by `settings.adjustable`.
+            config: One that `reload.plan` finds adjustable.
         """
         for name in ("v2", "v1"):
             before = getattr(self.config.apis, name).wrapping

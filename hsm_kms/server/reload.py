@@ -9,6 +9,8 @@
 from __future__ import annotations
 
 import asyncio
+from enum import IntEnum
+from operator import attrgetter
 from typing import TYPE_CHECKING, Final
 
 from hsm_kms.config import load as configuration
@@ -16,6 +18,7 @@ from hsm_kms.errors import ConfigError, HsmKmsError
 from hsm_kms.log import get_logger
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from hsm_kms.config.schema import Config
@@ -27,18 +30,67 @@ POLL_SECONDS: Final = 0.05
 _log = get_logger(__name__)
 
 
-def needs_restart(old: Config, new: Config) -> list[str]:
-    """Names of the settings that differ and cannot change while serving."""
-    fixed = {
-        "listen": (old.listen, new.listen),
-        "http": (old.http, new.http),
-        "state_dir": (old.state_dir, new.state_dir),
-        "token.module": (old.token.module, new.token.module),
-        "apis.v2.enabled": (old.apis.v2.enabled, new.apis.v2.enabled),
-        "apis.v2.version": (old.apis.v2.version, new.apis.v2.version),
-        "apis.v1.enabled": (old.apis.v1.enabled, new.apis.v1.enabled),
-    }
-    return [name for name, (before, after) in fixed.items() if before != after]
+class Change(IntEnum):
+    """Name the effect of a changed setting; of several changes, the largest counts."""
+
+    NOTHING = 0
+    ADJUST = 1  # the engine goes on with the new value
+    REPLACE = 2  # another engine takes over
+    RESTART = 3  # refused: the setting is fixed while the server runs
+
+
+# By the setting's dotted path; each row of the schema has one (a test walks it).
+CHANGES: Final[Mapping[str, Change]] = {
+    "version": Change.RESTART,
+    "state_dir": Change.RESTART,
+    "scope": Change.REPLACE,
+    "listen": Change.RESTART,
+    "apis.v2.enabled": Change.RESTART,
+    "apis.v2.wrapping": Change.ADJUST,
+    "apis.v2.version": Change.RESTART,
+    "apis.v1.enabled": Change.RESTART,
+    "apis.v1.wrapping": Change.ADJUST,
+    "token.module": Change.RESTART,
+    "token.uri": Change.REPLACE,
+    "token.token_label": Change.REPLACE,
+    "token.token_serial": Change.REPLACE,
+    "token.slot": Change.REPLACE,
+    "token.pin_file": Change.REPLACE,
+    "token.shared": Change.REPLACE,
+    "token.workers": Change.REPLACE,
+    "token.sessions_per_worker": Change.REPLACE,
+    "token.session_wait": Change.REPLACE,
+    "token.call_timeout": Change.REPLACE,
+    "token.hang_timeout": Change.REPLACE,
+    "token.start_timeout": Change.REPLACE,
+    "token.env": Change.REPLACE,
+    "token.init_args": Change.REPLACE,
+    "token.login": Change.REPLACE,
+    "token.read_write": Change.REPLACE,
+    "keys": Change.REPLACE,
+    "local_keys": Change.ADJUST,
+    "health.interval": Change.REPLACE,
+    "health.grace": Change.ADJUST,
+    "health.stop_writes_after": Change.ADJUST,
+    "http": Change.RESTART,
+    "log": Change.ADJUST,
+}
+
+
+def plan(old: Config, new: Config) -> tuple[Change, list[str]]:
+    """Return the effect of the changed settings, and the settings that have it.
+
+    Args:
+        old: The configuration in force.
+        new: The configuration that was read.
+    """
+    changed = [name for name in CHANGES if _read(old, name) != _read(new, name)]
+    effect = max((CHANGES[name] for name in changed), default=Change.NOTHING)
+    return effect, [name for name in changed if CHANGES[name] is effect]
+
+
+def _read(config: Config, name: str) -> object:
+    return attrgetter(name)(config)
 
 
 class ConfigFile:
@@ -71,13 +123,14 @@ class ConfigFile:
         except ConfigError as error:
             _log.error("the configuration is not taken over", faults=error.faults)
             return None
-        if fixed := needs_restart(old, new):
+        effect, fixed = plan(old, new)
+        if effect is Change.RESTART:
             _log.error(
                 "the configuration is not taken over: a restart is needed",
                 changed=fixed,
             )
             return None
-        return None if new == old else new
+        return None if effect is Change.NOTHING else new
 
     def _identity(self) -> tuple[int, int, int, int] | None:
         try:

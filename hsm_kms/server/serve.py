@@ -13,7 +13,7 @@ from hsm_kms.http.metrics import Metrics
 from hsm_kms.http.pages import admin_pages, public_pages
 from hsm_kms.http.server import HttpServer
 from hsm_kms.log import get_logger
-from hsm_kms.server import reload, settings
+from hsm_kms.server import reload
 from hsm_kms.server.engine import Engine, Lasting
 from hsm_kms.server.kms_socket import UnixSocket
 from hsm_kms.server.snapshot import snapshot, status_of
@@ -156,7 +156,8 @@ class Server:
 
     async def _apply(self, config: Config) -> None:
         """Go on with another configuration."""
-        if settings.adjustable(self._engine.config, config):
+        effect, _ = reload.plan(self._engine.config, config)
+        if effect is reload.Change.ADJUST:
             self._engine.adjust(config)
             self._now_in_force(config)
         else:

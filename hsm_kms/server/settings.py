@@ -108,16 +108,3 @@ def wrap_settings(config: Config, api: ApiV2 | ApiV1) -> WrapSettings:
         accept_local=local.accept_local,
         patience=config.token.session_wait,
     )
-
-
-def adjustable(old: Config, new: Config) -> bool:
-    """Whether an engine for `old` can go on with `new`: it has the same token."""
-    health = new.health.model_copy(update={"interval": old.health.interval})
-    return new.health == health and old == new.model_copy(
-        update={
-            "apis": old.apis,
-            "local_keys": old.local_keys,
-            "health": old.health,
-            "log": old.log,
-        }
-    )
