@@ -19,7 +19,7 @@ from hsm_kms.clock import when
 from hsm_kms.errors import ConfigError, HsmKmsError
 from hsm_kms.migrate import journal as journals
 from hsm_kms.migrate.api import connected
-from hsm_kms.migrate.counts import Outcome
+from hsm_kms.migrate.journal import Outcome
 from hsm_kms.migrate.kubectl import Kubectl, running_proxy
 from hsm_kms.migrate.manifest import GROUP, manifests, served_version
 from hsm_kms.migrate.resources import find_resources, parse_resource
@@ -30,8 +30,7 @@ if TYPE_CHECKING:
 
     from click._termui_impl import ProgressBar
 
-    from hsm_kms.migrate.counts import Counts
-    from hsm_kms.migrate.journal import Journal
+    from hsm_kms.migrate.journal import Counts, Journal
     from hsm_kms.migrate.resources import Resource
 
 _WORDS: Final = {

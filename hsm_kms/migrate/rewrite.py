@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from hsm_kms.migrate.api import ApiError, ListMeta, decoded, refused
-from hsm_kms.migrate.counts import MAX_LISTED, Counts, Outcome, Refused
+from hsm_kms.migrate.journal import MAX_LISTED, Counts, Outcome, Refused
 from hsm_kms.migrate.refusals import why_not
 
 if TYPE_CHECKING:

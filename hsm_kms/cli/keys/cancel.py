@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from hsm_kms.cli.keys.ending import (
+from hsm_kms.cli.keys.journal import Journal
+from hsm_kms.cli.keys.objects import (
     broken_off,
     destroy_objects,
     destroy_rest,
     finish,
 )
-from hsm_kms.cli.keys.journal import Journal
 from hsm_kms.cli.keys.options import (
     Given,
     common_options,

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from hsm_kms.cli.etcd.options import EtcdChoice, etcd_options
-from hsm_kms.cli.keys.ending import broken_off, destroy_objects, finish
 from hsm_kms.cli.keys.journal import Journal
+from hsm_kms.cli.keys.objects import broken_off, destroy_objects, finish
 from hsm_kms.cli.keys.options import (
     KEY_ID_TYPE,
     Given,

@@ -18,7 +18,7 @@ from hsm_kms.keys.key_id import fingerprint_of_cka_id
 from hsm_kms.keys.keyring import Keyring
 from hsm_kms.keys.listing import fingerprint, list_keys
 from hsm_kms.keys.policy import violations
-from hsm_kms.server import settings as wiring
+from hsm_kms.server.settings import key_settings
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -46,7 +46,7 @@ async def read_survey(config: Config, worker: Worker) -> Survey:
         HsmKmsError: The token could not be asked.
     """
     ask = ask_of(config, worker)
-    settings = wiring.key_settings(config)
+    settings = key_settings(config)
     live = await list_keys(ask, settings.label, settings.ids)
     retired = await _retired(ask, settings)
     macs = await _macs(ask, settings)
