@@ -1,8 +1,8 @@
-"""`hsm-kms`: the command line.
+"""Define `hsm-kms`, the command line.
 
-Results go to stdout; everything else to stderr: errors as "hsm-kms: sentence" in
-lower case, and what to do about them as "hint: ..." below. Exit codes: 0; 1 a check
-failed or the token said no; 2 the command line or the configuration is wrong.
+Results go to stdout and everything else to stderr: an error as "hsm-kms: CAUSE" in
+lower case, then its cure as "hint: CURE". The exit code is 0 for success, 1 if a check
+failed or the token refused, and 2 if the command line or the configuration is wrong.
 """
 
 from __future__ import annotations
@@ -22,26 +22,29 @@ _COMMANDS = {
     ),
     "check": Lazy(
         "hsm_kms.cli.check:check",
-        "Check configuration, module, token, login, key, policy and mechanism.",
+        "Check the configuration, module, token, login, keys, policy and mechanism.",
     ),
     "status": Lazy(
         "hsm_kms.cli.status:status",
-        "Ask a running server for its Status, over the KMS socket.",
+        "Ask a running server for its Status over the KMS socket.",
     ),
     "keys": Lazy(
         "hsm_kms.cli.keys:keys_group",
-        "Make, list, rotate, retire and destroy the keys on the token.",
+        "Generate, list, rotate, retire and destroy the keys on the token.",
     ),
     "etcd": Lazy(
         "hsm_kms.cli.etcd:etcd_group",
-        "Count, explain and verify what the API server stored in etcd.",
+        "Count, explain and verify the values that the API server stored in etcd.",
     ),
     "migrate": Lazy(
         "hsm_kms.cli.migrate:migrate",
-        "Have the API server encrypt what it has stored anew.",
+        "Re-encrypt existing objects.",
     ),
-    "token": Lazy("hsm_kms.cli.token:token_group", "Look at tokens."),
-    "config": Lazy("hsm_kms.cli.config:config_group", "Look at the configuration."),
+    "token": Lazy(
+        "hsm_kms.cli.token:token_group",
+        "List tokens, and try a rejected PIN once more.",
+    ),
+    "config": Lazy("hsm_kms.cli.config:config_group", "Show the configuration."),
 }
 
 
@@ -52,7 +55,7 @@ _COMMANDS = {
 )
 @click.version_option(__version__, prog_name="hsm-kms")
 def cli() -> None:
-    """Kubernetes KMS provider whose key never leaves a PKCS#11 token."""
+    """Provide a Kubernetes KMS plugin whose key never leaves a PKCS#11 token."""
 
 
 def main() -> None:
@@ -71,10 +74,10 @@ def main() -> None:
         sys.exit(2)
     except click.UsageError as error:
         command = error.ctx.command_path if error.ctx else "hsm-kms"
-        _say(_in_our_voice(error.format_message()), f"see `{command} --help`")
+        _say(_as_cause(error.format_message()), f"see `{command} --help`")
         sys.exit(2)
     except click.Abort:
-        _say("broken off")
+        _say("interrupted")
         sys.exit(1)
 
 
@@ -84,5 +87,5 @@ def _say(sentence: str, hint: str | None = None) -> None:
         click.echo(f"hint: {hint}", err=True)
 
 
-def _in_our_voice(sentence: str) -> str:
+def _as_cause(sentence: str) -> str:
     return sentence[:1].lower() + sentence[1:].rstrip(".")

@@ -1,4 +1,4 @@
-"""`hsm-kms check`: each thing that must hold, a line each, with cause and cure."""
+"""Provide `hsm-kms check`: one line for each requirement, with cause and cure."""
 
 from __future__ import annotations
 
@@ -32,25 +32,25 @@ _MARKS: Final = {"ok": "✓", "warn": "!", "fail": "✗"}
 
 
 class Report:
-    """What was found, printed as it is found.
+    """Print each finding as it is made.
 
     Attributes:
-        failed: Whether any line was a failure.
+        failed: True if any requirement is not met.
     """
 
     def __init__(self) -> None:
         self.failed = False
 
     def ok(self, what: str) -> None:
-        """It holds."""
+        """Print a requirement that is met."""
         click.echo(f"{_MARKS['ok']} {what}")
 
     def warn(self, what: str) -> None:
-        """It holds, but somebody should know."""
+        """Print a requirement that is met, with something the operator should know."""
         click.echo(f"{_MARKS['warn']} {what}")
 
     def fail(self, what: str, error: HsmKmsError) -> None:
-        """It does not hold, and what to do about it."""
+        """Print a requirement that is not met, its cause and its cure."""
         self.failed = True
         click.echo(f"{_MARKS['fail']} {what}: {error}")
         if error.hint:
@@ -59,12 +59,13 @@ class Report:
 
 @click.command()
 @config_option
-@click.option("--offline", is_flag=True, help="Leave the token alone.")
+@click.option("--offline", is_flag=True, help="Do not use the token.")
 def check(path: Path, *, offline: bool) -> None:
-    """Check configuration, module, token, login, key, policy and mechanism.
+    """Check the configuration, module, token, login, keys, policy and mechanism.
 
-    Logs in under the same rules as the server, and wraps and unwraps once. Exits
-    with 1 if anything does not hold. Ends with what the configured wrapping gives up.
+    Logs in under the same rules as the server, then encrypts and decrypts once with
+    the current key. Ends with a table of what the configured wrapping mode gives up.
+    Exits with 1 if any check fails.
     """
     config = configuration.load(path)
     report = Report()
@@ -109,12 +110,12 @@ def _check_module(report: Report, config: Config) -> None:
 def _check_pin(report: Report, config: Config) -> None:
     source = settings.pin_source(config)
     if source is None:
-        report.ok("no login wanted (token.login: none)")
+        report.ok("no login needed (token.login: none)")
         return
     try:
         PinVerdict(source, StateDir(config.state_dir).open()).check()
     except PinSettlingError:
-        pass  # the login below waits for it
+        pass  # one_worker waits until the file is stable
     except HsmKmsError as error:
         report.fail("PIN", error)
         return
@@ -145,15 +146,15 @@ def _describe_token(report: Report, config: Config, worker: Worker) -> None:
 def _session_budget(
     config: Config, os_locking: bool, most: int | None
 ) -> Iterator[str]:
-    """Sessions of all workers, a spare one and this command, against the token's."""
+    """Compare the sessions that the server and this command need with the limit."""
     if not os_locking:
-        yield "the module grants no locking: one session per worker"
+        yield "the module does not support locking: one session per worker"
     each = (config.token.sessions_per_worker if os_locking else 1) + 1
     workers = config.token.workers + 1
     need = each * workers + 1
     sum_ = f"{each} x {workers} workers (one spare) + 1 for a command = {need}"
     if most is None:
-        yield f"sessions {sum_}; the token tells no limit"
+        yield f"sessions {sum_}; the token reports no session limit"
     elif need > most:
         yield f"sessions exceed the token's limit of {most}: {sum_}"
     else:
@@ -173,13 +174,13 @@ async def _check_keys(report: Report, config: Config, worker: Worker) -> None:
     if ring.current is not None and ring.current.mechanism is not None:
         request = canary(ring.current, ring.current.mechanism, config.scope)
         await worker.ask(request, config.token.call_timeout)
-        report.ok(f"mechanism {ring.current.mechanism}: wrapped and unwrapped once")
+        report.ok(f"mechanism {ring.current.mechanism}: encrypted and decrypted once")
 
 
 def _describe_key(report: Report, key: TokenKey) -> None:
     report.ok(f"key {key.key_id}, label {key.ref.label!r}, current")
-    for offence in key.violations:
-        report.warn(f"policy: {offence}")
+    for violation in key.violations:
+        report.warn(f"policy: {violation}")
     if not key.violations:
         report.ok("policy: AES-256, sensitive, not extractable, encrypt and decrypt")
     if not key.born_here:

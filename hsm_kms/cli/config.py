@@ -1,4 +1,4 @@
-"""`hsm-kms config`: what is in force."""
+"""Provide `hsm-kms config`: show the effective configuration."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 @click.group("config")
 def config_group() -> None:
-    """Look at the configuration."""
+    """Show the configuration."""
 
 
 @config_group.command("show")
 @config_option
 def show(path: Path) -> None:
-    """Print the configuration in force, defaults included, secrets left out."""
+    """Print the effective configuration without anything that may be secret."""
     shown = yaml.safe_dump(effective(load(path)), sort_keys=False, allow_unicode=True)
     click.echo(shown, nl=False)

@@ -1,4 +1,4 @@
-"""`hsm-kms migrate`: have the API server encrypt stored objects anew."""
+"""Provide `hsm-kms migrate`: have the API server re-encrypt stored objects."""
 
 from __future__ import annotations
 
@@ -50,16 +50,16 @@ _WORDS: Final = {
     default=("secrets",),
     show_default=True,
     metavar="NAME",
-    help="What to migrate, as an EncryptionConfiguration names it: secrets, "
+    help="Resource to re-encrypt, as an EncryptionConfiguration names it: secrets, "
     "configmaps, deployments.apps, *.apps, *.* for everything. Can be repeated.",
 )
 @click.option("-n", "--namespace", help="Only this namespace.")
 @click.option(
     "--kubeconfig",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="For kubectl; else it looks where it always does.",
+    help="The kubeconfig for kubectl, if not its default.",
 )
-@click.option("--context", help="For kubectl: which cluster and user.")
+@click.option("--context", help="The kubeconfig context for kubectl.")
 @click.option(
     "--kubectl",
     "program",
@@ -73,20 +73,24 @@ _WORDS: Final = {
     type=click.FloatRange(min=0, min_open=True),
     default=20.0,
     show_default=True,
-    help="Objects per second at most.",
+    help="At most this many objects per second.",
 )
 @click.option(
     "--resume",
     "file",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="Keep in FILE how far it came, and go on from there if there is FILE "
-    "already. Removed at the end.",
+    help="Keep the progress in FILE, and resume from it if FILE exists. FILE is "
+    "removed at the end.",
 )
-@click.option("--dry-run", is_flag=True, help="Have the API server write nothing.")
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Send dry-run requests: the API server writes nothing.",
+)
 @click.option(
     "--explain",
     is_flag=True,
-    help="Print the StorageVersionMigration that has the cluster do the same itself.",
+    help="Print the StorageVersionMigration by which the cluster does this itself.",
 )
 @output_option
 def migrate(  # noqa: PLR0913 - one per option
@@ -102,19 +106,19 @@ def migrate(  # noqa: PLR0913 - one per option
     explain: bool,
     output: str,
 ) -> None:
-    """Have the API server encrypt what it has stored anew.
+    """Re-encrypt existing objects.
 
-    After a key was rotated, or another provider was made the first one, what was
-    written before stays as it is until it is written again. This lists the objects
-    and sends each one back unchanged. The API server then writes it only if what is
-    stored is not what it would store now; so it does no harm to run this twice, and
-    an object that is up to date stays as it is.
+    After a key rotation or a change of providers, an object keeps its old encryption
+    until it is written again. This lists the objects and sends each one back to the
+    API server unchanged. The API server writes an object only if its stored form
+    would change, so that an up-to-date object stays as it is and running this twice
+    does no harm.
 
-    Works with your own kubectl and whatever it logs in with; needs the rights to
-    get, list and update. Needs no configuration of hsm-kms and no token. Run
-    `hsm-kms etcd scan` afterwards: it proves what is stored now.
+    Uses your own kubectl and its credentials, which must allow get, list and update.
+    Needs no configuration of hsm-kms and no token. Run `hsm-kms etcd scan` afterwards
+    to see what is stored.
 
-    Exits with 1 if an object was refused, for instance by an admission webhook.
+    Exits with 1 if an object was refused, for example by an admission webhook.
     """
     if dry_run and file:
         raise ConfigError(["--dry-run and --resume exclude each other"])
@@ -229,7 +233,7 @@ def _run(
             migration.run(resources, _Bar(stack))
     except KeyboardInterrupt:
         raise HsmKmsError(
-            f"broken off after {_objects(journal.objects)}", hint=again
+            f"interrupted after {_objects(journal.objects)}", hint=again
         ) from None
     except HsmKmsError as error:
         if not journal.objects:

@@ -1,7 +1,7 @@
-"""A short-lived token worker of a command's own, under the same rules as the server's.
+"""Start a short-lived worker for one command, under the same rules as the server's.
 
-The command takes the PIN lock and heeds the latch: it never tries a PIN that the
-server may not try. A PIN that was typed in travels through a memfd, not argv.
+The command takes the PIN lock and obeys a rejected PIN's verdict: it never tries a PIN
+that the server may not try. A PIN that is typed in travels through a memfd, not argv.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoginChoice:
-    """How a command wants to log in, where it is not as the server does.
+    """Login of a command, where it differs from the server's.
 
     Args:
-        pin_file: Another PIN file, or None.
+        pin_file: PIN file instead of `token.pin_file`, or None.
         prompt: Ask for the PIN.
-        login: Another `token.login`, or None.
+        login: Role instead of `token.login`, or None.
     """
 
     pin_file: Path | None = None
@@ -45,18 +45,18 @@ class LoginChoice:
 
 
 def login_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command --pin-file, --pin-prompt and --login."""
+    """Add --pin-file, --pin-prompt and --login to a command."""
     for option in (
         click.option(
             "--login",
             metavar="ROLE",
-            help="Log in as user, crypto-user, so or 0x...; not as token.login says.",
+            help="Log in as user, crypto-user, so or 0x... instead of token.login.",
         ),
         click.option("--pin-prompt", is_flag=True, help="Ask for the PIN."),
         click.option(
             "--pin-file",
             type=click.Path(path_type=Path, dir_okay=False),
-            help="Take the PIN from this file, not from token.pin_file.",
+            help="Read the PIN from this file instead of token.pin_file.",
         ),
     ):
         command = option(command)
@@ -71,16 +71,16 @@ async def one_worker(
     read_write: bool | None = None,
     retry: bool = False,
 ) -> AsyncIterator[Worker]:
-    """A worker with one control session, logged in; it leaves at the end.
+    """Start a worker with one control session, log it in, and end it on exit.
 
     Args:
         config: The configuration.
-        choice: How to log in, where it is not as the server does.
+        choice: Login that differs from the server's, or None.
         read_write: Overrides `token.read_write`.
-        retry: Try the PIN whatever became of it before.
+        retry: Try the PIN even if it was rejected before.
 
     Raises:
-        HsmKmsError: It could not be started or logged in.
+        HsmKmsError: The worker could not be started or logged in.
     """
     state = StateDir(config.state_dir).open()
     with _pin_source(config, choice or LoginChoice()) as (source, descriptors):
@@ -136,7 +136,9 @@ def _pin_source(
 
 def _user_type(choice: LoginChoice, config: Config) -> int | None:
     if choice.login == "none":
-        raise ConfigError(["--login none is for the configuration: token.login"])
+        raise ConfigError(
+            ["--login none is not possible; set token.login: none in the configuration"]
+        )
     try:
         return settings.user_type(choice.login or config.token.login)
     except ValueError:

@@ -1,4 +1,4 @@
-"""Options that several commands share."""
+"""Define the options that several commands share."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ output_option = click.option(
     "--output",
     type=click.Choice(["text", "json"]),
     default="text",
-    help="Text for people, or JSON.",
+    help="Print text, or JSON for scripts.",
 )
 
 
@@ -34,7 +34,7 @@ class _SecondsType(click.ParamType[float]):
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> float:
-        """Seconds."""
+        """Return the duration in seconds."""
         if isinstance(value, float):
             return value
         try:

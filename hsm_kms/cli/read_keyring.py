@@ -1,4 +1,4 @@
-"""The keyring as this node would see it now, read by a command's own worker."""
+"""Read the keyring as this node sees it, with a command's own worker."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 
 async def read_ring(config: Config, worker: Worker) -> Keyring:
-    """Read the keys, and judge them by the configuration and the state directory.
+    """Read the keys, and build the keyring by configuration and state directory.
 
     Args:
         config: The configuration.
-        worker: Logged in.
+        worker: A worker that is logged in.
 
     Raises:
-        HsmKmsError: The token could not be asked, or no mechanism works.
+        HsmKmsError: The token cannot be read, or no mechanism works.
     """
     memory = remembered(config)
     sighting = await discovery_for(config).read(worker, memory.last, fresh=True)
@@ -38,7 +38,7 @@ async def read_ring(config: Config, worker: Worker) -> Keyring:
 
 
 def remembered(config: Config) -> Memory:
-    """What the state directory tells of keys; nothing where it cannot be believed."""
+    """Return what the state directory remembers of keys; nothing if it is corrupt."""
     state = StateDir(config.state_dir)
     try:
         last, former = state.last_key(), state.former_keys()
@@ -51,7 +51,7 @@ def remembered(config: Config) -> Memory:
 
 
 def discovery_for(config: Config) -> Discovery:
-    """What reads the keys for a command; it freezes nothing."""
+    """Return the discovery for a command, which writes no state."""
     return Discovery(
         settings.key_settings(config),
         StateDir(config.state_dir),

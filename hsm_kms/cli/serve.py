@@ -1,4 +1,4 @@
-"""`hsm-kms serve`."""
+"""Provide `hsm-kms serve`."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 def serve(path: Path) -> None:
     """Serve the Kubernetes KMS API until SIGTERM.
 
-    A token that is not there, a PIN that is wrong, a key that is missing end
-    nothing: the server says so in Status and goes on trying. It exits with 2 for a
-    faulty configuration file and with 1 for a socket it cannot take.
+    If the token is unavailable, the PIN is rejected or a key is missing, the server
+    keeps running, reports it in Status and retries. It exits with 2 if the
+    configuration file is invalid, and with 1 if it cannot take the socket.
     """
     config = configuration.load(path)
     log.configure(config.log.level, config.log.format)
     hardening.harden_process()
-    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # its C core writes to stderr
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # its C core would write to stderr
     from hsm_kms.server import serve as server  # noqa: PLC0415 - grpc takes a third of a second
 
     asyncio.run(server.serve(config, path))

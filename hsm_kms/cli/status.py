@@ -1,4 +1,4 @@
-"""`hsm-kms status`: what the API server would see."""
+"""Provide `hsm-kms status`: print what the API server would see."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ V1_VERSION = "v1beta1"
 @click.option(
     "--socket",
     type=click.Path(path_type=Path),
-    help="The KMS socket; then no configuration is read.",
+    help="Ask this KMS socket, and read no configuration.",
 )
 @output_option
 def status(path: Path, socket: Path | None, output: str) -> None:
-    """Ask a running server for its Status, over the KMS socket.
+    """Ask a running server for its Status over the KMS socket.
 
-    Detail comes from the admin socket, where the configuration names one and it
-    answers; all of it where only KMS v1 is served, which has no Status. Exits with 0
-    when healthz is ok.
+    If the configuration is readable, also prints worker, session and PIN state from
+    the admin socket. KMS v1 has no Status: if the server serves v1 alone, everything
+    comes from the admin socket. Exits with 0 if healthz is ok.
     """
     server = None
     if socket is None:
@@ -50,7 +50,7 @@ def status(path: Path, socket: Path | None, output: str) -> None:
 
 
 def _in_short(server: dict[str, Any] | None) -> dict[str, str]:
-    """What a person wants to know of /status."""
+    """Return the parts of /status that people read, as text."""
     if server is None:
         return {}
     sessions, workers = server["sessions"], server["workers"]
@@ -86,14 +86,14 @@ def _ask(socket: Path, server: dict[str, Any] | None) -> dict[str, str]:
     try:
         with grpc.insecure_channel(f"unix:{socket.resolve()}", options) as channel:
             stub = kms_v2_pb2_grpc.KeyManagementServiceStub(channel)  # type: ignore[no-untyped-call]
-            # A new key is announced to the API server alone: it must encrypt next.
+            # A new key is announced to the API server alone: its next request uses it.
             reply = stub.Status(
                 kms_v2_pb2.StatusRequest(), timeout=SECONDS, metadata=[(OBSERVER, "1")]
             )
     except grpc.RpcError as error:
         if server is not None and error.code() is grpc.StatusCode.UNIMPLEMENTED:
-            told = {name: server[name] for name in ("healthz", "key_id")}
-            return told | {"version": V1_VERSION}
+            known = {name: server[name] for name in ("healthz", "key_id")}
+            return known | {"version": V1_VERSION}
         hint = "see the server's log, and run `hsm-kms check`"
         if server is not None and server["key_id"] and not server.get("answers", True):
             hint = f"as health.stop_writes_after has it, since {server['detail']}"

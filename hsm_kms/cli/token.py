@@ -1,4 +1,4 @@
-"""`hsm-kms token`: what a module offers, and a second try for a PIN."""
+"""Provide `hsm-kms token`: list tokens, and try a rejected PIN once more."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _FLAGS: Final = {
 
 @click.group("token")
 def token_group() -> None:
-    """Look at tokens."""
+    """List tokens, and try a rejected PIN once more."""
 
 
 @token_group.command("list")
@@ -49,10 +49,10 @@ def token_group() -> None:
     type=click.Path(path_type=Path, dir_okay=False, exists=True),
     help="The PKCS#11 module.",
 )
-@click.option("--init-args", help="Text for C_Initialize, where the module wants it.")
+@click.option("--init-args", help="Text that the module needs in C_Initialize, if any.")
 @output_option
 def list_tokens(module: Path, init_args: str | None, output: str) -> None:
-    """List the slots of a module that hold a token. Needs no configuration."""
+    """List the tokens of a module. Needs no configuration."""
     configure = Configure(
         module=str(module.absolute()), init_args=init_args, needs_login=False
     )
@@ -66,7 +66,7 @@ def list_tokens(module: Path, init_args: str | None, output: str) -> None:
         for name, value in token.items():
             text = ", ".join(value) if isinstance(value, list | tuple) else value
             if name != "slot":
-                click.echo(f"  {name}: {text if text is not None else 'not told'}")
+                click.echo(f"  {name}: {text if text is not None else 'not reported'}")
     if not shown:
         click.echo("no slot holds a token", err=True)
 
@@ -76,8 +76,9 @@ def list_tokens(module: Path, init_args: str | None, output: str) -> None:
 def retry_pin(path: Path) -> None:
     """Try the PIN in the PIN file once more, now.
 
-    For a PIN that was rejected before, or that is not tried because the token
-    reports failed tries. If it is wrong, this uses up one of the token's tries.
+    Use this after the token rejected the PIN, or if the server does not try the PIN
+    because the token reports failed tries. A wrong PIN uses up one of the tries that
+    the token allows.
     """
     config = configuration.load(path)
     asyncio.run(_log_in_once(config))

@@ -264,7 +264,7 @@ def test_pin_prompt_without_terminal(make_plugin, hsm):
 
     assert 1 == result.returncode
     assert "Traceback" not in result.stderr
-    assert result.stderr.endswith("hsm-kms: broken off\n")
+    assert result.stderr.endswith("hsm-kms: interrupted\n")
 
 
 def test_config_show(make_plugin, hsm):

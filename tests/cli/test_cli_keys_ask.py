@@ -90,7 +90,7 @@ def test_confirm(keys, typed, code, left):
 
     assert code == terminal.end()
     assert "Traceback" not in terminal.text
-    assert ("broken off" in terminal.text) == bool(code)
+    assert ("interrupted" in terminal.text) == bool(code)
     assert left == len(keys.states())
 
 
@@ -102,7 +102,7 @@ def test_interrupted_while_asking(keys):
 
     assert 1 == terminal.end()
     assert "Traceback" not in terminal.text
-    assert "broken off" in terminal.text
+    assert "interrupted" in terminal.text
     assert 2 == len(keys.states())
 
 

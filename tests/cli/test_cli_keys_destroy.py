@@ -1,4 +1,4 @@
-"""`keys destroy`: what it wants, and what is left where it is broken off."""
+"""`keys destroy`: what it wants, and what is left where it is interrupted."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def test_something_is_left(two):
         ("skip=1 abort after", None, 0),
     ],
 )
-def test_broken_off(pairs, shim, when, left, rest):
+def test_interrupted_work(pairs, shim, when, left, rest):
     """The same command again ends it; what is left is explained till then."""
     pairs.json("retire", pairs.old, *SIGNED)
     retired_long_ago(pairs, pairs.old)

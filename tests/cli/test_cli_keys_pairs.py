@@ -124,7 +124,7 @@ def test_retire(keys, shim, when, then):
     keys.configure("keys", current=new)
     crash(keys, shim, "C_SetAttributeValue", when, "retire", old, *SIGNED)
     retired = keys.states()[old] == "retired"
-    half = "`keys retire` was broken off" in keys.run("list").out
+    half = "`keys retire` was interrupted" in keys.run("list").out
 
     assert (when != "abort", when in CRASHES[1:3]) == (retired, half)
     if then == "retire":
@@ -133,7 +133,7 @@ def test_retire(keys, shim, when, then):
     elif retired:
         assert "k8s-kek" == keys.json("retire", old, "--undo")["label"]
         assert {old: "decrypt-only", new: "current"} == keys.states()
-    assert "broken off" not in keys.run("list").out
+    assert "interrupted" not in keys.run("list").out
 
 
 @pytest.mark.parametrize(("when", "then"), ON)
@@ -145,7 +145,7 @@ def test_undo(keys, shim, when, then):
     keys.json("retire", old, *SIGNED)
     crash(keys, shim, "C_SetAttributeValue", when, "retire", old, "--undo")
     back = keys.states()[old] == "decrypt-only"
-    half = "`keys retire` was broken off" in keys.run("list").out
+    half = "`keys retire` was interrupted" in keys.run("list").out
 
     assert (when == CRASHES[-1], when in CRASHES[1:3]) == (back, half)
     if then == "retire":
@@ -154,7 +154,7 @@ def test_undo(keys, shim, when, then):
     elif not back:
         keys.json("retire", old, "--undo")
         assert {old: "decrypt-only", new: "current"} == keys.states()
-    assert "broken off" not in keys.run("list").out
+    assert "interrupted" not in keys.run("list").out
 
 
 def test_killed(keys, shim, empty_hsm):
@@ -186,7 +186,7 @@ def test_first_pair_found_out(keys, shim, empty_hsm):
 
     assert (1, "  it was not identified" in listed.out) == (listed.code, True)
     assert "the AES key has no HMAC key beside it" in listed.err
-    assert "an earlier run was broken off; the HMAC key is made now" in again.err
+    assert "an earlier run was interrupted; the HMAC key is made now" in again.err
     assert (0, (1, 1)) == (again.code, objects(empty_hsm))
     assert ["current"] == list(keys.states().values())
 

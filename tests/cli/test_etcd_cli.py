@@ -46,7 +46,7 @@ def test_scan(dump, cli):
         f"      2  secrets     kms v2    hsm     {KEY_ID}  token",
         "",
         (
-            "3 objects in clear of resources of which none is encrypted: leases 1, "
+            "3 unencrypted objects of resources of which none is encrypted: leases 1, "
             "pods 1, widgets.example.com 1"
         ),
         "",
@@ -60,7 +60,7 @@ def test_scan_names_all_that_is_in_clear(dump, cli):
     """--all gives every resource its line."""
     out, _ = cli.scan(dump, "--all")
 
-    assert re.search(r"^ +1  pods +in clear$", out, re.MULTILINE)
+    assert re.search(r"^ +1  pods +unencrypted$", out, re.MULTILINE)
     assert "of which none is encrypted" not in out
 
 
@@ -73,7 +73,7 @@ def test_scan_puts_first_what_should_not_be_in_clear(tmp_path, cli):
     out, _ = cli.scan(written(tmp_path / "dump.json", held))
     lines = out.splitlines()
 
-    assert re.fullmatch(r" +1  secrets +in clear", lines[3])
+    assert re.fullmatch(r" +1  secrets +unencrypted", lines[3])
     assert "         such as /registry/secrets/default/plain" == lines[4]
     assert re.fullmatch(r" +1  secrets +kms v2 +hsm", lines[5])
     assert (
@@ -124,7 +124,7 @@ def test_may_the_key_go(dump, cli):
     assert "" == err
     assert (
         f"hsm-kms: 3 objects under {KEY_ID}.suffix\n"
-        "hint: `hsm-kms migrate` stores them again under the current key\n" == no
+        "hint: run `hsm-kms migrate` to re-encrypt them with the current key\n" == no
     )
 
 
@@ -133,8 +133,8 @@ def test_fail_if_anything_is_in_clear(dump, tmp_path, cli):
     yes, _ = cli.scan(dump, "--fail-if", "unencrypted")
     _, no = cli.scan(dump, "--fail-if", "unencrypted", "--resource", "pods", code=1)
 
-    assert yes.endswith("\n0 objects in clear that should not be\n")
-    assert no.startswith("hsm-kms: 1 object in clear that should not be\n")
+    assert yes.endswith("\n0 objects unencrypted that should not be\n")
+    assert no.startswith("hsm-kms: 1 object unencrypted that should not be\n")
 
 
 def test_fail_if_for_scripts(dump, cli):

@@ -1,4 +1,4 @@
-"""`hsm-kms migrate` that is broken off, and taken up again."""
+"""`hsm-kms migrate` that is interrupted, and taken up again."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_interrupted(migrating):
         out, err = process.communicate(timeout=patient())
 
         assert "" == out
-        assert "hsm-kms: broken off after " in err
+        assert "hsm-kms: interrupted after " in err
         assert "hint: the same command again goes on from there" in err
         assert 1 == process.returncode
         assert progress.exists()

@@ -34,8 +34,8 @@ def test_everything_opens(plugin):
     assert [
         "not checked: 1 object by aescbc 'key1'",
         "not checked: 1 object by kms v2 'vault'",
-        "not checked: 1 object in clear",
-        "every one of 4 wrapped keys (5 objects) opens with this token",
+        "not checked: 1 object unencrypted",
+        "each of 4 wrapped keys (5 objects) can be decrypted with this token",
     ] == sorted(result.stdout.splitlines(), key=lambda line: (line[0] == "e", line))
     assert 0 == result.returncode
 
@@ -67,7 +67,7 @@ def test_restored_token_opens_everything(plugin, make_plugin, directory):
 
     result = verify(elsewhere, values)
 
-    assert "every one of 2 wrapped keys (3 objects) opens" in result.stdout
+    assert "each of 2 wrapped keys (3 objects) can be decrypted" in result.stdout
     assert 0 == result.returncode
 
 
@@ -86,7 +86,10 @@ def test_wrong_token(plugin, make_plugin, empty_hsm):
         "  2 wrapped keys in 3 objects, such as /registry/secrets/ns/a",
     ] == result.stdout.splitlines()
     assert [
-        "hsm-kms: 2 of 2 wrapped keys cannot be opened with this token: 3 of 3 objects"
+        (
+            "hsm-kms: 2 of 2 wrapped keys cannot be decrypted with this token: "
+            "3 of 3 objects"
+        )
     ] == result.stderr.splitlines()[:1]
     assert 1 == result.returncode
 
@@ -202,6 +205,7 @@ def test_one_wrapped_key(plugin):
 
     result = verify(plugin, {"a": value, "b": value})
 
-    assert "the one wrapped key (2 objects) opens with this token\n" == result.stdout, (
-        result.stderr
-    )
+    assert (
+        "the one wrapped key (2 objects) can be decrypted with this token\n"
+        == result.stdout
+    ), result.stderr

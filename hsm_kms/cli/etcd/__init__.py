@@ -1,4 +1,4 @@
-"""Provide `hsm-kms etcd`: count, explain and verify what the API server stored."""
+"""Provide `hsm-kms etcd`: count, explain and verify stored values."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from hsm_kms.cli.lazy import Lazy, LazyGroup
 _COMMANDS = {
     "scan": Lazy(
         "hsm_kms.cli.etcd.scan:scan_command",
-        "Count stored objects by resource, provider and key; no key is needed.",
+        "Count stored objects by resource, provider and key; needs no key.",
     ),
     "show": Lazy(
         "hsm_kms.cli.etcd.show:show_command",
-        "Explain one stored value; no key is needed, and nothing is decrypted.",
+        "Explain one stored value; needs no key, and decrypts nothing.",
     ),
     "verify": Lazy(
         "hsm_kms.cli.etcd.verify:verify",
-        "Have the token open every wrapped key that etcd holds.",
+        "Have the token decrypt every wrapped key that etcd holds.",
     ),
 }
 
 
 @click.group("etcd", cls=LazyGroup, lazy=_COMMANDS)
 def etcd_group() -> None:
-    """Count, explain and verify what the API server stored in etcd."""
+    """Count, explain and verify the values that the API server stored in etcd."""

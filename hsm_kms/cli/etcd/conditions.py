@@ -1,4 +1,4 @@
-"""`--fail-if`: what a scan must not find."""
+"""Define `--fail-if`: what a scan must not find."""
 
 from __future__ import annotations
 
@@ -21,28 +21,28 @@ class Condition:
     """One thing that a scan must not find.
 
     Args:
-        key_id: Objects under this key, whatever the suffix; empty for objects in
-            clear that should not be.
+        key_id: Objects stored under this key, whatever its suffix; "" for
+            unencrypted objects that should be encrypted.
     """
 
     key_id: str
 
     def count(self, tally: Tally) -> int:
-        """How many objects there are."""
+        """Return the number of objects that the scan found."""
         return tally.of_key(self.key_id) if self.key_id else tally.unencrypted
 
     def sentence(self, tally: Tally) -> str:
-        """What was found."""
+        """Return what the scan found, in words."""
         count = self.count(tally)
         objects = "1 object" if count == 1 else f"{count:,} objects"
         if not self.key_id:
-            return f"{objects} in clear that should not be"
+            return f"{objects} unencrypted that should not be"
         if count:
             return f"{objects} under {self.key_id}"
         return f"{objects} under {self.key_id}: no stored value needs it"
 
     def as_json(self, tally: Tally) -> dict[str, Any]:
-        """What was found, for scripts."""
+        """Return what the scan found, for JSON."""
         name = f"{_KEY_ID}{self.key_id}" if self.key_id else _UNENCRYPTED
         count = self.count(tally)
         return {"condition": name, "objects": count, "met": count > 0}
@@ -58,7 +58,7 @@ def _condition(text: str) -> Condition:
     if text == _UNENCRYPTED:
         return Condition("")
     key_id = text.removeprefix(_KEY_ID)
-    # One that is mistyped would be found nowhere, and might be thrown away for it.
+    # A mistyped key_id would be found nowhere: its key would look safe to delete.
     if text == key_id or not KEY_ID.fullmatch(key_id):
         raise click.BadParameter(
             f"{text!r} is neither {_UNENCRYPTED} nor {_KEY_ID} and a key_id as "
@@ -73,5 +73,5 @@ conditions_option = click.option(
     multiple=True,
     metavar="CONDITION",
     callback=_conditions,
-    help="Exit with 1 if that is found; see above.  [may be repeated]",
+    help="Exit with 1 if the scan finds this; see above.  [may be repeated]",
 )

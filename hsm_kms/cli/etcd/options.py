@@ -1,4 +1,4 @@
-"""Where stored values are read from: etcdctl's options, a file, or a snapshot."""
+"""Choose where stored values are read from: etcd, a JSON file or a snapshot."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ _REDRAW_SECONDS: Final = 0.1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EtcdChoice:
-    """Where stored values are read from, as the command line says.
+    """Source of stored values, as given on the command line.
 
     Args:
-        endpoints: Of etcd, as etcdctl takes them; empty for the usual one.
+        endpoints: Endpoints of etcd, as etcdctl takes them; empty for the default.
         cacert: PEM file of the CA that signed the server's certificate.
         cert: PEM file of the client's certificate.
         key: PEM file of the key for it.
         user: Name of an etcd user, "" for none.
-        password: Their password.
+        password: Password of the user.
         dial_timeout: Seconds to connect to one endpoint.
         command_timeout: Seconds for one request.
-        prefix: What the keys begin with.
+        prefix: Prefix of the keys to read.
         from_json: File with the output of `etcdctl get --prefix -w json`; "-" is
             stdin.
-        from_snapshot: File that `etcdctl snapshot save` made.
+        from_snapshot: File written by `etcdctl snapshot save`.
     """
 
     endpoints: tuple[str, ...] = ()
@@ -61,13 +61,13 @@ class EtcdChoice:
 
     @property
     def named(self) -> bool:
-        """Whether anything says where to read, or the usual endpoint is assumed."""
+        """Return True if a source was given, False if the default endpoint is used."""
         return bool(self.endpoints or self.from_json or self.from_snapshot)
 
 
 def _positive(_: click.Context, __: click.Parameter, seconds: float) -> float:
     if seconds <= 0:
-        raise click.BadParameter("must be more than nothing")
+        raise click.BadParameter("must be more than 0s")
     return seconds
 
 
@@ -76,13 +76,13 @@ _OPTIONS: Final = (
         "--endpoints",
         envvar="ETCDCTL_ENDPOINTS",
         metavar="URL[,URL]",
-        help=f"Of etcd; tried in turn.  [default: {DEFAULT_ENDPOINT}]",
+        help=f"Endpoints of etcd, tried in turn.  [default: {DEFAULT_ENDPOINT}]",
     ),
     click.option(
         "--cacert",
         envvar="ETCDCTL_CACERT",
         type=_FILE,
-        help="CA of the server's certificate.",
+        help="CA that signed the server's certificate.",
     ),
     click.option(
         "--cert", envvar="ETCDCTL_CERT", type=_FILE, help="The client's certificate."
@@ -92,12 +92,12 @@ _OPTIONS: Final = (
         "--user",
         envvar="ETCDCTL_USER",
         metavar="NAME[:PASSWORD]",
-        help="User of etcd; the password is asked for where none is given.",
+        help="User of etcd; asks for the password if none is given.",
     ),
     click.option(
         "--password",
         envvar="ETCDCTL_PASSWORD",
-        help="Of --user; in the environment other processes do not see it.",
+        help="Password of --user; set the variable, so that other users cannot see it.",
     ),
     click.option(
         "--dial-timeout",
@@ -107,7 +107,7 @@ _OPTIONS: Final = (
         callback=_positive,
         default="2s",
         show_default=True,
-        help="To connect to one endpoint.",
+        help="Timeout to connect to one endpoint.",
     ),
     click.option(
         "--command-timeout",
@@ -117,13 +117,13 @@ _OPTIONS: Final = (
         callback=_positive,
         default="10s",
         show_default=True,
-        help="For one request.",
+        help="Timeout of one request.",
     ),
     click.option(
         "--prefix",
         default="/registry/",
         show_default=True,
-        help="What the keys begin with: the API server's --etcd-prefix and a slash.",
+        help="Prefix of the keys: the API server's --etcd-prefix and a slash.",
     ),
     click.option(
         "--from-json",
@@ -143,7 +143,7 @@ _NAMES: Final = (
 
 
 def etcd_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command the options; it is called with one more, `etcd: EtcdChoice`."""
+    """Add the options to a command, which gets them as `etcd: EtcdChoice`."""
 
     @functools.wraps(command)
     def with_choice(*args: Any, **options: Any) -> Any:
@@ -174,7 +174,7 @@ def _choice(
 
 
 def _login(user: str | None, password: str | None) -> tuple[str, str]:
-    """Name and password, both empty for nobody."""
+    """Return name and password, both "" if there is no user."""
     name, colon, rest = (user or "").partition(":")
     if not name:
         if password or colon:
@@ -182,7 +182,7 @@ def _login(user: str | None, password: str | None) -> tuple[str, str]:
         return "", ""
     if colon:
         if password is not None:
-            raise ConfigError(["the password is in --user and in --password"])
+            raise ConfigError(["the password is given in both --user and --password"])
         return name, rest
     if password is None:
         password = click.prompt(f"Password of {name}", hide_input=True, err=True)
@@ -190,18 +190,18 @@ def _login(user: str | None, password: str | None) -> tuple[str, str]:
 
 
 def open_source(choice: EtcdChoice) -> Source:
-    """The source that was chosen; entering it opens it.
+    """Return the chosen source, not open yet.
 
     Raises:
-        ConfigError: An endpoint is not one.
-        EtcdError: A certificate or key is not what it should be.
+        ConfigError: An endpoint is not valid.
+        EtcdError: A certificate or key file is not valid.
     """
     prefix = choice.prefix.encode("utf-8", "surrogateescape")
     if choice.from_json:
         from hsm_kms.etcd.json_file import JsonFile  # noqa: PLC0415
 
         return JsonFile(choice.from_json, prefix=prefix)
-    # Its C core writes to stderr, and gRPC takes a third of a second to load.
+    # The C core of gRPC would write to stderr.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     from hsm_kms.etcd.connection import Login  # noqa: PLC0415
     from hsm_kms.etcd.live import Access, Etcd  # noqa: PLC0415
@@ -223,11 +223,11 @@ def open_source(choice: EtcdChoice) -> Source:
 
 @contextlib.contextmanager
 def progress_bar(source: Source, doing: str) -> Iterator[Callable[[Item], None]]:
-    """A bar on stderr where that is a terminal, and what to call with each item.
+    """Show a progress bar if stderr is a terminal; yield what to call with each item.
 
     Args:
-        source: Open; says how much of it has been read.
-        doing: What is being done, such as "scanning".
+        source: Source, open, which knows how much of it has been read.
+        doing: Verb for the bar, such as "scanning".
     """
     if not sys.stderr.isatty():
         yield lambda _: None
@@ -241,7 +241,7 @@ def progress_bar(source: Source, doing: str) -> Iterator[Callable[[Item], None]]
 
 
 class _Bar:
-    """One line, drawn anew now and then."""
+    """Progress in one line, redrawn at most ten times a second."""
 
     def __init__(self, source: Source, doing: str) -> None:
         self._source = source
@@ -250,7 +250,7 @@ class _Bar:
         self._due = 0.0
 
     def step(self, _: Item) -> None:
-        """One more."""
+        """Count one more item."""
         self._items += 1
         now = time.monotonic()
         if now >= self._due:
@@ -258,7 +258,7 @@ class _Bar:
             self.draw()
 
     def draw(self) -> None:
-        """Draw the line as it is now; without a bar where nothing tells how long."""
+        """Draw the line, without a bar if the total is unknown."""
         words = [self._doing]
         share = self._source.share()
         if share is not None:

@@ -1,4 +1,4 @@
-"""What `hsm-kms etcd scan` and `show` print.
+"""Print what `hsm-kms etcd scan` and `show` found.
 
 Everything from etcd goes through `printable`, or through JSON, which escapes it.
 """
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from hsm_kms.etcd.source import Item, Source
     from hsm_kms.etcd.tally import Counted, Tally
 
-_IN_CLEAR: Final = "in clear"
+_UNENCRYPTED: Final = "unencrypted"
 _CELL_CHARS: Final = 64
 _RESOURCES_NAMED: Final = 5
 _HEADINGS: Final = ("OBJECTS", "RESOURCE", "PROVIDER", "NAME", "KEY_ID", "WRAPPED BY")
@@ -33,12 +33,12 @@ _BY_KEY: Final = frozenset({Provider.AESCBC, Provider.AESGCM, Provider.SECRETBOX
 
 
 def print_tally(tally: Tally, source: Source, *, everything: bool) -> None:
-    """The tables of a scan.
+    """Print the tables of a scan.
 
     Args:
-        tally: What was counted.
-        source: Where.
-        everything: Also what nobody wants encrypted, row by row.
+        tally: The counts.
+        source: The source that was read.
+        everything: List the resources that may be unencrypted row by row.
     """
     click.echo(
         f"{_objects(tally.total)} below {printable(text_of(source.prefix))} in "
@@ -65,7 +65,7 @@ def print_tally(tally: Tally, source: Source, *, everything: bool) -> None:
 
 
 def tally_as_json(tally: Tally, source: Source) -> dict[str, Any]:
-    """The same for scripts."""
+    """Return the counts of a scan for JSON."""
     return {
         "source": source.name,
         "prefix": text_of(source.prefix),
@@ -96,17 +96,17 @@ def _row_as_json(counted: Counted) -> dict[str, Any]:
 
 
 def _is_plain(counted: Counted) -> bool:
-    """Whether these objects are in clear and may be."""
+    """Return True if these objects are unencrypted and may be."""
     return counted.row.provider is Provider.IDENTITY and not counted.exposed
 
 
 def _cells(counted: Counted) -> tuple[str, ...]:
     row = counted.row
-    in_clear = row.provider is Provider.IDENTITY
+    unencrypted = row.provider is Provider.IDENTITY
     return (
         f"{counted.objects:,}",
         printable(row.resource, _CELL_CHARS),
-        _IN_CLEAR if in_clear else str(row.provider),
+        _UNENCRYPTED if unencrypted else str(row.provider),
         printable(row.name, _CELL_CHARS),
         printable(row.key_id or "", _CELL_CHARS),
         row.kind,
@@ -114,7 +114,7 @@ def _cells(counted: Counted) -> tuple[str, ...]:
 
 
 def _detail(counted: Counted) -> str:
-    """A second line for what somebody should look at."""
+    """Return the line below a row that needs attention, or ""."""
     if not counted.row.problem and not counted.exposed:
         return ""
     problem = f"{counted.row.problem}; " if counted.row.problem else ""
@@ -124,7 +124,7 @@ def _detail(counted: Counted) -> str:
 def _print_table(
     headings: Sequence[str], rows: Sequence[tuple[Sequence[str], str]]
 ) -> None:
-    """Cells in columns, the first to the right; what is said of a row below it."""
+    """Print cells in columns, the first right-aligned, details below their rows."""
     columns = zip(headings, *(cells for cells, _ in rows), strict=True)
     widths = [max(map(len, column)) for column in columns]
     for cells, detail in [(headings, ""), *rows]:
@@ -139,7 +139,7 @@ def _print_table(
 
 
 def _in_short(plain: Iterable[Counted]) -> str:
-    """What may be in clear, in a line."""
+    """Sum up in one line the objects that may be unencrypted."""
     by_resource: Counter[str] = Counter()
     for each in plain:
         by_resource[each.row.resource] += each.objects
@@ -152,13 +152,13 @@ def _in_short(plain: Iterable[Counted]) -> str:
     if more:
         named.append(f"{more} more resources" if more > 1 else "1 more resource")
     return (
-        f"{_objects(by_resource.total())} in clear of resources of which none is "
+        f"{_unencrypted(by_resource.total())} of resources of which none is "
         f"encrypted: {', '.join(named)}"
     )
 
 
 def item_as_json(item: Item, prefix: str) -> dict[str, Any]:
-    """What can be told of one object."""
+    """Return everything known about one object, for JSON."""
     key = {
         "key": text_of(item.key),
         "resource": resource_of(item.key, prefix.encode("utf-8", "surrogateescape")),
@@ -168,8 +168,8 @@ def item_as_json(item: Item, prefix: str) -> dict[str, Any]:
 
 
 def value_as_json(stored: Stored) -> dict[str, Any]:
-    """What can be told of one value; what does not apply is left out."""
-    told = {
+    """Return everything known about one value, for JSON, without empty entries."""
+    known = {
         "provider": str(stored.provider),
         "version": stored.version,
         "name": stored.name,
@@ -183,12 +183,12 @@ def value_as_json(stored: Stored) -> dict[str, Any]:
         "record": stored.record and _record_as_json(stored.record),
         "opened_by": _opened_by(stored),
     }
-    return {name: value for name, value in told.items() if value not in (None, "", [])}
+    return {name: value for name, value in known.items() if value not in (None, "", [])}
 
 
 def _record_as_json(record: Record) -> dict[str, Any]:
     header = record.header
-    told: dict[str, Any] = {
+    known: dict[str, Any] = {
         "kind": header.kind.name.lower().replace("_", " "),
         "algorithm": _ALGORITHMS[header.algorithm],
         "iv_bytes": len(record.iv),
@@ -198,19 +198,19 @@ def _record_as_json(record: Record) -> dict[str, Any]:
         nested = Record.decode(
             header.nested, kinds=frozenset({Kind.LOCAL_KEK_BY_TOKEN})
         )
-        told["local_kek"] = _record_as_json(nested)
-    return told
+        known["local_kek"] = _record_as_json(nested)
+    return known
 
 
 def _opened_by(stored: Stored) -> str:
-    """Which key it takes to read the object, in words."""
+    """Return which key decrypts the value, in words; "" if that is unknown."""
     if stored.provider is Provider.IDENTITY:
-        return "nothing: whoever reads etcd reads it"
+        return "nothing: anyone who can read etcd can read it"
     if stored.record:
         key = f"the key {stored.key_id} on the token"
         local = stored.record.header.kind is Kind.DEK_BY_LOCAL_KEK
-        wrapped = f"a local KEK, which {key} opens" if local else key
-        return f"{wrapped}, under the scope it was made with (not stored)"
+        wrapped = f"a local KEK, which {key} decrypts" if local else key
+        return f"{wrapped}, with the scope it was encrypted with (not stored)"
     if stored.provider in _BY_KEY:
         return "the key of that name in the EncryptionConfiguration"
     if stored.provider in {Provider.KMS_V1, Provider.KMS_V2} and not stored.problem:
@@ -219,11 +219,11 @@ def _opened_by(stored: Stored) -> str:
 
 
 def print_value(shown: dict[str, Any], indent: str = "") -> None:
-    """The same for people.
+    """Print what is known about a value or an object as text.
 
     Args:
-        shown: What `value_as_json` or `item_as_json` made.
-        indent: Before each line.
+        shown: The result of `value_as_json` or `item_as_json`.
+        indent: Text before each line.
     """
     for name, value in shown.items():
         label = f"{indent}{name}:"
@@ -234,6 +234,11 @@ def print_value(shown: dict[str, Any], indent: str = "") -> None:
             click.echo(f"{label} {printable(', '.join(value))}")
         else:
             click.echo(f"{label} {printable(str(value), 300)}")
+
+
+def _unencrypted(count: int) -> str:
+    plural = "s" * (count != 1)
+    return f"{count:,} unencrypted object{plural}"
 
 
 def _objects(count: int) -> str:

@@ -1,4 +1,4 @@
-"""`hsm-kms etcd scan`: count what the API server stored."""
+"""Provide `hsm-kms etcd scan`: count what the API server stored."""
 
 from __future__ import annotations
 
@@ -26,9 +26,12 @@ if TYPE_CHECKING:
     "resources",
     multiple=True,
     metavar="NAME",
-    help="Wanted encrypted, as secrets are; such as configmaps.  [may be repeated]",
+    help="Another resource that must be encrypted, as secrets must; such as "
+    "configmaps.  [may be repeated]",
 )
-@click.option("--all", "everything", is_flag=True, help="Name what is in clear too.")
+@click.option(
+    "--all", "everything", is_flag=True, help="List unencrypted resources too."
+)
 @conditions_option
 @output_option
 def scan_command(
@@ -39,15 +42,16 @@ def scan_command(
     conditions: tuple[Condition, ...],
     output: str,
 ) -> None:
-    r"""Count stored objects by resource, provider and key; no key is needed.
+    r"""Count stored objects by resource, provider and key; needs no key.
 
-    In clear first: Secrets, and any resource of which some object is encrypted.
-    Other resources in clear come in one line.
+    Lists unencrypted objects first: Secrets, and every resource of which some object
+    is encrypted. Sums up the other unencrypted resources in one line.
 
     \b
     --fail-if key_id=KEY_ID   exit with 1 if any object is stored under that key,
-                              whatever the suffix: may the key go?
-    --fail-if unencrypted     exit with 1 if anything is in clear that should not be
+                              whatever its suffix: is it safe to delete the key?
+    --fail-if unencrypted     exit with 1 if any object is unencrypted that should
+                              not be
     """
     watch = [each.key_id for each in conditions if each.key_id]
     with open_source(etcd) as source:
@@ -63,10 +67,10 @@ def scan_command(
 
 
 def _judge(conditions: tuple[Condition, ...], tally: Tally, *, quiet: bool) -> None:
-    """Say what the answer to each condition is.
+    """Print the result for each condition that is not met.
 
     Raises:
-        HsmKmsError: One of them is met.
+        HsmKmsError: A condition is met.
     """
     met = [each for each in conditions if each.count(tally)]
     well = [each for each in conditions if each not in met]
@@ -77,5 +81,5 @@ def _judge(conditions: tuple[Condition, ...], tally: Tally, *, quiet: bool) -> N
     if met:
         raise HsmKmsError(
             "; ".join(each.sentence(tally) for each in met),
-            hint="`hsm-kms migrate` stores them again under the current key",
+            hint="run `hsm-kms migrate` to re-encrypt them with the current key",
         )

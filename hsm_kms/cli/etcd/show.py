@@ -1,4 +1,4 @@
-"""`hsm-kms etcd show`: explain one stored value."""
+"""Provide `hsm-kms etcd show`: explain one stored value."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ MAX_VALUE_BYTES: Final = 64 * 1024**2
 @click.option(
     "--value-file",
     type=click.Path(path_type=Path, dir_okay=False, allow_dash=True),
-    help="Explain this value, not one of etcd's; - is stdin.",
+    help="Explain the value in this file instead; - is stdin.",
 )
 @etcd_options
 @output_option
 def show_command(
     name: str | None, *, value_file: Path | None, etcd: EtcdChoice, output: str
 ) -> None:
-    """Explain one stored value; no key is needed, and nothing is decrypted.
+    """Explain one stored value; needs no key, and decrypts nothing.
 
-    KEY is its key in etcd, such as /registry/secrets/default/NAME; a key that does
-    not begin with a slash is taken to be below --prefix.
+    KEY is the key in etcd, such as /registry/secrets/default/NAME. A key that does
+    not begin with a slash is relative to --prefix.
     """
     if (name is None) == (value_file is None):
         raise ConfigError(["give either a KEY or --value-file"])
@@ -62,13 +62,13 @@ def _of_etcd(name: str, choice: EtcdChoice) -> Item:
         if found is None:
             raise HsmKmsError(
                 f"there is no {printable(name)} in {source.name}",
-                hint="a key is such as /registry/secrets/NAMESPACE/NAME",
+                hint="give a key such as /registry/secrets/NAMESPACE/NAME",
             )
         return found
 
 
 def _of_file(path: Path) -> Stored:
-    """The value in a file; a newline that etcdctl put behind it is taken off."""
+    """Explain the value in a file, without the newline that etcdctl appends."""
     name = "stdin" if path == STDIN else str(path)
     try:
         with sys.stdin.buffer if path == STDIN else path.open("rb") as file:

@@ -1,4 +1,4 @@
-"""`hsm-kms etcd verify`: the restore drill, and the proof before a key goes."""
+"""Provide `hsm-kms etcd verify`: prove that the token decrypts what etcd holds."""
 
 from __future__ import annotations
 
@@ -42,18 +42,18 @@ def verify(
     login: str | None,
     output: str,
 ) -> None:
-    """Have the token open every wrapped key that etcd holds.
+    """Have the token decrypt every wrapped key that etcd holds.
 
-    Reads all stored objects, unwraps each distinct seed or DEK once, throws it away,
-    and lists what cannot be opened and why. With a snapshot or a JSON file and a
-    restored token this is the restore drill: what opens here can be read by any
-    cluster that gets both.
+    Reads all stored objects, decrypts each distinct seed or DEK once, discards it,
+    and lists what cannot be decrypted and why. Run this with a snapshot or a JSON
+    file and a restored token as a restore drill: a cluster that gets both can read
+    everything that can be decrypted here.
 
-    It wraps and unwraps under the same rules as the server: the keys that the
-    configuration selects, its scope, keys.retired, keys.also_known_as. Values of
-    other providers are counted and not vouched for. Nothing is written to etcd.
+    The rules are those of the server: the keys that the configuration selects, its
+    scope, keys.retired and keys.also_known_as. Values of other providers are counted
+    but not checked. Writes nothing to etcd.
 
-    Exits with 1 if anything cannot be opened, or nothing was there to be opened.
+    Exits with 1 if any wrapped key cannot be decrypted, or if there is none.
     """
     config = configuration.load(path)
     hardening.harden_process()
@@ -68,7 +68,7 @@ def verify(
 
 
 async def _verify(config: Config, choice: LoginChoice, etcd: EtcdChoice) -> Verdict:
-    # cryptography takes a while to load, and no other command needs it.
+    # Only this command needs cryptography, which takes long to load.
     from hsm_kms.etcd.token_opener import TokenOpener  # noqa: PLC0415
     from hsm_kms.etcd.verify import Verification  # noqa: PLC0415
 
@@ -90,40 +90,40 @@ def _lines(verdict: Verdict) -> Iterator[str]:
         )
     for (provider, name), objects in verdict.others.most_common():
         named = f"by {provider} {printable(name)!r}" if name else f"by {provider}"
-        by_whom = "in clear" if provider is Provider.IDENTITY else named
+        by_whom = "unencrypted" if provider is Provider.IDENTITY else named
         yield f"not checked: {_count(objects, 'object')} {by_whom}"
     if verdict.wrapped_keys and not verdict.failed_keys and not verdict.stopped:
-        yield f"{_every(verdict)} opens with this token"
+        yield f"{_every(verdict)} can be decrypted with this token"
 
 
 def _every(verdict: Verdict) -> str:
     keys, objects = verdict.wrapped_keys, _count(verdict.objects, "object")
     if keys == 1:
         return f"the one wrapped key ({objects})"
-    return f"every one of {keys:,} wrapped keys ({objects})"
+    return f"each of {keys:,} wrapped keys ({objects})"
 
 
 def _conclude(verdict: Verdict) -> None:
-    """Raise where it is not all well."""
+    """Raise an error unless every wrapped key could be decrypted."""
     keys = _count(verdict.wrapped_keys, "wrapped key")
     if verdict.stopped:
         raise HsmKmsError(
             f"stopped after {_count(verdict.total, 'object')} and {keys}, of which "
-            f"{verdict.failed_keys:,} cannot be opened: {verdict.stopped}",
+            f"{verdict.failed_keys:,} cannot be decrypted: {verdict.stopped}",
             hint=verdict.stopped.hint,
         )
     if verdict.failed_keys:
         raise HsmKmsError(
-            f"{verdict.failed_keys:,} of {keys} cannot be opened with this token: "
+            f"{verdict.failed_keys:,} of {keys} cannot be decrypted with this token: "
             f"{verdict.failed_objects:,} of {_count(verdict.objects, 'object')}",
             hint="keep every key and backup until these objects are deleted, or "
-            "migrated where they can be read",
+            "re-encrypted where they can be read",
         )
     if not verdict.wrapped_keys:
         raise HsmKmsError(
             f"nothing in {_count(verdict.total, 'object')} was wrapped by hsm-kms, so "
             "nothing is proven",
-            hint="see what is there with `hsm-kms etcd scan`",
+            hint="run `hsm-kms etcd scan` to see what is there",
         )
 
 

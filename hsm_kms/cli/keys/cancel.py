@@ -1,4 +1,4 @@
-"""`hsm-kms keys cancel`: destroy a key that was never used, or half a pair."""
+"""Provide `hsm-kms keys cancel`: destroy a key that was never used."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import click
 
 from hsm_kms.cli.keys.journal import Journal
 from hsm_kms.cli.keys.objects import (
-    broken_off,
     destroy_objects,
     destroy_rest,
     finish,
+    interrupted_work,
 )
 from hsm_kms.cli.keys.options import (
     Given,
@@ -54,16 +54,21 @@ class _TargetType(click.ParamType[str]):
 
 @click.command()
 @click.argument("target", metavar="KEY_ID|CKA_ID", type=_TargetType())
-@click.option("--force", is_flag=True, help="Also in the last minute before its time.")
+@click.option(
+    "--force",
+    is_flag=True,
+    help="Allow it in the last minute before the activation time.",
+)
 @yes_option
 @common_options
 def cancel(given: Given, *, target: str, force: bool, yes: bool) -> None:
-    """Destroy a pending key before its time, or half a pair by its CKA_ID.
+    """Destroy a pending key before its activation time, or half a pair by CKA_ID.
 
-    A key that was ever current here, or that others may use by now, is not cancelled:
-    that is for `keys retire` and `keys destroy`.
+    A pair is an AES key and its HMAC key; half of one is left if a command was
+    interrupted. This refuses a key that was ever current on this node, or that
+    another node may use by now: run `keys retire` and `keys destroy` for that.
 
-    -o json gives key_id (null for half a pair), cka_id and destroyed (objects).
+    -o json prints key_id (null for half a pair), cka_id and destroyed (objects).
     """
     if not yes:
         require_terminal("give --yes")
@@ -84,7 +89,7 @@ async def _cancel(
             found = survey.find(target)
             if found is not None:
                 return await _key(ask, journal, survey, found, force=force, yes=yes)
-            work, left = broken_off(journal, survey, target, "cancel")
+            work, left = interrupted_work(journal, survey, target, "cancel")
             if work is not None:
                 gone = await finish(ask, journal, work, left)
                 return _shown(work.key_id, work.cka_id, gone)

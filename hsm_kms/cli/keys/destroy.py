@@ -1,4 +1,4 @@
-"""`hsm-kms keys destroy`: the end of a key."""
+"""Provide `hsm-kms keys destroy`: permanently delete a key."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import click
 
 from hsm_kms.cli.etcd.options import EtcdChoice, etcd_options
 from hsm_kms.cli.keys.journal import Journal
-from hsm_kms.cli.keys.objects import broken_off, destroy_objects, finish
+from hsm_kms.cli.keys.objects import destroy_objects, finish, interrupted_work
 from hsm_kms.cli.keys.options import (
     KEY_ID_TYPE,
     Given,
@@ -42,19 +42,19 @@ RETIRED_SECONDS: Final = 86400.0
 @click.option(
     "--backups-expired",
     is_flag=True,
-    help="No backup of etcd, or of what the API server gave out, still needs the key.",
+    help="Confirm that no backup of etcd, nor of objects, still needs the key.",
 )
 @click.option(
     "--ignore-unreadable",
     is_flag=True,
-    help="What etcd holds and cannot be taken apart does not need the key.",
+    help="Confirm that no value in etcd that cannot be parsed needs the key.",
 )
 @click.option(
     "--confirm",
     "typed",
     type=KEY_ID_TYPE,
     metavar="KEY_ID",
-    help="The key_id once more, in place of typing it.",
+    help="The key_id once more, instead of typing it when asked.",
 )
 @etcd_options
 @common_options
@@ -67,13 +67,15 @@ def destroy(
     typed: str | None,
     etcd: EtcdChoice,
 ) -> None:
-    """Destroy a retired key. Nothing brings it back.
+    """Permanently delete a retired key. It cannot be restored.
 
-    Wanted: retired for 24 hours; nothing stored under it, by a scan of the running
-    etcd; --backups-expired; and the key_id once more.
+    The key must have been retired for 24 hours, a scan of the running etcd must find
+    no object stored under it, and you must give --backups-expired and repeat the
+    key_id.
 
-    -o json gives key_id, cka_id, destroyed (objects), and scanned (objects in etcd;
-    null where only the rest of an earlier run was destroyed).
+    -o json prints key_id, cka_id, destroyed (number of objects on the token) and
+    scanned (number of objects in etcd; null if this only destroyed the leftovers of
+    an interrupted run).
     """
     _refuse_choice(etcd)
     if typed is None:
@@ -134,7 +136,7 @@ class _Destroying:
                 return await self._whole(worker, survey, found)
 
     async def _rest(self, worker: Worker, survey: Survey) -> dict[str, Any]:
-        work, left = broken_off(self._journal, survey, self._key_id, "destroy")
+        work, left = interrupted_work(self._journal, survey, self._key_id, "destroy")
         if work is None:
             survey.get(self._key_id)
             raise AssertionError("get found what find did not")

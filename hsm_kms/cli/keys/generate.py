@@ -1,4 +1,4 @@
-"""`hsm-kms keys generate`: a key that is active from now on."""
+"""Provide `hsm-kms keys generate`: generate a key that is active at once."""
 
 from __future__ import annotations
 
@@ -32,16 +32,18 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option("--another", is_flag=True, help="Make one although there is one.")
+@click.option(
+    "--another", is_flag=True, help="Generate a key even if the token has one already."
+)
 @common_options
 def generate(given: Given, *, another: bool) -> None:
-    """Generate an AES-256 KEK on the token, under the configured label.
+    """Generate an AES-256 key on the token, with the configured label.
 
-    The key is sensitive, never extractable, and active from now on. With several
-    keys under the label, keys.current must name the one to encrypt with, unless
-    token.shared is true; then `keys rotate` is the orderly way to a new key.
+    The key is sensitive, never extractable, and active at once. If several keys have
+    the label, keys.current must name the one to encrypt with. If token.shared is
+    true, run `keys rotate` instead to replace a key.
 
-    -o json gives key_id and cka_id.
+    -o json prints key_id and cka_id.
     """
     ref, survey = asyncio.run(_generate(given, another=another))
     made, key_id = find_made(survey, ref)
@@ -54,7 +56,7 @@ def generate(given: Given, *, another: bool) -> None:
 
 
 def find_made(survey: Survey, ref: KeyRef) -> tuple[Found, str]:
-    """A key that was just made, and its key_id.
+    """Return a key that was just generated, and its key_id.
 
     Raises:
         HsmKmsError: It is not there, or cannot be identified.
@@ -124,7 +126,7 @@ def _refuse_second(survey: Survey, label: str, *, another: bool) -> None:
 async def _finish_pair(ask: Ask, survey: Survey, error: HsmKmsError) -> KeyRef:
     """Make the HMAC key that the only AES key lacks.
 
-    A first run was broken off: it made the AES key, found that the token does no
+    A first run was interrupted: it made the AES key, found that the token does no
     AES-GCM with it, and came no further. Nothing was ever wrapped under that key.
     """
     live = [each for each in survey.found if not each.relabelled]
@@ -141,6 +143,6 @@ async def _finish_pair(ask: Ask, survey: Survey, error: HsmKmsError) -> KeyRef:
             hint="it is no rest of an earlier run: restore the HMAC key, or remove "
             "the AES key with the tools of the HSM",
         )
-    tell(f"{what}: an earlier run was broken off; the HMAC key is made now")
+    tell(f"{what}: an earlier run was interrupted; the HMAC key is made now")
     await ask(GenerateKey(ref=found.ref, partner=True, private=settings.private))
     return found.ref

@@ -1,4 +1,4 @@
-"""`hsm-kms keys list`: every key, its state, and what was left half done."""
+"""Provide `hsm-kms keys list`: list keys, their states, and leftovers."""
 
 from __future__ import annotations
 
@@ -29,27 +29,28 @@ if TYPE_CHECKING:
 
 ADVISED_SECONDS: Final = 90 * 86400.0
 HELP: Final = """\
-List the keys under the configured label, and what each is to this node.
+List the keys with the configured label, and the state of each on this node.
 
 \b
-pending       becomes current at its time, or when keys.current names it
-current       encrypts
-decrypt-only  opens what it once wrapped
-retired       opens nothing any more: by its label, or by keys.retired
-refused       must not encrypt: the reason is below it
-unfinished    half a pair that an earlier run left
+pending       becomes current at its activation time, or when keys.current names it
+current       encrypts and decrypts
+decrypt-only  decrypts what was encrypted with it
+retired       does not decrypt: its label says so, or keys.retired lists it
+refused       must not encrypt; the reason is in the line below
+unfinished    half a pair (AES key and HMAC key) that an interrupted run left
 
--o json gives a list; of each key: key_id (null where there is none), state, reason,
-cipher, label, cka_id, activation (seconds since 1970, 0 where its CKA_ID has none),
+-o json prints a list. Each key has key_id (null if it has none), state, reason,
+cipher, label, cka_id, activation (seconds since 1970, 0 if its CKA_ID has none),
 activation_time, becomes_current and retired_since (RFC 3339 or null),
-generated_on_token, violations, also (key_ids of the same AES key by another cipher).
+generated_on_token, policy_violations, and also (key_ids of the same AES key with
+another cipher).
 """
 
 
 @click.command("list", help=HELP)
 @common_options
 def list_keys(given: Given) -> None:
-    """List every key, then what an earlier run left."""
+    """List every key, then the leftovers of interrupted runs."""
     survey = asyncio.run(_look(given))
     lines = [*_keys(given, survey), *_leftovers(given, survey)]
     given.show([each.shown for each in lines], *table(lines))
@@ -156,7 +157,7 @@ def _retired_since(given: Given, found: Found) -> float | None:
 def _half_retired(main: tuple[str, Cipher] | None) -> str:
     key_id = main[0] if main else "KEY_ID"
     return (
-        "`keys retire` was broken off before its HMAC key: `hsm-kms keys retire "
+        "`keys retire` was interrupted before its HMAC key: `hsm-kms keys retire "
         f"{key_id}` ends it, with --undo it goes back"
     )
 
@@ -186,10 +187,12 @@ def _leftovers(given: Given, survey: Survey) -> Iterator[Line]:
         if work is None:
             end = f"`hsm-kms keys cancel {ref.cka_id.hex()}` removes it"
         elif key_id is None:
-            end = "`keys generate` or `keys rotate` was broken off; the next removes it"
+            end = (
+                "`keys generate` or `keys rotate` was interrupted; the next removes it"
+            )
         else:
             end = (
-                f"`keys {work.work}` was broken off at {work.began}; "
+                f"`keys {work.work}` was interrupted at {work.began}; "
                 f"`hsm-kms keys {work.work} {key_id}` ends it"
             )
         yield Line(shown=_leftover(ref, key_id, f"{what}; {end}"), remarks=(what, end))

@@ -130,7 +130,7 @@ async def clear_leftovers(ask: Ask, journal: Journal, survey: Survey) -> bool:
             )
             continue
         tell(
-            "an earlier run was broken off when it had made the HMAC key of a pair, "
+            "an earlier run was interrupted when it had made the HMAC key of a pair, "
             f"and not yet the AES key: it is removed (CKA_ID {cka_id})"
         )
         await ask(Destroy(ref=ref, partner=True))
@@ -187,7 +187,7 @@ async def destroy_rest(ask: Ask, journal: Journal, ref: KeyRef) -> None:
     journal.done(ref.cka_id)
 
 
-def broken_off(
+def interrupted_work(
     journal: Journal, survey: Survey, key_id: str, work: Literal["cancel", "destroy"]
 ) -> tuple[KeyWork | None, KeyRef | None]:
     """What an earlier run left of a key whose AES key it destroyed.
@@ -216,7 +216,7 @@ async def finish(ask: Ask, journal: Journal, work: KeyWork, left: KeyRef | None)
     Raises:
         HsmKmsError: What is left could not be destroyed.
     """
-    what = f"`keys {work.work}` was broken off at {work.began}; its AES key is gone"
+    what = f"`keys {work.work}` was interrupted at {work.began}; its AES key is gone"
     if left is None:
         tell(f"{what}, and so is its HMAC key")
         journal.done(bytes.fromhex(work.cka_id))

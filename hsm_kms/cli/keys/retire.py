@@ -1,4 +1,4 @@
-"""`hsm-kms keys retire`: from now on no node opens anything with a key."""
+"""Provide `hsm-kms keys retire`: stop every node from decrypting with a key."""
 
 from __future__ import annotations
 
@@ -39,8 +39,14 @@ if TYPE_CHECKING:
 
 @click.command()
 @key_id_argument
-@click.option("--undo", "back", is_flag=True, help="Give the key back its label.")
-@click.option("--without-scan", is_flag=True, help="Do not look into etcd before.")
+@click.option(
+    "--undo", "back", is_flag=True, help="Restore the label of a retired key."
+)
+@click.option(
+    "--without-scan",
+    is_flag=True,
+    help="Do not check first that etcd holds nothing under the key.",
+)
 @yes_option
 @etcd_options
 @common_options
@@ -53,15 +59,15 @@ def retire(
     yes: bool,
     etcd: EtcdChoice,
 ) -> None:
-    """Retire a key that is not used any more: no node opens anything with it then.
+    """Stop every node from decrypting with a key that is no longer used.
 
-    Its label becomes LABEL/retired/TIME, so nodes do not find it any more. Where the
-    token lets no label be changed, the line for keys.retired is printed instead. What
-    etcd holds is read before: nothing may be stored under the key. The key itself
-    stays, and --undo gives it back, until `keys destroy`.
+    Changes the label of the key to LABEL/retired/TIME, so that no node finds the key.
+    If the token does not allow a label to change, prints the line for keys.retired
+    instead. Scans etcd first, and refuses if any object is stored under the key. The
+    key stays on the token until `keys destroy`; until then --undo restores it.
 
-    -o json gives key_id, cka_id, label, retired_since (RFC 3339; null after --undo),
-    and keys_retired (what must be in the configuration for it; null where nothing).
+    -o json prints key_id, cka_id, label, retired_since (RFC 3339; null after --undo)
+    and keys_retired (what keys.retired must list; null if nothing).
     """
     if back:
         given.show(*asyncio.run(_undo(given, key_id)))
@@ -102,7 +108,7 @@ class _Retiring:
                 return await self._retire(worker, survey, found)
 
     async def _finish(self, ask: Ask, found: Found) -> tuple[Any, ...]:
-        tell("an earlier run was broken off before the HMAC key; it follows now")
+        tell("an earlier run was interrupted before the HMAC key; it follows now")
         await _relabel_partner(ask, found, found.ref.label)
         return self._already(found)
 

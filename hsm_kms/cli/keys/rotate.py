@@ -1,4 +1,4 @@
-"""`hsm-kms keys rotate`: the next key, which all nodes turn to at one time."""
+"""Provide `hsm-kms keys rotate`: generate the key that every node switches to."""
 
 from __future__ import annotations
 
@@ -40,20 +40,20 @@ MOST_SECONDS: Final = 366 * 86400.0
     type=SECONDS_TYPE,
     default="10m",
     show_default=True,
-    help="When the key becomes current, from now; every node must see it by then.",
+    help="Time until the key becomes current; every node must see it before.",
 )
 @click.option(
-    "--force", is_flag=True, help="Also in less than 2m, or beside a pending key."
+    "--force", is_flag=True, help="Allow less than 2m, and a second pending key."
 )
 @common_options
 def rotate(given: Given, *, seconds: float, force: bool) -> None:
-    """Generate the next key; every node turns to it at the same time, by itself.
+    """Generate the next key; every node switches to it at its activation time.
 
-    Its activation time is in its CKA_ID. Until then each node finds the key, and can
-    read what others will write under it. Needs a token that all nodes share
-    (token.shared); without one it says what to do instead.
+    The activation time is part of the CKA_ID. Each node finds the key before that
+    time, so that it can decrypt what other nodes encrypt with it. All nodes must
+    share the token (token.shared); if they do not, this says what to do instead.
 
-    -o json gives key_id, cka_id, activation (seconds since 1970), activation_time
+    -o json prints key_id, cka_id, activation (seconds since 1970), activation_time
     (RFC 3339), and replaces (key_id).
     """
     _refuse_time(seconds, force=force)

@@ -27,7 +27,7 @@ class Found:
     Args:
         seen: What the token tells of it.
         beside: The HMAC key is the partner of this one: of the key itself, or of what
-            it was called before `keys retire` was broken off; None: there is none.
+            it was called before `keys retire` was interrupted; None: there is none.
         names: Its fingerprints: of the AES key alone, and of the pair. Empty where it
             could not be identified.
         keys: The same as the keyring knows them; empty for a relabelled key.

@@ -168,7 +168,7 @@ def test_what_an_api_server_stores(binaries, new_folder):
     assert "whoever reads etcd reads it" in shown[0]
     assert f"the key {key_id} on the token" in shown[1]
     assert f"opened_by: the key {key_id} on the token" in shown[2]
-    assert f"hsm-kms: 2 objects under {key_id}; 1 object in clear" in refused
+    assert f"hsm-kms: 2 objects under {key_id}; 1 object unencrypted" in refused
     assert [("kms v2", 3)] == [
         (row["provider"], row["objects"])
         for row in after["rows"]

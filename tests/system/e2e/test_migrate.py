@@ -160,7 +160,7 @@ def test_resumed_after_an_interruption(migrating):
     lines.stop()
 
     assert left
-    assert "broken off after" in err
+    assert "interrupted after" in err
     assert f"{PAGE} objects done, next are secrets" in result.stderr
     assert f"secrets: {count} objects" in result.stdout
     assert 0 == result.returncode

@@ -56,6 +56,22 @@ def test_make_targets_in_documents_exist():
     assert {"run", "test", "test-e2e", "lint"} <= named
 
 
+def groups(group):
+    yield group
+    for each in group.lazy:
+        if getattr(group.commands[each], "lazy", None):
+            yield from groups(group.commands[each])
+
+
+@pytest.mark.parametrize("group", list(groups(cli)), ids=lambda group: group.name)
+def test_a_group_lists_its_commands_in_their_own_words(group):
+    """The help of a group, which imports none of its commands, is up to date."""
+    assert {name: each.help for name, each in group.lazy.items()} == {
+        name: each.get_short_help_str(limit=200)
+        for name, each in group.commands.items()
+    }
+
+
 @pytest.mark.parametrize("path", sorted(commands(cli)))
 def test_every_command_explains_itself(path):
     """--help tells what a command does, before it lists its options."""
