@@ -111,8 +111,10 @@ def test_cancel(keys):
     assert (new, 1) == (answer["key_id"], answer["destroyed"])
     assert {old: "current"} == keys.states()
     assert ("ok", old) == (plugin.healthz(), plugin.status().key_id)
-    assert "is or was current here" in keys.refusal("cancel", old, "--yes")
-    assert "no half of a pair is" in keys.refusal("cancel", new, "--yes")
+    assert "is or was current on this node" in keys.refusal("cancel", old, "--yes")
+    assert "is neither a pending key nor half of a pair" in keys.refusal(
+        "cancel", new, "--yes"
+    )
     assert "neither a key_id nor a CKA_ID" in keys.refusal("cancel", "x", code=2)
 
 
@@ -202,7 +204,7 @@ def test_retire_looks_into_etcd(two, tmp_path, monkeypatch):
     assert "decrypt-only" == two.states()[two.old]
     ended = two.run("retire", two.old, "--yes", *one)
     assert (0, True) == (ended.code, "none of 2 objects" in ended.err)
-    assert "1 of them cannot be taken apart" in ended.err
+    assert "1 of them cannot be parsed" in ended.err
     assert "retired" == two.states()[two.old]
 
 
@@ -241,7 +243,7 @@ def test_retire_what_must_not_change(make_plugin, empty_hsm):
     [shown] = [key for key in keys.json("list") if key["key_id"] == old]
     assert ("retired", True) == (shown["state"], bool(shown["retired_since"]))
     assert "is retired since" in keys.run("retire", old, *SIGNED).out
-    assert "must have been for 24 h" in keys.refusal(
+    assert "less than 24 hours ago" in keys.refusal(
         "destroy", old, "--confirm", old, *UNREACHABLE
     )
     noted = keys.plugin.state_dir / "keys.json"

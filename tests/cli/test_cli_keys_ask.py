@@ -125,4 +125,4 @@ def test_bars_and_questions_go_to_stderr(keys):
     ended = keys.run("retire", old, "--without-scan", "--yes")
 
     assert 1 == len(ended.out.splitlines())
-    assert "will refuse to open" in ended.err
+    assert "will refuse to decrypt" in ended.err

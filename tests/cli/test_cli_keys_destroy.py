@@ -58,8 +58,8 @@ def test_destroy_refused(two, tmp_path, monkeypatch):
     wanted = ("destroy", old, "--confirm", old)
     stale = etcd_json(tmp_path / "etcd", b"value")
 
-    assert "say where etcd is" in two.refusal(*wanted, code=2)
-    assert "do not tell what is stored now" in two.refusal(*wanted, *stale, code=2)
+    assert "no etcd endpoint" in two.refusal(*wanted, code=2)
+    assert "do not show what is stored now" in two.refusal(*wanted, *stale, code=2)
     assert "give --confirm KEY_ID" in two.refusal("destroy", old, *UNREACHABLE, code=2)
     assert "another key_id" in two.refusal(
         "destroy", old, "--confirm", new, *UNREACHABLE, code=2
@@ -67,9 +67,9 @@ def test_destroy_refused(two, tmp_path, monkeypatch):
     assert f"{old} is not retired" in two.refusal(*wanted, *UNREACHABLE)
     two.json("retire", old, *SIGNED)
     said = two.refusal(*wanted, *UNREACHABLE, "--backups-expired")
-    assert f"on which day {old} was last in use is not known" in said
+    assert f"does not know when {old} was last used" in said
     assert "older snapshots of etcd" in said
-    assert "must have been for 24 h" in said
+    assert "less than 24 hours ago" in said
     retired_long_ago(two, old)
     assert "backups may still need the key" in two.refusal(*wanted, *UNREACHABLE)
     assert "127.0.0.1:1" in two.refusal(*wanted, *UNREACHABLE, "--backups-expired")
@@ -86,7 +86,7 @@ def test_destroy_says_when_it_was_used(two):
     said = two.refusal("destroy", two.old, "--confirm", two.old, *UNREACHABLE)
 
     today = datetime.now(UTC).date().isoformat()
-    assert f"{two.old} was last in use on this node at {today}" in said
+    assert f"{two.old} was last used on this node at {today}" in said
 
 
 def test_destroyed(two):
@@ -119,7 +119,7 @@ def test_something_is_left(two):
     for objects, words in (
         ({}, "no object below"),
         (under, f"1 of 1 objects in 127.0.0.1:PORT are stored under {two.old}"),
-        (garbled, "1 of them cannot be taken apart"),
+        (garbled, "1 of them cannot be parsed"),
     ):
         with EtcdServer(objects) as etcd:
             said = two.refusal(*wanted(two, etcd.endpoint))

@@ -138,7 +138,7 @@ def test_listed_by_id(make_plugin, hsm):
 
     assert f"  retired: [{ids['08']}]\n" in ended.out
     assert "keys.label is null" in ended.err
-    assert "leave its id in keys.ids until it is destroyed" in ended.err
+    assert "keep its id in keys.ids until it is destroyed" in ended.err
 
 
 def test_more_keys_than_fit_one_answer(keys, hsm):
@@ -230,7 +230,7 @@ def test_partner_that_must_not_change(make_plugin, empty_hsm):
     keys.configure("keys", current=new)
     ended = keys.run("retire", old, *SIGNED)
 
-    assert (0, True) == (ended.code, "which harms nothing" in ended.err)
+    assert (0, True) == (ended.code, "which does no harm" in ended.err)
     assert {old: "retired", new: "current"} == keys.states()
     assert 0 == keys.run("retire", old, *SIGNED).code
     assert "k8s-kek" == keys.json("retire", old, "--undo")["label"]

@@ -218,8 +218,10 @@ def test_lone_halves(keys, empty_hsm):
     assert "it has no HMAC key beside it, which this token needs" in listed
     assert f"`hsm-kms keys cancel {mac}` removes it" in listed
     assert (0, True) == (rotated.code, f"keys cancel {mac}" in rotated.err)
-    assert "no half of a pair is" in keys.refusal("cancel", aes + "00", "--yes")
-    assert "is a whole key" in keys.refusal("cancel", aes, "--yes")
+    assert "is neither a pending key nor half of a pair" in keys.refusal(
+        "cancel", aes + "00", "--yes"
+    )
+    assert "is a complete key" in keys.refusal("cancel", aes, "--yes")
     gone = keys.json("cancel", mac, "--yes")
     assert {"key_id": None, "cka_id": mac, "destroyed": 1} == gone
     assert "-" not in keys.states()

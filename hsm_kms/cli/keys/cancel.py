@@ -46,7 +46,7 @@ class _TargetType(click.ParamType[str]):
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> str:
-        """The key_id or CKA_ID as it was given."""
+        """Return the key_id or CKA_ID unchanged."""
         if not KEY_ID.fullmatch(value) and not _CKA_ID.fullmatch(value):
             self.fail(f"{value!r} is neither a key_id nor a CKA_ID", param, ctx)
         return str(value)
@@ -96,8 +96,9 @@ async def _cancel(
             half = _half(survey, target)
             tell(
                 f"the HMAC key labelled {half.partner.label!r} has no AES key beside "
-                f"it (CKA_ID {half.cka_id.hex()}): alone it opens nothing, but if the "
-                "AES key is to come back from a backup, it is needed"
+                f"it (CKA_ID {half.cka_id.hex()}): "
+                "alone it decrypts nothing, but it is "
+                "needed if the AES key will be restored from a backup"
             )
             confirm("destroy this HMAC key?", yes=yes)
             await destroy_rest(ask, journal, half)
@@ -117,8 +118,8 @@ async def _key(
     key_id = main[0] if main else ""
     _refuse(survey, found, key_id, force=force)
     tell(
-        f"{key_id} (CKA_ID {found.ref.cka_id.hex()}) will be destroyed; this node has "
-        "never written with it, and should another one have, that is lost"
+        f"{key_id} (CKA_ID {found.ref.cka_id.hex()}) will be destroyed. This node has "
+        "not used the key. If another node has, data encrypted with it is lost."
     )
     confirm("destroy this key?", yes=yes)
     gone = await destroy_objects(ask, journal, found, "cancel", key_id)
@@ -128,8 +129,9 @@ async def _key(
 def _refuse(survey: Survey, found: Found, key_id: str, *, force: bool) -> None:
     if survey.is_in_use(found) or survey.was_current(found):
         raise HsmKmsError(
-            f"{key_id} is or was current here: what it wrapped would be lost",
-            hint="see `hsm-kms keys retire --help`",
+            f"{key_id} is or was current on this node: data encrypted with it would "
+            "be lost",
+            hint="run `hsm-kms keys retire`; see its --help",
         )
     key, shared = survey.key(found), survey.ring.settings.shared
     activation = key.activation if key else 0
@@ -137,23 +139,23 @@ def _refuse(survey: Survey, found: Found, key_id: str, *, force: bool) -> None:
     if found.relabelled or not (activation > now() or never_by_time):
         raise HsmKmsError(
             f"{key_id} is not pending: another node may have used it",
-            hint="`hsm-kms keys retire` and `hsm-kms keys destroy` look whether "
-            "anything is stored under it",
+            hint="run `hsm-kms keys retire`, then `hsm-kms keys destroy`: both check "
+            "whether anything is stored under it",
         )
     left = activation - now()
     if shared and left < LEAST_SECONDS and not force:
         raise HsmKmsError(
-            f"{key_id} becomes current at {when(activation)}, in {spell(left)}: by the "
-            "clock of another node perhaps now",
-            hint="--force destroys it all the same; else retire it later",
+            f"{key_id} becomes current at {when(activation)}, in {spell(left)}; by the "
+            "clock of another node perhaps already",
+            hint="wait and retire it later, or destroy it now with --force",
         )
 
 
 def _half(survey: Survey, target: str) -> KeyRef:
-    """What an HMAC key without an AES key belongs to, by either's CKA_ID.
+    """Return the missing AES key of an HMAC key, by the CKA_ID of either.
 
     Raises:
-        HsmKmsError: There is no such half.
+        HsmKmsError: The token has no such half of a pair.
     """
     wanted = target.lower()
     for ref in survey.loose:
@@ -165,11 +167,12 @@ def _half(survey: Survey, target: str) -> KeyRef:
         main = survey.main(found)
         if found.ref.cka_id.hex() == wanted and main is not None:
             raise HsmKmsError(
-                f"CKA_ID {wanted} is a whole key, {main[0]}", hint="name it by that"
+                f"CKA_ID {wanted} is a complete key, {main[0]}",
+                hint="give its key_id",
             )
     raise HsmKmsError(
-        f"no pending key and no half of a pair is {target}",
-        hint="see `hsm-kms keys list`",
+        f"{target} is neither a pending key nor half of a pair",
+        hint="run `hsm-kms keys list`",
     )
 
 

@@ -90,20 +90,22 @@ def destroy(
 def _refuse_choice(etcd: EtcdChoice) -> None:
     if etcd.from_json or etcd.from_snapshot:
         raise ConfigError(
-            ["--from-json and --from-snapshot do not tell what is stored now"]
+            ["--from-json and --from-snapshot do not show what is stored now"]
         )
     if not etcd.named:
-        raise ConfigError(["say where etcd is by --endpoints or ETCDCTL_ENDPOINTS"])
+        raise ConfigError(
+            ["no etcd endpoint: give --endpoints, or set ETCDCTL_ENDPOINTS"]
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Sure:
-    """What the user vouches for.
+    """Confirmations by the user.
 
     Args:
-        typed: The key_id once more; None: ask.
+        typed: The key_id once more; None to ask for it.
         expired: No backup needs the key.
-        unreadable: Nor does what cannot be taken apart.
+        unreadable: No value that cannot be parsed needs the key.
     """
 
     typed: str | None
@@ -124,7 +126,7 @@ class _Destroying:
         self._journal = Journal(given.config)
 
     async def run(self) -> dict[str, Any]:
-        """Destroy it; the result as JSON has it."""
+        """Destroy the key, and return the result for JSON."""
         config = self._given.config
         async with one_worker(config, self._given.login, read_write=True) as worker:
             with self._journal.alone():
@@ -152,13 +154,13 @@ class _Destroying:
         tell(
             _last_use(config, found, key_id),
             "older snapshots of etcd, and other backups that need the key, become "
-            "unreadable for ever",
+            "permanently unreadable",
         )
         self._refuse(survey, found)
         scanned = require_unused(
             self._etcd, survey, found, all_readable=not self._sure.unreadable
         )
-        # It may have taken long: is all still as it was?
+        # The scan may have taken long, so the token is read and judged again.
         survey = await read_survey(config, worker)
         found = survey.get(key_id)
         self._refuse(survey, found)
@@ -176,25 +178,26 @@ class _Destroying:
         if survey.state(found) is not KeyState.RETIRED:
             raise HsmKmsError(
                 f"{key_id} is not retired",
-                hint=f"`hsm-kms keys retire {key_id}` first, and this a day later",
+                hint=f"run `hsm-kms keys retire {key_id}`, and this a day later",
             )
         since = found.retired_since
         if since is None:
             since = self._journal.retired_since(set(found.names.values()))
         if since is None:
             raise HsmKmsError(
-                f"since when {key_id} is retired is not known on this node",
-                hint=f"`hsm-kms keys retire {key_id}` notes it; this a day later",
+                f"this node does not know when {key_id} was retired",
+                hint=f"run `hsm-kms keys retire {key_id}` to record it, and this a day "
+                "later",
             )
         if now() < since + RETIRED_SECONDS:
             raise HsmKmsError(
-                f"{key_id} is retired since {when(since)}, and must have been for 24 h",
+                f"{key_id} was retired at {when(since)}, less than 24 hours ago",
                 hint=f"run this after {when(since + RETIRED_SECONDS)}",
             )
         if not self._sure.expired:
             raise HsmKmsError(
                 "backups may still need the key",
-                hint="give --backups-expired once none does that you want to keep",
+                hint="give --backups-expired once you keep no backup that needs it",
             )
 
     def _shown(self, cka_id: str, gone: int, scanned: int | None) -> dict[str, Any]:
@@ -207,10 +210,10 @@ class _Destroying:
 
 
 def _last_use(config: Config, found: Found, key_id: str) -> str:
-    """When this node encrypted under a key last, as far as it remembers."""
+    """Say when this node last encrypted with a key, as far as it remembers."""
     former = StateDir(config.state_dir).former_keys()
     names = set(found.names.values())
     until = [each.until for each in former if fingerprint_in(each.key_id) in names]
     if not until:
-        return f"on which day {key_id} was last in use is not known on this node"
-    return f"{key_id} was last in use on this node at {until[-1]}"
+        return f"this node does not know when {key_id} was last used"
+    return f"{key_id} was last used on this node at {until[-1]}"

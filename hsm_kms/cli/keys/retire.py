@@ -74,7 +74,7 @@ def retire(
         return
     if not without_scan and not etcd.named:
         raise ConfigError(
-            ["say where etcd is by --endpoints or ETCDCTL_ENDPOINTS, or --without-scan"]
+            ["no etcd endpoint: give --endpoints, or --without-scan to skip the scan"]
         )
     if not yes:
         require_terminal("give --yes")
@@ -108,13 +108,16 @@ class _Retiring:
                 return await self._retire(worker, survey, found)
 
     async def _finish(self, ask: Ask, found: Found) -> tuple[Any, ...]:
-        tell("an earlier run was interrupted before the HMAC key; it follows now")
+        tell(
+            "an earlier run was interrupted before it changed the HMAC key's label; "
+            "changing it now"
+        )
         await _relabel_partner(ask, found, found.ref.label)
         return self._already(found)
 
     def _already(self, found: Found) -> tuple[Any, ...]:
         since = found.retired_since
-        told = "a time not known" if since is None else when(since)
+        told = "an unknown time" if since is None else when(since)
         shown = _shown(self._key_id, found.ref, since)
         return shown, f"{self._key_id} is retired since {told}"
 
@@ -125,13 +128,16 @@ class _Retiring:
         _refuse(survey, found, self._key_id)
         if self._etcd is not None:
             require_unused(self._etcd, survey, found, all_readable=False)
-            # It may have taken long: is all still as it was?
+            # The scan may have taken long, so the token is read and judged again.
             survey = await read_survey(config, worker)
             found = survey.get(self._key_id)
             _refuse(survey, found, self._key_id)
         delay = spell(MISSES_BELIEVED * config.keys.discover)
         where = "every node" if config.token.shared else "this node, and no other,"
-        tell(f"within {delay} {where} will refuse to open what {self._key_id} wrapped")
+        tell(
+            f"within {delay} {where} will refuse to decrypt what "
+            f"{self._key_id} encrypted"
+        )
         confirm("retire this key?", yes=self._yes)
         label = survey.ring.settings.label
         if label is None:
@@ -144,15 +150,15 @@ class _Retiring:
                 raise
             return self._by_configuration(found, str(error))
         tell(
-            f"hint: `hsm-kms keys retire --undo {self._key_id}` takes it back; from "
-            f"{when(seconds + 86400)} on `hsm-kms keys destroy` may end it"
+            f"hint: `hsm-kms keys retire --undo {self._key_id}` reverts this; from "
+            f"{when(seconds + 86400)} on `hsm-kms keys destroy` can delete the key"
         )
         ref = KeyRef(retired_label(label, seconds), found.ref.cka_id)
         shown = _shown(self._key_id, ref, time_in(ref.label))
         return shown, f"retired {self._key_id}: its label is {ref.label!r}"
 
     def _by_configuration(self, found: Found, why: str) -> tuple[Any, ...]:
-        """The way for a token that lets no label be changed."""
+        """Retire the key by keys.retired, on a token where labels cannot change."""
         config, names = self._given.config, set(found.names.values())
         since = self._journal.retired_since(names)
         if since is None:
@@ -165,9 +171,9 @@ class _Retiring:
             return shown, f"{self._key_id} is retired since {when(since)}"
         tell(
             f"the label cannot retire it: {why}",
-            "hint: put this into the configuration of every node"
+            "hint: add this to the configuration of every node"
             + (
-                "; leave its id in keys.ids until it is destroyed"
+                "; keep its id in keys.ids until it is destroyed"
                 * bool(config.keys.ids)
             ),
         )
@@ -175,7 +181,7 @@ class _Retiring:
 
 
 async def _relabel(ask: Ask, found: Found, label: str) -> None:
-    """The AES key first: with it the key is retired."""
+    """Change the label of the AES key first: that alone retires the key."""
     await ask(Relabel(ref=found.ref, label=label))
     await _relabel_partner(ask, found, label)
 
@@ -186,17 +192,17 @@ async def _relabel_partner(ask: Ask, found: Found, label: str) -> None:
     try:
         await ask(Relabel(ref=found.beside, label=label, partner=True))
     except MechanismError as error:
-        tell(f"the HMAC key keeps its label, which harms nothing: {error}")
+        tell(f"the HMAC key keeps its label, which does no harm: {error}")
 
 
 async def _undo(given: Given, key_id: str) -> tuple[Any, ...]:
-    """Give a key back its label, and forget that it was retired.
+    """Restore the label of a key, and forget that it was retired.
 
     Returns:
         The result as JSON, and lines of text.
 
     Raises:
-        HsmKmsError: It is not retired, or the token does not do it.
+        HsmKmsError: The key is not retired, or the token refuses.
     """
     config, journal = given.config, Journal(given.config)
     async with one_worker(config, given.login, read_write=True) as worker:
@@ -206,15 +212,15 @@ async def _undo(given: Given, key_id: str) -> tuple[Any, ...]:
             label = survey.ring.settings.label
             if found.relabelled and label is not None:
                 await _label_again(ask_of(config, worker), found, label)
-                done = f"{key_id} has its label {label!r} back"
+                done = f"{key_id} has its label {label!r} again"
             else:
                 _require_retired(survey, found, key_id)
-                done = f"{key_id} is noted as retired no more"
+                done = f"{key_id} is no longer recorded as retired"
             journal.forget_retired(set(found.names.values()))
     listed = survey.ring.settings.retired & set(found.names.values())
     if listed:
         tell(
-            f"hint: take {', '.join(sorted(listed))} out of keys.retired on every node"
+            f"hint: remove {', '.join(sorted(listed))} from keys.retired on every node"
         )
     shown = {
         "key_id": key_id,
@@ -232,7 +238,7 @@ def _require_retired(survey: Survey, found: Found, key_id: str) -> None:
 
 
 async def _label_again(ask: Ask, found: Found, label: str) -> None:
-    """The HMAC key first: the AES key then finds it in its place."""
+    """Change the label of the HMAC key first, so that the AES key comes back whole."""
     if found.beside is not None and not found.half_retired:
         await ask(Relabel(ref=found.beside, label=label, partner=True))
     await ask(Relabel(ref=KeyRef(found.ref.label, found.ref.cka_id), label=label))

@@ -1,4 +1,4 @@
-"""Proof that nothing is stored under a key any more."""
+"""Prove that etcd holds nothing under a key."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def require_unused(
     choice: EtcdChoice, survey: Survey, found: Found, *, all_readable: bool
 ) -> int:
-    """Read everything that is stored.
+    """Scan etcd, and refuse if a stored object needs the key.
 
     Args:
         choice: Where.
@@ -48,17 +48,18 @@ def require_unused(
         raise HsmKmsError(
             f"{held} of {tally.total} objects in {where} are stored under "
             f"{main[0] if main else 'this key'}",
-            hint="rewrite them with `hsm-kms migrate`; `hsm-kms etcd scan` shows them",
+            hint="run `hsm-kms migrate` to re-encrypt them, and `hsm-kms etcd scan` to "
+            "see them",
         )
     tell(f"none of {tally.total} objects in {where} is stored under it")
     unreadable = (
-        f"{tally.unreadable} of them cannot be taken apart, so nothing tells under "
-        "which key they are: see `hsm-kms etcd scan`"
+        f"{tally.unreadable} of them cannot be parsed, so they may be stored under "
+        "any key: see `hsm-kms etcd scan`"
     )
     if tally.unreadable and all_readable:
         raise HsmKmsError(
             unreadable,
-            hint="--ignore-unreadable destroys the key all the same",
+            hint="give --ignore-unreadable to destroy the key anyway",
         )
     if tally.unreadable:
         tell(unreadable)
