@@ -124,7 +124,7 @@ def test_cancel_in_the_last_minute(keys):
     refused = keys.refusal("cancel", new, "--yes")
     keys.json("cancel", new, "--yes", "--force")
 
-    assert "by the clock of another node perhaps now" in refused
+    assert "by the clock of another node perhaps already" in refused
     assert new not in keys.states()
 
 
@@ -134,7 +134,7 @@ def test_cancel_past_its_time(two):
     two.plugin.start().wait_healthz("ok")
     two.plugin.stop()
 
-    assert "what it wrapped would be lost" in two.refusal(
+    assert "data encrypted with it would be lost" in two.refusal(
         "cancel", two.new, "--yes", "--force"
     )
     assert "is not pending" in two.refusal("cancel", two.old, "--yes", "--force")
@@ -260,7 +260,7 @@ def test_retire_what_must_not_change(make_plugin, empty_hsm):
     )
     assert "what earlier commands left is not known" in keys.run("list").err
     noted.unlink()
-    assert "is not known on this node" in keys.refusal(
+    assert "this node does not know when" in keys.refusal(
         "destroy", old, "--confirm", old, *UNREACHABLE
     )
 
