@@ -121,12 +121,12 @@ class ConfigFile:
         try:
             new = configuration.load(self._path)
         except ConfigError as error:
-            _log.error("the configuration is not taken over", faults=error.faults)
+            _log.error("configuration rejected", faults=error.faults)
             return None
         effect, fixed = plan(old, new)
         if effect is Change.RESTART:
             _log.error(
-                "the configuration is not taken over: a restart is needed",
+                "configuration rejected: a restart is needed",
                 changed=fixed,
             )
             return None

@@ -152,7 +152,7 @@ class Server:
                     if new is not None:
                         await self._apply(new)
                 except Exception as error:  # noqa: BLE001 - a bug must not end reloads
-                    _log.error("bug in a reload", exc_info=error)
+                    _log.error("bug during a reload", exc_info=error)
 
     async def _apply(self, config: Config) -> None:
         """Go on with another configuration."""
@@ -165,7 +165,7 @@ class Server:
 
     def _now_in_force(self, config: Config) -> None:
         log.configure(config.log.level, config.log.format)
-        _log.info("configuration taken over")
+        _log.info("configuration applied")
 
     async def _take_over(self, config: Config) -> None:
         """Put a new engine in place of the old one, if that makes nothing worse."""
@@ -197,7 +197,7 @@ class Server:
         if trouble is None or not serves:
             return True
         _log.error(
-            "the configuration is not taken over: the token would be lost",
+            "configuration rejected: the token would become unavailable",
             error=trouble.sentence,
         )
         return False

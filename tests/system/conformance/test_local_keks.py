@@ -36,10 +36,10 @@ def software(make_plugin, hsm):
 
 def reload(plugin) -> None:
     """Write the configuration as it is now, and wait until the server applied it."""
-    before = len(plugin.events("configuration taken over"))
+    before = len(plugin.events("configuration applied"))
     plugin.write_config()
     os.kill(plugin.process.pid, signal.SIGHUP)
-    wait_for(lambda: len(plugin.events("configuration taken over")) > before)
+    wait_for(lambda: len(plugin.events("configuration applied")) > before)
 
 
 async def test_22_and_29_replaced_after_its_uses(

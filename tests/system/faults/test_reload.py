@@ -11,7 +11,7 @@ import pytest
 from tests.harness.wait import wait_for
 from tests.system.faults.load import Load
 
-NOT_TAKEN = "the configuration is not taken over"
+NOT_TAKEN = "configuration rejected"
 RESTART = f"{NOT_TAKEN}: a restart is needed"
 
 
@@ -70,7 +70,7 @@ def test_switch(two_keys, tell):
     assert b"dek" == rig.plugin.decrypt(old.ciphertext, old.key_id)
     assert first == old.key_id
     assert "debug" in {event["level"] for event in rig.plugin.events("request")}
-    assert 1 == len(rig.plugin.events("configuration taken over"))
+    assert 1 == len(rig.plugin.events("configuration applied"))
     wait_for(lambda: 10 == sum(rig.shim.sessions().values()))
 
 
@@ -89,7 +89,7 @@ def token_lost(rig):
     rig.plugin.config["token"]["token_label"] = "no-such-token"  # noqa: S105 - a PKCS#11 token
     rig.plugin.config["log"]["level"] = "debug"
     write(rig)
-    return f"{NOT_TAKEN}: the token would be lost", {"error"}
+    return f"{NOT_TAKEN}: the token would become unavailable", {"error"}
 
 
 def fixed(*path, value):
@@ -137,7 +137,7 @@ def test_not_taken_over(rig, change, told):
     assert told in " ".join(str(entry[field]) for field in fields)
     assert [] == [*load.failures(), *load.wrong]
     assert set(workers) <= set(rig.worker_pids)
-    assert [] == rig.plugin.events("configuration taken over")
+    assert [] == rig.plugin.events("configuration applied")
     answered = rig.plugin.events("request")  # told at debug, when all is well
     assert [] == [entry for entry in answered if entry["code"] == "OK"]
     assert "ok" == rig.plugin.healthz()

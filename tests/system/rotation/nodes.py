@@ -94,9 +94,9 @@ class RotationNode(Plugin):
 
     def reload(self, **keys: Any) -> None:
         """Change the section `keys`, and wait until the change is applied."""
-        taken = len(self.events("configuration taken over"))
+        taken = len(self.events("configuration applied"))
         self.replace_config(**keys)
-        wait_for(lambda: len(self.events("configuration taken over")) > taken)
+        wait_for(lambda: len(self.events("configuration applied")) > taken)
 
     def replace_config(self, **keys: Any) -> None:
         """Change the section `keys`, and tell the server."""

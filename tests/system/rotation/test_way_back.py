@@ -141,7 +141,7 @@ def test_back_without_a_suffix(make_nodes, rotate):
     (node,) = make_nodes(0.0, token={"start_timeout": "8s"})
     first, second = rotate([node])
     node.replace_config(current=first)
-    event = "the configuration is not taken over: the token would be lost"
+    event = "configuration rejected: the token would become unavailable"
     (told,) = wait_for(lambda: node.events(event), REJECTED_SECONDS)
 
     assert ("ok", second) == (node.healthz(), node.status().key_id)

@@ -471,7 +471,7 @@ async def test_reload_in_an_outage(make_node, shim, logs, v2, state):
     assert old == node.announce().key_id == load.once().key_id
     assert state == node.look().state
     assert DEK == (await node.unwrap(before)).plaintext
-    assert [one for one in logs if "is not taken over" in one["event"]]
+    assert [one for one in logs if "configuration rejected" in one["event"]]
 
 
 async def test_retired_key(make_node, maker):

@@ -39,7 +39,7 @@ class ReloadedServer(ObservedServer):
 
     @property
     def taken(self):
-        return len(self.plugin.events("configuration taken over"))
+        return len(self.plugin.events("configuration applied"))
 
     def reload(self, **sections):
         """Change sections of the configuration, and wait until they are applied."""
@@ -239,7 +239,7 @@ def test_reload_in_an_outage(make_server, hsm):
     server.plugin.wait_healthz(IN_SOFTWARE)
     sealed = server.encrypt()
     server.tell(keys={"suffix": "two"})
-    wait_for(lambda: "the token would be lost" in server.plugin.log(), 120)
+    wait_for(lambda: "the token would become unavailable" in server.plugin.log(), 120)
     again = server.encrypt()
     records = [record, sealed, again]
 
