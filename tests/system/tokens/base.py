@@ -144,7 +144,7 @@ class Token:
 class TokenPlugin(Plugin):
     """A server, and the commands, on any brand of token."""
 
-    def __init__(self, directory: Path, token: Token, **sections: Any) -> None:
+    def __init__(self, directory: Path, token: Token, /, **sections: Any) -> None:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.token = token
         # `hsm` gives Plugin nothing but the environment, which is replaced here.

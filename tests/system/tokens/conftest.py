@@ -79,7 +79,7 @@ def serve(directory: Path) -> Iterator[Serve]:
     """Make servers on any token, not started yet; all are stopped at the end."""
     made: list[TokenPlugin] = []
 
-    def make(token: Token, **sections: object) -> TokenPlugin:
+    def make(token: Token, /, **sections: object) -> TokenPlugin:
         sections = {"token": PATIENT} | sections
         plugin = TokenPlugin(directory / str(len(made)), token, **sections)
         made.append(plugin)
