@@ -168,12 +168,17 @@ class Server:
         _log.info("configuration applied")
 
     async def _take_over(self, config: Config) -> None:
-        """Put a new engine in place of the old one, if that makes nothing worse."""
+        """Replace the engine, unless the new one would serve worse than the old one."""
         old, new = self._engine, Engine(config, self._lasting)
         old.keys.freeze()  # the new one begins with what is remembered now
-        if not await self._is_better(old, new):
-            await new.close()
-            old.keys.unfreeze()
+        better = False
+        try:
+            better = await self._is_better(old, new)
+        finally:  # also after a bug, or when the server stops meanwhile
+            if not better:
+                old.keys.unfreeze()
+                await new.close()
+        if not better:
             return
         self._announcing.clear()
         self._engine = new
@@ -185,14 +190,10 @@ class Server:
             await old.close()
 
     async def _is_better(self, old: Engine, new: Engine) -> bool:
-        """Start the new engine; whether it should take over."""
+        """Start the new engine; return True if it should replace the old one."""
         new.start()
-        try:
-            seconds = new.config.token.start_timeout
-            trouble = await reload.wait_until_well(new, seconds)
-        except asyncio.CancelledError:
-            await new.close()
-            raise
+        seconds = new.config.token.start_timeout
+        trouble = await reload.wait_until_well(new, seconds)
         serves = old.health.look().state == "ok" or old.in_software
         if trouble is None or not serves:
             return True
