@@ -49,8 +49,8 @@ def test_show(dump, cli):
         "  iv_bytes: 12",
         "  ciphertext_bytes: 48",
         (
-            f"opened_by: the key {KEY_ID} on the token, under the scope it was made "
-            "with (not stored)"
+            f"opened_by: the key {KEY_ID} on the token, with the scope it was "
+            "encrypted with (not stored)"
         ),
     ] == cli.show("/registry/secrets/default/a", "--from-json", dump).splitlines()
 
@@ -62,7 +62,8 @@ def test_show_by_a_local_kek(dump, cli):
     assert "dek by local kek" == told["record"]["kind"]
     assert "local kek by token" == told["record"]["local_kek"]["kind"]
     assert (
-        f"a local KEK, which the key {KEY_ID} on the token opens" in told["opened_by"]
+        f"a local KEK, which the key {KEY_ID} on the token decrypts"
+        in told["opened_by"]
     )
 
 
@@ -70,7 +71,7 @@ def test_show_never_shows_a_value(dump, cli):
     """What is in clear is said to be, and not shown."""
     shown = cli.show("/registry/pods/default/e", "--from-json", dump)
 
-    assert "opened_by: nothing: whoever reads etcd reads it" in shown
+    assert "opened_by: nothing: anyone who can read etcd can read it" in shown
     assert "hunter2" not in shown
 
 

@@ -86,10 +86,10 @@ def test_nobody_listens():
         (["--from-json", "a", "--from-snapshot", "b"], "exclude each other"),
         (["--cert", "a"], "--cert and --key belong together"),
         (["--password", "x"], "--password needs --user"),
-        (["--user", "a:b", "--password", "x"], "in --user and in --password"),
+        (["--user", "a:b", "--password", "x"], "in both --user and --password"),
         (["--endpoints", "etcd"], "is not host:port"),
         (["--dial-timeout", "5"], "must be a whole number with its unit"),
-        (["--dial-timeout", "0s"], "must be more than nothing"),
+        (["--dial-timeout", "0s"], "must be more than 0s"),
     ],
 )
 def test_bad_usage(options, words, cli):

@@ -165,7 +165,7 @@ def test_what_an_api_server_stores(binaries, new_folder):
         ("kms v2", NAMES["v2"], key_id),
     } == found
     assert 1 == told["unencrypted"]
-    assert "whoever reads etcd reads it" in shown[0]
+    assert "anyone who can read etcd can read it" in shown[0]
     assert f"the key {key_id} on the token" in shown[1]
     assert f"opened_by: the key {key_id} on the token" in shown[2]
     assert f"hsm-kms: 2 objects under {key_id}; 1 object unencrypted" in refused
