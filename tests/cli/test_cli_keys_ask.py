@@ -53,14 +53,22 @@ class Terminal:
         os.write(self._outer, text.encode())
 
     def interrupt(self):
-        """Press ^C until it has ended.
+        """Press ^C until the command has ended."""
+        self._until_ended(lambda: self.type("\x03"))
 
-        Once may be too early: a signal that comes between Python's last look and
+    def terminate(self):
+        """Send SIGTERM until the command has ended."""
+        self._until_ended(self.process.terminate)
+
+    def _until_ended(self, act):
+        """Act until the command has ended.
+
+        Once may be too early: a signal that comes between Python's last check and
         its read(2) waits for the next key.
         """
         ended = time.monotonic() + SECONDS
         while self.process.poll() is None and time.monotonic() < ended:
-            self.type("\x03")
+            act()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(1)
 
@@ -111,7 +119,7 @@ def test_terminated_while_asking(keys):
     new = keys.rotate()
     terminal = Terminal(keys, "cancel", new)
     terminal.until("destroy this key? [y/N]")
-    terminal.process.send_signal(signal.SIGTERM)
+    terminal.terminate()
 
     assert -signal.SIGTERM == terminal.end()
     assert 2 == len(keys.states())
