@@ -18,7 +18,7 @@ LOCK := $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header 
 help:
 	@echo 'make run          serve with a SoftHSM2 token made in .dev'
 	@echo 'make check        lint, types and unit tests, after every change'
-	@echo 'make test         unit, command line, and a server as kube-apiserver sees it; 3 minutes'
+	@echo 'make test         unit, command line, and a server as kube-apiserver sees it; a few minutes'
 	@echo 'make test-faults  recovery from every fault of a token, rotations, local KEKs, under load'
 	@echo 'make test-e2e     a real kube-apiserver and etcd (Go, or KUBEBUILDER_ASSETS)'
 	@echo 'make test-tokens  Kryoptic, NSS, opencryptoki and p11-kit beside SoftHSM2'
