@@ -178,7 +178,7 @@ def test_three_kills(quick_rig):
         # The spare worker leaves some seconds after the last stuck call.
         wait_for(lambda: len(quick_rig.worker_pids) == WORKERS, RESTORED)
         quick_rig.well(RESTORED)
-    assert "going on with one" in quick_rig.plugin.log()
+    assert "continuing with one" in quick_rig.plugin.log()
 
 
 def test_module_replaced(make_rig, directory, shim):
