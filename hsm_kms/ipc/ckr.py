@@ -39,6 +39,7 @@ class Cause(StrEnum):
     NO_KEY = "no-key"
     SEVERAL_KEYS = "several-keys"
     PIN_FILE = "pin-file"  # the PIN file cannot be read
+    PIN_CONTENT = "pin-content"  # the PIN file holds something besides a PIN
     PIN_CHANGED = "pin-changed"  # the PIN file is no longer the one that was checked
     PIN_LOW = "pin-low"  # the token reports that few tries are left
     NOT_AUTHENTIC = "not-authentic"  # a bad ciphertext: the canary still decrypts

@@ -90,6 +90,9 @@ _DEVICE: Final = "see whether the HSM and its client service are up"
 _CAPACITY: Final = "lower token.workers or token.sessions_per_worker"
 _PIN: Final = "put the right PIN into the PIN file; the rejected one is not tried again"
 _PIN_FILE: Final = "make the PIN file readable for this process"
+_PIN_CONTENT: Final = (
+    "the PIN file must contain only the PIN, and at most one newline after the PIN"
+)
 _PIN_LOW: Final = (
     "make sure that the PIN file is right, then run `hsm-kms token retry-pin`"
 )
@@ -120,6 +123,7 @@ TABLE: Final[dict[str, Row]] = {
         error=KeyAmbiguousError, hint="give each key its own CKA_ID"
     ),
     Cause.PIN_FILE: Row(error=PinUnavailableError, hint=_PIN_FILE),
+    Cause.PIN_CONTENT: Row(error=PinUnavailableError, hint=_PIN_CONTENT),
     Cause.PIN_CHANGED: Row(error=PinUnavailableError),
     Cause.PIN_LOW: Row(error=PinUnavailableError, hint=_PIN_LOW),
     Cause.NOT_AUTHENTIC: _REFUSED,

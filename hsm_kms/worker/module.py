@@ -9,8 +9,6 @@ that is initialised already.
 from __future__ import annotations
 
 import ctypes
-import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pkcs11._pkcs11 import lib
@@ -22,13 +20,13 @@ from hsm_kms.pdeathsig import finish_without_parent
 from hsm_kms.worker import token_selection
 from hsm_kms.worker.cryptoki import Cryptoki, FunctionListPointer, load
 from hsm_kms.worker.errors import WorkerError, from_pkcs11
+from hsm_kms.worker.pin import read_pin
 
 if TYPE_CHECKING:
     from pkcs11 import Session, Slot, Token
 
     from hsm_kms.ipc.messages import Configure, Login
 
-_MAX_PIN_BYTES = 1024
 # CKF_USER_PIN_COUNT_LOW, _FINAL_TRY, _LOCKED
 _CKF_PIN_LOW = 0x0001_0000 | 0x0002_0000 | 0x0004_0000
 _CKF_SO_PIN_LOW = 0x0010_0000 | 0x0020_0000 | 0x0040_0000
@@ -92,10 +90,11 @@ class Module:
         """Log this process in, with the PIN from the PIN file.
 
         Raises:
-            WorkerError: The PIN file changed or cannot be read, few tries are left
-                and the request forbids to use one up, or C_Login failed.
+            WorkerError: The PIN file changed, cannot be read or holds something besides
+                a PIN, few tries are left and the request forbids to use one up, or
+                C_Login failed.
         """
-        pin = _read_pin(request)
+        pin = read_pin(request)
         try:
             if request.refuse_low:
                 self._refuse_low(request.user_type)
@@ -189,36 +188,3 @@ def _aes_mechanisms(slot: Slot) -> tuple[str, ...]:
     # A vendor's own mechanism comes as a bare number.
     names = (getattr(mechanism, "name", "") for mechanism in offered)
     return tuple(sorted(name for name in names if name.startswith("AES_")))
-
-
-def _identity(descriptor: int) -> tuple[int, int, int, int, int]:
-    stat = os.fstat(descriptor)
-    return (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
-
-
-def _read_pin(request: Login) -> bytearray:
-    """Return the PIN without one trailing newline; the caller wipes it.
-
-    Raises:
-        WorkerError: The file cannot be read, holds no PIN, or is not the file that
-            the request describes, before and after reading.
-    """
-    try:
-        with Path(request.pin_file).open("rb", buffering=0) as file:
-            before = _identity(file.fileno())
-            pin = bytearray(_MAX_PIN_BYTES)
-            del pin[file.readinto(pin) or 0 :]
-            after = _identity(file.fileno())
-    except OSError as error:
-        raise WorkerError(
-            Cause.PIN_FILE, f"cannot read {request.pin_file}: {error.strerror}"
-        ) from None
-    if request.identity is not None and not before == after == request.identity:
-        raise WorkerError(Cause.PIN_CHANGED, "the PIN file changed while it was read")
-    if len(pin) == _MAX_PIN_BYTES:
-        raise WorkerError(Cause.PIN_FILE, f"{request.pin_file} is too long for a PIN")
-    if pin.endswith(b"\n"):
-        del pin[-1:]
-    if not pin:
-        raise WorkerError(Cause.PIN_FILE, f"{request.pin_file} holds no PIN")
-    return pin

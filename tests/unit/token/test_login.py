@@ -187,6 +187,25 @@ def test_retry_with_a_wrong_pin(spied, own_pin):
     assert first.stderr.startswith("hsm-kms: C_Login returned CKR_PIN_INCORRECT\nhint:")
 
 
+def test_odd_pin_file_costs_no_try(spied, own_pin):
+    """A PIN with a stray byte is not tried: the server and `check` say what is wrong."""
+    plugin, spy = spied
+    own_pin.write_bytes(PIN.encode() + b"\r\n")
+    plugin.start()
+    told = f"{own_pin} ends with a carriage return"
+    assert_told(plugin, told)
+    check = plugin.cli("check")
+    cure = (
+        "the PIN file must contain only the PIN, and at most one newline after the PIN"
+    )
+    assert f"✗ token: {told}\n  hint: {cure}\n" in check.stdout
+    assert (1, 0) == (check.returncode, spy.count("C_Login"))
+
+    write(own_pin, f"{PIN}\n")
+    plugin.wait_healthz("ok")
+    assert_no_pin(plugin, PIN)
+
+
 def test_proven_pin_needs_no_lock(make_plugin, hsm):
     """A proven PIN logs in again after a worker is gone, as often as need be."""
     token = {"workers": 1, "session_wait": "20s", "call_timeout": "20s"}
