@@ -9,12 +9,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from enum import IntEnum
 from operator import attrgetter
 from typing import TYPE_CHECKING, Final
 
 from hsm_kms.config import load as configuration
-from hsm_kms.errors import ConfigError, HsmKmsError
+from hsm_kms.errors import ConfigError
 from hsm_kms.log import get_logger
 
 if TYPE_CHECKING:
@@ -22,10 +23,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from hsm_kms.config.schema import Config
-    from hsm_kms.server.engine import Engine
+    from hsm_kms.server.takeover import InForce
 
 WATCH_SECONDS: Final = 2.0
-POLL_SECONDS: Final = 0.05
 
 _log = get_logger(__name__)
 
@@ -140,21 +140,37 @@ class ConfigFile:
         return (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns)
 
 
-async def wait_until_well(engine: Engine, seconds: float) -> HsmKmsError | None:
-    """Wait for an engine; why it did not become well, or None if it did.
+class Reload:
+    """Apply the configuration file again and again.
 
     Args:
-        engine: Started.
-        seconds: Longest wait.
+        file: The file.
+        in_force: The engine in force.
     """
-    try:
-        async with asyncio.timeout(seconds):
-            while not engine.well:
-                if engine.workers.last_error is not None:
-                    return engine.workers.last_error
-                if engine.keys.ring is not None and engine.keys.ring.fault is not None:
-                    return engine.keys.ring.fault
-                await asyncio.sleep(POLL_SECONDS)
-    except TimeoutError:
-        return HsmKmsError(engine.health.detail)
-    return None
+
+    def __init__(self, file: ConfigFile, in_force: InForce) -> None:
+        self._file = file
+        self._in_force = in_force
+
+    async def run(self, again: asyncio.Event) -> None:
+        """Read the configuration on `again` and when it changed, until cancelled."""
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(WATCH_SECONDS):
+                    await again.wait()
+            if again.is_set() or self._file.changed():
+                again.clear()
+                try:
+                    new = self._file.read(self._in_force.engine.config)
+                    if new is not None:
+                        await self.apply(new)
+                except Exception as error:  # noqa: BLE001 - a bug must not end reloads
+                    _log.error("bug during a reload", exc_info=error)
+
+    async def apply(self, config: Config) -> None:
+        """Go on with another configuration."""
+        effect, _ = plan(self._in_force.engine.config, config)
+        if effect is Change.ADJUST:
+            self._in_force.adjust(config)
+        else:
+            await self._in_force.take_over(config)

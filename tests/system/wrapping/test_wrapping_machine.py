@@ -389,12 +389,12 @@ class WrappingMachine(RuleBasedStateMachine):
         for name, section in sections.items():
             self.plugin._merge(name, section)
         self.plugin.write_config()
-        new = self.node._file.read(self.node.engine.config)
+        new = self.node.file.read(self.node.engine.config)
         if new is None:
             return
         before = self.node.engine
         self.calm = False
-        task = asyncio.create_task(self.node._apply(new))
+        task = asyncio.create_task(self.node.reloads.apply(new))
         await self.node.until(lambda: task.done() or self.node.engine is not before, 30)
         if between:
             for each in APIS:

@@ -14,9 +14,9 @@ from hsm_kms.config import load as configuration
 from hsm_kms.ipc.messages import GenerateKey, KeyPage
 from hsm_kms.ipc.values import KeyRef
 from hsm_kms.keys.key_id import make_cka_id
-from hsm_kms.server import reload
-from hsm_kms.server.engine import Engine, Lasting
-from hsm_kms.server.serve import Server
+from hsm_kms.server.engine import Lasting
+from hsm_kms.server.reload import ConfigFile, Reload
+from hsm_kms.server.takeover import InForce
 from hsm_kms.state_dir.directory import StateDir
 from hsm_kms.token.process import Worker
 from hsm_kms.wrapping.kek_cache import MAX_OPENED, KekCache
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from hsm_kms.config.schema import Config
     from hsm_kms.health.state import HealthState
+    from hsm_kms.server.engine import Engine
     from hsm_kms.wrapping.wrapper import Sealed, Unsealed
     from tests.harness.plugin import Plugin
     from tests.harness.shim.driver import Shim
@@ -46,13 +47,20 @@ NESTED: Final = frozenset({Kind.LOCAL_KEK_BY_TOKEN})
 _QUICK: Final = {
     "hsm_kms.health.monitor.RETRY_SECONDS": 0.1,
     "hsm_kms.health.monitor._AT_MOST_EVERY": 0.02,
-    "hsm_kms.server.serve.DRAIN_SECONDS": 0.05,
+    "hsm_kms.server.takeover.DRAIN_SECONDS": 0.05,
     "hsm_kms.token.restarts.LONGEST_SECONDS": 0.2,
     "hsm_kms.wrapping.local_lifecycle.RETRY_SECONDS": 0.1,
 }
 
 
-class WrappingNode(Server):
+class _Quiet(InForce):
+    """Leave the log to the test."""
+
+    def _now_in_force(self, config: Config) -> None:
+        pass
+
+
+class WrappingNode:
     """Engines and reloads as in the server, and what Status announces.
 
     Args:
@@ -65,24 +73,29 @@ class WrappingNode(Server):
         self, plugin: Plugin, *, most: int = MAX_OPENED, **limits: int
     ) -> None:
         self.plugin = plugin
-        self._file = reload.ConfigFile(plugin.config_file)
+        self.file = ConfigFile(plugin.config_file)
         config = configuration.load(plugin.config_file)
         state = StateDir(config.state_dir).open()
-        self.lasting = self._lasting = Lasting(
+        self.lasting = Lasting(
             state=state,
             budget=NonceBudget(state, **limits),
             opened=KekCache(most),
         )
-        self._engine = self._announced = Engine(config, self._lasting)
-        self._announcing = asyncio.Event()
+        self.in_force = _Quiet(config, self.lasting)
+        self.reloads = Reload(self.file, self.in_force)
 
     @property
     def engine(self) -> Engine:
         """The engine in force."""
-        return self._engine
+        return self.in_force.engine
 
-    def _now_in_force(self, config: Config) -> None:
-        """The log is the test's own."""
+    def announce(self) -> HealthState:
+        """Answer a Status, as the API server asks for it."""
+        return self.in_force.announce()
+
+    def look(self) -> HealthState:
+        """Return the state that a Status would give."""
+        return self.in_force.look()
 
     def calls(self, operation: str) -> int:
         """Requests that were sent to the token; no canary is among them."""
@@ -113,9 +126,9 @@ class WrappingNode(Server):
         for name, section in sections.items():
             self.plugin._merge(name, section)
         self.plugin.write_config()
-        new = self._file.read(self._engine.config)
+        new = self.file.read(self.engine.config)
         assert new is not None, "there is nothing to reload"
-        await self._apply(new)
+        await self.reloads.apply(new)
 
     async def wrapping(self, v2: str, v1: str | None = None) -> None:
         """Change who wraps."""
@@ -130,15 +143,14 @@ class WrappingNode(Server):
         self, plaintext: bytes = DEK, *, api: str = "v2", seconds: float | None = None
     ) -> Sealed:
         """Encrypt, as a client with so much patience."""
-        engine = self._announced if api == "v2" else self._engine
-        wrapper = engine.v2 if api == "v2" else engine.v1
+        wrapper = self.in_force.v2 if api == "v2" else self.in_force.v1
         return await wrapper.wrap(plaintext, deadline=deadline(seconds))
 
     async def unwrap(
         self, sealed: Sealed, *, api: str = "v2", seconds: float | None = None
     ) -> Unsealed:
         """Decrypt, as a client with so much patience."""
-        wrapper = self._engine.v2 if api == "v2" else self._engine.v1
+        wrapper = self.in_force.v2 if api == "v2" else self.in_force.v1
         key_id = sealed.key_id if api == "v2" else None
         return await wrapper.unwrap(
             sealed.ciphertext, key_id=key_id, deadline=deadline(seconds)
@@ -150,8 +162,8 @@ class WrappingNode(Server):
 
     async def close(self) -> None:
         """Leave nothing running."""
-        await self._engine.close()
-        await self._lasting.budget.close()
+        await self.engine.close()
+        await self.lasting.budget.close()
 
 
 def deadline(seconds: float | None) -> float | None:
