@@ -12,7 +12,6 @@ twice reveals nothing.
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, Final
 
 from hsm_kms.ipc import ckr
@@ -72,7 +71,7 @@ def _require_own_iv(on: Keyed) -> None:
     Raises:
         WorkerError: The token failed, or the IV had no effect on the output.
     """
-    iv = os.urandom(mechanisms.GCM_IV_BYTES)
+    iv = mechanisms.make_iv(_AAD, _PLAINTEXT, mechanisms.GCM_IV_BYTES)
     once = mechanisms.gcm(on, _AAD, _PLAINTEXT, bytearray(iv))
     again = mechanisms.gcm(on, _AAD, _PLAINTEXT, bytearray(iv))
     if once != again or once[0] != iv:

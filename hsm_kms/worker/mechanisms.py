@@ -1,11 +1,16 @@
 """Wrap and unwrap under a key: AES-GCM with three sources of the IV, or CBC with HMAC.
 
-The IV always ends up beside the ciphertext, whichever side generated it, so one way
-of reading fits all records. Nothing is ever wrapped without integrity.
+1. The IV always ends up beside the ciphertext, whichever side generated it, so one way
+   of reading fits all records.
+2. Nothing is ever wrapped without integrity.
+3. An IV generated here is hedged, see `make_iv`: a random source that repeats itself,
+   as in a virtual machine resumed twice from one snapshot, does not repeat an IV for
+   another plaintext.
 """
 
 from __future__ import annotations
 
+import hmac
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -24,6 +29,8 @@ BLOCK_BYTES: Final = 16
 MAC_BYTES: Final = 32
 APPENDED_IV_BYTES: Final = (12, 16)  # Luna in FIPS mode: 16, newer firmware 12
 _SLACK_BYTES: Final = 64  # room for a token that appends its IV, or pads
+_RANDOM_BYTES: Final = 32
+_IV_KEY: Final = os.urandom(_RANDOM_BYTES)  # of this process alone, made as it starts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +69,7 @@ def encrypt(
     """
     match mechanism:
         case Mechanism.GCM_CALLER:
-            return _gcm_caller(on, aad, plaintext, bytearray(os.urandom(GCM_IV_BYTES)))
+            return _gcm_caller(on, aad, plaintext)
         case Mechanism.GCM_TOKEN:
             return gcm_token(on, aad, plaintext)
         case Mechanism.GCM_APPENDED:
@@ -112,11 +119,25 @@ def gcm(on: Keyed, aad: bytes, plaintext: bytes, iv: bytearray) -> tuple[bytes, 
     return bytes(iv), out
 
 
-def _gcm_caller(
-    on: Keyed, aad: bytes, plaintext: bytes, iv: bytearray
-) -> tuple[bytes, bytes]:
-    sent = bytes(iv)
-    after, out = gcm(on, aad, plaintext, iv)
+def make_iv(aad: bytes, plaintext: bytes, length: int) -> bytes:
+    """Return a new IV for one encryption: HMAC-SHA-256 over random bytes and the input.
+
+    The key of the HMAC is random and of this process alone. If the random source
+    repeats itself, two inputs still get two IVs; docs/spec.md, "IVs made by hsm-kms".
+
+    Args:
+        aad: Additional authenticated data of the encryption.
+        plaintext: The plaintext.
+        length: Length of the IV, in bytes: at most 32.
+    """
+    # The length of the AAD divides it from the plaintext: no two inputs look alike.
+    parts = (os.urandom(_RANDOM_BYTES), len(aad).to_bytes(8, "big"), aad, plaintext)
+    return hmac.digest(_IV_KEY, b"".join(parts), "sha256")[:length]
+
+
+def _gcm_caller(on: Keyed, aad: bytes, plaintext: bytes) -> tuple[bytes, bytes]:
+    sent = make_iv(aad, plaintext, GCM_IV_BYTES)
+    after, out = gcm(on, aad, plaintext, bytearray(sent))
     if after != sent or len(out) != len(plaintext) + GCM_TAG_BYTES:
         raise _impossible("C_Encrypt")
     return sent, out
@@ -141,7 +162,7 @@ def gcm_appended(on: Keyed, aad: bytes, plaintext: bytes) -> tuple[bytes, bytes]
 
 def _cbc_hmac_encrypt(on: Keyed, aad: bytes, plaintext: bytes) -> tuple[bytes, bytes]:
     """Encrypt with AES-CBC and PKCS #7 padding, then HMAC-SHA-256 over everything."""
-    iv = os.urandom(BLOCK_BYTES)
+    iv = make_iv(aad, plaintext, BLOCK_BYTES)
     most = len(plaintext) + BLOCK_BYTES + _SLACK_BYTES
     out = on.c.encrypt(on.session, on.key, cryptoki.cbc_pad(iv), plaintext, most)
     if len(out) != len(plaintext) // BLOCK_BYTES * BLOCK_BYTES + BLOCK_BYTES:
