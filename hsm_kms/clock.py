@@ -1,4 +1,4 @@
-"""Read this node's clock, and write times as people read them."""
+"""Read this node's clock, and write times for people."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ def when(seconds: float) -> str:
     """Write a time as RFC 3339 does, in UTC, without fractions.
 
     Args:
-        seconds: Since the Unix epoch. Beyond the calendar it stays a number.
+        seconds: Seconds since the Unix epoch. A time beyond the calendar is written
+            as a number.
     """
     try:
         moment = datetime.fromtimestamp(seconds, UTC)

@@ -1,7 +1,7 @@
 """Define every error of hsm-kms, split by what its caller does next.
 
-1. Only subclasses of `HsmKmsError` cross a module's border on purpose; any other
-   exception is a bug.
+1. Modules raise only subclasses of `HsmKmsError` for other modules to handle; any
+   other exception is a bug.
 2. An error that ends an RPC derives from exactly one of `RequestRefusedError`,
    `PreconditionError` and `UnavailableError`. `api.codes` maps each concrete class
    to its one gRPC status code.
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class HsmKmsError(Exception):
-    """Root of the family; never raised itself.
+    """Root of all errors of hsm-kms; never raised itself.
 
     Args:
         message: One sentence for logs and the CLI. It may name configured
@@ -26,7 +26,7 @@ class HsmKmsError(Exception):
         hint: How to fix the cause, for the CLI and the log; None if nothing can be
             done.
         function: The PKCS#11 function that failed; "" if none was called.
-        rv: Its CK_RV; None if the function returned none.
+        rv: CK_RV of that function; None if there is none.
     """
 
     def __init__(
@@ -44,14 +44,14 @@ class HsmKmsError(Exception):
 
     @property
     def sentence(self) -> str:
-        """Return cause and cure in one line."""
+        """Return message and hint in one line."""
         return f"{self}; {self.hint}" if self.hint else str(self)
 
     def again(self) -> Self:
         """Return an equal error that has not been raised yet.
 
-        Raising one object for many callers would add the frames of each to its
-        traceback, and keep alive all that these frames hold.
+        Raising one error object for many callers would add the frames of each caller
+        to its traceback, and keep alive everything that these frames hold.
         """
         copy = type(self).__new__(type(self), *self.args)
         copy.__dict__.update(self.__dict__)
@@ -59,7 +59,7 @@ class HsmKmsError(Exception):
 
 
 class ConfigError(HsmKmsError):
-    """The configuration file cannot be used; carries every fault found in it."""
+    """Raised when the configuration, or an option, has faults; `faults` lists them."""
 
     def __init__(self, faults: Sequence[str]) -> None:
         super().__init__("; ".join(faults))
@@ -67,10 +67,10 @@ class ConfigError(HsmKmsError):
 
 
 class SocketError(HsmKmsError):
-    """The KMS socket cannot be used: a live owner, a wrong file, a bad path."""
+    """Raised when the KMS socket cannot be used: live owner, wrong file, bad path."""
 
 
-# The request itself is at fault: repeating it is no use.
+# The request itself is the cause: repeating it fails again.
 
 
 class RequestRefusedError(HsmKmsError):
@@ -78,14 +78,14 @@ class RequestRefusedError(HsmKmsError):
 
 
 class RequestError(RequestRefusedError):
-    """The shape of the request is wrong: an empty, oversized or unknown field."""
+    """Raised when a field of the request is empty, too large or unknown."""
 
 
 class CiphertextError(RequestRefusedError):
-    """The ciphertext is malformed or not authentic: one sentence for all causes."""
+    """Raised when a ciphertext is malformed or not authentic, for any reason."""
 
 
-# Somebody must change something: repeating the request is no use until then.
+# An operator must change something: repeating the request fails until then.
 
 
 class PreconditionError(HsmKmsError):
@@ -93,91 +93,91 @@ class PreconditionError(HsmKmsError):
 
 
 class UnknownKeyIdError(PreconditionError):
-    """The record was made under a KEK that this node does not hold."""
+    """Raised when a record was made under a KEK that this node does not hold."""
 
 
 class KeyRetiredError(UnknownKeyIdError):
-    """The record was made under a KEK that is retired."""
+    """Raised when a record was made under a KEK that is retired."""
 
 
 class KeyUnsuitableError(PreconditionError):
-    """The key violates the key policy: size, extractable, missing flags."""
+    """Raised when a key violates the key policy: size, extractable, missing flags."""
 
 
 class KeyLostError(PreconditionError):
-    """The key that was last current on this node is gone or rolled back."""
+    """Raised when the key last current on this node is gone or rolled back."""
 
 
 class KeyReusedError(PreconditionError):
-    """A former current key would become current again under the same key_id."""
+    """Raised when a former current key would become current under the same key_id."""
 
 
 class NonceBudgetError(PreconditionError):
-    """This node has wrapped under the key as often as is safe."""
+    """Raised when this node has wrapped under the key as often as is safe."""
 
 
 class LocalRefusedError(PreconditionError):
-    """A local KEK made the record, and the configuration forbids to read such."""
+    """Raised when a local KEK made the record, and `accept_local` is false."""
 
 
 class PinRejectedError(PreconditionError):
-    """The token rejected the PIN, which is not tried again until its file changes."""
+    """Raised when the token rejected the PIN: only a changed file is tried again."""
 
 
-# The same request may succeed later; meanwhile a local KEK can stand in.
+# The same request can succeed later; until then a local KEK can wrap.
 
 
 class UnavailableError(HsmKmsError):
-    """Base of the errors that may pass: try again later, or use a local KEK."""
+    """Base of the errors that can pass: try again later, or use a local KEK."""
 
 
 class TokenError(UnavailableError):
-    """The token failed, and no other class says more."""
+    """Raised when the token failed, and no other class is more precise."""
 
 
 class TokenAbsentError(UnavailableError):
-    """The module, slot or token does not exist, or the device is gone."""
+    """Raised when the module, slot or token does not exist, or the device is gone."""
 
 
 class WorkerLostError(UnavailableError):
-    """The worker process that held the session is gone."""
+    """Raised when the worker process that held the session is gone."""
 
 
 class SessionLostError(UnavailableError):
-    """The session cannot be used any more; never leaves `hsm_kms.token`."""
+    """Raised when a session cannot be used any more; never leaves `hsm_kms.token`."""
 
 
 class TokenTimeoutError(UnavailableError):
-    """The token did not answer within the time that this request had."""
+    """Raised when the token did not answer before the request's deadline."""
 
 
 class PinUnavailableError(UnavailableError):
-    """There is no PIN to try, or the PIN cannot be tried safely."""
+    """Raised when there is no PIN, or the PIN cannot be tried safely."""
 
 
 class PinSettlingError(PinUnavailableError):
-    """The PIN file was written just now; it is used once it has stopped changing."""
+    """Raised while the PIN file is new; it is used once it has stopped changing."""
 
 
 class KeyNotFoundError(UnavailableError):
-    """The token holds no AES key with the configured label."""
+    """Raised when the token holds no AES key with the configured label."""
 
 
 class KeyAmbiguousError(UnavailableError):
-    """Several keys match, and the configuration does not say which is meant."""
+    """Raised when several keys match, and the configuration does not choose one."""
 
 
 class KeyNotActiveError(UnavailableError):
-    """Every key on the token becomes active later."""
+    """Raised when no key on the token is active yet."""
 
 
 class MechanismError(UnavailableError):
-    """The token does not offer the mechanism, or not with this key."""
+    """Raised when the token does not offer the mechanism, or not with this key."""
 
 
 class PoolTimeoutError(UnavailableError):
-    """No session became free in time."""
+    """Raised when no session became free in time."""
 
 
 class PoolClosedError(UnavailableError):
-    """The server is shutting down."""
+    """Raised when the server is shutting down."""

@@ -1,7 +1,7 @@
 """Keep the memory of a process out of core files and debuggers.
 
 A core file, or a debugger of the same user, would show keys, DEKs and the PIN. Root can
-read memory all the same; docs/threat-model.md and SECURITY.md say so.
+still read the memory, see docs/threat-model.md and SECURITY.md.
 """
 
 from __future__ import annotations

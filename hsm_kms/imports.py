@@ -1,7 +1,7 @@
-"""Import a library without a module that it loads and hsm-kms never uses.
+"""Import a library without an optional module that hsm-kms never uses.
 
-A process starts for each command, and a worker each minute for the canary: what their
-imports cost is paid over and over.
+Each command is a new process, and the server starts a fresh worker that lists the keys
+as often as once a minute. All of them pay for their imports.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ if TYPE_CHECKING:
 def without(name: str) -> Iterator[None]:
     """Let `import NAME` fail inside the block, unless the module is loaded already.
 
-    For libraries that catch the ImportError because the module is optional.
+    This is for libraries that catch the ImportError because the module is optional.
 
     Args:
-        name: The module.
+        name: Name of the module.
     """
     if name in sys.modules:
         yield
         return
-    hidden: Any = None  # documented to make an import fail
+    hidden: Any = None  # None in sys.modules makes the import fail, as documented
     sys.modules[name] = hidden
     try:
         yield

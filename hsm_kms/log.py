@@ -1,7 +1,7 @@
-"""Logging: one line per event on stderr, ours and the libraries' alike.
+"""Log each event of hsm-kms and of its libraries as one line on stderr.
 
 No processor here prints the text of an unexpected exception, a local variable,
-a source line or a byte string: any of them may hold a PIN or a key.
+a source line or a byte string, because any of them may contain a PIN or a key.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
 
 
 class _Logger:
-    """Logger that loads structlog for its first event: most commands log none."""
+    """Load structlog for the first event only, because most commands log nothing."""
 
     def __init__(self, name: str) -> None:
         self._name = name
 
     def __getattr__(self, method: str) -> Any:
-        with without("rich"):  # for tracebacks on a terminal, of which we print none
+        with without("rich"):  # structlog uses it for tracebacks, which we never print
             import structlog  # noqa: PLC0415
         return getattr(structlog.get_logger(self._name), method)
 
@@ -52,9 +52,9 @@ def configure(
     """Send structlog's and the standard library's events through one renderer.
 
     Args:
-        level: The lowest level that is written.
-        form: JSON objects for machines, or aligned text for people.
-        stream: Where to; stderr when None.
+        level: The lowest level that is logged.
+        form: JSON objects, or aligned text for people.
+        stream: Stream that gets the lines; None for stderr.
     """
     with without("rich"):
         import structlog  # noqa: PLC0415
@@ -85,7 +85,7 @@ def configure(
         )
     )
     logging.basicConfig(handlers=[handler], level=number, force=True)
-    for chatty in ("asyncio", "grpc"):  # several lines per request at debug
+    for chatty in ("asyncio", "grpc"):  # both log several lines per request at debug
         logging.getLogger(chatty).setLevel(max(number, logging.INFO))
 
 
@@ -108,9 +108,9 @@ def trace_without_values(
 
 
 def describe(error: BaseException) -> list[str]:
-    """Return type and frames of an exception and of those that led to it.
+    """Return type and frames of an exception and of the exceptions that led to it.
 
-    The latest comes first, and each is followed by its frames, outermost first.
+    The latest exception comes first. Each is followed by its frames, outermost first.
     """
     lines: list[str] = []
     seen: set[int] = set()
@@ -138,7 +138,7 @@ def sizes_for_bytes(
 def first_line_of_failures(
     _logger: WrappedLogger, _method: str, event: EventDict
 ) -> EventDict:
-    """Cut a library's message about an exception where asyncio adds its repr."""
+    """Keep the first line of a message about an exception: asyncio appends reprs."""
     if event.get("exc_info"):
         event["event"] = str(event["event"]).partition("\n")[0]
     return event

@@ -20,13 +20,13 @@ _PR_SET_PDEATHSIG = 1
 
 
 def die_with_parent(expected_ppid: int) -> None:
-    """Have the kernel kill this process when the thread that started it ends.
+    """Have the kernel kill this process when the parent's thread that started it ends.
 
-    The kernel sends no signal if the parent ended before this call; then this process
+    If the parent ended before this call, the kernel sends no signal, and this process
     exits at once.
 
     Args:
-        expected_ppid: Process id of the parent, as the parent itself knows it.
+        expected_ppid: Process ID of the parent, as the parent itself knows it.
 
     Raises:
         OSError: The kernel refused.
@@ -38,7 +38,7 @@ def die_with_parent(expected_ppid: int) -> None:
 
 @contextlib.contextmanager
 def finish_without_parent() -> Iterator[None]:
-    """Let the body finish even if the parent ends; exit after it in that case.
+    """Let the body finish even if the parent ends; in that case exit afterwards.
 
     Raises:
         OSError: The kernel refused.
@@ -52,7 +52,7 @@ def finish_without_parent() -> Iterator[None]:
 
 
 def main() -> None:
-    """Replace this process by the program."""
+    """Replace this process by the program that the arguments name."""
     die_with_parent(int(sys.argv[1]))
     os.execv(sys.argv[2], sys.argv[2:])  # noqa: S606 - no shell is wanted
 

@@ -1,4 +1,4 @@
-"""End background tasks without swallowing the cancellation of who ends them."""
+"""End background tasks without swallowing a cancellation of the caller."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ async def cancel_and_wait(task: asyncio.Task[Any]) -> None:
     """Cancel a task and wait until it has ended.
 
     Args:
-        task: The task; its cancellation is expected, any other exception is raised.
+        task: The task. The cancellation of the task is expected; any other exception
+            of the task is raised.
 
     Raises:
-        CancelledError: The caller itself was cancelled while it waited.
+        CancelledError: The caller was cancelled while it waited for the task.
     """
     task.cancel()
     # asyncio.wait raises CancelledError only for the caller, never for the task.

@@ -1,7 +1,7 @@
-"""The kinds of value that the configuration file holds.
+"""Define the types of value that the configuration file holds.
 
-The sentences reach the operator as they are. None of them quotes a value: a PIN
-may stand where it should not.
+The operator sees the messages as they are. None of them quotes a value, because the
+value may be a misplaced PIN.
 """
 
 import ipaddress
@@ -14,7 +14,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 from hsm_kms.config.formats import KEY_ID, parse_duration
 
 MAX_SOCKET_PATH_BYTES = 107
-"""`sun_path` is 108 bytes with its closing NUL."""
+"""Longest path of a unix socket: `sun_path` has 108 bytes including a closing NUL."""
 
 _MAX_PORT = 65535
 _CONTROL = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
@@ -26,7 +26,7 @@ _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
 def _within(most: str, *, zero: bool = False) -> AfterValidator:
-    """A duration of at most `most`; 0s only where `zero` says so."""
+    """Return the check for a duration of at most `most`; 0s only if `zero` is True."""
     limit = parse_duration(most)
     least = "" if zero else "more than 0s and "
 
@@ -42,15 +42,15 @@ def _absolute(value: object) -> Path:
     if not isinstance(value, str) or not value.startswith("/"):
         raise ValueError("must be an absolute path, beginning with /")
     if _CONTROL.search(value):
-        raise ValueError("must not hold control characters")
+        raise ValueError("must not contain control characters")
     return Path(value)
 
 
 def parse_socket(value: object) -> Path:
-    """The path of a unix socket, also given as unix:///path.
+    """Return the path of a unix socket that is given as /path or unix:///path.
 
     Raises:
-        ValueError: If it is anything else, or does not fit into `sun_path`.
+        ValueError: `value` is anything else, or does not fit into `sun_path`.
     """
     text = value if isinstance(value, str) else ""
     if text.startswith("unix:"):
@@ -61,7 +61,7 @@ def parse_socket(value: object) -> Path:
                 "write unix:/// with three slashes, then the path"
             )
         if not text.startswith("///") or re.search("[%?#]", text):
-            raise ValueError("must be unix:/// and a plain path, or a plain path")
+            raise ValueError("must be an absolute path, with or without unix:// before")
         text = text.removeprefix("//")
     path = _absolute(text)
     if text.startswith("/@"):
@@ -79,8 +79,8 @@ def _mode(value: object) -> str:
     bits = int(value, 8)
     if bits not in {0o600, 0o640, 0o620, 0o660}:
         raise ValueError(
-            "must let the owner read and write, at most the group too, others not: "
-            "whoever may open the socket may decrypt"
+            "must be 0600, 0620, 0640 or 0660: anyone who can connect to the socket "
+            "can decrypt"
         )
     return value
 
@@ -91,10 +91,10 @@ def _tcp(text: str) -> str:
 
 
 def parse_tcp(text: str) -> tuple[str, int]:
-    """Host and port of "127.0.0.1:9462" or "[::1]:9462".
+    """Return host and port of an address such as "127.0.0.1:9462" or "[::1]:9462".
 
     Raises:
-        ValueError: If it is anything else, a host's name included.
+        ValueError: `text` is anything else; a host name is refused too.
     """
     found = _HOST_AND_PORT.fullmatch(text)
     if found is None:
@@ -111,7 +111,10 @@ def parse_tcp(text: str) -> tuple[str, int]:
 
 
 def sized(most: int, least: int = 1) -> AfterValidator:
-    """Text of `least` to `most` bytes in UTF-8, without control characters."""
+    """Return the check for text of `least` to `most` bytes in UTF-8.
+
+    Control characters are refused.
+    """
 
     def check(text: str) -> str:
         # Control characters first: they include what UTF-8 cannot encode.
@@ -124,12 +127,17 @@ def sized(most: int, least: int = 1) -> AfterValidator:
     return AfterValidator(check)
 
 
-def matching(pattern: re.Pattern[str], sentence: str) -> AfterValidator:
-    """Text that matches whole, else the sentence."""
+def matching(pattern: re.Pattern[str], message: str) -> AfterValidator:
+    """Return the check for text that `pattern` matches as a whole.
+
+    Args:
+        pattern: The pattern.
+        message: The fault that is reported for any other text.
+    """
 
     def check(text: str) -> str:
         if not pattern.fullmatch(text):
-            raise ValueError(sentence)
+            raise ValueError(message)
         return text
 
     return AfterValidator(check)
@@ -139,7 +147,7 @@ def _environment(env: dict[str, str]) -> dict[str, str]:
     if not all(_ENV_NAME.fullmatch(name) for name in env):
         raise ValueError("must have names of letters, digits and _ only")
     if any(_CONTROL.search(value) for value in env.values()):
-        raise ValueError("must not hold control characters")
+        raise ValueError("must not contain control characters")
     return env
 
 
@@ -147,17 +155,17 @@ def _key_ids(value: object) -> tuple[str, ...]:
     if not isinstance(value, list) or len(value) > _MAX_IDS:
         raise ValueError(f"must be a list of at most {_MAX_IDS} key_ids")
     if not all(isinstance(each, str) and KEY_ID.fullmatch(each) for each in value):
-        raise ValueError("must hold key_ids only, as `keys list` shows them")
+        raise ValueError("must contain only key_ids, as `keys list` shows them")
     return tuple(value)
 
 
 def _aliases(value: dict[str, str]) -> dict[str, str]:
     if len(value) > _MAX_IDS:
-        raise ValueError(f"must not hold more than {_MAX_IDS} key_ids")
+        raise ValueError(f"must not contain more than {_MAX_IDS} key_ids")
     if not all(KEY_ID.fullmatch(each) for each in value):
-        raise ValueError("must map key_ids, as stored values name them")
+        raise ValueError("must map key_ids, as they are in stored values")
     if not all(_HEX_BYTES.fullmatch(each) for each in value.values()):
-        raise ValueError('must map to CKA_IDs, in hexadecimal digits such as "0a01"')
+        raise ValueError('must map to CKA_IDs in hexadecimal digits, such as "0a01"')
     return {key_id: cka_id.lower() for key_id, cka_id in value.items()}
 
 
@@ -173,7 +181,7 @@ def _cka_ids(value: object) -> tuple[str, ...]:
             )
         ids.append(each.lower())
     if len(set(ids)) != len(ids):
-        raise ValueError("must not have a CKA_ID twice")
+        raise ValueError("must not list a CKA_ID twice")
     return tuple(ids)
 
 
@@ -192,5 +200,5 @@ Aliases = Annotated[dict[str, str], AfterValidator(_aliases)]
 CkaIds = Annotated[tuple[str, ...], BeforeValidator(_cka_ids)]
 SocketMode = Annotated[str, BeforeValidator(_mode)]
 TcpAddress = Annotated[str, AfterValidator(_tcp)]
-# May carry a password for the module, so it is not in a repr.
+# The environment may carry a password for the module, so its repr leaves it out.
 Environment = Annotated[dict[str, str], AfterValidator(_environment), Field(repr=False)]

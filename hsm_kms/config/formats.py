@@ -9,17 +9,17 @@ import re
 from typing import Final
 
 KEY_ID: Final = re.compile(r"[a-z2-7]{26}(\.[a-z0-9]{1,16})?")
-"""A fingerprint, and `keys.suffix` after a dot where there is one."""
+"""Form of a key_id: a fingerprint, then a dot and `keys.suffix` if that is set."""
 
 _UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _DURATION: Final = re.compile(r"([0-9]{1,9})(ms|s|m|h|d)")
 
 
 def parse_duration(value: object) -> float:
-    """Turn "500ms", "2s", "5m", "24h" or "7d" into seconds.
+    """Return the seconds of a duration such as "500ms", "2s", "5m", "24h" or "7d".
 
     Raises:
-        ValueError: If it is anything else, a bare number included.
+        ValueError: `value` is anything else; a number without a unit is refused too.
     """
     found = _DURATION.fullmatch(value) if isinstance(value, str) else None
     if found is None:
@@ -28,7 +28,7 @@ def parse_duration(value: object) -> float:
 
 
 def format_duration(seconds: float) -> str:
-    """Write seconds the way the file does, in the largest unit that is exact."""
+    """Write seconds as a duration of the file, in the largest unit that is exact."""
     millis = round(seconds * 1000)
     for unit, size in reversed(_UNITS.items()):
         count, rest = divmod(millis, round(size * 1000))

@@ -1,4 +1,4 @@
-"""`token.uri`: what it says takes the place of the keys that could say it too."""
+"""Replace `token.uri` by the settings that the URI gives."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ _REST: Final[dict[_Place, str]] = {
 
 @dataclass(frozen=True, slots=True)
 class Expansion:
-    """The file's data with its `token.uri` written out.
+    """Hold the file's data with the settings of `token.uri` in their own places.
 
     Args:
-        data: As if each key had been given by itself.
-        faults: What is wrong with the URI, and where to say so.
-        broken: The URI cannot be read, so nothing is known of what it may give.
+        data: The data, as if each setting had been given by its own key.
+        faults: Place and message of each fault of the URI.
+        broken: True if the URI cannot be parsed, so its settings are unknown.
     """
 
     data: Any
@@ -43,7 +43,7 @@ class Expansion:
 
 
 def expand(data: Mapping[str, Any]) -> Expansion:
-    """Write the file's `token.uri` out.
+    """Put the settings of the file's `token.uri` in their own places.
 
     Args:
         data: The file's data, of any shape.
@@ -61,21 +61,21 @@ def expand(data: Mapping[str, Any]) -> Expansion:
         whole["keys"] = dict(keys)
     expansion = Expansion(whole)
     if not parsed.names_a_token:
-        sentence = "must name the token: token, serial, manufacturer, model or slot-id"
-        expansion.faults.append((URI, sentence))
+        message = "must select a token: token, serial, manufacturer, model or slot-id"
+        expansion.faults.append((URI, message))
     for place, name, value in _values(parsed):
         _take(expansion, place, name, value)
     if isinstance(keys, dict) and parsed.id is not None and parsed.object is None:
-        # The URI tells the key by its CKA_ID alone, so no default label filters.
+        # The URI selects the key by its CKA_ID alone: any label matches.
         whole["keys"].setdefault("label", None)
     return expansion
 
 
-def said_by(uri: str) -> tuple[_Place, ...]:
-    """The keys whose value this URI gives.
+def given_by(uri: str) -> tuple[_Place, ...]:
+    """Return the places of the settings that a URI gives.
 
     Args:
-        uri: A URI that `expand` found no fault with.
+        uri: A URI in which `expand` found no fault.
     """
     return tuple(place for place, _, _ in _values(pkcs11_uri.parse(uri)))
 
@@ -97,8 +97,8 @@ def _take(expansion: Expansion, place: _Place, name: str, value: Any) -> None:
     if node is None and section not in expansion.data:
         node = expansion.data[section] = {}
     if not isinstance(node, dict):
-        return  # told as a fault of the section
-    # A second selector of the token is told by the rule that there is only one.
+        return  # the schema reports the section
+    # `load` reports a second selector of the token: exactly one is allowed.
     if node.get(key) and place not in _SELECTORS:
-        expansion.faults.append((place, f"is in token.uri too ({name})"))
+        expansion.faults.append((place, f"is given in token.uri too ({name})"))
     node[key] = value

@@ -1,11 +1,11 @@
-"""PKCS#11 URIs (RFC 7512), as far as they can choose a module, a token and a key.
+"""Parse PKCS#11 URIs (RFC 7512) that select a module, a token and a key.
 
-Strict: what is unknown, stands twice, or is not as RFC 7512 writes it is refused,
-because a part that is passed over might have been the one that tells two tokens
-apart. No sentence quotes the URI: a PIN may stand in it.
+Parsing is strict: unknown attributes, duplicate attributes and wrong encodings are
+refused, because an attribute that is ignored could be the one that tells two tokens
+apart. No message quotes the URI, because the URI may contain a PIN.
 
-Two liberties, both common elsewhere: `module-path` may stand in the path, with
-plain slashes, and `pin-source` may be a plain path as well as a file: URI.
+Two deviations from RFC 7512 are accepted because other programs accept them too:
+`module-path` in the path, with plain slashes, and `pin-source` as a plain path.
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ _VERSION: Final = re.compile(r"[0-9]{1,3}(\.[0-9]{1,3})?")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pkcs11Uri:
-    """What a URI says; None where it says nothing.
+    """Hold the attributes of a URI; None for an attribute that the URI does not have.
 
     Args:
         token: Label of the token.
-        serial: Its serial number.
-        manufacturer: Its manufacturer.
-        model: Its model.
-        slot_id: CK_SLOT_ID of its slot.
+        serial: Serial number of the token.
+        manufacturer: Manufacturer of the token.
+        model: Model of the token.
+        slot_id: CK_SLOT_ID of the token's slot.
         library_manufacturer: Manufacturer of the module.
-        library_description: What the module calls itself.
-        library_version: Its version, as "2.6".
+        library_description: Description of the module.
+        library_version: Version of the module, as "2.6".
         object: CKA_LABEL of the key.
         id: CKA_ID of the key.
         type: Always "secret-key".
@@ -69,13 +69,13 @@ class Pkcs11Uri:
 
     @property
     def names_a_token(self) -> bool:
-        """Whether anything in it tells one token from another."""
+        """Return True if an attribute of the URI tells one token from another."""
         parts = (self.token, self.serial, self.manufacturer, self.model, self.slot_id)
         return any(part is not None for part in parts)
 
     @property
     def library(self) -> dict[str, str]:
-        """What the module must say of itself, by attribute name."""
+        """Return what the module must report of itself, by attribute name."""
         parts = {
             "library-manufacturer": self.library_manufacturer,
             "library-description": self.library_description,
@@ -85,13 +85,13 @@ class Pkcs11Uri:
 
 
 def parse(text: str) -> Pkcs11Uri:
-    """Take a PKCS#11 URI apart.
+    """Parse a PKCS#11 URI.
 
     Args:
-        text: The URI, at most `MAX_URI_CHARACTERS` long.
+        text: The URI, at most `MAX_URI_CHARACTERS` characters.
 
     Raises:
-        ValueError: With one sentence that quotes nothing of the text.
+        ValueError: The URI is refused; the message quotes nothing of the text.
     """
     if len(text) > MAX_URI_CHARACTERS:
         raise ValueError(f"must be at most {MAX_URI_CHARACTERS} characters long")
@@ -111,18 +111,18 @@ def parse(text: str) -> Pkcs11Uri:
 
 
 def _attributes(part: str, separator: str, where: str) -> Iterator[tuple[str, str]]:
-    """Name and value, still percent-encoded, of each attribute of one part."""
+    """Yield name and percent-encoded value of each attribute of one part."""
     for attribute in part.split(separator) if part else ():
         name, equals, value = attribute.partition("=")
         if not equals:
-            raise ValueError("must be made of attributes, each a name, = and a value")
+            raise ValueError("must consist of attributes of the form name=value")
         if name in _REFUSED:
             raise ValueError(_REFUSED[name])
         if name not in _READERS:
-            raise ValueError("must not have attributes that are unknown here")
+            raise ValueError("must not have attributes that hsm-kms does not know")
         if name not in _PLACES[where]:
             raise ValueError(f"must not have {name} in its {where}")
-        # The slashes of module-path, which RFC 7512 does not know in the path.
+        # RFC 7512 allows slashes in the query only; module-path may be in the path.
         in_query = where == "query" or name == "module-path"
         if not (_QUERY_VALUE if in_query else _PATH_VALUE).fullmatch(value):
             raise ValueError(f"must have {name} percent-encoded (RFC 7512)")
@@ -135,7 +135,7 @@ def _octets(name: str, value: str) -> bytes:
             raise ValueError(f"must have two hex digits after each % in {name}")
         return chr(int(found[1], 16))
 
-    # The rest is ASCII: the caller has matched it against RFC 7512's characters.
+    # All other characters are ASCII: the caller matched them against RFC 7512.
     return _PERCENT.sub(octet, value).encode("latin-1")
 
 
@@ -156,8 +156,8 @@ def _text(most: int) -> Callable[[str, str], str]:
 
 
 def _id(name: str, value: str) -> bytes:
-    # RFC 7512 wants each byte encoded, and `id=1000` means hex digits to some
-    # programs and four characters to others: better not to guess.
+    # RFC 7512 has each byte encoded. `id=1000` means hex digits to some programs and
+    # four characters to others, so it is refused.
     if not re.fullmatch("(?:%..)+", value):
         raise ValueError("must have each byte of id percent-encoded: id=%10%00")
     octets = _octets(name, value)
@@ -168,19 +168,19 @@ def _id(name: str, value: str) -> bytes:
 
 def _slot_id(name: str, value: str) -> int:
     if not _NUMBER.fullmatch(value) or int(value) > MAX_SLOT:
-        raise ValueError(f"must have a whole number as {name}")
+        raise ValueError(f"must have a whole number for {name}")
     return int(value)
 
 
 def _type(name: str, value: str) -> str:
     if value != "secret-key":
-        raise ValueError(f"must have secret-key as {name}, or no {name} at all")
+        raise ValueError(f"must have {name}=secret-key, or no {name}")
     return value
 
 
 def _version(name: str, value: str) -> str:
     if not _VERSION.fullmatch(value):
-        raise ValueError(f"must have {name} as a number, or two with a dot between")
+        raise ValueError(f"must have {name} in the form MAJOR or MAJOR.MINOR")
     major, _, minor = value.partition(".")
     return f"{int(major)}.{int(minor or 0)}"
 
@@ -188,14 +188,14 @@ def _version(name: str, value: str) -> str:
 def _path(name: str, value: str) -> str:
     path = _text(MAX_PATH_BYTES)(name, value)
     if not path.startswith("/"):
-        raise ValueError(f"must have an absolute path as {name}")
+        raise ValueError(f"must have an absolute path for {name}")
     return path
 
 
 def _pin_source(name: str, value: str) -> str:
     source = _text(MAX_PATH_BYTES)(name, value)
     if source.startswith("|"):
-        raise ValueError(f"must not have a command as {name}: none is run for a PIN")
+        raise ValueError(f"must not have a command for {name}: hsm-kms runs none")
     if not source.startswith("file:"):
         return _path(name, value)
     path = source.removeprefix("file:")
@@ -203,9 +203,9 @@ def _pin_source(name: str, value: str) -> str:
         path = path.removeprefix("//")
         if not path.startswith("/"):
             raise ValueError(f"must not have a host in {name}: write file:///path")
-    # A URI within the URI: what it encodes for itself is decoded in its turn.
+    # The value is a URI itself, with percent-encoding of its own.
     if not _FILE_PATH.fullmatch(path):
-        raise ValueError(f"must have a plain path or a file: URI as {name}")
+        raise ValueError(f"must have a plain path or a file: URI for {name}")
     return _path(name, path)
 
 
@@ -227,8 +227,8 @@ _READERS: Final[dict[str, Callable[[str, str], object]]] = {
 _QUERY: Final = {"module-path", "pin-source"}
 _PLACES: Final = {"query": _QUERY, "path": _READERS.keys() - {"pin-source"}}
 _REFUSED: Final = {
-    "pin-value": "must not hold a PIN (pin-value); name its file in pin-source",
-    "module-name": "must name the module by its path (module-path), not module-name",
-    "slot-manufacturer": "must name the token, not its slot (slot-manufacturer)",
-    "slot-description": "must name the token, not its slot (slot-description)",
+    "pin-value": "must not contain a PIN (pin-value); name the PIN file in pin-source",
+    "module-name": "must not have module-name; give the module's path in module-path",
+    "slot-manufacturer": "must select a token, not a slot (slot-manufacturer)",
+    "slot-description": "must select a token, not a slot (slot-description)",
 }

@@ -1,4 +1,4 @@
-"""The shape of the configuration file: every key, its type, bounds and default."""
+"""Define the configuration file: every key with its type, bounds and default."""
 
 import re
 from pathlib import Path
@@ -25,15 +25,15 @@ from hsm_kms.config.fields import (
 )
 from hsm_kms.config.formats import KEY_ID
 
-# What wraps the DEKs of an API: the token; a local KEK where the token cannot be had;
-# a local KEK.
+# What wraps the DEKs of an API: the token; a local KEK while the token is unavailable;
+# always a local KEK.
 Wrapping = Literal["token", "fallback", "software"]
 
 _LOGIN = re.compile(r"user|none|crypto-user|so|0x[0-9a-fA-F]{1,8}")
 
 
 class Section(BaseModel):
-    """What every part of the file has in common: strict, frozen, discreet."""
+    """Base of all sections: strict types, immutable, and no values in messages."""
 
     model_config = ConfigDict(
         strict=True, frozen=True, extra="forbid", hide_input_in_errors=True
@@ -41,7 +41,7 @@ class Section(BaseModel):
 
 
 class Listen(Section):
-    """Where kube-apiserver finds the plugin."""
+    """Define the section `listen`: the socket that kube-apiserver connects to."""
 
     socket: SocketPath = Path("/run/hsm-kms/kms.sock")
     mode: SocketMode = "0600"
@@ -50,12 +50,12 @@ class Listen(Section):
 
     @property
     def mode_bits(self) -> int:
-        """The mode as chmod takes it."""
+        """Return the mode of the socket as chmod takes it."""
         return int(self.mode, 8)
 
 
 class ApiV2(Section):
-    """The v2 service (KMSv2)."""
+    """Define the section `apis.v2` (KMS v2)."""
 
     enabled: bool = True
     wrapping: Wrapping = "token"
@@ -63,21 +63,21 @@ class ApiV2(Section):
 
 
 class ApiV1(Section):
-    """The v1beta1 service (KMSv1)."""
+    """Define the section `apis.v1` (KMS v1)."""
 
     enabled: bool = False
-    wrapping: Wrapping = "software"  # v1 asks for one Encrypt per write
+    wrapping: Wrapping = "software"  # v1 calls Encrypt for each write
 
 
 class Apis(Section):
-    """Which of the two Kubernetes APIs are served."""
+    """Define the section `apis`: which Kubernetes APIs are served."""
 
     v2: ApiV2 = ApiV2()
     v1: ApiV1 = ApiV1()
 
 
 class Token(Section):
-    """The PKCS#11 module, the token in it, and the workers that hold it."""
+    """Define the section `token`: module, token, PIN file and workers."""
 
     module: AbsolutePath
     uri: str | None = None
@@ -92,20 +92,21 @@ class Token(Section):
     call_timeout: Duration = 2.0
     hang_timeout: Duration = 30.0
     start_timeout: Duration = 60.0
-    # Both may carry a password for the module, so neither is in a repr.
+    # Both may carry a password for the module, so the repr leaves them out.
     env: Environment = Field(default={}, repr=False)
     init_args: Annotated[str, sized(4096)] | None = Field(default=None, repr=False)
     login: Annotated[
         str,
         matching(
-            _LOGIN, "must be user, none, crypto-user, so, or 0x and a number in quotes"
+            _LOGIN,
+            "must be user, none, crypto-user, so, or a quoted number such as 0x1",
         ),
     ] = "user"
     read_write: bool = False
 
 
 class Keys(Section):
-    """Which keys on the token are ours, and which of them is current."""
+    """Define the section `keys`: which keys are used, and which one is current."""
 
     label: Annotated[str, sized(255)] | None = "k8s-kek"
     ids: CkaIds = ()
@@ -130,7 +131,7 @@ class Keys(Section):
 
 
 class LocalKeys(Section):
-    """How long a local KEK serves, and what is taken of what local KEKs wrapped."""
+    """Define the section `local_keys`: when local KEKs are replaced and accepted."""
 
     max_age: Days = 7 * 86400.0
     max_uses: Annotated[int, Field(ge=1, le=2**31 - 1)] = 2**20
@@ -140,7 +141,7 @@ class LocalKeys(Section):
 
 
 class Health(Section):
-    """How often the token is tried, and what Status says while it is away."""
+    """Define the section `health`: how often the token is tested, and Status."""
 
     interval: Duration = 30.0
     grace: DurationOrZero = 60.0
@@ -148,28 +149,28 @@ class Health(Section):
 
 
 class Http(Section):
-    """Where probes, metrics and the server's own status are told."""
+    """Define the section `http`: probes, metrics and the admin socket."""
 
     listen: TcpAddress | None = "127.0.0.1:9462"
     admin_socket: SocketPath | None = Path("/run/hsm-kms/admin.sock")
 
     @property
     def address(self) -> tuple[str, int] | None:
-        """Host and port to bind; None where nothing listens."""
+        """Return host and port to bind, or None if `listen` is null."""
         return None if self.listen is None else parse_tcp(self.listen)
 
 
 class Log(Section):
-    """What is logged, and how it looks."""
+    """Define the section `log`: the lowest level, and the format."""
 
     level: Literal["debug", "info", "warning", "error"] = "info"
     format: Literal["json", "text"] = "json"
 
 
 class Config(Section):
-    """The whole file."""
+    """Define the configuration file as a whole."""
 
-    version: Annotated[int, Field(ge=1, le=1)]  # Literal[1] would take true
+    version: Annotated[int, Field(ge=1, le=1)]  # Literal[1] would accept true
     state_dir: AbsolutePath = Path("/var/lib/hsm-kms")
     scope: Annotated[str, sized(64, least=0)] = ""
     listen: Listen = Listen()
@@ -183,7 +184,7 @@ class Config(Section):
 
 
 def sections() -> dict[str, type[Section]]:
-    """Every section by its dotted path, the file itself as ""."""
+    """Return every section by its dotted path; the file itself has the path ""."""
     found: dict[str, type[Section]] = {}
 
     def walk(path: str, section: type[Section]) -> None:

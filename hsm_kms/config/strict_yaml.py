@@ -1,7 +1,7 @@
-"""YAML read strictly, with the line of every key, and without its excerpts.
+"""Parse YAML strictly, note the line of every key, and never quote the text.
 
-PyYAML keeps the last of two equal keys and says nothing; its messages show the
-text around a fault, which may be a PIN. Both end here.
+PyYAML silently keeps the last of two equal keys, and its messages quote the text
+around a fault, which may be a PIN. This module reports the first and drops the second.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ _Place = tuple[str, ...]
 
 @dataclass(slots=True)
 class Document:
-    """A parsed file.
+    """Hold a parsed file.
 
     Args:
-        data: What it holds; of equal keys the last.
-        lines: The line of each key, counted from 1, by its path.
-        twice: Path and both lines of each key that stands twice.
-        not_text: Lines of keys that are not text; `data` is without them.
+        data: The content; of equal keys the last.
+        lines: The line of each key, counted from 1, by the path of the key.
+        twice: Path and both lines of each duplicate key.
+        not_text: Lines of keys that are not text; `data` is without these keys.
     """
 
     data: Any = None
@@ -36,7 +36,7 @@ class Document:
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader without aliases, dates, or depth that exhausts the stack."""
+    """Load YAML safely, but refuse aliases, dates, and deep nesting."""
 
     depth = 0
 
@@ -65,7 +65,7 @@ def read_yaml(text: str) -> Document:
     """Parse one YAML document.
 
     Raises:
-        ConfigError: If it is not YAML; its place is named, its text is not.
+        ConfigError: The text is not YAML. The error gives line and column, no text.
     """
     document = Document()
     try:
@@ -75,22 +75,22 @@ def read_yaml(text: str) -> Document:
             _walk(node, (), document)
             document.data = loader.construct_document(node)
     except yaml.MarkedYAMLError as error:
-        raise ConfigError([_sentence(error.problem_mark)]) from None
+        raise ConfigError([_message(error.problem_mark)]) from None
     except (yaml.YAMLError, ValueError, OverflowError):
-        # A character YAML forbids, or a number too long to be one.
+        # A character that YAML forbids, or a number that is too long.
         raise ConfigError(["not valid YAML"]) from None
     return document
 
 
 def load_yaml(text: str) -> Any:
-    """Parse one YAML document in which each key stands once.
+    """Return the content of one YAML document without duplicate keys.
 
     Raises:
-        ConfigError: If it is not YAML, or a key stands twice or is not text.
+        ConfigError: The text is not YAML, or a key is duplicate or not text.
     """
     document = read_yaml(text)
     faults = [
-        f"a key stands twice, on lines {first} and {second}"
+        f"duplicate key on lines {first} and {second}"
         for _, first, second in document.twice
     ]
     faults += [f"a key is not text (line {line})" for line in document.not_text]
@@ -120,7 +120,7 @@ def _walk(node: yaml.Node, place: _Place, document: Document) -> None:
     node.value = kept
 
 
-def _sentence(mark: yaml.Mark | None) -> str:
+def _message(mark: yaml.Mark | None) -> str:
     if mark is None:
         return "not valid YAML"
     return f"not valid YAML at line {mark.line + 1}, column {mark.column + 1}"

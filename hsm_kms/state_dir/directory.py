@@ -1,13 +1,13 @@
-"""The state directory: what must outlive the process, and nothing secret.
+"""Keep the state directory: what must outlive the process, and nothing secret.
 
-The rules this file holds to:
+The rules that this file keeps:
 
-1.  A file is replaced whole and durably, or not at all.
-2.  Missing means nothing is known; unreadable, from another version or wrong in
-    any way means corrupt, and corrupt never counts as missing.
-3.  A directory that cannot be used is a sentence in `StateDir.problem`, and an
-    error only for the one who writes.
-4.  Of a PIN file only its identity is kept; never the PIN nor a digest of it.
+1.  A file is replaced as a whole and durably, or not at all.
+2.  A missing file means that nothing is known. A file that is unreadable, of another
+    version or wrong in any way is corrupt; a corrupt file never counts as missing.
+3.  If the directory cannot be used, `StateDir.problem` says why, and only a caller
+    that writes gets an error.
+4.  Only the identity of a PIN file is kept, never the PIN or a digest of the PIN.
 """
 
 from __future__ import annotations
@@ -51,18 +51,22 @@ _T = TypeVar("_T")
 
 
 class StateCorruptError(HsmKmsError):
-    """A state file is there and cannot be believed."""
+    """Raised when a state file exists and is corrupt."""
 
 
 class StateWriteError(HsmKmsError):
-    """The state directory cannot be written."""
+    """Raised when the state directory cannot be written."""
 
 
 class StateDir:
-    """The state directory of one node. All methods are quick and synchronous.
+    """Read and write the state directory of one node, quickly and synchronously.
 
     Args:
-        path: The directory; made with mode 0700 if only it is missing.
+        path: The directory. It is created with mode 0700 if its parent exists.
+
+    Attributes:
+        problem: Why the last attempt to write failed: cause and cure; None if it
+            succeeded.
     """
 
     def __init__(self, path: Path) -> None:
@@ -71,14 +75,14 @@ class StateDir:
 
     @property
     def writable(self) -> bool:
-        """Whether the last attempt to write succeeded."""
+        """Return True if the last attempt to write succeeded."""
         return self.problem is None
 
     def open(self) -> Self:
-        """Make the directory if need be, and find out whether it can be used.
+        """Create the directory if it is missing, and find out if it can be used.
 
-        Never raises for what it finds: see `problem` and `writable`. Calling it
-        again looks again.
+        The result is in `problem` and `writable`; no error is raised. Each call checks
+        the directory again.
         """
         with suppress(StateWriteError), self._writing():
             with suppress(FileExistsError):
@@ -88,88 +92,88 @@ class StateDir:
         return self
 
     def last_key(self) -> LastKey | None:
-        """The key last current on this node, or None if there never was one.
+        """Return the key last current on this node, or None if there never was one.
 
         Raises:
-            StateCorruptError: The file is there and cannot be believed.
+            StateCorruptError: The file is corrupt.
         """
         file = self._load(LAST_KEY_FILE, LastKeyFile)
         return file.last_key if file else None
 
     def former_keys(self) -> tuple[FormerKey, ...]:
-        """The keys that were current before it, the oldest first.
+        """Return the keys that were current before the last key, the oldest first.
 
         Raises:
-            StateCorruptError: The file is there and cannot be believed.
+            StateCorruptError: The file is corrupt.
         """
         file = self._load(LAST_KEY_FILE, LastKeyFile)
         return file.former if file else ()
 
     def save_last_key(self, key: LastKey, former: Sequence[FormerKey] = ()) -> None:
-        """Remember the key that is now current, also over a power cut.
+        """Save the key that is now current; this survives a power cut.
 
         Args:
             key: The key.
-            former: Those that were current before it, the oldest first.
+            former: The keys that were current before `key`, the oldest first.
 
         Raises:
-            StateWriteError: It could not be written; what was there still is.
+            StateWriteError: The file could not be written; the old one is unchanged.
         """
         kept = tuple(former)[-MAX_FORMER_KEYS:]
         self._save(LAST_KEY_FILE, LastKeyFile(version=1, last_key=key, former=kept))
 
     def frozen_mechanism(self) -> FrozenMechanism | None:
-        """How the token was found to wrap, or None if it never was probed.
+        """Return the mechanism that the probe found, or None if none was saved.
 
         Raises:
-            StateCorruptError: The file is there and cannot be believed.
+            StateCorruptError: The file is corrupt.
         """
         file = self._load(MECHANISM_FILE, FrozenMechanismFile)
         return file.frozen if file else None
 
     def freeze_mechanism(self, frozen: FrozenMechanism) -> None:
-        """Remember how the token wraps.
+        """Save the mechanism that the probe found.
 
         Raises:
-            StateWriteError: It could not be written; what was there still is.
+            StateWriteError: The file could not be written; the old one is unchanged.
         """
         self._save(MECHANISM_FILE, FrozenMechanismFile(frozen=frozen))
 
     def key_work(self) -> KeyWorkFile:
-        """What the `keys` commands remember; nothing if they never wrote.
+        """Return the records of the `keys` commands; empty if there are none.
 
         Raises:
-            StateCorruptError: The file is there and cannot be believed.
+            StateCorruptError: The file is corrupt.
         """
         return self._load(KEYS_FILE, KeyWorkFile) or KeyWorkFile()
 
     def save_key_work(self, file: KeyWorkFile) -> None:
-        """Remember it.
+        """Save the records of the `keys` commands.
 
         Raises:
-            StateWriteError: It could not be written; what was there still is.
+            StateWriteError: The file could not be written; the old one is unchanged.
         """
         self._save(KEYS_FILE, file)
 
     def nonces(self) -> NoncesFile:
-        """How often this node has wrapped; nothing if it never did.
+        """Return how many nonces this node has used per KEK; empty if it used none.
 
         Raises:
-            StateCorruptError: The file is there and cannot be believed.
+            StateCorruptError: The file is corrupt.
         """
         nothing = NoncesFile(version=1, counts={}, others=0)
         return self._load(NONCES_FILE, NoncesFile) or nothing
 
     def save_nonces(self, file: NoncesFile) -> None:
-        """Remember it, also over a power cut.
+        """Save the counts of used nonces; this survives a power cut.
 
         Raises:
-            StateWriteError: It could not be written; what was there still is.
+            StateWriteError: The file could not be written; the old one is unchanged.
         """
         self._save(NONCES_FILE, file)
 
     def read_pin(self, identity: PinIdentity) -> PinRecord:
-        """What is known about a PIN; "untried" if nothing is."""
+        """Return what is known about a PIN; "untried" if nothing is known."""
         try:
             pins = self._pins()
         except StateCorruptError:
@@ -180,15 +184,15 @@ class StateDir:
         return PinRecord(identity=identity)
 
     def write_pin(self, record: PinRecord) -> None:
-        """Remember what is known about a PIN; only under `pin_lock`.
+        """Save what is known about a PIN; the caller must hold `pin_lock`.
 
-        Replaces what was known about earlier contents of the same file, and
-        keeps what is known about other files.
+        Replaces the records of earlier contents of the same PIN file, and keeps the
+        records of other files.
 
         Raises:
             ValueError: The verdict is "corrupt".
-            StateCorruptError: What is there cannot be believed; it stays.
-            StateWriteError: It could not be written; what was there still is.
+            StateCorruptError: The existing file is corrupt; it is unchanged.
+            StateWriteError: The file could not be written; the old one is unchanged.
         """
         if record.verdict == "corrupt":
             raise ValueError("corrupt is not a verdict to store")
@@ -196,12 +200,13 @@ class StateDir:
         self._save(PIN_FILE, PinFile(version=1, pins=kept))
 
     def forget_pin(self, identity: PinIdentity) -> None:
-        """Let a PIN be tried again; only under `pin_lock`, and only when told to.
+        """Delete the record of a PIN, so that the PIN is tried again.
 
-        If the file cannot be believed, everything in it is forgotten.
+        Only an operator may ask for this, and the caller must hold `pin_lock`. If the
+        file is corrupt, the records of all PINs are deleted.
 
         Raises:
-            StateWriteError: It could not be written; what was there still is.
+            StateWriteError: The file could not be written; the old one is unchanged.
         """
         try:
             kept = self._other_pins(identity)
@@ -211,14 +216,14 @@ class StateDir:
 
     @contextmanager
     def pin_lock(self, *, nonblocking: bool = True) -> Iterator[bool]:
-        """Hold the lock under which an unproven PIN is tried, by any process.
+        """Hold the lock that every process needs to try an unproven PIN.
 
         Args:
-            nonblocking: Yield False if another process or task holds it; the
-                caller asks again later. Otherwise wait without limit.
+            nonblocking: If True, yield False while another process or task holds the
+                lock; the caller tries again later. If False, wait without limit.
 
         Raises:
-            StateWriteError: The lock cannot be used at all.
+            StateWriteError: The lock file cannot be opened or locked.
         """
         try:
             lock, held = files.lock(self.path / PIN_LOCK, nonblocking=nonblocking)
@@ -256,12 +261,12 @@ class StateDir:
     def _corrupt(self, name: str, reason: str) -> StateCorruptError:
         return StateCorruptError(
             f"the state file {self.path / name} {reason}",
-            hint="restore it, or remove it to start without what it held",
+            hint="restore the file from a backup, or remove it to start without it",
         )
 
     def _save(self, name: str, file: Struct) -> None:
         data = msgspec.json.encode(file)
-        # Never store what would be found corrupt: a ValidationError is a bug.
+        # Never write a file that reads as corrupt: a ValidationError here is a bug.
         msgspec.json.decode(data, type=type(file))
         with self._writing():
             files.check_directory(self.path)

@@ -1,4 +1,4 @@
-"""Small files in one directory, replaced whole and durably or not at all."""
+"""Read and replace small files in one directory, as a whole and durably."""
 
 from __future__ import annotations
 
@@ -22,31 +22,32 @@ _PROBE: Final = bytes(4096)
 
 
 def check_directory(path: Path) -> None:
-    """Refuse a directory in which someone else could change or remove files.
+    """Refuse a directory in which another user could change or remove files.
 
-    Its mode is never mended: a wrong path could be a directory that others need.
+    The mode is never changed: a wrong path could be a directory that others need.
 
     Raises:
-        OSError: It is missing, no directory, or others have power over it.
+        OSError: The path is missing or is no directory, or another user owns it or
+            can write to it.
     """
     found = path.stat()
     if not stat.S_ISDIR(found.st_mode):
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
     if found.st_uid not in {0, os.geteuid()}:
-        raise PermissionError(errno.EPERM, f"it belongs to user {found.st_uid}")
+        raise PermissionError(errno.EPERM, f"user {found.st_uid} owns it")
     if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise PermissionError(errno.EPERM, "other users can write to it")
 
 
 def probe(directory: Path) -> None:
-    """Write a file, and clear away what crashed writers left behind.
+    """Write a test file, and remove temporary files that crashed writers left.
 
     Raises:
-        OSError: Nothing can be written.
+        OSError: The directory cannot be written.
     """
     temporary = _write_temporary(directory, _PROBE)
     try:
-        # The file system's own clock on both sides of the comparison.
+        # Both times come from the file system, whose clock may differ from ours.
         oldest = temporary.stat().st_mtime - _STALE_SECONDS
         for path in directory.glob(f"{_PREFIX}*{_SUFFIX}"):
             if path.lstat().st_mtime < oldest:
@@ -56,10 +57,10 @@ def probe(directory: Path) -> None:
 
 
 def replace(path: Path, data: bytes) -> None:
-    """Put `data` in the place of the file, with mode 0600.
+    """Replace the file at `path` by one of mode 0600 that holds `data`.
 
     Raises:
-        OSError: It could not be written; what was there still is.
+        OSError: The new file could not be written; the old one is unchanged.
     """
     temporary = _write_temporary(path.parent, data)
     try:
@@ -76,19 +77,19 @@ def replace(path: Path, data: bytes) -> None:
 
 
 def read(path: Path) -> bytes:
-    """The whole of a regular file of at most `MAX_FILE_BYTES` bytes.
+    """Return the content of a regular file of at most `MAX_FILE_BYTES` bytes.
 
     Raises:
-        OSError: It is missing, unreadable, too long, a link or no regular file.
+        OSError: The file is missing, unreadable, too long, a link or not regular.
     """
-    # Without O_NONBLOCK a FIFO in its place would be waited for.
+    # Without O_NONBLOCK, opening a FIFO would block.
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     with os.fdopen(os.open(path, flags), "rb") as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise OSError(errno.EINVAL, "it is not a regular file")
+            raise OSError(errno.EINVAL, "not a regular file")
         data = file.read(MAX_FILE_BYTES + 1)
     if len(data) > MAX_FILE_BYTES:
-        raise OSError(errno.EFBIG, "it is too long")
+        raise OSError(errno.EFBIG, f"longer than {MAX_FILE_BYTES} bytes")
     return data
 
 
@@ -96,12 +97,12 @@ def lock(path: Path, *, nonblocking: bool) -> tuple[int, bool]:
     """Lock a file for this process until the descriptor is closed.
 
     Returns:
-        The descriptor, and whether the lock is held.
+        The descriptor, and True if the lock is held.
 
     Raises:
-        OSError: The file cannot be opened, or cannot be locked by anyone.
+        OSError: The file cannot be opened, or its file system has no locks.
     """
-    # Reading only: an existing lock can be taken on a read-only file system.
+    # Open read-only, so that an existing file can be locked on a read-only disk.
     flags = os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
     descriptor = os.open(path, flags, 0o600)
     try:

@@ -1,4 +1,4 @@
-"""What the state files hold; strict, versioned, and never a secret."""
+"""Define what the state files hold: strict, versioned, and without any secret."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ _Nonces = Annotated[int, Meta(ge=0, le=MAX_NONCES)]
 
 
 class LastKey(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The key this node last announced.
+    """Describe the key that this node announced last.
 
     Args:
         key_id: As in Status.
-        cka_id: Its CKA_ID in lower-case hexadecimal.
-        token_serial: Serial number of the token it was found on.
-        label: Its CKA_LABEL.
-        since: When it became current, ISO 8601.
+        cka_id: CKA_ID of the key in lower-case hexadecimal.
+        token_serial: Serial number of the token that holds the key.
+        label: CKA_LABEL of the key.
+        since: When the key became current, ISO 8601.
     """
 
     key_id: _KeyId
@@ -45,12 +45,12 @@ class LastKey(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class FormerKey(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A key_id that this node announced before the last one.
+    """Describe a key that this node announced before the last key.
 
     Args:
         key_id: As in Status.
-        since: When it became current, ISO 8601.
-        until: When another one did.
+        since: When the key became current, ISO 8601.
+        until: When the next key became current, ISO 8601.
     """
 
     key_id: _KeyId
@@ -59,14 +59,14 @@ class FormerKey(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class PinIdentity(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Tells one content of one PIN file from another without reading it.
+    """Identify one content of one PIN file, without the content.
 
     Args:
         device: st_dev.
         inode: st_ino.
         size: st_size in bytes.
-        mtime_ns: Time of the last change of its content, in nanoseconds.
-        ctime_ns: Time of the last change of any kind, in nanoseconds.
+        mtime_ns: st_mtime of the file, in nanoseconds.
+        ctime_ns: st_ctime of the file, in nanoseconds.
     """
 
     device: _Count
@@ -77,7 +77,7 @@ class PinIdentity(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
 
     @classmethod
     def from_stat(cls, found: os.stat_result) -> Self:
-        """The identity of the file that this stat result describes."""
+        """Return the identity of the file that `found` describes."""
         return cls(
             device=found.st_dev,
             inode=found.st_ino,
@@ -88,15 +88,15 @@ class PinIdentity(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
 
 
 class PinRecord(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What is known about the PIN in one file.
+    """Hold what is known about the PIN in one file.
 
     Args:
-        identity: Which content of which file this is about.
-        verdict: "corrupt" is never stored: it says that the file which holds
-            the verdicts cannot be believed, so that this PIN must not be tried.
-        tries: C_Login calls begun since it was last untried.
-        function: The PKCS#11 function that rejected it.
-        rv: Its CK_RV.
+        identity: Identity of the PIN file and its content.
+        verdict: Result of the tries so far. "corrupt" is never stored: it means that
+            pin.json is corrupt, so the PIN must not be tried.
+        tries: C_Login calls begun since the PIN was last untried.
+        function: The PKCS#11 function that rejected the PIN; "" if none did.
+        rv: CK_RV of that function; None if none rejected the PIN.
     """
 
     identity: PinIdentity
@@ -107,7 +107,7 @@ class PinRecord(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class RetiredKey(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A key that is retired by `keys.retired`, its token keeping the label.
+    """Describe a key that `keys.retired` retires while its CKA_LABEL stays.
 
     Args:
         key_id: As `keys list` shows it.
@@ -119,14 +119,14 @@ class RetiredKey(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class KeyWork(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Work on the two objects of a pair that may have been broken off between them.
+    """Record work on an AES key and its HMAC key that may be interrupted half-way.
 
     Args:
-        work: What is being done.
-        key_id: As `keys list` shows it; None while it is being made.
+        work: The command: make (`keys generate`, `rotate`), cancel or destroy.
+        key_id: As `keys list` shows it; None while the key is being generated.
         cka_id: CKA_ID of the AES key in lower-case hexadecimal.
-        label: Its CKA_LABEL.
-        began: When, ISO 8601.
+        label: CKA_LABEL of the AES key.
+        began: When the work began, ISO 8601.
     """
 
     work: Literal["make", "cancel", "destroy"]
@@ -137,7 +137,7 @@ class KeyWork(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class LastKeyFile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """last-key.json."""
+    """Define the content of last-key.json."""
 
     version: Literal[1]
     last_key: LastKey
@@ -145,18 +145,18 @@ class LastKeyFile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
 
 
 class PinFile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """pin.json."""
+    """Define the content of pin.json."""
 
     version: Literal[1]
     pins: Annotated[tuple[PinRecord, ...], Meta(max_length=MAX_PIN_RECORDS)]
 
 
 class FrozenMechanism(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How this token was found to wrap.
+    """Hold the mechanism that the probe found.
 
     Args:
-        mechanism: What the probe found.
-        token_serial: Serial number of the token it was found on.
+        mechanism: How the token wraps.
+        token_serial: Serial number of the token that was probed.
     """
 
     mechanism: Mechanism
@@ -166,14 +166,14 @@ class FrozenMechanism(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 class FrozenMechanismFile(
     Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 ):
-    """mechanism.json."""
+    """Define the content of mechanism.json."""
 
     version: Literal[1] = 1
     frozen: FrozenMechanism
 
 
 class KeyWorkFile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """keys.json."""
+    """Define the content of keys.json."""
 
     version: Literal[1] = 1
     begun: Annotated[tuple[KeyWork, ...], Meta(max_length=MAX_KEY_WORK)] = ()
@@ -181,12 +181,12 @@ class KeyWorkFile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
 
 
 class NoncesFile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """nonces.json.
+    """Define the content of nonces.json.
 
     Args:
-        counts: How often this node has wrapped with an IV of its own, by the KEK's
-            fingerprint; what is reserved ahead counts as done.
-        others: What counts for a KEK that is not among them.
+        counts: Nonces that this node has used, by the fingerprint of the KEK. Nonces
+            that are reserved ahead count as used.
+        others: Count of each KEK that is not in `counts`.
     """
 
     version: Literal[1]

@@ -37,7 +37,7 @@ FAULTY = {
     ),
     "from the future": (
         GOOD.replace("1", "2", 1) + f"unheard_of: {CANARY}\n",
-        ["version: the file is written for a later hsm-kms; this one reads version 1"],
+        ["version: must be 1; a later version needs a later hsm-kms"],
     ),
     "no selector": (
         GOOD.replace("  token_label", "  # token_label"),
@@ -46,10 +46,10 @@ FAULTY = {
     "all at once": (
         MANY_FAULTS,
         [
-            "token.slot: given twice, on lines 6 and 7",
+            "token.slot: duplicate key on lines 6 and 7",
             "token: must have exactly one of ",
             "listen.socket: ",
-            "token: unknown key; a PIN is never written here, but in pin_file",
+            "token: unknown key; put the PIN into the file that pin_file names",
             "keys.label: must be text; quote numbers, yes and no",
         ],
     ),

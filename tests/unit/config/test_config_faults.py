@@ -1,4 +1,4 @@
-"""How the configuration file is refused: every fault at once, nothing quoted."""
+"""Test how a faulty configuration file is refused: all faults, without quotations."""
 
 import os
 
@@ -33,16 +33,16 @@ BAD = {
         with_({"token.hang_timeout": "1s"}),
         ["token.hang_timeout: must not be less than call_timeout (line 6)"],
     ),
-    "no token": ("version: 1\n", ["token: is missing"]),
+    "no token": ("version: 1\n", ["token: is required"]),
     "no version": (
         with_().replace("version: 1\n", ""),
-        ["version: is missing"],
+        ["version: is required"],
     ),
-    "version from the future": (
+    "later version": (
         with_({"version": 2, "token.module": 5}),
-        ["version: the file is written for a later hsm-kms; this one reads version 1"],
+        ["version: must be 1; a later version needs a later hsm-kms"],
     ),
-    "version is a truth": (
+    "version is a boolean": (
         with_({"version": True}),
         ["version: must be a whole number (line 1)"],
     ),
@@ -75,8 +75,8 @@ BAD = {
         ),
         [
             (
-                "local_keys.accept_local: must be true: "
-                "v2 and v1 may wrap in software (line 12)"
+                "local_keys.accept_local: must be true, because "
+                "v2 and v1 can wrap in software (line 12)"
             ),
         ],
     ),
@@ -107,20 +107,20 @@ BAD = {
     "empty section": (with_({"health": None}), ["health: must be a mapping (line 6)"]),
     "misspelt key": (
         with_({"token.worker": 3}),
-        ["token: unknown key; is workers meant? (line 6)"],
+        ["token: unknown key; did you mean workers? (line 6)"],
     ),
     "misplaced key": (
         with_({"module": "/m.so"}),
-        ["module: unknown key here; module belongs under token (line 6)"],
+        ["module: unknown key; module belongs under token (line 6)"],
     ),
     "PIN in the file": (
         with_({"token.user_pin": "1234"}),
-        ["token: unknown key; a PIN is never written here, but in pin_file (line 6)"],
+        ["token: unknown key; put the PIN into the file that pin_file names (line 6)"],
     ),
     "unknown key": (with_({"nonsense": {}}), ["top level: unknown key (line 6)"]),
     "duplicate key": (
         with_() + "version: 1\n",
-        ["version: given twice, on lines 1 and 6"],
+        ["version: duplicate key on lines 1 and 6"],
     ),
     "key is no text": (with_() + "12345678: x\n", ["a key is not text (line 6)"]),
     "zero duration": (
@@ -138,27 +138,33 @@ BAD = {
     "retired is no key_id": (
         with_({"keys.retired": ["a" * 26, "A" * 26]}),
         [
-            "keys.retired: must hold key_ids only, as `keys list` shows them (line 7)",
+            (
+                "keys.retired: must contain only key_ids, "
+                "as `keys list` shows them (line 7)"
+            ),
         ],
     ),
     "known as no key_id": (
         with_({"keys.also_known_as": {"k8s-kek": "0a01"}}),
         [
-            "keys.also_known_as: must map key_ids, as stored values name them (line 7)",
+            (
+                "keys.also_known_as: must map key_ids, "
+                "as they are in stored values (line 7)"
+            ),
         ],
     ),
     "known as no CKA_ID": (
         with_({"keys.also_known_as": {"a" * 26: "kek"}}),
         [
             (
-                "keys.also_known_as: must map to CKA_IDs, in hexadecimal digits "
+                "keys.also_known_as: must map to CKA_IDs in hexadecimal digits, "
                 'such as "0a01" (line 7)'
             ),
         ],
     ),
     "many aliases": (
         with_({"keys.also_known_as": {"a" * 26 + f".{n}": "01" for n in range(65)}}),
-        ["keys.also_known_as: must not hold more than 64 key_ids (line 7)"],
+        ["keys.also_known_as: must not contain more than 64 key_ids (line 7)"],
     ),
     "environment": (
         with_({"token.env": {"a b": "x"}}),
@@ -184,12 +190,12 @@ BAD = {
 
 @pytest.mark.parametrize(("text", "faults"), BAD.values(), ids=BAD.keys())
 def test_faults(text, faults):
-    """Each kind of fault has its sentence, its path and its line."""
+    """Each kind of fault is reported with its message, path and line."""
     assert faults == faults_of(text)
 
 
 def test_all_faults_at_once():
-    """A restart of the kubelet per fault would be a long evening."""
+    """All faults of a file are reported at once."""
     told = faults_of(
         with_(
             {
@@ -221,7 +227,7 @@ def test_all_faults_at_once():
     ids=["text", "mapping", "list", "nested", "NUL"],
 )
 def test_no_fault_quotes_what_the_file_holds(path, secret):
-    """A PIN may stand anywhere, even as a key; no message repeats it."""
+    """No fault quotes a misplaced PIN, whether it is a key or a value."""
     try:
         parse(with_({path: secret}))
     except ConfigError as error:
@@ -246,25 +252,25 @@ def test_no_fault_quotes_what_the_file_holds(path, secret):
     ],
 )
 def test_no_yaml_fault_quotes_the_text(text):
-    """PyYAML shows the text around a fault; this must not."""
+    """No YAML fault quotes the text around it, as PyYAML would."""
     assert not [fault for fault in faults_of(text) if CANARY in fault]
 
 
 @given(st.text(max_size=200))
 def test_no_text_crashes_the_reader(text):
-    """Whatever the file holds, the answer is a Config or a ConfigError."""
+    """Random text raises ConfigError and no other error."""
     with pytest.raises(ConfigError):
         parse(text)
 
 
 def test_load_yaml_refuses_equal_keys():
-    """PyYAML alone would keep the last of two and say nothing."""
+    """`load_yaml` reports duplicate keys with both lines."""
     with pytest.raises(ConfigError, match="lines 1 and 3"):
         load_yaml("a: 1\nb: {a: 2}\na: 3\n")
 
 
 def test_file_with_a_byte_order_mark(tmp_path):
-    """An editor's byte order mark is no fault."""
+    """A byte order mark at the beginning of the file is ignored."""
     path = tmp_path / "config.yaml"
     path.write_text("\ufeff" + with_())
 
@@ -272,7 +278,7 @@ def test_file_with_a_byte_order_mark(tmp_path):
 
 
 def test_files_that_cannot_be_read(tmp_path):
-    """Each says what is wrong with it, with the path that was asked for."""
+    """The error for an unreadable file gives its path and the cause."""
     latin = tmp_path / "latin.yaml"
     latin.write_bytes(b"version: 1\nscope: \xe4\n")
     large = tmp_path / "large.yaml"

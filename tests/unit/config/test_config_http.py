@@ -1,4 +1,4 @@
-"""The http section: addresses and the admin socket."""
+"""Test the section http: addresses and the admin socket."""
 
 import asyncio
 import socket
@@ -23,14 +23,14 @@ from tests.unit.config.test_config import faults_of, with_
     ],
 )
 def test_addresses(text, address):
-    """An address and a port, or nothing at all."""
+    """`http.listen` is an address with a port, or null."""
     config = parse(with_({"http.listen": text}))
 
     assert address == config.http.address
 
 
 def test_defaults():
-    """Loopback, and a socket beside that of KMS."""
+    """The defaults are a loopback address, and a socket beside the KMS socket."""
     http = parse(with_()).http
 
     assert ("127.0.0.1", 9462) == http.address
@@ -49,7 +49,7 @@ def test_defaults():
     ids=repr,
 )
 def test_other_addresses_are_refused(text):
-    """A name would be resolved at some other time, and to something else."""
+    """Host names and malformed addresses are refused."""
     [told] = faults_of(with_({"http.listen": text}))
 
     assert told.startswith("http.listen: must ")
@@ -67,7 +67,7 @@ def test_other_addresses_are_refused(text):
     ],
 )
 def test_admin_sockets_that_cannot_be(admin, fault):
-    """It must fit into a socket address, and be nobody else's."""
+    """An admin socket that is too long or already the KMS socket is refused."""
     changes = {"listen.socket": "unix:///run/k.sock", "http.admin_socket": admin}
     [told] = faults_of(with_(changes))
 
@@ -75,20 +75,20 @@ def test_admin_sockets_that_cannot_be(admin, fault):
 
 
 def test_defaults_collide_too():
-    """The KMS socket cannot be put where the admin socket is by default."""
+    """The KMS socket cannot have the default path of the admin socket."""
     [told] = faults_of(with_({"listen.socket": "/run/hsm-kms/admin.sock"}))
 
     assert told.startswith("http.admin_socket: must not be the path of listen.socket")
 
 
 def test_no_admin_socket():
-    """Nothing is no socket, and collides with nothing."""
+    """`admin_socket: null` disables the admin socket, and collides with no path."""
     assert parse(with_({"http.admin_socket": None})).http.admin_socket is None
 
 
 @pytest.mark.parametrize("text", ["127.0.0.1:0", "[::1]:0"])
 async def test_addresses_can_be_bound(text):
-    """What the configuration takes, the server can listen on."""
+    """The server can listen on each address that the configuration accepts."""
     host, port = parse(with_({"http.listen": text})).http.address
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:

@@ -1,4 +1,4 @@
-"""token.uri and keys.ids: what they stand for, and what they exclude."""
+"""Test token.uri and keys.ids: which settings they give, and which they exclude."""
 
 import re
 from pathlib import Path
@@ -14,7 +14,7 @@ WHOLE = (
     "pkcs11:token=k8s;serial=5c3d;manufacturer=M%20co;model=v2;slot-id=7;"
     "library-version=2.6;object=kek;id=%0a%ff?module-path=/m.so&pin-source=/pin"
 )
-BOTH = "is in token.uri too"
+BOTH = "is given in token.uri too"
 
 
 def uri(text, **token):
@@ -22,7 +22,7 @@ def uri(text, **token):
 
 
 def test_uri_alone():
-    """One line says module, token, PIN file and key."""
+    """A URI can give module, token, PIN file and key."""
     config = parse(with_(uri(WHOLE)))
     message = configure_message(config)
 
@@ -40,7 +40,7 @@ def test_uri_alone():
 
 
 def test_uri_and_keys_share_the_work():
-    """Module, PIN file and key may be said by their own keys as well."""
+    """Settings that the URI does not give are read from their own keys."""
     text = with_(
         uri("pkcs11:token=k8s", module="/m.so", pin_file="/pin")
         | {"keys": {"label": "kek", "ids": ["0A"]}}
@@ -64,7 +64,7 @@ def test_uri_and_keys_share_the_work():
     ],
 )
 def test_which_keys(text, keys, label, ids):
-    """A key by CKA_ID alone has any label; else label and CKA_ID must both match."""
+    """An `id` without `object` means any label; otherwise both must match."""
     token = uri(text, module="/m.so", pin_file="/pin")
     config = parse(with_(token | {"keys": keys}))
 
@@ -73,7 +73,7 @@ def test_which_keys(text, keys, label, ids):
 
 
 def test_effective_shows_the_uri_and_nothing_twice():
-    """What is shown can be read again, with the same meaning."""
+    """`config show` prints settings of the URI once, and its output reads back."""
     config = parse(with_(uri(WHOLE)))
     shown = effective(config)
 
@@ -86,8 +86,10 @@ def test_effective_shows_the_uri_and_nothing_twice():
 MINIMAL = {"module": "/m.so", "pin_file": "/pin"}
 CHOICE = "token: must have exactly one of uri, token_label, token_serial and slot"
 HEX = "keys.ids: must be CKA_IDs as `keys list` shows them, 1 to 255 bytes in hex, "
-NAMELESS = "token.uri: must name the token: "
-PIN_VALUE = "token.uri: must not hold a PIN (pin-value); name its file in pin-source"
+NAMELESS = "token.uri: must select a token: "
+PIN_VALUE = (
+    "token.uri: must not contain a PIN (pin-value); name the PIN file in pin-source"
+)
 TWICE = with_(uri(WHOLE, **MINIMAL) | {"keys": {"label": "k", "ids": ["0a"]}})
 FAULTS = {
     "uri and label": (
@@ -109,7 +111,10 @@ FAULTS = {
     ),
     "no module, no PIN": (
         with_(uri("pkcs11:token=t")),
-        ["token: must have pin_file, unless login is none", "token.module: is missing"],
+        [
+            "token: must have pin_file, unless login is none",
+            "token.module: is required",
+        ],
     ),
     "PIN": (with_(uri(f"pkcs11:token=t?pin-value={CANARY}")), [PIN_VALUE]),
     "number": (
@@ -125,7 +130,7 @@ FAULTS = {
     "list as id": (with_({"keys.ids": [["0a"]]}), [HEX + "each in quotes"]),
     "id twice": (
         with_({"keys.ids": ["0a", "0A"]}),
-        ["keys.ids: must not have a CKA_ID twice"],
+        ["keys.ids: must not list a CKA_ID twice"],
     ),
     "text as ids": (
         with_({"keys.ids": "0a"}),
@@ -148,14 +153,14 @@ FAULTS = {
 
 @pytest.mark.parametrize(("text", "faults"), FAULTS.values(), ids=FAULTS.keys())
 def test_faults(text, faults):
-    """Each has its sentence and its path."""
+    """Each kind of fault is reported with its message and path."""
     told = [re.sub(r" \(line [0-9]+\)$", "", fault) for fault in faults_of(text)]
 
     assert faults == told
 
 
 def test_faults_have_lines():
-    """That of the URI, and that of the key that says the same."""
+    """A fault gives the line of the URI, or of the key that repeats a setting."""
     text = with_(uri(WHOLE, **MINIMAL))
     [control] = faults_of(with_(uri("pkcs11:token=t%0a", **MINIMAL)))
 
@@ -166,7 +171,7 @@ def test_faults_have_lines():
 @pytest.mark.parametrize("keys", [None, [], "x", {"label": 5}, {"ids": CANARY}])
 @pytest.mark.parametrize("token", [None, [], {"uri": WHOLE}, {"uri": [WHOLE]}])
 def test_any_shape_is_answered_with_faults(token, keys):
-    """The URI is written out before the file is checked: nothing may be assumed."""
+    """Data of any shape around the URI is answered with faults, not with a crash."""
     told = faults_of(with_({"token": token, "keys": keys}))
 
     assert CANARY not in str(told)

@@ -1,4 +1,4 @@
-"""PKCS#11 URIs: what is taken, what is refused, and that nothing is quoted."""
+"""Test which PKCS#11 URIs are accepted and refused, without quotations."""
 
 import re
 from urllib.parse import quote
@@ -45,7 +45,7 @@ URIS = {
 
 @pytest.mark.parametrize(("text", "parts"), URIS.items(), ids=URIS.keys())
 def test_uris(text, parts):
-    """Attributes are taken apart and decoded, each in its own way."""
+    """Each attribute of a valid URI is decoded according to its type."""
     assert Pkcs11Uri(**parts) == parse(text)
 
 
@@ -54,19 +54,19 @@ REFUSED = {
     "pkcs12:token=t": "must begin with pkcs11:",
     " pkcs11:token=t": "must begin with pkcs11:",
     "pkcs11:token=" + "t" * MAX_URI_CHARACTERS: "at most 4096 characters",
-    f"pkcs11:token=t?pin-value={CANARY}": "must not hold a PIN (pin-value)",
-    f"pkcs11:pin-value={CANARY}": "must not hold a PIN (pin-value)",
-    f"pkcs11:token=t?module-name={CANARY}": "module-path), not module-name",
-    f"pkcs11:slot-description={CANARY}": "not its slot (slot-description)",
-    f"pkcs11:slot-manufacturer={CANARY}": "not its slot (slot-manufacturer)",
-    f"pkcs11:{CANARY}=1": "attributes that are unknown here",
-    f"pkcs11:x-{CANARY}=1": "attributes that are unknown here",
-    f"pkcs11:token=t?x-{CANARY}=1": "attributes that are unknown here",
-    "pkcs11:TOKEN=t": "attributes that are unknown here",
-    f"pkcs11:{CANARY}": "each a name, = and a value",
-    "pkcs11:token=t;": "each a name, = and a value",
-    "pkcs11:;token=t": "each a name, = and a value",
-    "pkcs11:token=t?module-path=/x&": "each a name, = and a value",
+    f"pkcs11:token=t?pin-value={CANARY}": "must not contain a PIN (pin-value)",
+    f"pkcs11:pin-value={CANARY}": "must not contain a PIN (pin-value)",
+    f"pkcs11:token=t?module-name={CANARY}": "must not have module-name",
+    f"pkcs11:slot-description={CANARY}": "not a slot (slot-description)",
+    f"pkcs11:slot-manufacturer={CANARY}": "not a slot (slot-manufacturer)",
+    f"pkcs11:{CANARY}=1": "attributes that hsm-kms does not know",
+    f"pkcs11:x-{CANARY}=1": "attributes that hsm-kms does not know",
+    f"pkcs11:token=t?x-{CANARY}=1": "attributes that hsm-kms does not know",
+    "pkcs11:TOKEN=t": "attributes that hsm-kms does not know",
+    f"pkcs11:{CANARY}": "of the form name=value",
+    "pkcs11:token=t;": "of the form name=value",
+    "pkcs11:;token=t": "of the form name=value",
+    "pkcs11:token=t?module-path=/x&": "of the form name=value",
     "pkcs11:token=a;token=b": "must not have token twice",
     "pkcs11:module-path=/a?module-path=/a": "must not have module-path twice",
     "pkcs11:pin-source=/a": "must not have pin-source in its path",
@@ -94,32 +94,32 @@ REFUSED = {
     "pkcs11:id=1000": "each byte of id percent-encoded",
     "pkcs11:id=%10a": "each byte of id percent-encoded",
     "pkcs11:id=" + "%00" * 256: "id of 1 to 255 bytes",
-    "pkcs11:slot-id=": "whole number as slot-id",
-    "pkcs11:slot-id=-1": "whole number as slot-id",
-    "pkcs11:slot-id=%31": "whole number as slot-id",
-    "pkcs11:slot-id=9223372036854775808": "whole number as slot-id",
-    "pkcs11:type=private": "secret-key as type",
-    "pkcs11:library-version=2.6.1": "library-version as a number",
-    "pkcs11:module-path=x.so": "absolute path as module-path",
-    "pkcs11:?pin-source=pin": "absolute path as pin-source",
-    "pkcs11:?pin-source=%7C/usr/bin/pinomatic": "a command as pin-source",
-    "pkcs11:?pin-source=|/usr/bin/pinomatic": "a command as pin-source",
+    "pkcs11:slot-id=": "whole number for slot-id",
+    "pkcs11:slot-id=-1": "whole number for slot-id",
+    "pkcs11:slot-id=%31": "whole number for slot-id",
+    "pkcs11:slot-id=9223372036854775808": "whole number for slot-id",
+    "pkcs11:type=private": "type=secret-key",
+    "pkcs11:library-version=2.6.1": "library-version in the form",
+    "pkcs11:module-path=x.so": "absolute path for module-path",
+    "pkcs11:?pin-source=pin": "absolute path for pin-source",
+    "pkcs11:?pin-source=%7C/usr/bin/pinomatic": "a command for pin-source",
+    "pkcs11:?pin-source=|/usr/bin/pinomatic": "a command for pin-source",
     "pkcs11:?pin-source=file://host/pin": "a host in pin-source",
     "pkcs11:?pin-source=file://localhost/pin": "a host in pin-source",
-    "pkcs11:?pin-source=file:pin": "absolute path as pin-source",
+    "pkcs11:?pin-source=file:pin": "absolute path for pin-source",
     "pkcs11:?pin-source=file:": "pin-source of 1 to 1024 bytes",
-    "pkcs11:?pin-source=file:/pin?x": "plain path or a file: URI as pin-source",
-    "pkcs11:?pin-source=file:/%C3%BC": "plain path or a file: URI as pin-source",
-    "pkcs11:?pin-source=file:/a%20b": "plain path or a file: URI as pin-source",
+    "pkcs11:?pin-source=file:/pin?x": "plain path or a file: URI for pin-source",
+    "pkcs11:?pin-source=file:/%C3%BC": "plain path or a file: URI for pin-source",
+    "pkcs11:?pin-source=file:/a%20b": "plain path or a file: URI for pin-source",
     "pkcs11:?pin-source=file:/%2500": "control characters in pin-source",
-    "pkcs11:?pin-source=https://host/pin": "absolute path as pin-source",
-    "pkcs11:?pin-source=env:PIN": "absolute path as pin-source",
+    "pkcs11:?pin-source=https://host/pin": "absolute path for pin-source",
+    "pkcs11:?pin-source=env:PIN": "absolute path for pin-source",
 }
 
 
 @pytest.mark.parametrize(("text", "sentence"), REFUSED.items(), ids=range(len(REFUSED)))
 def test_refusals(text, sentence):
-    """Each has its own sentence, which quotes no value and no unknown name."""
+    """Each refusal has its own message, which quotes no value and no unknown name."""
     with pytest.raises(ValueError, match=re.escape(sentence)) as caught:
         parse(text)
 
@@ -152,7 +152,7 @@ ALMOST = st.lists(
 @example("pkcs11:id=%\u0661\u0661")
 @example("pkcs11:slot-id=\u0661")
 def test_no_text_crashes_the_parser(text):
-    """The answer is a URI or a sentence that quotes nothing, whatever comes."""
+    """Any text gives a URI, or a ValueError that quotes nothing."""
     told = ""
     try:
         parse(text)
@@ -192,7 +192,7 @@ IN_QUERY = {"module_path", "pin_source"}
 
 
 def written(uri, safe, *, as_file):
-    """The URI as text; the inverse of parse, kept apart from it."""
+    """Return a URI as text: the inverse of `parse`, written independently."""
     parts = {True: [], False: []}
     for name in Pkcs11Uri.__dataclass_fields__:
         value = getattr(uri, name)
@@ -212,7 +212,7 @@ def written(uri, safe, *, as_file):
 
 @given(ANY_URI, st.sampled_from(["", ":[]@!$'()*+,="]), st.booleans())
 def test_round_trip(uri, safe, as_file):
-    """What is written as RFC 7512 says comes out as it went in."""
+    """A URI that is encoded as RFC 7512 says parses to the same attributes."""
     text = written(uri, safe, as_file=as_file)
     assume(len(text) <= MAX_URI_CHARACTERS)
 
@@ -220,7 +220,7 @@ def test_round_trip(uri, safe, as_file):
 
 
 def test_what_names_a_token():
-    """Key, module and PIN tell no token from another."""
+    """Key, module and PIN attributes do not select a token."""
     assert parse("pkcs11:model=x").names_a_token
     assert parse("pkcs11:slot-id=0").names_a_token
     assert not parse("pkcs11:object=k;library-version=2?module-path=/x").names_a_token

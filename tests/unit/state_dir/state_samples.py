@@ -1,4 +1,4 @@
-"""What the tests of the state directory keep in it."""
+"""Provide the records that the tests of the state directory save."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the state directory keeps, and what it makes of corrupt files."""
+"""Test what the state directory keeps, and how it handles corrupt files."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.unit.state_dir.state_samples import BEFORE, KEY, PIN, REJECTED
 
 @pytest.fixture
 def state(tmp_path):
-    """A state directory that has just been made."""
+    """Return a new state directory."""
     return StateDir(tmp_path / "state").open()
 
 
@@ -42,7 +42,7 @@ def names(state):
 
 
 def test_made(state):
-    """A missing directory is made for its owner alone, and knows nothing."""
+    """A missing directory is created with mode 0700, and no record is in it."""
     assert state.writable
     assert state.problem is None
     assert stat.S_IMODE(state.path.stat().st_mode) == 0o700
@@ -52,7 +52,7 @@ def test_made(state):
 
 
 def test_last_key(state):
-    """The last key is there for the next process, in a file for its owner alone."""
+    """The next process reads the last key, from a file of mode 0600."""
     state.save_last_key(KEY)
 
     assert StateDir(state.path).last_key() == KEY
@@ -66,7 +66,7 @@ def test_last_key(state):
 
 
 def test_replaced(state):
-    """A later key takes the place of the earlier one."""
+    """A later key replaces the earlier key."""
     later = msgspec.structs.replace(KEY, label="other")
     state.save_last_key(KEY)
     state.save_last_key(later)
@@ -75,7 +75,7 @@ def test_replaced(state):
 
 
 def test_former_keys(state):
-    """The keys that were current before are kept beside it, the oldest first."""
+    """The file also lists the keys that were current before, the oldest first."""
     later = msgspec.structs.replace(BEFORE, key_id="a" * 26)
     assert () == state.former_keys()
     state.save_last_key(KEY, (BEFORE, later))
@@ -85,7 +85,7 @@ def test_former_keys(state):
 
 
 def test_always_whole(state):
-    """A reader never meets a file that is missing or half written."""
+    """While a file is replaced, a reader never finds it missing or half-written."""
     state.save_last_key(KEY)
     done = threading.Event()
 
@@ -103,7 +103,7 @@ def test_always_whole(state):
 
 
 def test_refuses_to_store_corruption(state):
-    """What would be found corrupt later is a bug now, and nothing is written."""
+    """A record that would read as corrupt raises an error and is not written."""
     with pytest.raises(msgspec.ValidationError):
         state.save_last_key(msgspec.structs.replace(KEY, key_id="no key_id"))
 
@@ -111,7 +111,7 @@ def test_refuses_to_store_corruption(state):
 
 
 def test_pin_identity(tmp_path):
-    """The identity of a PIN file changes with its content, not with its reading."""
+    """The identity of a PIN file changes when the file is written, not when read."""
     file = tmp_path / "pin"
     file.write_text("123456")
     before = PinIdentity.from_stat(file.stat())
@@ -126,7 +126,7 @@ def test_pin_identity(tmp_path):
 
 
 def test_pin(state):
-    """A verdict is there for the next process, and holds for that PIN alone."""
+    """The next process reads the verdict on a PIN; another PIN is untried."""
     state.write_pin(REJECTED)
     changed = msgspec.structs.replace(PIN, mtime_ns=5)
 
@@ -135,7 +135,7 @@ def test_pin(state):
 
 
 def test_pin_changed(state):
-    """A new content of a PIN file takes the place of the old one."""
+    """The record of a PIN file's new content replaces the record of the old one."""
     proven = PinRecord(
         identity=msgspec.structs.replace(PIN, mtime_ns=5), verdict="proven", tries=1
     )
@@ -147,7 +147,7 @@ def test_pin_changed(state):
 
 
 def test_pins_of_two_files(state):
-    """The verdict on one PIN file outlives what is learnt about another."""
+    """The verdict on one PIN file is kept when another file's verdict is saved."""
     other = PinRecord(identity=msgspec.structs.replace(PIN, inode=9), verdict="proven")
     state.write_pin(REJECTED)
     state.write_pin(other)
@@ -156,7 +156,7 @@ def test_pins_of_two_files(state):
 
 
 def test_many_pins(state):
-    """Only the newest 16 verdicts are kept."""
+    """Only the 16 newest verdicts are kept."""
     for inode in range(20):
         identity = msgspec.structs.replace(PIN, inode=inode)
         state.write_pin(msgspec.structs.replace(REJECTED, identity=identity))
@@ -169,7 +169,7 @@ def test_many_pins(state):
 
 
 def test_forget_pin(state):
-    """Only the PIN that is named may be tried again."""
+    """Forgetting one PIN leaves the records of other PINs unchanged."""
     other = msgspec.structs.replace(
         REJECTED, identity=msgspec.structs.replace(PIN, inode=9)
     )
@@ -217,7 +217,7 @@ CORRUPT = {
 
 @pytest.mark.parametrize("data", CORRUPT.values(), ids=CORRUPT)
 def test_corrupt(state, data):
-    """A file that cannot be believed is neither missing nor a crash."""
+    """A corrupt file raises StateCorruptError; it does not count as missing."""
     last_key_file(state).write_bytes(data)
     with pytest.raises(StateCorruptError):
         state.former_keys()
@@ -232,7 +232,7 @@ def test_corrupt(state, data):
 
 @pytest.mark.parametrize("data", CORRUPT.values(), ids=CORRUPT)
 def test_corrupt_pin(state, data):
-    """While the verdicts cannot be believed no PIN may be tried, and none is lost."""
+    """While pin.json is corrupt, no PIN may be tried, and no verdict is overwritten."""
     pin_file(state).write_bytes(data)
     assert PinRecord(identity=PIN, verdict="corrupt") == state.read_pin(PIN)
     with pytest.raises(StateCorruptError):
@@ -255,7 +255,7 @@ def test_corrupt_pin(state, data):
     ).map(lambda value: json.dumps(value).encode())
 )
 def test_any_content(state, data):
-    """No content of a file does anything but count as one of the defined cases."""
+    """Any content of a state file either loads or raises StateCorruptError."""
     last_key_file(state).write_bytes(data)
     pin_file(state).write_bytes(data)
 
@@ -266,7 +266,7 @@ def test_any_content(state, data):
 
 @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda p: p.symlink_to("x")])
 def test_no_regular_file(state, make):
-    """A FIFO, a directory or a link in place of a file is corrupt, at once."""
+    """A FIFO, a directory or a link in place of a file is corrupt; no read blocks."""
     make(last_key_file(state))
     with pytest.raises(StateCorruptError):
         state.last_key()
@@ -280,7 +280,7 @@ def hold_lock(path, locked, release):
 
 
 def test_pin_lock(state):
-    """One process at a time holds the lock, and its end sets it free."""
+    """One process at a time holds the lock; when the process ends, another can."""
     context = multiprocessing.get_context("spawn")
     locked, release = context.Event(), context.Event()
     holder = context.Process(target=hold_lock, args=(state.path, locked, release))

@@ -1,4 +1,4 @@
-"""A state directory that is missing, foreign, read-only or full."""
+"""Test a state directory that is missing, foreign, read-only or full."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[3]
 
 @pytest.fixture
 def state(tmp_path):
-    """A state directory that has just been made."""
+    """Return a new state directory."""
     return StateDir(tmp_path / "state").open()
 
 
@@ -29,7 +29,7 @@ def names(state):
 
 
 def test_parent_missing(tmp_path):
-    """Where even the parent is missing there is a sentence, and nothing is known."""
+    """If the parent directory is missing, `problem` says so and no record is known."""
     state = StateDir(tmp_path / "no" / "state").open()
 
     assert not state.writable
@@ -42,7 +42,7 @@ def test_parent_missing(tmp_path):
 
 
 def assert_useless(state):
-    """Nothing is known and nothing can be kept, without any other exception."""
+    """Assert that no record is known and each write raises StateWriteError."""
     assert state.last_key() is None
     assert state.read_pin(PIN).verdict == "untried"
     for write in (
@@ -57,7 +57,7 @@ def assert_useless(state):
 
 @pytest.mark.parametrize("make", [Path.touch, lambda p: p.symlink_to("nowhere")])
 def test_no_directory(tmp_path, make):
-    """A file or a dangling link in place of the directory is a sentence."""
+    """If the path is a file or a dangling link, `problem` says so."""
     make(tmp_path / "state")
     state = StateDir(tmp_path / "state").open()
 
@@ -68,13 +68,13 @@ def test_no_directory(tmp_path, make):
 
 
 def test_not_opened(tmp_path):
-    """Before it is opened the directory does not count as writable."""
+    """Before `open`, the directory does not count as writable."""
     assert not StateDir(tmp_path).writable
 
 
 @pytest.mark.parametrize("mode", [0o770, 0o1777])
 def test_writable_by_others(state, mode):
-    """A directory in which others can remove a verdict is not used."""
+    """A directory that other users can write to is not used."""
     state.path.chmod(mode)
 
     assert "other users can write to it" in state.open().problem
@@ -85,14 +85,14 @@ def test_writable_by_others(state, mode):
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a directory away")
 def test_owned_by_another(state):
-    """A directory that belongs to another user is not used."""
+    """A directory that another user owns is not used."""
     os.chown(state.path, 12345, 12345)
 
-    assert "it belongs to user 12345" in state.open().problem
+    assert "user 12345 owns it" in state.open().problem
 
 
 def test_no_files_there():
-    """A directory that takes no files is a sentence, for root too."""
+    """If no file can be created, `problem` says so, even for root."""
     state = StateDir(Path("/proc/self")).open()
 
     assert not state.writable
@@ -100,7 +100,7 @@ def test_no_files_there():
 
 
 def test_removed_while_running(state):
-    """A directory that goes away is found out by the next write, and come back."""
+    """The next write notices that the directory has gone, or is back."""
     state.path.rmdir()
     assert_useless(state)
 
@@ -110,7 +110,7 @@ def test_removed_while_running(state):
 
 
 def test_stale_files(state):
-    """What a crashed writer left is cleared away, what a living one has is not."""
+    """Old temporary files of crashed writers are removed, new ones are kept."""
     old, young, foreign = (
         state.path / name
         for name in (".hsm-kms-1.tmp", ".hsm-kms-2.tmp", "another.tmp")
@@ -161,7 +161,7 @@ print(json.dumps({
 
 
 def run_child(path, trouble, *, prefix=()):
-    """What a process of its own meets when the directory breaks while it runs."""
+    """Return what a child process reports when the directory breaks as it runs."""
     code = CHILD.replace("BREAK", trouble)
     child = subprocess.run(
         [*prefix, sys.executable, "-c", code, str(path)],
@@ -186,7 +186,7 @@ def assert_broken(found, reason):
 
 @pytest.fixture
 def namespace():
-    """A command prefix for a mount namespace of its own, or a skip."""
+    """Return a command prefix that makes a mount namespace, or skip the test."""
     prefix = ["unshare", "--mount"]
     if os.geteuid() != 0:
         prefix.append("--map-root-user")
@@ -197,13 +197,13 @@ def namespace():
 
 
 def mounted(namespace, size):
-    """The prefix that also mounts a small file system at the child's directory."""
+    """Return a prefix that also mounts a small file system at the child's directory."""
     mount = f'mount -t tmpfs -o size={size},mode=0700 tmpfs "$4" && exec "$@"'
     return [*namespace, "sh", "-c", mount, "sh"]
 
 
 def test_read_only(state, namespace):
-    """On a read-only file system all is kept and read, and nothing crashes."""
+    """On a read-only file system every record is still read, and writes fail."""
     trouble = textwrap.dedent("""
         remount = ["mount", "-o", "remount,bind,ro", state.path]
         subprocess.run(remount, check=True)
@@ -214,7 +214,7 @@ def test_read_only(state, namespace):
 
 
 def test_full(state, namespace):
-    """On a full file system the old content stays whole, and nothing crashes."""
+    """On a full file system the old content is unchanged, and writes fail."""
     trouble = textwrap.dedent("""
         try:
             (state.path / "filler").write_bytes(bytes(1 << 20))
@@ -227,7 +227,7 @@ def test_full(state, namespace):
 
 
 def test_no_room_for_files(state):
-    """A process that may write no more bytes keeps the old content whole."""
+    """If a process reaches its file size limit, the old content is unchanged."""
     trouble = "resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))"
     found = run_child(state.path, trouble)
 
