@@ -188,7 +188,7 @@ def test_retry_with_a_wrong_pin(spied, own_pin):
 
 
 def test_odd_pin_file_costs_no_try(spied, own_pin):
-    """A PIN with a stray byte is not tried: the server and `check` say what is wrong."""
+    """A PIN with a stray byte is not tried; the server and `check` name the cause."""
     plugin, spy = spied
     own_pin.write_bytes(PIN.encode() + b"\r\n")
     plugin.start()
