@@ -12,11 +12,13 @@ A canary is a constant that a worker wraps and unwraps under one key.
 from __future__ import annotations
 
 import asyncio
+import math
 from typing import TYPE_CHECKING
 
 from hsm_kms.errors import HsmKmsError, WorkerLostError
 from hsm_kms.ipc.values import Mechanism
 from hsm_kms.keys.key_id import fingerprint_in
+from hsm_kms.keys.node_keyring import PASSED, Trial
 from hsm_kms.log import get_logger
 from hsm_kms.wrapping.by_token import canary
 
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
 
     from hsm_kms.ipc.values import Cipher, KeyRef
     from hsm_kms.keys.keyring import TokenKey
-    from hsm_kms.keys.node_keyring import NodeKeyring, Usable
+    from hsm_kms.keys.node_keyring import NodeKeyring, Try
     from hsm_kms.token.alarm import Alarm
     from hsm_kms.token.process import Worker
     from hsm_kms.wrapping.nonce_budget import NonceBudget
@@ -55,6 +57,8 @@ class Canaries:
         self._budget = budget
         self._scope = scope
         self._proven: dict[tuple[Worker, tuple[KeyRef, Cipher]], float] = {}
+        self._failures: dict[tuple[Worker, tuple[KeyRef, Cipher]], str] = {}
+        self._inspected: dict[Worker, float] = {}
         self._due: dict[tuple[str, Cipher], float] = {}
         self._qualified: list[Worker] = []
         self._passed_at: float | None = None
@@ -96,6 +100,7 @@ class Canaries:
             await worker.ask(canary(key, key.mechanism, self._scope), seconds)
         except HsmKmsError as error:
             self._proven.pop((worker, key.found_by), None)
+            self._failures[worker, key.found_by] = str(error)
             # A key that cannot encrypt may still decrypt.
             if needed or self._is_current(key) or isinstance(error, WorkerLostError):
                 raise
@@ -104,6 +109,7 @@ class Canaries:
             # The time before the request: a key that comes due meanwhile has not
             # been proven since.
             self._proven[worker, key.found_by] = began
+            self._failures.pop((worker, key.found_by), None)
 
     def has_proven(self, worker: Worker, key: TokenKey) -> bool:
         """Return True if the latest canary under `key` on `worker` passed."""
@@ -125,6 +131,7 @@ class Canaries:
         if worker not in self._qualified:
             self._qualified.append(worker)
         self._passed_at = asyncio.get_running_loop().time()
+        self._inspected[worker] = self._passed_at
         self.error = None
         self.passes += 1
 
@@ -141,15 +148,16 @@ class Canaries:
         """
         names = {key.found_by for key in held}
         self._qualified = [each for each in self._qualified if not each.lost.is_set()]
-        self._proven = {
-            (worker, name): at
-            for (worker, name), at in self._proven.items()
-            if name in names and not worker.lost.is_set()
-        }
+        for each in [each for each in self._inspected if each.lost.is_set()]:
+            del self._inspected[each]
+        for tried in (self._proven, self._failures):
+            for worker, name in list(tried):
+                if name not in names or worker.lost.is_set():
+                    del tried[worker, name]
 
     # All workers
 
-    def usable(self) -> Usable:
+    def trials(self) -> Try:
         """Return the test for a key to switch to, for one adoption of the keys.
 
         A due key passes the test once it has been proven on every worker that serves,
@@ -163,16 +171,31 @@ class Canaries:
             if not each.retiring and not each.lost.is_set()
         ]
 
-        def is_usable(key: TokenKey) -> bool:
+        def trial(key: TokenKey) -> Trial:
             since = before.get(key.name)
             if since is None:
                 since = asyncio.get_running_loop().time()
                 self._alarm.notify("the activation time of a key has come")
             self._due[key.name] = since
-            proofs = [self._proven.get((each, key.found_by)) for each in serving]
-            return all(proof is not None and proof >= since for proof in proofs)
+            lacking = [
+                each
+                for each in serving
+                if self._proven.get((each, key.found_by), -math.inf) < since
+            ]
+            if not lacking:
+                return PASSED
+            failures = (self._failure(each, key, since) for each in lacking)
+            return Trial(passed=False, failure=next(filter(None, failures), ""))
 
-        return is_usable
+        return trial
+
+    def _failure(self, worker: Worker, key: TokenKey, since: float) -> str:
+        """Return why a key that is due is not proven on a worker; "" if untried."""
+        if failure := self._failures.get((worker, key.found_by)):
+            return failure
+        inspected = self._inspected.get(worker, -math.inf) > since
+        unseen = inspected and not self.has_proven(worker, key)
+        return "a worker does not see the key" if unseen else ""
 
     def offline_for(self) -> float | None:
         """Return the seconds since the token was last known to be available.

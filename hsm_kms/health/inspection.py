@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from hsm_kms.health.canaries import Canaries
     from hsm_kms.keys.discovery import Discovery, KeyListing
     from hsm_kms.keys.keyring import TokenKey
-    from hsm_kms.keys.node_keyring import NodeKeyring
+    from hsm_kms.keys.node_keyring import NodeKeyring, Trial
     from hsm_kms.token.breaker import Breaker
     from hsm_kms.token.process import Worker
     from hsm_kms.wrapping.standby import Standby
@@ -131,9 +131,7 @@ class Inspection:
 
     def _would_be_current(self, listing: KeyListing) -> TokenKey | None:
         """Return the key that the keys read so far make current, None if none."""
-        ring = self._node_keyring.preview(
-            self._inventory, listing.unidentified, lambda _: False
-        )
+        ring = self._node_keyring.preview(self._inventory, listing.unidentified)
         return ring.current if ring.fault is None else None
 
     def _misses_current(self, worker: Worker) -> bool:
@@ -171,12 +169,14 @@ class Inspection:
         self._inventory.forget_lost()
         self._canaries.forget(self._inventory.keys)
         self._canaries.passed(worker)
-        proven = self._canaries.usable()
+        on_workers = self._canaries.trials()
+
+        def try_key(key: TokenKey) -> Trial:
+            trial = on_workers(key)
+            return self._standby.trial(key) if trial.passed else trial
+
         self._node_keyring.adopt(
-            self._inventory,
-            listing.unidentified,
-            lambda key: proven(key) and self._standby.ready(key),
-            worker.token_serial,
+            self._inventory, listing.unidentified, try_key, worker.token_serial
         )
         if self._node_keyring.current is None:
             return False

@@ -60,6 +60,7 @@ class Monitor:
         self._node_keyring = node_keyring
         self._alarm = alarm
         self._interval = interval
+        self._began = node_keyring.clock()  # the latest round
         self._requested = RequestedLooks(self._look_once)
         self._fresh_checks = FreshWorkerChecks(workers, inspection, alarm, interval)
 
@@ -125,10 +126,13 @@ class Monitor:
         await asyncio.sleep(soonest - loop.time())
         # No await from here to the round: what happens from now on starts another.
         self._alarm.clear()
+        self._began = self._node_keyring.clock()
 
     def _seconds_to_next(self) -> float:
         retry = min(RETRY_SECONDS, self._interval)
         seconds = self._interval if self._health.settled else retry
         seconds *= 1 + _JITTER * (secrets.SystemRandom().random() - 0.5)
-        coming = self._node_keyring.seconds_to_next()
+        # A key whose time came during the round, after the keys were judged, is due
+        # at once.
+        coming = self._node_keyring.seconds_to_next(self._began)
         return seconds if coming is None else min(seconds, coming)

@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Final, TypeAlias
@@ -23,15 +23,33 @@ from hsm_kms.state_dir.directory import StateCorruptError, StateWriteError
 from hsm_kms.state_dir.records import FormerKey, LastKey
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from hsm_kms.keys.inventory import Inventory
     from hsm_kms.keys.keyring import Keyring, KeySettings, TokenKey
     from hsm_kms.state_dir.directory import StateDir
 
-# Returns True if wrap and unwrap under a key have just worked on every worker.
-Usable: TypeAlias = "Callable[[TokenKey], bool]"
-Clock: TypeAlias = Callable[[], float]
 
-OVERDUE_SECONDS: Final = 5.0  # one inspection with every worker takes less
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """Tell how the trial of a key that is due went.
+
+    Args:
+        passed: Wrap and unwrap under the key have just worked on every worker.
+        failure: Why the key cannot be used; "" if it passed, or if it has not been
+            tried on every worker yet.
+    """
+
+    passed: bool
+    failure: str = ""
+
+
+PASSED: Final = Trial(passed=True)
+UNTRIED: Final = Trial(passed=False)
+
+# Returns how the trial of a key went, and has an untried key tried soon.
+Try: TypeAlias = "Callable[[TokenKey], Trial]"
+Clock: TypeAlias = Callable[[], float]
 
 _log = get_logger(__name__)
 
@@ -61,7 +79,7 @@ class NodeKeyring:
         self._announced = ""
         self._announced_ring: Keyring | None = None
         self._logged: frozenset[str] = frozenset()
-        self._overdue: set[str] = set()
+        self._warned: frozenset[str] = frozenset()
         self._unsaved: str | None = None  # why the last key could not be saved
         self.ring: Keyring | None = None
         self._frozen = False
@@ -115,15 +133,20 @@ class NodeKeyring:
         """Switch to other keys again: the other engine was rejected."""
         self._frozen = False
 
-    def seconds_to_next(self) -> float | None:
-        """Return the seconds to the next activation time; None if there is none."""
+    def seconds_to_next(self, since: float) -> float | None:
+        """Return the seconds to the next activation time; None if there is none.
+
+        Args:
+            since: When the latest inspection began, in seconds since the Unix epoch.
+                A key whose time has come after that has not been tried: 0.
+        """
         if self.ring is None:
             return None
         moment = self.clock()
         coming = [
-            each.at - moment
+            max(0.0, each.at - moment)
             for each in self.ring.pending
-            if each.at is not None and each.at > moment
+            if each.at is not None and each.at > min(since, moment)
         ]
         return min(coming, default=None)
 
@@ -131,7 +154,7 @@ class NodeKeyring:
         self,
         inventory: Inventory,
         unidentified: HsmKmsError | None,
-        usable: Usable,
+        try_key: Try,
         token_serial: str,
     ) -> None:
         """Make the keyring anew from the keys read, and switch if it is time.
@@ -139,28 +162,33 @@ class NodeKeyring:
         Args:
             inventory: The keys held.
             unidentified: Why a key could not be identified, or None.
-            usable: Returns True if a key may be switched to.
+            try_key: Returns how the trial of a key that is due went.
             token_serial: Serial number of the token.
         """
-        ring = self.preview(inventory, unidentified, usable)
+        ring, failures = self._decide(inventory, unidentified, try_key)
         if self._state_fault is not None and self._settings.current is None:
             ring = replace(ring, fault=self._state_fault)
         if ring.fault is None and ring.current is not None and not self._frozen:
             self._keep(ring.current, token_serial)
         self.ring = ring
-        self._log_pending(ring)
+        self._log_pending(ring, failures)
         self._announced_ring = self._with_announced(ring)
 
     def preview(
-        self, inventory: Inventory, unidentified: HsmKmsError | None, usable: Usable
+        self, inventory: Inventory, unidentified: HsmKmsError | None
     ) -> Keyring:
-        """Return the keyring that `adopt` would make; nothing is saved.
+        """Return the keyring without a switch; nothing is saved.
 
         Args:
             inventory: The keys held.
             unidentified: Why a key could not be identified, or None.
-            usable: Returns True if a key may be switched to.
         """
+        return self._decide(inventory, unidentified, lambda _: UNTRIED)[0]
+
+    def _decide(
+        self, inventory: Inventory, unidentified: HsmKmsError | None, try_key: Try
+    ) -> tuple[Keyring, dict[str, str]]:
+        """Return the keyring, and by key_id why keys that are due cannot be used."""
         memory = Memory(
             last=self.last_key_id,
             former=frozenset(each.key_id for each in self._former),
@@ -176,10 +204,15 @@ class NodeKeyring:
             unidentified=unidentified,
         )
         ring = make(memory)
+        failures: dict[str, str] = {}
         for key in () if self._frozen else _due(ring, moment):
-            if usable(key):
-                return make(replace(memory, not_yet=memory.not_yet - {key.name}))
-        return ring
+            trial = try_key(key)
+            if trial.passed:
+                not_yet = memory.not_yet - {key.name}
+                return make(replace(memory, not_yet=not_yet)), failures
+            if trial.failure:
+                failures[key.key_id] = trial.failure
+        return ring, failures
 
     def _with_announced(self, ring: Keyring | None) -> Keyring | None:
         """Return the keyring as v2 may use it.
@@ -202,13 +235,16 @@ class NodeKeyring:
             ),
         )
 
-    def _log_pending(self, ring: Keyring) -> None:
-        """Log once each key that will become current, and each that cannot yet."""
+    def _log_pending(self, ring: Keyring, failures: Mapping[str, str]) -> None:
+        """Log once each key that will become current, and each whose trial failed."""
         ids = frozenset(each.key.key_id for each in ring.pending)
-        overdue = self.clock() - OVERDUE_SECONDS
+        for key_id in failures.keys() - self._warned:
+            _log.warning(
+                "a pending key cannot be used yet",
+                key_id=key_id,
+                reason=failures[key_id],
+            )
         for each in ring.pending:
-            if each.at is not None and each.at < overdue and not self._frozen:
-                self._warn_once(each.key.key_id)
             if each.key.key_id not in self._logged:
                 _log.info(
                     "pending key",
@@ -216,16 +252,7 @@ class NodeKeyring:
                     current_from=when(each.at) if each.at is not None else None,
                 )
         self._logged = ids
-        self._overdue &= ids
-
-    def _warn_once(self, key_id: str) -> None:
-        if key_id not in self._overdue:
-            self._overdue.add(key_id)
-            _log.warning(
-                "a pending key cannot be used yet: a worker cannot wrap under it, "
-                "or it has no local KEK",
-                key_id=key_id,
-            )
+        self._warned = (self._warned | failures.keys()) & ids
 
     def _keep(self, key: TokenKey, token_serial: str) -> None:
         if self.last_key_id != key.key_id:

@@ -109,6 +109,11 @@ class LocalKeks:
         """Whether there is a local KEK under this key."""
         return key.key_id in self._sealers
 
+    def trouble(self, key: TokenKey) -> str:
+        """Return why no local KEK could be made under `key`; "" if there is no sign."""
+        error = self._errors.get(key.key_id)
+        return f"no local KEK could be made: {error}" if error else ""
+
     @property
     def uses(self) -> int:
         """How often the local KEKs that wrap now have wrapped, the busiest of them."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from hsm_kms.errors import HsmKmsError, NonceBudgetError, UnknownKeyIdError
+from hsm_kms.keys.node_keyring import PASSED, Trial
 from hsm_kms.wrapping.by_token import CIPHERS
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ class Standby:
         self._local = local
         self._opened = opened
         self._budget = budget
-        self._coming: dict[str, TokenKey] = {}  # by key_id, see `ready`
+        self._coming: dict[str, TokenKey] = {}  # by key_id, see `trial`
         self._held: object = None
 
     def adjust(self, apis: Apis) -> None:
@@ -84,16 +85,16 @@ class Standby:
             self._held = held
             self._opened.keep(lambda kek: _decrypts(ring, kek))
 
-    def ready(self, key: TokenKey) -> bool:
-        """Return True if no local KEK is missing to make `key` current.
+    def trial(self, key: TokenKey) -> Trial:
+        """Return PASSED if no local KEK is missing to make `key` current.
 
         If one is missing, it is created in the background.
         """
         if not self.uses_local or self._local.has(key):
-            return True
+            return PASSED
         self._coming[key.key_id] = key  # maybe beside another whose time has come
         self._local.want(self._keys_in_use())
-        return False
+        return Trial(passed=False, failure=self._local.trouble(key))
 
     def _keys_in_use(self) -> list[TokenKey]:
         keys = [ring.current for ring in self._rings if ring.current is not None]

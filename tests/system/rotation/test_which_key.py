@@ -82,6 +82,17 @@ def test_one_time(make_nodes):
     assert "decrypt-only" == nodes[0].keys()[ids[0]]
 
 
+def test_clock_that_jumps_past_the_time(make_nodes):
+    """A node whose clock passes the time by an hour switches, and warns of nothing."""
+    (node,) = make_nodes(0.0)
+    activation = node.clock.now() + AHEAD
+    key_id = announce_key([node], make_kek(node.hsm, activation))
+    node.clock.move(AHEAD + 3600)
+    wait_for(lambda: node.status().key_id == key_id)
+
+    assert "a pending key cannot be used yet" not in node.log()
+
+
 @pytest.mark.parametrize("ahead", [-3600, AHEAD], ids=["past", "ahead"])
 def test_planted(make_nodes, ahead):
     """An imported key decrypts its records, and never becomes current by itself."""

@@ -8,7 +8,7 @@ from hsm_kms.clock import now
 from hsm_kms.errors import MechanismError, TokenTimeoutError
 from hsm_kms.health.canaries import Canaries
 from hsm_kms.keys.keyring import KeySettings
-from hsm_kms.keys.node_keyring import NodeKeyring
+from hsm_kms.keys.node_keyring import PASSED, UNTRIED, NodeKeyring
 from hsm_kms.state_dir.directory import StateDir
 from hsm_kms.token.alarm import Alarm
 from tests.unit.keys.node_rig import LABEL, Peer, Uncounted, make_key
@@ -63,13 +63,34 @@ async def test_usable_once_proven_by_all(canaries, clock, alarm):
     first, second = Peer({KEY}), Peer({KEY})
     await prove(canaries, first, second)
     clock[0] += 1
-    assert not canaries.usable()(KEY)
+    assert UNTRIED == canaries.trials()(KEY)
     assert "the activation time of a key has come" == alarm.reason
 
     await prove(canaries, first)
-    assert not canaries.usable()(KEY)
+    assert UNTRIED == canaries.trials()(KEY)
     await prove(canaries, second)
-    assert canaries.usable()(KEY)
+    assert PASSED == canaries.trials()(KEY)
+
+
+async def test_why_a_key_cannot_be_used(canaries, clock):
+    """A trial that failed gives its reason: an error, or a worker that sees no key."""
+    first, blind = Peer({KEY}), Peer(set())
+    await prove(canaries, first)
+    canaries.passed(blind)
+    clock[0] += 1
+    assert UNTRIED == canaries.trials()(KEY)
+    clock[0] += 1
+    await prove(canaries, first)
+    canaries.passed(blind)
+    assert "a worker does not see the key" == canaries.trials()(KEY).failure
+
+    first.fails.add(KEY.fingerprint)
+    await prove(canaries, first)
+    assert "this key does not work here" == canaries.trials()(KEY).failure
+    blind.retire()
+    first.fails.clear()
+    await prove(canaries, first)
+    assert PASSED == canaries.trials()(KEY)
 
 
 async def test_a_worker_that_leaves_is_not_waited_for(canaries, clock):
@@ -77,22 +98,22 @@ async def test_a_worker_that_leaves_is_not_waited_for(canaries, clock):
     first, second = Peer({KEY}), Peer({KEY})
     await prove(canaries, first, second)
     clock[0] += 1
-    canaries.usable()(KEY)
+    canaries.trials()(KEY)
     await prove(canaries, first)
     second.retire()
 
-    assert canaries.usable()(KEY)
+    assert PASSED == canaries.trials()(KEY)
 
 
 async def test_due_anew(canaries, clock):
     """A key that one adoption did not ask for must be proven anew later."""
     worker = Peer({KEY})
     await prove(canaries, worker)
-    assert canaries.usable()(KEY)
-    canaries.usable()
+    assert PASSED == canaries.trials()(KEY)
+    canaries.trials()
     clock[0] += 1
 
-    assert not canaries.usable()(KEY)
+    assert UNTRIED == canaries.trials()(KEY)
 
 
 async def test_forget(canaries):

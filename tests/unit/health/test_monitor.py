@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 from structlog.testing import capture_logs
 
 from hsm_kms.clock import now
+from hsm_kms.health.monitor import Monitor
 from hsm_kms.keys.keyring import KeySettings
+from hsm_kms.tasks import cancel_and_wait
+from tests.harness.wait import until
 from tests.unit.keys.node_rig import LABEL, Engine, make_key
 
 
@@ -61,6 +66,38 @@ async def test_switch(watched):
     assert watched.first.key_id == await watched.look()
 
     assert key.key_id == await watched.look()
+    assert "ok" == watched.engine.state().state
+
+
+async def test_time_that_comes_after_the_look(watched):
+    """A key whose time comes just after a round has judged the keys waits for no other.
+
+    The clock passes the time when the round ends, before the pause is measured.
+    """
+    await watched.start()
+    key = watched.makes(1, 60)
+    peers = watched.engine.peers
+    monitor = Monitor(
+        peers,
+        watched.engine.inspection,
+        watched.engine.health,
+        watched.engine.keyring,
+        watched.engine.alarm,
+        interval=3600.0,
+    )
+    looks = []
+
+    def canary_passed():
+        looks.append(watched.wall)
+        if len(looks) == len(peers.ready):
+            watched.wall += 60
+
+    peers.canary_passed = canary_passed
+    watched.engine.alarm.notify("the test begins")
+    running = asyncio.create_task(monitor.run())
+    await until(lambda: key.key_id == watched.engine.keyring.key_id)
+    await cancel_and_wait(running)
+
     assert "ok" == watched.engine.state().state
 
 

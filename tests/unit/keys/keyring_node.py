@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from hsm_kms.keys.node_keyring import NodeKeyring
+from hsm_kms.keys.node_keyring import PASSED, NodeKeyring
 from hsm_kms.state_dir.directory import StateDir
 from tests.unit.keys.key_samples import NOW, OLD, A, B, C, Seen, key, settings
 
@@ -32,10 +32,10 @@ class KeyringNode:
         self.keyring = NodeKeyring(settings(**section), state, lambda: self.now)
         return self
 
-    def sees(self, *keys: TokenKey, usable=lambda _: True) -> KeyringNode:
+    def sees(self, *keys: TokenKey, try_key=lambda _: PASSED) -> KeyringNode:
         """The keys were read."""
         seen = Seen().by(OLD, *keys, now=NOW - 3600)
-        self.keyring.adopt(seen, None, usable, SERIAL)
+        self.keyring.adopt(seen, None, try_key, SERIAL)
         return self
 
     def after(self, seconds: float) -> KeyringNode:

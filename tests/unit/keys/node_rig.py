@@ -23,7 +23,7 @@ from hsm_kms.ipc.values import Cipher, KeyRef, Mechanism
 from hsm_kms.keys.discovery import KeyListing
 from hsm_kms.keys.key_id import fingerprint_of
 from hsm_kms.keys.keyring import TokenKey
-from hsm_kms.keys.node_keyring import NodeKeyring
+from hsm_kms.keys.node_keyring import PASSED, UNTRIED, NodeKeyring, Trial
 from hsm_kms.state_dir.directory import StateDir
 from hsm_kms.token.alarm import Alarm
 from hsm_kms.token.breaker import Breaker
@@ -159,9 +159,9 @@ class StandIn:
         self.encrypts_without_token = False
         self.spent: HsmKmsError | None = None
 
-    def ready(self, key: TokenKey) -> bool:
-        """Return True if there is a local KEK under this key."""
-        return key.fingerprint not in self.lacking
+    def trial(self, key: TokenKey) -> Trial:
+        """Pass if there is a local KEK under this key."""
+        return UNTRIED if key.fingerprint in self.lacking else PASSED
 
     def keys_changed(self) -> None:
         """Make no local KEK."""

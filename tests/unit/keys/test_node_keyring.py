@@ -9,6 +9,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from hsm_kms.errors import KeyLostError, KeyNotFoundError, KeyReusedError
+from hsm_kms.keys.node_keyring import PASSED, UNTRIED, Trial
 from hsm_kms.state_dir.directory import StateDir
 from tests.unit.keys.key_samples import LABEL, NOW, OLD, A, B, C, Seen, key
 from tests.unit.keys.keyring_node import FIRST, NEXT, SERIAL, THIRD, KeyringNode
@@ -25,7 +26,7 @@ def test_before_anything_is_known(node):
     assert "" == node.keyring.key_id
     assert node.keyring.last_key_id is None
     assert node.keyring.announced_ring is None
-    assert node.keyring.seconds_to_next() is None
+    assert node.keyring.seconds_to_next(node.now) is None
 
 
 def test_first_key(node):
@@ -57,23 +58,55 @@ def test_switch_at_the_time(node):
     """At its time the next key is current; the one before is remembered as former."""
     node.sees(FIRST, NEXT).after(9.5).sees(FIRST, NEXT)
     assert (A, (A, [])) == (node.current, node.kept)
-    assert 0.5 == node.keyring.seconds_to_next()
+    assert 0.5 == node.keyring.seconds_to_next(node.now)
 
     node.after(0.5).sees(FIRST, NEXT)
     assert (B, (B, [A])) == (node.current, node.kept)
-    assert node.keyring.seconds_to_next() is None
+    assert node.keyring.seconds_to_next(node.now) is None
     (former,) = StateDir(node.directory).former_keys()
     assert "2027-01-15T08:00:00+00:00" == former.since
     assert "2027-01-15T08:00:10+00:00" == former.until
 
 
 def test_seconds_to_next(node):
-    """The next activation time counts; past ones do not."""
+    """The next activation time counts; one from before the latest look does not."""
     due = key(C, NOW - 900)
-    node.sees(FIRST).sees(FIRST, due, NEXT, usable=lambda _: False)
+    node.sees(FIRST).sees(FIRST, due, NEXT, try_key=lambda _: UNTRIED)
 
     assert A == node.current
-    assert 10.0 == node.keyring.seconds_to_next()
+    assert 10.0 == node.keyring.seconds_to_next(node.now)
+
+
+def test_seconds_to_a_time_that_has_just_passed(node):
+    """A key whose time came since the latest look is due at once, and once only."""
+    began = node.now
+    node.sees(FIRST, NEXT).after(10.5)
+
+    assert 0.0 == node.keyring.seconds_to_next(began)
+    assert node.keyring.seconds_to_next(node.now) is None
+    node.after(-1)  # the clock is set back while the server waits
+    assert 0.5 == node.keyring.seconds_to_next(node.now + 1)
+
+
+def test_a_trial_that_failed(node):
+    """A due key is warned of once, with the reason, and not before a trial failed."""
+    with capture_logs() as logs:
+        node.sees(FIRST, NEXT).after(3600)
+        node.sees(FIRST, NEXT, try_key=lambda _: UNTRIED)
+        assert "warning" not in {log["log_level"] for log in logs}
+        for _ in range(2):
+            failed = Trial(passed=False, failure="C_Encrypt: CKR_DEVICE_ERROR")
+            node.sees(FIRST, NEXT, try_key=lambda _, failed=failed: failed)
+
+    assert A == node.current
+    assert [
+        {
+            "event": "a pending key cannot be used yet",
+            "key_id": B,
+            "reason": "C_Encrypt: CKR_DEVICE_ERROR",
+            "log_level": "warning",
+        }
+    ] == [log for log in logs if log["log_level"] == "warning"]
 
 
 def test_v2_switches_when_status_says_so(node):
@@ -140,10 +173,13 @@ def test_announce_without_a_key(node):
 def test_not_usable_yet(node):
     """A key that does not work on every worker waits; the next best one does not."""
     node.sees(FIRST, NEXT, THIRD).after(30)
-    node.sees(FIRST, NEXT, THIRD, usable=lambda _: False)
+    node.sees(FIRST, NEXT, THIRD, try_key=lambda _: UNTRIED)
     assert (A, [B, C]) == (node.current, pending(node))
 
-    node.sees(FIRST, NEXT, THIRD, usable=lambda one: one == NEXT)
+    def only_next(one):
+        return PASSED if one == NEXT else UNTRIED
+
+    node.sees(FIRST, NEXT, THIRD, try_key=only_next)
     assert (B, [C]) == (node.current, pending(node))
     node.sees(FIRST, NEXT, THIRD)
     assert (C, (C, [A, B])) == (node.current, node.kept)
@@ -153,17 +189,17 @@ def pending(node):
     return [each.key.key_id for each in node.keyring.ring.pending]
 
 
-def test_usable_is_asked_of_the_next_alone(node):
+def test_only_the_next_key_is_tried(node):
     """The key that stays, or is named, need not be proven anew to stay."""
     asked = []
 
-    def usable(one):
+    def try_key(one):
         asked.append(one.key_id)
-        return False
+        return UNTRIED
 
-    node.sees(FIRST, usable=usable).sees(FIRST, NEXT, usable=usable)
+    node.sees(FIRST, try_key=try_key).sees(FIRST, NEXT, try_key=try_key)
     assert [] == asked
-    node.serve(current=B).sees(FIRST, NEXT, usable=usable)
+    node.serve(current=B).sees(FIRST, NEXT, try_key=try_key)
     assert ([], B) == (asked, node.current)
 
 
@@ -171,7 +207,7 @@ def test_preview(node):
     """A preview saves nothing."""
     seen = Seen().by(OLD, FIRST)
 
-    assert FIRST == node.keyring.preview(seen, None, lambda _: True).current
+    assert FIRST == node.keyring.preview(seen, None).current
     assert node.keyring.ring is None
     assert not node.file.exists()
 
@@ -237,7 +273,7 @@ def test_a_thousand_keys_due(node):
     many = [key(f"{n:a>26}", n + 2, cka_id=b"%d" % n) for n in range(1000)]
     node.sees(FIRST)
     began = time.thread_time()
-    node.sees(FIRST, *many, usable=lambda _: False)
+    node.sees(FIRST, *many, try_key=lambda _: UNTRIED)
 
     assert A == node.current
     assert time.thread_time() - began < 2  # it takes a twentieth of a second
