@@ -41,6 +41,7 @@ class Cause(StrEnum):
     PIN_FILE = "pin-file"  # the PIN file cannot be read
     PIN_CONTENT = "pin-content"  # the PIN file holds something besides a PIN
     PIN_CHANGED = "pin-changed"  # the PIN file is no longer the one that was checked
+    PIN_COUNTED = "pin-counted"  # C_Login failed, and the token counted a failed try
     PIN_LOW = "pin-low"  # the token reports that few tries are left
     NOT_AUTHENTIC = "not-authentic"  # a bad ciphertext: the canary still decrypts
     NOT_PROVEN = "not-proven"  # the token returned a wrong result

@@ -95,13 +95,19 @@ class PinRecord(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         verdict: Result of the tries so far. "corrupt" is never stored: it means that
             pin.json is corrupt, so the PIN must not be tried.
         tries: C_Login calls begun since the PIN was last untried.
-        function: The PKCS#11 function that rejected the PIN; "" if none did.
-        rv: CK_RV of that function; None if none rejected the PIN.
+        inconclusive: C_Login calls that failed with an error which does not say that
+            the PIN is wrong.
+        inconclusive_at: When the last of these failed, in seconds since the Unix epoch.
+        function: The PKCS#11 function that rejected the PIN or failed last; "" if none
+            did.
+        rv: CK_RV of that function; None if it returned none.
     """
 
     identity: PinIdentity
     verdict: Literal["untried", "proven", "rejected", "corrupt"] = "untried"
     tries: _Tries = 0
+    inconclusive: _Count = 0
+    inconclusive_at: float = 0.0
     function: _Text = ""
     rv: _Count | None = None
 

@@ -125,6 +125,7 @@ TABLE: Final[dict[str, Row]] = {
     Cause.PIN_FILE: Row(error=PinUnavailableError, hint=_PIN_FILE),
     Cause.PIN_CONTENT: Row(error=PinUnavailableError, hint=_PIN_CONTENT),
     Cause.PIN_CHANGED: Row(error=PinUnavailableError),
+    Cause.PIN_COUNTED: Row(error=PinRejectedError, hint=_PIN),
     Cause.PIN_LOW: Row(error=PinUnavailableError, hint=_PIN_LOW),
     Cause.NOT_AUTHENTIC: _REFUSED,
     Cause.NOT_PROVEN: Row(

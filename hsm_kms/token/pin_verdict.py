@@ -2,7 +2,9 @@
 
 1. A PIN that the token rejected is not tried again until the file changes. A process
    that died inside C_Login has used up a try, and a PIN has two.
-2. A result that could not be recorded is not risked: without a writable state
+2. An error that does not say that the PIN is wrong uses up no try. Some tokens may mean
+   a wrong PIN by it, so the next try of an unproven PIN waits 5 s, 10 s, ... 5 minutes.
+3. A result that could not be recorded is not risked: without a writable state
    directory only a PIN that is already proven is used.
 """
 
@@ -10,7 +12,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from msgspec.structs import replace
+
+from hsm_kms.clock import now
 from hsm_kms.errors import PinRejectedError, PinUnavailableError
+from hsm_kms.ipc import ckr
 from hsm_kms.log import get_logger
 from hsm_kms.state_dir.directory import StateCorruptError, StateWriteError
 from hsm_kms.state_dir.records import PinIdentity, PinRecord
@@ -23,6 +29,8 @@ if TYPE_CHECKING:
     from hsm_kms.token.pin_file import PinSource
 
 MOST_TRIES: Final = 2
+FIRST_PAUSE_SECONDS: Final = 5.0
+LONGEST_PAUSE_SECONDS: Final = 300.0
 _REPLACE: Final = (
     "put the right PIN into the PIN file, or run `hsm-kms token retry-pin`"
 )
@@ -84,7 +92,7 @@ class PinVerdict:
             self._state.forget_pin(identity)
         before = self._may_try(identity)
         if before.verdict != "proven":
-            self._state.write_pin(PinRecord(identity=identity, tries=before.tries + 1))
+            self._state.write_pin(replace(before, tries=before.tries + 1))
         return before
 
     def refuses_low(self, before: PinRecord) -> bool:
@@ -112,9 +120,21 @@ class PinVerdict:
         )
 
     def undo(self, before: PinRecord, error: HsmKmsError) -> None:
-        """Give the try back, unless the error may mean that the PIN was wrong."""
-        if before.verdict != "proven" and not may_mean_wrong_pin(error):
-            self._record(before)
+        """Give the try back, because the token said nothing about the PIN.
+
+        The next try waits if some tokens report a wrong PIN by this error.
+        """
+        if before.verdict == "proven":
+            return
+        if may_mean_wrong_pin(error):
+            before = replace(
+                before,
+                inconclusive=before.inconclusive + 1,
+                inconclusive_at=now(),
+                function=error.function,
+                rv=error.rv,
+            )
+        self._record(before)
 
     def _may_try(self, identity: PinIdentity) -> PinRecord:
         record = self._known(identity)
@@ -139,6 +159,14 @@ class PinVerdict:
                 "two logins with this PIN were interrupted; it may have been rejected",
                 hint=_REPLACE,
             )
+        if _must_wait(record):
+            raise PinUnavailableError(
+                f"{record.function} returned {_name_of(record.rv)}, which does not say "
+                "that the PIN is wrong; the PIN is tried again after a pause",
+                function=record.function,
+                rv=record.rv,
+                hint="see whether the HSM and its client service are up",
+            )
         if not self._state.writable:
             raise PinUnavailableError(
                 "not logging in: a rejected PIN could not be recorded: "
@@ -160,3 +188,19 @@ class PinVerdict:
         except (StateWriteError, StateCorruptError) as error:
             self._unsaved = record
             _log.warning("login result not saved", error=error.sentence)
+
+
+def _must_wait(record: PinRecord) -> bool:
+    """Return True while the pause after an inconclusive error lasts.
+
+    A clock that was set back ends the pause.
+    """
+    if not record.inconclusive:
+        return False
+    doublings = min(record.inconclusive - 1, 16)
+    pause = min(FIRST_PAUSE_SECONDS * 2.0**doublings, LONGEST_PAUSE_SECONDS)
+    return 0 <= now() - record.inconclusive_at < pause
+
+
+def _name_of(rv: int | None) -> str:
+    return "no CK_RV" if rv is None else ckr.name(rv)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from pkcs11._pkcs11 import lib
 from pkcs11.exceptions import PKCS11Error
 
-from hsm_kms.ipc.ckr import Cause
+from hsm_kms.ipc.ckr import Cause, Fault
 from hsm_kms.ipc.values import TokenSeen
 from hsm_kms.pdeathsig import finish_without_parent
 from hsm_kms.worker import token_selection
@@ -101,6 +101,8 @@ class Module:
             # SoftHSM would lose the token if it were killed while it logs in.
             with finish_without_parent():
                 self.cryptoki.login(session.handle, request.user_type, pin)  # type: ignore[attr-defined]
+        except WorkerError as error:
+            raise self._judge(error, request) from None
         finally:
             pin[:] = bytes(len(pin))
 
@@ -109,12 +111,35 @@ class Module:
         if self._token is not None:
             self.cryptoki.close_all_sessions(self._token.slot.slot_id)
 
-    def _refuse_low(self, user_type: int) -> None:
+    def _judge(self, error: WorkerError, request: Login) -> WorkerError:
+        """Return the error to report: the token may have counted a failed try.
+
+        Some tokens answer a wrong PIN with a general error. Where the flags were clear
+        before C_Login, they tell the two apart.
+        """
+        if error.function != "C_Login" or error.cause == Fault.PIN:
+            return error
+        try:
+            counted = request.refuse_low and self._is_low(request.user_type)
+        except WorkerError:
+            return error  # the token is gone
+        if not counted:
+            return error
+        return WorkerError(
+            Cause.PIN_COUNTED,
+            f"{error.detail}, and the token then reported a failed PIN try",
+            function=error.function,
+            rv=error.rv,
+        )
+
+    def _is_low(self, user_type: int) -> bool:
         if self._token is None:
-            return
+            return False
         flags, _ = self.cryptoki.token_info(self._token.slot.slot_id)
-        low = _CKF_SO_PIN_LOW if user_type == _CKU_SO else _CKF_PIN_LOW
-        if flags & low:
+        return bool(flags & (_CKF_SO_PIN_LOW if user_type == _CKU_SO else _CKF_PIN_LOW))
+
+    def _refuse_low(self, user_type: int) -> None:
+        if self._is_low(user_type):
             raise WorkerError(
                 Cause.PIN_LOW,
                 "the token reports failed PIN tries, so an unproven PIN is not tried",

@@ -139,6 +139,30 @@ def test_died_inside_login(many, shim, how):
     assert "proven" == many.admin()["pin"]
 
 
+def test_flaps_at_the_first_login(many, shim):
+    """A token that fails at the first two logins needs no person afterwards."""
+    time.sleep(STABLE_SECONDS)
+    shim.set("C_Login count=2 rv=0x5")
+    many.start()
+    wait_for(lambda: "tried again after a pause" in many.admin()["detail"])
+    many.well()
+
+    assert "proven" == many.admin()["pin"]
+
+
+def test_wrong_pin_by_another_name(many, own_pin, shim):
+    """A token that calls a wrong PIN a general error, but counts it, is believed."""
+    own_pin.write_text(WRONG)
+    time.sleep(STABLE_SECONDS)
+    shim.set("C_Login after rv=0x5")
+    many.start()
+    wait_for(lambda: "rejected" == many.admin()["pin"])
+    assert {1} == set(commands(many))
+    time.sleep(QUIET_SECONDS / 2)
+
+    assert 1 == shim.calls("C_Login")
+
+
 @pytest.mark.parametrize("flags", LOW_FLAGS)
 def test_few_tries_left(many, shim, flags):
     """With few tries left an unproven PIN is not tried before `token retry-pin`."""
