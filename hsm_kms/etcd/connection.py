@@ -146,7 +146,10 @@ class Link:
 
 def _channel(endpoint: Endpoint, tls: Tls) -> grpc.Channel:
     options: list[tuple[str, Any]] = [
-        ("grpc.max_receive_message_length", MAX_ANSWER_BYTES)
+        ("grpc.max_receive_message_length", MAX_ANSWER_BYTES),
+        # gRPC would send even requests to 127.0.0.1 through http_proxy, https_proxy or
+        # grpc_proxy; etcdctl uses no proxy.
+        ("grpc.enable_http_proxy", 0),
     ]
     if not endpoint.tls:
         if not endpoint.port:

@@ -35,6 +35,20 @@ def access(certificates, **changes) -> Access:
     return Access(**(given | changes))
 
 
+def test_no_proxy_is_used(monkeypatch, certificates):
+    """A proxy named in the environment gets no request to etcd, as with etcdctl."""
+    for name in ("http_proxy", "https_proxy", "grpc_proxy", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+        monkeypatch.setenv(name.upper(), "http://127.0.0.1:1")
+    with EtcdServer(made_objects(3)) as server, Etcd([server.endpoint]) as source:
+        assert 3 == len(list(source))
+    with (
+        EtcdServer(made_objects(3), certificates) as server,
+        Etcd([server.endpoint], access(certificates)) as source,
+    ):
+        assert 3 == len(list(source))
+
+
 def test_tls_with_a_client_certificate(certificates):
     """With --cacert, --cert and --key a bare host:port is spoken to in TLS."""
     with (
