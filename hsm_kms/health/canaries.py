@@ -16,11 +16,11 @@ import math
 from typing import TYPE_CHECKING
 
 from hsm_kms.errors import HsmKmsError, WorkerLostError
-from hsm_kms.ipc.values import Mechanism
 from hsm_kms.keys.key_id import fingerprint_in
 from hsm_kms.keys.node_keyring import PASSED, Trial
 from hsm_kms.log import get_logger
 from hsm_kms.wrapping.by_token import canary
+from hsm_kms.wrapping.nonce_budget import counts
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -93,7 +93,7 @@ class Canaries:
         if key.mechanism is None:
             return
         began = asyncio.get_running_loop().time()
-        if key.mechanism is Mechanism.GCM_CALLER:
+        if counts(key.cipher):
             # A canary is counted, and never refused: health depends on it.
             self._budget.spend(key.fingerprint, refuse=False)
         try:

@@ -63,8 +63,8 @@ class Snapshot:
         local_uses: DEKs that the local KEK now current has wrapped; 0 without one.
         local_open: Local KEKs in memory.
         local_created: Local KEKs made, by result: "ok" or "failed".
-        kek_wraps: Wraps by a KEK with an IV of ours that count on this node, by hash
-            of its key_id.
+        kek_wraps: Wraps by AES-GCM under a KEK that count on this node, by hash of its
+            key_id.
     """
 
     health: str
@@ -237,7 +237,7 @@ def _of_local_keks(now: Snapshot) -> Iterable[Metric]:
 def _of_budget(now: Snapshot) -> Iterable[Metric]:
     used = GaugeMetricFamily(
         "hsm_kms_kek_wraps",
-        "Wraps by a KEK, with an IV of ours, that count on this node.",
+        "Wraps by AES-GCM under a KEK that count on this node.",
         labels=["key_id_hash"],
     )
     for key_id_hash, count in sorted(now.kek_wraps.items()):
@@ -245,7 +245,7 @@ def _of_budget(now: Snapshot) -> Iterable[Metric]:
     yield used
     limits = GaugeMetricFamily(
         "hsm_kms_kek_wraps_limit",
-        "Of hsm_kms_kek_wraps, what warns and what stops Encrypt.",
+        "Values of hsm_kms_kek_wraps that cause a warning, and that stop Encrypt.",
         labels=["level"],
     )
     for level, limit in _LIMITS.items():

@@ -21,13 +21,15 @@ from hsm_kms.ipc.messages import (
     Random,
     RunCanary,
 )
-from hsm_kms.ipc.values import Cipher, Mechanism
+from hsm_kms.ipc.values import Cipher
+from hsm_kms.wrapping.nonce_budget import counts
 from hsm_kms.wrapping.record import Algorithm, Header, Kind, Record
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from hsm_kms.ipc.messages import Reply, Request
+    from hsm_kms.ipc.values import Mechanism
     from hsm_kms.keys.keyring import TokenKey
 
 ALGORITHMS: Final = {
@@ -122,7 +124,7 @@ class ByToken:
             plaintext=plaintext,
         )
         count = None
-        if key.mechanism is Mechanism.GCM_CALLER:
+        if counts(key.cipher):
             count = partial(self._budget.spend, key.fingerprint)
         reply = await self._sessions.call(request, deadline=deadline, before=count)
         if not isinstance(reply, Encrypted):

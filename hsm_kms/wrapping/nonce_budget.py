@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from hsm_kms.errors import NonceBudgetError
+from hsm_kms.ipc.values import Cipher
 from hsm_kms.log import get_logger
 from hsm_kms.state_dir.directory import StateCorruptError, StateWriteError
 from hsm_kms.state_dir.records import MAX_NONCE_KEYS, MAX_NONCES, NoncesFile
@@ -37,6 +38,17 @@ _RETRY_SECONDS: Final = 30.0
 _Counts: TypeAlias = Mapping[str, int]
 
 _log = get_logger(__name__)
+
+
+def counts(cipher: Cipher) -> bool:
+    """Return True if wraps by `cipher` count: those by AES-GCM, whoever makes the IV.
+
+    docs/spec.md, "How often a key may wrap", says why.
+
+    Args:
+        cipher: The cipher of the key's records.
+    """
+    return cipher is Cipher.GCM
 
 
 @dataclass(slots=True)

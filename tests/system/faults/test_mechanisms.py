@@ -27,9 +27,15 @@ def begin(make_rig, shim, mode, **sections):
     return rig
 
 
+def counted(rig):
+    """Return how often each key has wrapped, as the nonce budget counts it."""
+    found = rig.metrics().items()
+    return [count for name, count in found if name.startswith("hsm_kms_kek_wraps{")]
+
+
 @pytest.mark.parametrize("manner", GCM)
 def test_found(make_rig, shim, manner):
-    """The probe finds out who generates the IV; no two records share one."""
+    """The probe finds out who generates the IV; no two records share one, all count."""
     mode, mechanism, length = GCM[manner]
     rig = begin(make_rig, shim, mode)
     sealed = [rig.plugin.encrypt(DEK) for _ in range(20)]
@@ -38,6 +44,8 @@ def test_found(make_rig, shim, manner):
     assert [mechanism] == [key["mechanism"] for key in rig.admin()["keys"]]
     assert (20, {length}) == (len(ivs), {len(iv) for iv in ivs})
     assert DEK == rig.plugin.decrypt(sealed[0].ciphertext, sealed[0].key_id)
+    (wraps,) = counted(rig)
+    assert wraps >= 20
 
 
 def test_each_reads_each(make_rig, shim):
@@ -56,7 +64,10 @@ def test_each_reads_each(make_rig, shim):
 
 
 def test_pair(make_rig, shim, empty_hsm):
-    """Without GCM `keys generate` makes a key pair; its records outlive a change."""
+    """Without GCM `keys generate` makes a key pair; its records outlive a change.
+
+    Its wraps do not count: no IV of it is a nonce of AES-GCM.
+    """
     shim.set("no_gcm")
     rig = make_rig(on=empty_hsm)
     assert 0 == rig.plugin.cli("keys", "generate").returncode
@@ -70,6 +81,7 @@ def test_pair(make_rig, shim, empty_hsm):
     assert DEK == rig.plugin.decrypt(sealed.ciphertext, sealed.key_id)
     bad = sealed.ciphertext[:-1] + bytes([sealed.ciphertext[-1] ^ 1])
     assert "INVALID_ARGUMENT" == code_of(lambda: rig.plugin.decrypt(bad, sealed.key_id))
+    assert [] == counted(rig)
     rig.plugin.stop()
 
     other = begin(make_rig, shim, "", on=empty_hsm).plugin

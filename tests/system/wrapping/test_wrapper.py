@@ -175,11 +175,17 @@ async def test_fallback_does_not_stand_in_for_a_key(make_node, hsm):
         )
 
 
-async def test_budget_is_spent(make_node):
-    """`fallback` does not replace a key without nonces left; `software` goes on."""
+@pytest.mark.parametrize("mode", ["", "gcm_iv=token", "gcm_iv=append"])
+async def test_budget_is_spent(make_node, shim, mode):
+    """`fallback` does not replace a key without nonces left; `software` goes on.
+
+    It does not matter whether the caller or the token makes the IVs, or appends them.
+    """
+    shim.set(mode)
     node = await make_node("fallback", limits={"stop_at": 40, "warn_at": 20})
-    while not node.lasting.budget.is_spent(node.announce().key_id):
-        await node.wrap()
+    for _ in range(40):
+        if not node.lasting.budget.is_spent(node.announce().key_id):
+            await node.wrap()
 
     assert [NonceBudgetError] == await outcomes(node.wrap())
     assert "rotate" in (await node.state("failed")).healthz
