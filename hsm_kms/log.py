@@ -32,11 +32,16 @@ class _Logger:
     def __getattr__(self, method: str) -> Any:
         with without("rich"):  # structlog uses it for tracebacks, which we never print
             import structlog  # noqa: PLC0415
+        if not structlog.is_configured():  # it would print to a command's stdout
+            configure("warning", "text")
         return getattr(structlog.get_logger(self._name), method)
 
 
 def get_logger(name: str) -> FilteringBoundLogger:
     """Return the logger of a module.
+
+    Until `configure` is called, as in all commands but `serve`, warnings and errors are
+    written to stderr as text.
 
     Args:
         name: The module's `__name__`.

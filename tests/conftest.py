@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+import structlog
 from hypothesis import HealthCheck, settings
 
 from tests.harness.examples import examples
@@ -39,11 +40,12 @@ REQUIRED = frozenset(filter(None, os.environ.get("HSM_KMS_REQUIRE", "").split(",
 
 
 def pytest_configure() -> None:
-    """Let Ctrl-C reach the commands of the tests, also where a shell ignores it.
+    """Prepare the process of the tests: logging, and Ctrl-C also where it is ignored.
 
     A shell without job control starts what ends in "&" with SIGINT ignored, and
     every process inherits that.
     """
+    structlog.configure()  # or the first event of a test would configure all others
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -9,13 +9,13 @@ import click
 
 from hsm_kms.config.formats import parse_duration
 
-_DEFAULT_PATH: Final = Path("/etc/hsm-kms/config.yaml")
+DEFAULT_PATH: Final = Path("/etc/hsm-kms/config.yaml")
 
 config_option = click.option(
     "--config",
     "path",
     type=click.Path(path_type=Path, dir_okay=False),
-    default=_DEFAULT_PATH,
+    default=DEFAULT_PATH,
     show_default=True,
     help="The configuration file.",
 )

@@ -11,13 +11,15 @@ import click
 import msgspec
 
 from hsm_kms.cli.one_worker import one_worker
-from hsm_kms.cli.options import config_option, output_option
+from hsm_kms.cli.options import DEFAULT_PATH, config_option, output_option
 from hsm_kms.config import load as configuration
 from hsm_kms.errors import TokenTimeoutError
 from hsm_kms.ipc.messages import Configure, ListTokens, Tokens
 from hsm_kms.token.process import Worker
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from hsm_kms.ipc.values import TokenSeen
 
 SECONDS: Final = 60.0
@@ -37,6 +39,15 @@ _FLAGS: Final = {
 }
 
 
+def _as_mapping(
+    _ctx: click.Context, _param: click.Parameter, given: tuple[str, ...]
+) -> dict[str, str]:
+    pairs = [each.partition("=") for each in given]
+    if not all(name and equals for name, equals, _ in pairs):
+        raise click.BadParameter("must be NAME=VALUE")
+    return {name: value for name, _, value in pairs}
+
+
 @click.group("token")
 def token_group() -> None:
     """List tokens, and try a rejected PIN once more."""
@@ -44,19 +55,45 @@ def token_group() -> None:
 
 @token_group.command("list")
 @click.option(
+    "--config",
+    "path",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help=f"Use the module and token.env of this file.  [default: {DEFAULT_PATH}]",
+)
+@click.option(
     "--module",
-    required=True,
     type=click.Path(path_type=Path, dir_okay=False, exists=True),
-    help="The PKCS#11 module.",
+    help="Use this PKCS#11 module, and no configuration file.",
 )
 @click.option("--init-args", help="Text that the module needs in C_Initialize, if any.")
+@click.option(
+    "--env",
+    "variables",
+    metavar="NAME=VALUE",
+    multiple=True,
+    callback=_as_mapping,
+    help="Set an environment variable for the module. Can be repeated.",
+)
 @output_option
-def list_tokens(module: Path, init_args: str | None, output: str) -> None:
-    """List the tokens of a module. Needs no configuration."""
+def list_tokens(
+    path: Path | None,
+    module: Path | None,
+    init_args: str | None,
+    variables: dict[str, str],
+    output: str,
+) -> None:
+    """List the tokens of a module, the configured one unless --module is given."""
+    if path is not None and module is not None:
+        raise click.UsageError("--config and --module cannot be given together")
+    if module is None:
+        chosen = configuration.load(path or DEFAULT_PATH).token
+        module = chosen.module
+        init_args = chosen.init_args if init_args is None else init_args
+        variables = dict(chosen.env) | variables
     configure = Configure(
         module=str(module.absolute()), init_args=init_args, needs_login=False
     )
-    tokens = asyncio.run(_tokens(configure))
+    tokens = asyncio.run(_tokens(configure, variables))
     shown = [_shown(token) for token in tokens]
     if output == "json":
         click.echo(json.dumps(shown))
@@ -90,8 +127,10 @@ async def _log_in_once(config: Any) -> None:
         pass
 
 
-async def _tokens(configure: Configure) -> tuple[TokenSeen, ...]:
-    worker = await Worker.spawn(0, {})
+async def _tokens(
+    configure: Configure, env: Mapping[str, str]
+) -> tuple[TokenSeen, ...]:
+    worker = await Worker.spawn(0, env)
     try:
         async with asyncio.timeout(SECONDS):
             await worker.configure(configure)

@@ -97,7 +97,9 @@ _PIN_LOW: Final = (
     "make sure that the PIN file is right, then run `hsm-kms token retry-pin`"
 )
 _MODULE: Final = "check token.module and the libraries it needs"
-_SELECT: Final = "check the token selector with `hsm-kms token list --module FILE`"
+_SELECT: Final = (
+    "list the tokens with `hsm-kms token list`, then correct the token selector"
+)
 _NOT_PROVEN: Final = "do not use this token until its vendor has explained"
 
 _REFUSED: Final = Row(

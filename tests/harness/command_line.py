@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import os
 import sys
 import tempfile
@@ -85,7 +86,9 @@ def _as_a_process(
 ) -> Iterator[None]:
     """Undo what a command changes in its process, which would otherwise end."""
     before = sys.argv, os.environ.copy(), hardening.harden_process
-    logging = structlog.get_config()
+    configured = structlog.get_config()
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
     structlog.reset_defaults()
     sys.argv = argv
     os.environ.update(env)
@@ -97,7 +100,9 @@ def _as_a_process(
         sys.argv, environ, hardening.harden_process = before
         os.environ.clear()
         os.environ.update(environ)
-        structlog.configure(**logging)
+        structlog.configure(**configured)
+        root.handlers[:] = handlers
+        root.setLevel(level)
 
 
 def _stay_as_it_is() -> None:

@@ -37,13 +37,15 @@ class Calls(NamedTuple):
     acted: int
 
 
-def build() -> Path:
-    """Path of the compiled shim, made once for all test processes.
-
-    Skips the test where compiler or header is missing.
-    """
+def require_compiler() -> None:
+    """Skip the test where compiler or header is missing."""
     if shutil.which("gcc") is None or not (INCLUDE / "p11-kit/pkcs11.h").exists():
         pytest.skip(MISSING)
+
+
+def build() -> Path:
+    """Path of the compiled shim, made once for all test processes."""
+    require_compiler()
     parts = sorted({*SOURCE.parent.glob("*.[ch]")} - {SOURCE})
     flags = ("-I", str(INCLUDE), "-ldl", "-pthread")
     return shared_library(SOURCE, *flags, parts=parts)

@@ -83,7 +83,7 @@ CASES = {
         wrong_label,
         NOT_THERE,
         "no token matches token_label 'another'; seen: label '",
-        "check the token selector with `hsm-kms token list --module FILE`",
+        "list the tokens with `hsm-kms token list`, then correct the token selector",
     ),
     "no key": (
         no_key,

@@ -1,0 +1,72 @@
+"""What a module or the loader prints reaches no output of a command."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.harness import command_line
+from tests.harness.noise import LINES, noisy_env, noisy_module
+
+
+@pytest.fixture
+def noisy(make_plugin, hsm):
+    """A configuration whose module prints to stdout and stderr; no server runs."""
+    token = {
+        "module": str(noisy_module()),
+        "env": hsm.env | noisy_env(),
+        "shared": True,
+    }
+    plugin = make_plugin(hsm, token=token)
+    plugin.write_config()
+    return plugin
+
+
+def assert_quiet(done):
+    """The command succeeded, and printed nothing of the module or of the loader."""
+    assert 0 == done.returncode, done.stderr
+    for words in (*LINES, "worker stderr", "calling init"):
+        assert words not in done.stdout
+        assert words not in done.stderr
+
+
+@pytest.mark.parametrize("spawn", [False, True], ids=["here", "spawned"])
+def test_json_stays_json(noisy, spawn):
+    """`keys list -o json` prints one JSON document and nothing else."""
+    done = noisy.cli("keys", "list", "-o", "json", spawn=spawn)
+    assert_quiet(done)
+    assert "" == done.stderr
+    assert [{"k8s-kek"}] == [{key["label"]} for key in json.loads(done.stdout)]
+
+
+def test_each_command_prints_its_own_words(noisy):
+    """Nothing of the module is printed by the commands that use the token."""
+    for command in (
+        ("check",),
+        ("keys", "list"),
+        ("keys", "rotate", "-o", "json"),
+        ("token", "retry-pin"),
+        ("token", "list", "-o", "json"),
+    ):
+        assert_quiet(noisy.cli(*command))
+
+
+def test_logging_of_a_command_goes_to_stderr(noisy):
+    """A warning that a command logs leaves its JSON alone."""
+    noisy.state_dir.mkdir(mode=0o700, exist_ok=True)
+    noisy.state_dir.chmod(0o500)
+    done = noisy.cli("keys", "list", "-o", "json")
+    assert json.loads(done.stdout)
+
+
+def test_token_list_takes_the_environment(hsm):
+    """`token list --module` finds the tokens that --env names, and no others."""
+    module = ("--module", str(noisy_module()))
+    env = [f"--env={name}={value}" for name, value in (hsm.env | noisy_env()).items()]
+    done = command_line.run("token", "list", *module, *env, "-o", "json")
+    assert "test" in [token["label"] for token in json.loads(done.stdout)]
+
+    wrong = command_line.run("token", "list", *module, "--env", "NAME")
+    assert 2 == wrong.returncode
+    assert "must be NAME=VALUE" in wrong.stderr
