@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import hmac
 import os
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from hsm_kms.ipc.ckr import Cause, Fault
 from hsm_kms.ipc.values import Cipher, Mechanism
@@ -33,8 +32,7 @@ _RANDOM_BYTES: Final = 32
 _IV_KEY: Final = os.urandom(_RANDOM_BYTES)  # of this process alone, made as it starts
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Keyed:
+class Keyed(NamedTuple):  # not a dataclass: each worker would load `inspect` for it
     """A key on a session.
 
     Args:
