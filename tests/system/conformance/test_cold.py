@@ -15,6 +15,7 @@ from hsm_kms.api.codes import INTERNAL
 from hsm_kms.errors import TokenTimeoutError
 from hsm_kms.wrapping.record import Kind
 from hsm_kms.wrapping.single_flight import SingleFlight
+from tests.harness.examples import examples
 from tests.harness.plugin import Plugin, code_of
 from tests.harness.shim.driver import Shim
 from tests.harness.wait import patient, wait_for
@@ -46,7 +47,7 @@ from tests.system.conformance.tokens import import_kek
 from tests.system.conformance.wrappings import apis, each_wrapping, wrapping_of
 
 AT_ONCE = 200
-DISTINCT = 10_000
+DISTINCT = examples(1000, 10_000)
 FORGED = 2_000
 CLIENTS = 4
 OUR_SENTENCES = {INTERNAL.sentence, *SENTENCES}
@@ -173,8 +174,8 @@ async def test_40_after_all_have_left(cold, asked):
     assert [dek for dek, _ in made[:2]] == opened
 
 
-async def test_41_ten_thousand_after_a_restart(cold):
-    """10,000 v1 Decrypts, as an API server starts with, cost the token one call."""
+async def test_41_thousands_after_a_restart(cold):
+    """Thousands of v1 Decrypts, as API servers start with, cost the token one call."""
     kek, deks = cold.replica.local(), [os.urandom(32) for _ in range(DISTINCT)]
     ciphers = [cold.replica.by_local(kek, dek) for dek in deks]
     opened = [b""] * DISTINCT
@@ -196,7 +197,7 @@ async def test_41_ten_thousand_after_a_restart(cold):
 
     assert deks == opened
     assert 1 == cold.calls() - before
-    assert quantile(took, 0.5) < 0.1
+    assert quantile(took, 0.5) < patient(1)
 
 
 @each_wrapping
