@@ -16,6 +16,7 @@ import pytest
 import structlog
 from hypothesis import HealthCheck, settings
 
+from tests.harness import fork_server
 from tests.harness.examples import examples
 from tests.harness.plugin import Plugin
 from tests.harness.softhsm import PIN, SoftHsm
@@ -48,6 +49,11 @@ def pytest_configure() -> None:
     structlog.configure()  # or the first event of a test would configure all others
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_unconfigure() -> None:
+    """End the processes that this one started to fork servers from."""
+    fork_server.close()
 
 
 @pytest.hookimpl(wrapper=True)
@@ -145,6 +151,22 @@ def plugin(make_plugin: Callable[..., Plugin], hsm: SoftHsm) -> Plugin:
     started = make_plugin(hsm).start()
     started.wait_healthz("ok")
     return started
+
+
+@pytest.fixture(scope="session")
+def shared_server(
+    session_directory: Path, keyed_template: SoftHsm, pin_file: Path
+) -> Iterator[Plugin]:
+    """A healthy server for tests that only ask it; it has the KEK of `hsm`."""
+    hsm = keyed_template.copy(session_directory / "shared")
+    directory = hsm.directory / "p"
+    directory.mkdir(mode=0o700)
+    plugin = Plugin(directory, hsm, pin_file)
+    try:
+        plugin.start().wait_healthz("ok")
+        yield plugin
+    finally:
+        plugin.close()
 
 
 @pytest.fixture

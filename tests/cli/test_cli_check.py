@@ -96,7 +96,7 @@ def test_check(make_plugin, hsm):
         f"PIN file {plugin.config['token']['pin_file']}",
         r"token 'test', serial [0-9a-f]{16}, slot \d+",
         "login as user",
-        r"sessions 5 x 3 workers .* = 16; the token reports no session limit",
+        r"sessions 5 x 2 workers .* = 11; the token reports no session limit",
         "key [a-z2-7]{26}, label 'k8s-kek', current",
         "policy: AES-256, sensitive, not extractable, encrypt and decrypt",
         "mechanism .*: encrypted and decrypted once",

@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import os
 
+import pytest
+
 from hsm_kms.etcd.token_opener import NO_KEY
 from tests.cli.verifying import (
     dump,
@@ -20,15 +22,21 @@ from tests.cli.verifying import (
 from tests.harness.softhsm import PIN
 
 
-def test_everything_opens(plugin):
+@pytest.fixture
+def node(make_plugin, hsm):
+    """A configuration with the KEK of the shared server; nothing runs on it."""
+    return make_plugin(hsm)
+
+
+def test_everything_opens(shared_server, node):
     """Seeds and DEKs, v2 and v1, and what others wrote is named as not checked."""
-    values = two_seeds(plugin)
-    values |= {f"d{n}": v1(plugin.v1_encrypt(os.urandom(32))) for n in range(2)}
+    values = two_seeds(shared_server)
+    deks = os.urandom(32), os.urandom(32)
+    values |= {f"d{n}": v1(shared_server.v1_encrypt(dek)) for n, dek in enumerate(deks)}
     values |= {"e": b"\x0a\x0bclear", "f": b"k8s:enc:aescbc:v1:key1:" + bytes(32)}
     values |= {"g": v2(os.urandom(40), "https://vault/keys/1", name="vault")}
-    plugin.stop()
 
-    result = verify(plugin, values)
+    result = verify(node, values)
 
     assert "" == result.stderr
     assert [
@@ -40,9 +48,9 @@ def test_everything_opens(plugin):
     assert 0 == result.returncode
 
 
-def test_json(plugin):
+def test_json(shared_server, node):
     """The same for scripts."""
-    values = two_seeds(plugin) | {"z": b"clear"}
+    values = two_seeds(shared_server) | {"z": b"clear"}
 
     assert (
         0,
@@ -56,14 +64,13 @@ def test_json(plugin):
             "not_checked": [{"provider": "identity", "name": "", "objects": 1}],
             "complete": True,
         },
-    ) == verify_json(plugin, values)
+    ) == verify_json(node, values)
 
 
-def test_restored_token_opens_everything(plugin, make_plugin, directory):
+def test_restored_token_opens_everything(shared_server, make_plugin, directory):
     """The restore drill: a copy of the token, a new node, a file of what etcd held."""
-    values = two_seeds(plugin)
-    plugin.stop()
-    elsewhere = make_plugin(plugin.hsm.copy(directory / "restored"), name="elsewhere")
+    values = two_seeds(shared_server)
+    elsewhere = make_plugin(shared_server.hsm.copy(directory / "restored"))
 
     result = verify(elsewhere, values)
 
@@ -71,12 +78,11 @@ def test_restored_token_opens_everything(plugin, make_plugin, directory):
     assert 0 == result.returncode
 
 
-def test_wrong_token(plugin, make_plugin, empty_hsm):
+def test_wrong_token(shared_server, make_plugin, empty_hsm):
     """A token without the key: which key_id, how many, an example; then exit 1."""
-    values = two_seeds(plugin)
-    key_id = plugin.status().key_id
-    plugin.stop()
-    other = make_plugin(empty_hsm, name="other")
+    values = two_seeds(shared_server)
+    key_id = shared_server.status().key_id
+    other = make_plugin(empty_hsm)
     assert 0 == other.cli("keys", "generate").returncode
 
     result = verify(other, values)
@@ -94,19 +100,19 @@ def test_wrong_token(plugin, make_plugin, empty_hsm):
     assert 1 == result.returncode
 
 
-def test_token_without_any_key(plugin, make_plugin, empty_hsm):
+def test_token_without_any_key(shared_server, make_plugin, empty_hsm):
     """An empty token opens nothing, and that is a finding and no failure."""
-    values = two_seeds(plugin)
-    key_id = plugin.status().key_id
+    values = two_seeds(shared_server)
+    key_id = shared_server.status().key_id
 
-    other = make_plugin(empty_hsm, name="other")
+    other = make_plugin(empty_hsm)
 
     assert [(key_id, NO_KEY, 2, 3)] == failures(other, values)
 
 
-def test_damage_is_told_apart(plugin):
+def test_damage_is_told_apart(shared_server, node):
     """Not authentic, malformed, garbled, contradictory; the first stops nothing."""
-    good = plugin.encrypt(os.urandom(32))
+    good = shared_server.encrypt(os.urandom(32))
     record, key_id = good.ciphertext, good.key_id
     values = {
         "1": v2(flipped(record, -1), key_id),
@@ -118,7 +124,7 @@ def test_damage_is_told_apart(plugin):
         "7": v2_of(good),
     }
 
-    code, shown = verify_json(plugin, values)
+    code, shown = verify_json(node, values)
 
     assert 1 == code
     assert {
@@ -142,55 +148,60 @@ def test_damage_is_told_apart(plugin):
     assert (7, 6) == (shown["objects"], shown["failed_objects"])
 
 
-def test_scope_of_another_cluster(plugin, make_plugin):
+def test_scope_of_another_cluster(shared_server, make_plugin, hsm):
     """The scope is not in a record, but only the right one opens it."""
-    values = two_seeds(plugin)
-    other = make_plugin(plugin.hsm, name="other", scope="another-cluster")
+    values = two_seeds(shared_server)
+    other = make_plugin(hsm, scope="another-cluster")
 
     assert [
-        (plugin.status().key_id, "not authentic: of another scope, or damaged", 2, 3)
+        (
+            shared_server.status().key_id,
+            "not authentic: of another scope, or damaged",
+            2,
+            3,
+        )
     ] == failures(other, values)
 
 
-def test_retired_key(plugin):
+def test_retired_key(shared_server, node):
     """What the server would refuse, this refuses."""
-    values = two_seeds(plugin)
-    key_id = plugin.status().key_id
-    plugin.stop()
-    plugin.config["keys"]["retired"] = [key_id]
-    plugin.write_config()
+    values = two_seeds(shared_server)
+    key_id = shared_server.status().key_id
+    node.config["keys"]["retired"] = [key_id]
+    node.write_config()
 
-    assert [(key_id, "its key is in keys.retired", 2, 3)] == failures(plugin, values)
+    assert [(key_id, "its key is in keys.retired", 2, 3)] == failures(node, values)
 
 
-def test_nothing_of_ours_proves_nothing(plugin):
+def test_nothing_of_ours_proves_nothing(node):
     """A drill on the wrong file must not pass."""
-    result = verify(
-        plugin, {"a": b"clear", "b": b"k8s:enc:aescbc:v1:key1:" + bytes(32)}
-    )
+    result = verify(node, {"a": b"clear", "b": b"k8s:enc:aescbc:v1:key1:" + bytes(32)})
 
     assert "nothing in 2 objects was wrapped by hsm-kms" in result.stderr
     assert 1 == result.returncode
 
 
-def test_file_that_breaks_off(plugin):
+def test_file_that_breaks_off(shared_server, node):
     """Not every object was read: whatever opened, it is an error."""
-    path = dump(plugin, two_seeds(plugin))
+    path = dump(node, two_seeds(shared_server))
     path.write_text(path.read_text()[:-30])
 
-    result = plugin.cli("etcd", "verify", "--from-json", str(path))
+    result = node.cli("etcd", "verify", "--from-json", str(path))
 
     assert "breaks off" in result.stderr
     assert "every one" not in result.stdout
     assert 1 == result.returncode
 
 
-def test_says_nothing_of_what_is_inside(plugin):
+def test_says_nothing_of_what_is_inside(shared_server, node):
     """Neither a DEK nor the PIN comes out."""
     dek = os.urandom(32)
-    values = {"a": v2_of(plugin.encrypt(dek)), "b": v1(plugin.v1_encrypt(dek))}
+    values = {
+        "a": v2_of(shared_server.encrypt(dek)),
+        "b": v1(shared_server.v1_encrypt(dek)),
+    }
 
-    result = verify(plugin, values)
+    result = verify(node, values)
 
     said = result.stdout + result.stderr
     assert 0 == result.returncode
@@ -199,11 +210,11 @@ def test_says_nothing_of_what_is_inside(plugin):
     )
 
 
-def test_one_wrapped_key(plugin):
+def test_one_wrapped_key(shared_server, node):
     """The usual cluster: one seed, and however many objects."""
-    value = v2_of(plugin.encrypt(os.urandom(32)))
+    value = v2_of(shared_server.encrypt(os.urandom(32)))
 
-    result = verify(plugin, {"a": value, "b": value})
+    result = verify(node, {"a": value, "b": value})
 
     assert (
         "the one wrapped key (2 objects) can be decrypted with this token\n"

@@ -29,16 +29,17 @@ from tests.harness.wait import patient, wait_for
 KEY_ID = "a" * 26
 
 
-def test_token_fails_half_way(plugin):
+def test_token_fails_half_way(shared_server, make_plugin, hsm):
     """It says how far it came, and does not take what it did not see for good."""
-    values = {f"s{n}": v2_of(plugin.encrypt(os.urandom(32))) for n in range(20)}
-    plugin.stop()
+    deks = [os.urandom(32) for _ in range(20)]
+    values = {f"s{n}": v2_of(shared_server.encrypt(dek)) for n, dek in enumerate(deks)}
+    node = make_plugin(hsm)
     process = subprocess.Popen(
         [
             *HSM_KMS,
             "etcd",
             "verify",
-            *("--from-json", "-", "--config", str(plugin.config_file)),
+            *("--from-json", "-", "--config", str(node.config_file)),
         ],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,

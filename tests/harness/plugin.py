@@ -18,7 +18,7 @@ from hsm_kms.api.rpc import (
     kms_v2_pb2,
     kms_v2_pb2_grpc,
 )
-from tests.harness import command_line
+from tests.harness import command_line, fork_server
 from tests.harness.processes import children_of
 from tests.harness.softhsm import TOKEN_LABEL, SoftHsm, softhsm_module
 from tests.harness.wait import SECONDS, patient, wait_for
@@ -55,6 +55,7 @@ class Plugin:
                 "token_label": TOKEN_LABEL,
                 "pin_file": str(pin_file),
                 "env": dict(hsm.env),
+                "workers": 1,  # a test that needs the usual two says so
             },
             "keys": {},
             "health": {"interval": "1s"},
@@ -66,7 +67,7 @@ class Plugin:
         }
         for name, section in sections.items():
             self._merge(name, section)
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: subprocess.Popen[bytes] | fork_server.Forked | None = None
         self._channel: grpc.Channel | None = None
         self.write_config()
 
@@ -82,17 +83,23 @@ class Plugin:
 
     # The process
 
-    def start(self, *, listening: bool = True) -> Plugin:
-        """Start `hsm-kms serve`, and wait until it listens."""
+    def start(self, *, listening: bool = True, spawn: bool = False) -> Plugin:
+        """Start `hsm-kms serve`.
+
+        Args:
+            listening: Wait until it listens, or has ended.
+            spawn: Start a new interpreter instead of a fork of one, for a test that
+                looks at the process itself.
+        """
+        command = ("serve", "--config", str(self.config_file))
+        started: subprocess.Popen[bytes] | fork_server.Forked
         with self.log_file.open("ab") as log:
-            started = self.process = subprocess.Popen(
-                [
-                    *command_line.HSM_KMS,
-                    *("serve", "--config", str(self.config_file)),
-                ],
-                stderr=log,
-                stdout=log,
-            )
+            if spawn:
+                whole = [*command_line.HSM_KMS, *command]
+                started = subprocess.Popen(whole, stderr=log, stdout=log)
+            else:
+                started = fork_server.start(command_line.PYTHON, command, log.fileno())
+        self.process = started
         if listening:
             wait_for(lambda: self.socket.exists() or started.poll() is not None)
         return self

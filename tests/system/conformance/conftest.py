@@ -8,7 +8,7 @@ import pytest
 
 from tests.harness.plugin import Plugin
 from tests.system.conformance.clients import workers_of
-from tests.system.conformance.inside import PATIENT, of_one_worker, start_well
+from tests.system.conformance.inside import PATIENT, start_well
 from tests.system.conformance.spied import Spied
 from tests.system.conformance.wrappings import apis
 
@@ -54,18 +54,16 @@ def served(request: pytest.FixtureRequest, serving: Callable[[str], Plugin]) -> 
 
 
 @pytest.fixture
-def mixed(make_plugin: Callable[..., Plugin], hsm: SoftHsm) -> Plugin:
+def mixed(
+    request: pytest.FixtureRequest, make_plugin: Callable[..., Plugin], hsm: SoftHsm
+) -> Plugin:
     """A healthy server of this test's own: a local KEK wraps for v2, the token for v1.
 
-    It tests both wrapping modes at the cost of one server.
+    It tests both wrapping modes at the cost of one server. With the parameter "spawn"
+    its process is not a fork.
     """
-    return start_well(make_plugin(hsm, apis=apis("software", v1="token")))
-
-
-@pytest.fixture
-def make_plugin(make_plugin: Callable[..., Plugin]) -> Callable[..., Plugin]:
-    """Make servers of one token worker, not started; all are stopped at the end."""
-    return of_one_worker(make_plugin)
+    spawn = getattr(request, "param", None) == "spawn"
+    return start_well(make_plugin(hsm, apis=apis("software", v1="token")), spawn=spawn)
 
 
 @pytest.fixture(scope="session")

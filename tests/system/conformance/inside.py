@@ -5,16 +5,13 @@ from __future__ import annotations
 import base64
 import re
 import urllib.request
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tests.harness.wait import until, wait_for
 from tests.system.conformance.wrappings import apis
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from tests.harness.plugin import Plugin
-    from tests.harness.softhsm import SoftHsm
 
 # On a slow machine, too, no bound of the server's own ends a call: tests that block
 # the token give their requests shorter deadlines.
@@ -51,21 +48,11 @@ def health(plugin: Plugin) -> str:
     return state
 
 
-def start_well(plugin: Plugin) -> Plugin:
+def start_well(plugin: Plugin, *, spawn: bool = False) -> Plugin:
     """Start a server, and wait until it is healthy and has its local KEK."""
-    plugin.start().wait_healthz("ok")
+    plugin.start(spawn=spawn).wait_healthz("ok")
     wait_local_kek(plugin)
     return plugin
-
-
-def of_one_worker(make: Callable[..., Plugin]) -> Callable[..., Plugin]:
-    """Change `make` to make servers of one token worker, unless a test wants more."""
-
-    def make_small(hsm: SoftHsm, name: str = "p", **sections: Any) -> Plugin:
-        token = {"workers": 1} | sections.pop("token", {})
-        return make(hsm, name, token=token, **sections)
-
-    return make_small
 
 
 def restart(plugin: Plugin, wrapping: str | None = None) -> None:

@@ -114,7 +114,15 @@ def test_48_successor_waits_its_turn(make_plugin, hsm):
 
 def has_open(pid: int, file: Path) -> bool:
     """Return True if a process has a file open."""
-    return any(each.samefile(file) for each in Path(f"/proc/{pid}/fd").iterdir())
+    return str(file.resolve()) in set(map(_link, Path(f"/proc/{pid}/fd").iterdir()))
+
+
+def _link(descriptor: Path) -> str:
+    """Return what a descriptor of /proc stands for, "" if it was closed meanwhile."""
+    try:
+        return str(descriptor.readlink())
+    except FileNotFoundError:
+        return ""
 
 
 @pytest.mark.parametrize("end", ["stop", "kill"])

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 
+import pytest
+
 from hsm_kms.log import key_id_hash
 from tests.harness.plugin import code_of
 from tests.harness.processes import command_lines
@@ -37,6 +39,7 @@ def traffic(plugin, dek: bytes) -> str:
     return sealed.key_id
 
 
+@pytest.mark.parametrize("mixed", ["spawn"], indirect=True)
 def test_52_no_secret_in_log_or_process(mixed):
     """The debug log, arguments and environment contain neither PIN nor DEK."""
     dek = os.urandom(32)

@@ -27,6 +27,7 @@ def make_rig(make_plugin, hsm, shim) -> Callable[..., ObservedServer]:
         given = {
             "module": str(shim.module),
             "env": {**on.env, **shim.env},
+            "workers": 2,
             # A worker that is killed because it starts slowly may lose the token.
             "start_timeout": "20s",
         }

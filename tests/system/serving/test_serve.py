@@ -23,7 +23,7 @@ def served(
     hsm = keyed_template.copy(session_directory / "serve")
     directory = hsm.directory / "p"
     directory.mkdir(mode=0o700)
-    plugin = Plugin(directory, hsm, pin_file, token={"workers": 1}).start()
+    plugin = Plugin(directory, hsm, pin_file).start()
     plugin.wait_healthz("ok")
     yield plugin
     plugin.close()

@@ -34,7 +34,7 @@ def former(session_directory, keyed_template, pin_file):
     """A server on the token of `hsm` that was healthy and stopped, and a record."""
     directory = session_directory / "former"
     directory.mkdir(mode=0o700)
-    plugin = Plugin(directory, keyed_template, pin_file, token={"workers": 1})
+    plugin = Plugin(directory, keyed_template, pin_file)
     return plugin, stopped_with_key(plugin)
 
 

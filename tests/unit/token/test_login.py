@@ -208,7 +208,7 @@ def test_odd_pin_file_costs_no_try(spied, own_pin):
 
 def test_proven_pin_needs_no_lock(make_plugin, hsm):
     """A proven PIN logs in again after a worker is gone, as often as need be."""
-    token = {"workers": 1, "session_wait": "20s", "call_timeout": "20s"}
+    token = {"session_wait": "20s", "call_timeout": "20s"}
     plugin = make_plugin(hsm, token=token).start()
     plugin.wait_healthz("ok")
     for _ in range(2):

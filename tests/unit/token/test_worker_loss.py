@@ -25,8 +25,9 @@ def both_serve(plugin):
     wait_for(lambda: len(plugin.events("token worker started")) == 2)
 
 
-def test_one_worker_killed(plugin):
+def test_one_worker_killed(make_plugin, hsm):
     """With one of two workers killed the next request is served, by the other."""
+    plugin = make_plugin(hsm, token={"workers": 2}).start()
     both_serve(plugin)
     first = plugin.events("token worker started")[0]["pid"]
     kill(first)
@@ -38,7 +39,7 @@ def test_one_worker_killed(plugin):
 
 def test_the_only_worker_killed(make_plugin, hsm):
     """With the only worker killed the next request waits for the new one."""
-    token = {"workers": 1, "session_wait": "20s", "call_timeout": "20s"}
+    token = {"session_wait": "20s", "call_timeout": "20s"}
     plugin = make_plugin(hsm, token=token).start()
     plugin.wait_healthz("ok")
     kill(*plugin.worker_pids())
@@ -48,8 +49,9 @@ def test_the_only_worker_killed(make_plugin, hsm):
 
 def test_stopped_worker(make_plugin, hsm):
     """A worker that hangs costs each of its sessions one request, and is replaced."""
-    token = {"call_timeout": "1s", "hang_timeout": "3s"}
-    plugin = make_plugin(hsm, token=token | {"sessions_per_worker": SESSIONS}).start()
+    token = {"workers": 2, "sessions_per_worker": SESSIONS}
+    times = {"call_timeout": "1s", "hang_timeout": "3s"}
+    plugin = make_plugin(hsm, token=token | times).start()
     plugin.wait_healthz("ok")
     both_serve(plugin)
     stopped, other = plugin.worker_pids()
