@@ -108,6 +108,10 @@ class KeyLostError(PreconditionError):
     """Raised when the key last current on this node is gone or rolled back."""
 
 
+class KeyReplacedError(PreconditionError):
+    """Another key has the names of a key that this node holds."""
+
+
 class KeyReusedError(PreconditionError):
     """Raised when a former current key would become current under the same key_id."""
 
@@ -133,10 +137,6 @@ class UnavailableError(HsmKmsError):
 
 class TokenError(UnavailableError):
     """Raised when the token failed, and no other class is more precise."""
-
-
-class UndecidedError(UnavailableError):
-    """The token did not decrypt, and nothing tells if it or the ciphertext is bad."""
 
 
 class TokenAbsentError(UnavailableError):

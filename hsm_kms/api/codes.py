@@ -58,6 +58,10 @@ REFUSALS: Final[Mapping[type[BaseException], Refusal]] = MappingProxyType(
             StatusCode.FAILED_PRECONDITION,
             "the current key is gone or rolled back: see hsm-kms status",
         ),
+        errors.KeyReplacedError: Refusal(
+            StatusCode.FAILED_PRECONDITION,
+            "another key has the names of the key: see hsm-kms status",
+        ),
         errors.KeyUnsuitableError: Refusal(
             StatusCode.FAILED_PRECONDITION,
             "the current key violates the key policy: see hsm-kms check",
@@ -77,7 +81,6 @@ REFUSALS: Final[Mapping[type[BaseException], Refusal]] = MappingProxyType(
         errors.PinUnavailableError: _NOT_READY,
         errors.PinSettlingError: _NOT_READY,
         errors.TokenError: _NOT_READY,
-        errors.UndecidedError: _NOT_READY,
         errors.TokenAbsentError: _NOT_READY,
         errors.WorkerLostError: _NOT_READY,
         errors.SessionLostError: _NOT_READY,

@@ -13,6 +13,7 @@ from hsm_kms.state_dir.directory import StateCorruptError, StateDir
 if TYPE_CHECKING:
     from hsm_kms.config.schema import Config
     from hsm_kms.keys.keyring import Keyring
+    from hsm_kms.state_dir.records import LastKey
     from hsm_kms.token.process import Worker
 
 
@@ -26,15 +27,21 @@ async def read_ring(config: Config, worker: Worker) -> Keyring:
     Raises:
         HsmKmsError: The token cannot be read, or no mechanism works.
     """
-    memory = remembered(config)
-    sighting = await discovery_for(config).read(worker, memory.last, fresh=True)
+    listing = await discovery_for(config).read(worker, _last_key(config), fresh=True)
     return build_keyring(
-        sighting.keys,
+        listing.keys,
         settings.key_settings(config),
-        memory,
+        remembered(config),
         now(),
-        unidentified=sighting.unidentified,
+        unidentified=listing.unidentified,
     )
+
+
+def _last_key(config: Config) -> LastKey | None:
+    try:
+        return StateDir(config.state_dir).last_key()
+    except StateCorruptError:
+        return None
 
 
 def remembered(config: Config) -> Memory:

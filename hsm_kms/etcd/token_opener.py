@@ -90,6 +90,7 @@ class TokenOpener:
         await self._prove(key)
         request = Decrypt(
             ref=key.ref,
+            fingerprint=key.fingerprint,
             cipher=key.cipher,
             aad=record.header.aad(self._scope),
             iv=record.iv,

@@ -56,8 +56,8 @@ class Canaries:
         self._alarm = alarm
         self._budget = budget
         self._scope = scope
-        self._proven: dict[tuple[Worker, tuple[KeyRef, Cipher]], float] = {}
-        self._failures: dict[tuple[Worker, tuple[KeyRef, Cipher]], str] = {}
+        self._proven: dict[tuple[Worker, tuple[KeyRef, str, Cipher]], float] = {}
+        self._failures: dict[tuple[Worker, tuple[KeyRef, str, Cipher]], str] = {}
         self._inspected: dict[Worker, float] = {}
         self._due: dict[tuple[str, Cipher], float] = {}
         self._qualified: list[Worker] = []

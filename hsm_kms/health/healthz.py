@@ -49,6 +49,10 @@ HEALTH: Final[dict[type[errors.HsmKmsError], str]] = {
         "the key last current here is not on the token; "
         "restore it, or name another in keys.current"
     ),
+    errors.KeyReplacedError: (
+        "another key has the label and CKA_ID of the key last current here; "
+        f"give them back, or name another key in keys.current; {_CHECK}"
+    ),
     errors.NonceBudgetError: (
         "the current key has wrapped as often as is safe; "
         "replace it with hsm-kms keys rotate"

@@ -124,7 +124,7 @@ class Inspection:
 
     async def _read(self, worker: Worker, *, fresh: bool) -> KeyListing:
         listing = await self._discovery.read(
-            worker, self._node_keyring.last_key_id, fresh=fresh
+            worker, self._node_keyring.last, fresh=fresh
         )
         self._inventory.note(worker, listing, self._node_keyring.clock())
         return listing

@@ -10,6 +10,7 @@ import msgspec
 
 from hsm_kms.ipc.values import (  # noqa: TC001 - msgspec reads it
     Cipher,
+    KeptCanary,
     KeyRef,
     KeySeen,
     Mechanism,
@@ -46,6 +47,7 @@ class Configure(_Message, frozen=True, kw_only=True):
         library: Values that C_GetInfo must report, by RFC 7512's attribute names.
         read_write: Open read-write sessions.
         needs_login: A session that is not logged in cannot see the keys.
+        by_cka_id: A fingerprint names the CKA_ID of a key, not its material.
     """
 
     module: str
@@ -58,6 +60,7 @@ class Configure(_Message, frozen=True, kw_only=True):
     library: dict[str, str] = {}
     read_write: bool = False
     needs_login: bool = True
+    by_cka_id: bool = False
 
 
 class ListTokens(_Message, frozen=True, kw_only=True):
@@ -86,13 +89,20 @@ class OpenSession(_Message, frozen=True, kw_only=True):
 
 
 class FindKeys(_Message, frozen=True, kw_only=True):
-    """List the AES keys on the token, page by page.
+    """List and identify the AES keys on the token, page by page.
+
+    Attributes and fingerprint of a key are read from one handle, which this request
+    has found.
 
     Args:
         label: CKA_LABEL of the keys; None for any.
         ids: CKA_IDs of the keys; empty for any.
         prefix: `label` is a prefix of the CKA_LABEL.
-        partners: List HMAC keys instead, under their own labels and CKA_IDs.
+        partners: List HMAC keys instead, under their own labels and CKA_IDs; they are
+            not identified.
+        partner_label: The HMAC key of a pair may also be the partner of an AES key
+            with this CKA_LABEL; None for the label of the AES key alone.
+        first: The key to identify before all others, if it is among them.
         skip: 0 for a new search; else `KeyPage.next` of the previous page.
         limit: Largest number of objects to describe.
     """
@@ -101,6 +111,8 @@ class FindKeys(_Message, frozen=True, kw_only=True):
     ids: tuple[bytes, ...] = ()
     prefix: bool = False
     partners: bool = False
+    partner_label: str | None = None
+    first: KeyRef | None = None
     skip: int = 0
     limit: int = 100
 
@@ -126,11 +138,13 @@ class Relabel(_Message, frozen=True, kw_only=True):
         ref: Present CKA_LABEL and CKA_ID of the AES key.
         label: New CKA_LABEL of the AES key.
         partner: Change the HMAC key that belongs to `ref`, not the AES key.
+        fingerprint: Fingerprint of the AES key alone; None if it has none.
     """
 
     ref: KeyRef
     label: str
     partner: bool = False
+    fingerprint: str | None = None
 
 
 class Destroy(_Message, frozen=True, kw_only=True):
@@ -139,48 +153,56 @@ class Destroy(_Message, frozen=True, kw_only=True):
     Args:
         ref: CKA_LABEL and CKA_ID of the AES key.
         partner: Destroy the HMAC key that belongs to `ref`, not the AES key.
+        fingerprint: Fingerprint of the AES key alone; None if it has none.
     """
 
     ref: KeyRef
     partner: bool = False
-
-
-class Fingerprint(_Message, frozen=True, kw_only=True):
-    """Encrypt one constant 16-byte block under the key (AES-ECB).
-
-    Args:
-        ref: The key.
-        block: 16 bytes.
-        paired: Also compute the HMAC of the block under the key's partner.
-        beside: The key whose partner is used; None for `ref`.
-    """
-
-    ref: KeyRef
-    block: bytes
-    paired: bool = False
-    beside: KeyRef | None = None
+    fingerprint: str | None = None
 
 
 class Probe(_Message, frozen=True, kw_only=True):
-    """Find the first of these mechanisms that works with the key, by using it."""
+    """Find the first of these mechanisms that works with the key, by using it.
+
+    Args:
+        ref: CKA_LABEL and CKA_ID of the AES key.
+        fingerprint: Fingerprint that the key, or the pair, must have.
+        paired: Use the AES key together with its HMAC key.
+        wanted: Mechanisms in order of preference.
+    """
 
     ref: KeyRef
+    fingerprint: str
     paired: bool
     wanted: tuple[Mechanism, ...]
 
 
 class RunCanary(_Message, frozen=True, kw_only=True):
-    """Wrap and unwrap a canary, and keep it in the worker as a known good record."""
+    """Wrap and unwrap a canary, and keep it in the worker as a known good record.
+
+    The reply is the canary, as `Encrypted`.
+
+    Args:
+        ref: CKA_LABEL and CKA_ID of the AES key.
+        fingerprint: Fingerprint that the key must have.
+        mechanism: How to wrap.
+        aad: Additional authenticated data, not empty.
+        kept: An earlier canary under this key, which must decrypt as well; None if
+            there is none.
+    """
 
     ref: KeyRef
+    fingerprint: str
     mechanism: Mechanism
     aad: bytes
+    kept: KeptCanary | None = None
 
 
 class Encrypt(_Secret, frozen=True, kw_only=True):
-    """Encrypt `plaintext` under the key."""
+    """Encrypt `plaintext` under the key that has this fingerprint, and no other."""
 
     ref: KeyRef
+    fingerprint: str
     mechanism: Mechanism
     aad: bytes
     plaintext: bytes
@@ -190,6 +212,7 @@ class Decrypt(_Message, frozen=True, kw_only=True):
     """Decrypt what `Encrypt` returned; `ciphertext` ends with the tag."""
 
     ref: KeyRef
+    fingerprint: str
     cipher: Cipher
     aad: bytes
     iv: bytes
@@ -239,13 +262,6 @@ class KeyPage(_Message, frozen=True, kw_only=True):
     next: int | None = None
 
 
-class Block(_Secret, frozen=True, kw_only=True):
-    """Answer to `Fingerprint`."""
-
-    block: bytes
-    mac: bytes = b""
-
-
 class Probed(_Message, frozen=True, kw_only=True):
     """Answer to `Probe`."""
 
@@ -253,7 +269,7 @@ class Probed(_Message, frozen=True, kw_only=True):
 
 
 class Encrypted(_Message, frozen=True, kw_only=True):
-    """Answer to `Encrypt`; `ciphertext` ends with the tag."""
+    """Answer to `Encrypt` and `RunCanary`; `ciphertext` ends with the tag."""
 
     iv: bytes
     ciphertext: bytes
@@ -296,7 +312,6 @@ Request = (
     | GenerateKey
     | Relabel
     | Destroy
-    | Fingerprint
     | Probe
     | RunCanary
     | Encrypt
@@ -309,7 +324,6 @@ Reply = (
     | Tokens
     | Done
     | KeyPage
-    | Block
     | Probed
     | Encrypted
     | Decrypted

@@ -35,17 +35,56 @@ class TokenSeen(msgspec.Struct, frozen=True, kw_only=True):
     aes_mechanisms: tuple[str, ...] = ()
 
 
-class KeySeen(msgspec.Struct, frozen=True, kw_only=True):
-    """A key and the attributes that the key policy checks.
+class Problem(msgspec.Struct, frozen=True, kw_only=True):
+    """Why a key could not be identified.
 
-    An attribute, or `value_len` in bytes, is None if the token does not reveal it;
-    `partner` is the HMAC key beside an AES key, None if there is none.
+    Args:
+        cause: A `ckr.Fault` or a `ckr.Cause`.
+        detail: A sentence without secrets.
+        function: The PKCS#11 function that failed; "" if none was called.
+        rv: Its CK_RV; None if it returned none.
+    """
+
+    cause: str
+    detail: str = ""
+    function: str = ""
+    rv: int | None = None
+
+
+class KeySeen(msgspec.Struct, frozen=True, kw_only=True):
+    r"""A key, its attributes and its fingerprint, all read from one handle.
+
+    Args:
+        ref: CKA_LABEL and CKA_ID. What is not UTF-8 in a label is shown as `\\xNN`.
+        value_len: CKA_VALUE_LEN in bytes; None if the token does not reveal it.
+        attributes: What the key policy checks; None if the token does not reveal one.
+        partner: The HMAC key beside an AES key, with the fingerprint of the pair; None
+            if there is none.
+        fingerprint: The fingerprint of this key; None if it was not asked for, or if
+            `problem` says why there is none.
+        problem: Why the key, or the pair, could not be identified.
     """
 
     ref: KeyRef
     value_len: int | None
     attributes: dict[str, bool | None]
     partner: KeySeen | None = None
+    fingerprint: str | None = None
+    problem: Problem | None = None
+
+
+class KeptCanary(msgspec.Struct, frozen=True, kw_only=True):
+    """A canary that outlives the worker that wrapped it.
+
+    Args:
+        aad: Additional authenticated data.
+        iv: The IV.
+        ciphertext: Ciphertext and tag.
+    """
+
+    aad: bytes
+    iv: bytes
+    ciphertext: bytes
 
 
 class Cipher(StrEnum):

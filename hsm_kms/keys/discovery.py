@@ -1,18 +1,19 @@
 """Read the keys of a token: list them, identify them, and probe the mechanism.
 
-1. A key's fingerprint comes from its own cryptography, never from an attribute.
+1. A key's fingerprint comes from its own cryptography, never from an attribute, and
+   from the same handle as its attributes.
 2. The mechanism is found by a probe with the real key, at each start of a worker, and
    frozen in the state directory: from then on only that mechanism is used, until the
    configuration names another.
-3. A key that cannot be identified does not prevent the use of other keys.
+3. A key that cannot be identified does not prevent the use of other keys; if no key
+   at all can be identified, the token is at fault.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Final, TypeAlias
-from weakref import WeakKeyDictionary
+from typing import TYPE_CHECKING, Final
 
 from hsm_kms.errors import (
     HsmKmsError,
@@ -20,27 +21,27 @@ from hsm_kms.errors import (
     KeyNotFoundError,
     KeyUnsuitableError,
     MechanismError,
+    PreconditionError,
 )
-from hsm_kms.ipc.messages import Probe, Probed
-from hsm_kms.ipc.values import Cipher, KeySeen, Mechanism
-from hsm_kms.keys.key_id import (
-    activation_of,
-    fingerprint_in,
-    fingerprint_of_cka_id,
-)
-from hsm_kms.keys.keyring import KeySettings, TokenKey
-from hsm_kms.keys.listing import fingerprint, list_keys
+from hsm_kms.ipc.ckr import Fault
+from hsm_kms.ipc.messages import FindKeys, Probe, Probed
+from hsm_kms.ipc.values import Cipher, KeyRef, Mechanism
+from hsm_kms.keys.key_id import activation_of, fingerprint_in
+from hsm_kms.keys.keyring import KeySettings, TokenKey, UnidentifiedKey
+from hsm_kms.keys.listing import list_keys
 from hsm_kms.keys.policy import born_here, violations
 from hsm_kms.log import get_logger
 from hsm_kms.state_dir.directory import StateCorruptError, StateWriteError
 from hsm_kms.state_dir.records import FrozenMechanism
+from hsm_kms.token.errors import error_from
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from hsm_kms.ipc.values import KeyRef
+    from hsm_kms.ipc.values import KeySeen, Problem
     from hsm_kms.keys.listing import Ask
     from hsm_kms.state_dir.directory import StateDir
+    from hsm_kms.state_dir.records import LastKey
     from hsm_kms.token.process import Worker
 
 GCM_MECHANISMS: Final = {
@@ -50,8 +51,8 @@ GCM_MECHANISMS: Final = {
     "auto": (Mechanism.GCM_CALLER, Mechanism.GCM_TOKEN, Mechanism.GCM_APPENDED),
 }
 
-# Keys by what a session finds them by, with what they looked like.
-Identified: TypeAlias = "dict[tuple[KeyRef, Cipher], tuple[TokenKey, KeySeen]]"
+# The key is at fault, and the token works.
+_OF_THE_KEY: Final = (PreconditionError, KeyAmbiguousError, KeyNotFoundError)
 
 _log = get_logger(__name__)
 
@@ -72,11 +73,11 @@ class KeyListing:
 
     Args:
         keys: The keys.
-        unidentified: Why a key could not be identified; None if every key was.
+        unidentified: The keys that could not be identified.
     """
 
     keys: tuple[TokenKey, ...]
-    unidentified: HsmKmsError | None
+    unidentified: tuple[UnidentifiedKey, ...] = ()
 
 
 class Discovery:
@@ -105,74 +106,66 @@ class Discovery:
         self._start_seconds = start_seconds
         self._freeze = freeze
         self._mechanism: Mechanism | None = None
-        self._identified: WeakKeyDictionary[Worker, Identified] = WeakKeyDictionary()
 
     async def read(
-        self, worker: Worker, last: str | None, *, fresh: bool
+        self, worker: Worker, last: LastKey | None, *, fresh: bool
     ) -> KeyListing:
         """List and identify the keys on the control session of a worker.
 
         Args:
             worker: A worker that is logged in.
-            last: key_id last current on this node, or None.
+            last: The key last current on this node, or None.
             fresh: The worker has just been started: probe the mechanism on it.
 
         Raises:
-            HsmKmsError: The token could not be asked, or no mechanism works.
+            HsmKmsError: The token could not be asked, or identifies no key at all, or
+                no mechanism works.
         """
         seconds = self._start_seconds if fresh else self._seconds
         ask = partial(worker.ask, seconds=seconds)
-        seen = await list_keys(ask, self._settings.label, self._settings.ids)
-        known = self._identified.setdefault(worker, {})
-        trusted = {} if fresh else _but(known, last)
-        keys, unidentified = await self._identify_all(ask, seen, trusted)
-        self._identified[worker] = keys
-        found = [key for key, _ in keys.values()]
-        if found and (fresh or self._mechanism is None):
-            self._mechanism = await self._probe(worker, ask, found, seen, last)
+        settings = self._settings
+        first = KeyRef(last.label, bytes.fromhex(last.cka_id)) if last else None
+        wanted = FindKeys(label=settings.label, ids=settings.ids, first=first)
+        seen = await list_keys(ask, wanted)
+        keys, unidentified = self._identify(seen)
+        if keys and (fresh or self._mechanism is None):
+            self._mechanism = await self._probe(worker, ask, keys, last)
         how = self._mechanism
         return KeyListing(
-            keys=tuple(_by_mechanism(key, how) for key in found),
-            unidentified=unidentified,
+            keys=tuple(_by_mechanism(key, how) for key in keys),
+            unidentified=tuple(unidentified),
         )
 
     # Identity
 
-    async def _identify_all(
-        self, ask: Ask, seen: Sequence[KeySeen], known: Identified
-    ) -> tuple[Identified, HsmKmsError | None]:
-        keys: Identified = {}
-        unidentified: HsmKmsError | None = None
+    def _identify(
+        self, seen: Sequence[KeySeen]
+    ) -> tuple[list[TokenKey], list[UnidentifiedKey]]:
+        keys: dict[object, TokenKey] = {}
+        unidentified: dict[object, UnidentifiedKey] = {}
         for one in seen:
             for cipher in Cipher if one.partner else (Cipher.GCM,):
-                name = one.ref, cipher
-                before = known.get(name)
-                if before is not None and before[1] == one:
-                    keys[name] = before
-                    continue
-                try:
-                    keys[name] = await self._identify(ask, one, cipher), one
-                except KeyNotFoundError:
-                    continue  # deleted while the keys were listed
-                except (
-                    KeyAmbiguousError,
-                    KeyUnsuitableError,
-                    MechanismError,
-                ) as error:
-                    unidentified = error
-        if not keys and isinstance(unidentified, MechanismError):
-            raise unidentified  # the token's fault, not the keys'
-        return keys, unidentified
+                known = self._identify_one(one, cipher)
+                if isinstance(known, TokenKey):
+                    keys.setdefault(known.found_by, known)
+                else:
+                    unidentified[known.ref, cipher, str(known.error)] = known
+        for each in unidentified.values():
+            if not keys and not isinstance(each.error, _OF_THE_KEY):
+                raise each.error
+        return list(keys.values()), list(unidentified.values())
 
-    async def _identify(self, ask: Ask, seen: KeySeen, cipher: Cipher) -> TokenKey:
+    def _identify_one(
+        self, seen: KeySeen, cipher: Cipher
+    ) -> TokenKey | UnidentifiedKey:
         settings = self._settings
         found = violations(seen, cipher, settings)
-        try:
-            fingerprint = await self._fingerprint(ask, seen, cipher)
-        except MechanismError:
-            if not found:
-                raise  # the token's fault, not the key's
-            raise _unidentified(seen, found) from None
+        named = seen.partner if cipher is Cipher.CBC_HMAC else seen
+        fingerprint = named.fingerprint if named else None
+        if fingerprint is None:
+            problem = seen.problem or (named.problem if named else None)
+            error = _unidentified(seen.ref, problem, found)
+            return UnidentifiedKey(ref=seen.ref, error=error)
         suffix = f".{settings.suffix}" if settings.suffix else ""
         return TokenKey(
             ref=seen.ref,
@@ -185,11 +178,6 @@ class Discovery:
             born_here=born_here(seen),
         )
 
-    async def _fingerprint(self, ask: Ask, seen: KeySeen, cipher: Cipher) -> str:
-        if self._settings.fingerprint == "cka_id":
-            return fingerprint_of_cka_id(seen.ref.cka_id)
-        return await fingerprint(ask, seen.ref, paired=cipher is Cipher.CBC_HMAC)
-
     # Mechanism
 
     async def _probe(
@@ -197,15 +185,18 @@ class Discovery:
         worker: Worker,
         ask: Ask,
         keys: Sequence[TokenKey],
-        seen: Sequence[KeySeen],
-        last: str | None,
+        last: LastKey | None,
     ) -> Mechanism:
         wanted = wanted_mechanisms(self._settings)
         frozen = self._frozen(worker)
         held = frozen if frozen in wanted else None
-        key = _to_probe(keys, self._settings.current or last)
-        paired = any(one.ref == key.ref and one.partner for one in seen)
-        request = Probe(ref=key.ref, paired=paired, wanted=(held,) if held else wanted)
+        key = _to_probe(keys, self._settings.current or (last.key_id if last else None))
+        request = Probe(
+            ref=key.ref,
+            fingerprint=key.fingerprint,
+            paired=key.cipher is Cipher.CBC_HMAC,
+            wanted=(held,) if held else wanted,
+        )
         try:
             reply = await ask(request)
         except MechanismError as error:
@@ -248,17 +239,6 @@ def _by_mechanism(key: TokenKey, how: Mechanism | None) -> TokenKey:
     return replace(key, mechanism=other, encrypts=False)
 
 
-def _but(known: Identified, last: str | None) -> Identified:
-    """Return what is known of all keys but the current one.
-
-    The current key is identified anew each time.
-    """
-    fingerprint = fingerprint_in(last) if last else None
-    return {
-        name: each for name, each in known.items() if each[0].fingerprint != fingerprint
-    }
-
-
 def _to_probe(keys: Sequence[TokenKey], preferred: str | None) -> TokenKey:
     """Return the key that will probably be current; a pair rather than a lone key."""
     fingerprint = fingerprint_in(preferred) if preferred else None
@@ -270,15 +250,34 @@ def _to_probe(keys: Sequence[TokenKey], preferred: str | None) -> TokenKey:
             key.cipher is not Cipher.CBC_HMAC,
         ),
     )
-    return ranked[0]
+    pair = (each for each in keys if each.cipher is Cipher.CBC_HMAC)
+    return next((each for each in pair if each.ref == ranked[0].ref), ranked[0])
 
 
-def _unidentified(seen: KeySeen, found: Sequence[str]) -> KeyUnsuitableError:
-    ref = seen.ref
-    return KeyUnsuitableError(
+def _unidentified(
+    ref: KeyRef, problem: Problem | None, found: Sequence[str]
+) -> HsmKmsError:
+    """Return why a key, or a pair, cannot be identified.
+
+    Args:
+        ref: CKA_LABEL and CKA_ID.
+        problem: What the worker reported.
+        found: How the key violates the policy.
+    """
+    what = (
         f"the key labelled {ref.label!r} with CKA_ID {ref.cka_id.hex() or '(empty)'} "
-        f"cannot be identified: {', '.join(found)}",
-        hint="make a key with `hsm-kms keys generate`, and name it in keys.current",
+        "cannot be identified"
+    )
+    if problem is None:
+        return MechanismError(what)
+    if found and problem.cause == Fault.OPERATOR:
+        return KeyUnsuitableError(
+            f"{what}: {', '.join(found)}",
+            hint="make a key with `hsm-kms keys generate`, and name it in keys.current",
+        )
+    error = error_from(problem)
+    return type(error)(
+        f"{what}: {error}", hint=error.hint, function=error.function, rv=error.rv
     )
 
 

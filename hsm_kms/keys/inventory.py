@@ -13,6 +13,8 @@ little, and who made it counts:
    once saw the key counts no more.
 5. A worker that is no witness for a held key, in `BEHIND` listings in a row, is behind
    and should be replaced.
+6. A key whose CKA_LABEL and CKA_ID now lead to another key is dropped at once: this is
+   no miss, but proof that it has lost its names.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from hsm_kms.ipc.values import Cipher, KeyRef
     from hsm_kms.keys.discovery import KeyListing
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
 MISSES_BELIEVED: Final = 3
 BEHIND: Final = 2  # a key that has just gone is first missed by one worker, then by all
 
-_Object: TypeAlias = "tuple[KeyRef, Cipher]"
+_Object: TypeAlias = "tuple[KeyRef, str, Cipher]"
 
 
 @dataclass(slots=True)
@@ -91,6 +93,19 @@ class _View:
         )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Replaced:
+    """Name a key that has lost its names to another one.
+
+    Args:
+        key: The key that was held.
+        by: The key that has its CKA_LABEL and CKA_ID now.
+    """
+
+    key: TokenKey
+    by: TokenKey
+
+
 class Inventory:
     """Hold the keys of one token.
 
@@ -110,15 +125,23 @@ class Inventory:
         held = (each.key for each in self._held.values())
         return tuple(sorted(held, key=lambda key: (key.age, key.cipher)))
 
-    def note(self, worker: Worker, listing: KeyListing, now: float) -> None:
+    def note(
+        self, worker: Worker, listing: KeyListing, now: float
+    ) -> tuple[Replaced, ...]:
         """Take a listing in.
 
         Args:
             worker: The worker that made it.
             listing: The keys that the worker sees.
             now: Seconds since the Unix epoch.
+
+        Returns:
+            The keys that have lost their names to another key.
         """
         seen = {key.found_by: key for key in listing.keys}
+        replaced = tuple(self._replaced(seen, listing))
+        for each in replaced:
+            self._drop(each.key.found_by)
         view = self._views.setdefault(worker, _View(worker.born))
         view.take(frozenset(seen))
         # Before the keys are held: a worker lacks what others saw before it looked.
@@ -126,6 +149,23 @@ class Inventory:
         self._lose_sight(frozenset(seen))
         self._hold(seen, worker, now)
         self._miss(view)
+        return replaced
+
+    def _replaced(
+        self, seen: Mapping[_Object, TokenKey], listing: KeyListing
+    ) -> Iterator[Replaced]:
+        """Yield the keys that have lost their names to another key (rule 6)."""
+        # A key that could not be identified may be the one that is held.
+        unclear = {each.ref for each in listing.unidentified}
+        new = {
+            (key.ref, key.cipher): key
+            for name, key in seen.items()
+            if name not in self._held and key.ref not in unclear
+        }
+        for name, held in self._held.items():
+            by = new.get((held.key.ref, held.key.cipher))
+            if by is not None and name not in seen:
+                yield Replaced(key=held.key, by=by)
 
     def _lose_sight(self, seen: frozenset[_Object]) -> None:
         """Note which workers miss a key that another worker sees (rule 4)."""

@@ -76,14 +76,27 @@ class TokenKey:
         return self.fingerprint, self.cipher
 
     @property
-    def found_by(self) -> tuple[KeyRef, Cipher]:
+    def found_by(self) -> tuple[KeyRef, str, Cipher]:
         """What a session finds the key by, and which KEK of a pair it is."""
-        return self.ref, self.cipher
+        return self.ref, self.fingerprint, self.cipher
 
     @property
     def age(self) -> tuple[int, str]:
         """Sort key: activation time; fingerprint if two keys have the same time."""
         return self.activation, self.fingerprint
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnidentifiedKey:
+    """Name a key on the token that cannot be used, because it was not identified.
+
+    Args:
+        ref: CKA_LABEL and CKA_ID, as far as they can be read.
+        error: Why it was not identified, and what to do.
+    """
+
+    ref: KeyRef
+    error: HsmKmsError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,6 +166,7 @@ class Keyring:
         current: The key to encrypt under, or None.
         fault: Why there is no current key, or why it must not encrypt; or None.
         pending: Keys that will become current, the next one first.
+        unidentified: Keys that cannot be used, because they were not identified.
         settings: The configuration.
     """
 
@@ -160,6 +174,7 @@ class Keyring:
     current: TokenKey | None
     fault: HsmKmsError | None
     pending: tuple[Pending, ...] = ()
+    unidentified: tuple[UnidentifiedKey, ...] = ()
     settings: KeySettings = KeySettings(label=None)
     _by_name: Mapping[tuple[str, Cipher], TokenKey] = field(
         init=False, repr=False, compare=False

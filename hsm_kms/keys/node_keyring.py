@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from hsm_kms.keys.inventory import Inventory
-    from hsm_kms.keys.keyring import Keyring, KeySettings, TokenKey
+    from hsm_kms.keys.keyring import Keyring, KeySettings, TokenKey, UnidentifiedKey
     from hsm_kms.state_dir.directory import StateDir
 
 
@@ -83,6 +83,11 @@ class NodeKeyring:
         self._unsaved: str | None = None  # why the last key could not be saved
         self.ring: Keyring | None = None
         self._frozen = False
+
+    @property
+    def last(self) -> LastKey | None:
+        """The key last current on this node; None if there never was one."""
+        return self._last
 
     @property
     def last_key_id(self) -> str | None:
@@ -153,7 +158,7 @@ class NodeKeyring:
     def adopt(
         self,
         inventory: Inventory,
-        unidentified: HsmKmsError | None,
+        unidentified: tuple[UnidentifiedKey, ...],
         try_key: Try,
         token_serial: str,
     ) -> None:
@@ -161,7 +166,7 @@ class NodeKeyring:
 
         Args:
             inventory: The keys held.
-            unidentified: Why a key could not be identified, or None.
+            unidentified: Keys that could not be identified.
             try_key: Returns how the trial of a key that is due went.
             token_serial: Serial number of the token.
         """
@@ -175,18 +180,21 @@ class NodeKeyring:
         self._announced_ring = self._with_announced(ring)
 
     def preview(
-        self, inventory: Inventory, unidentified: HsmKmsError | None
+        self, inventory: Inventory, unidentified: tuple[UnidentifiedKey, ...]
     ) -> Keyring:
         """Return the keyring without a switch; nothing is saved.
 
         Args:
             inventory: The keys held.
-            unidentified: Why a key could not be identified, or None.
+            unidentified: Keys that could not be identified.
         """
         return self._decide(inventory, unidentified, lambda _: UNTRIED)[0]
 
     def _decide(
-        self, inventory: Inventory, unidentified: HsmKmsError | None, try_key: Try
+        self,
+        inventory: Inventory,
+        unidentified: tuple[UnidentifiedKey, ...],
+        try_key: Try,
     ) -> tuple[Keyring, dict[str, str]]:
         """Return the keyring, and by key_id why keys that are due cannot be used."""
         memory = Memory(

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from hsm_kms.ipc.values import Cipher
+    from hsm_kms.keys.keyring import UnidentifiedKey
 
 # A key first seen less than this after its activation time is late: other nodes may
 # not have seen it yet, so this one waits before it switches.
@@ -65,7 +66,7 @@ def build_keyring(
     memory: Memory,
     now: float,
     *,
-    unidentified: HsmKmsError | None = None,
+    unidentified: tuple[UnidentifiedKey, ...] = (),
 ) -> Keyring:
     """Decide which key is current.
 
@@ -74,18 +75,19 @@ def build_keyring(
         settings: The configuration.
         memory: What this node remembers.
         now: Seconds since the Unix epoch.
-        unidentified: Why a key could not be identified, or None.
+        unidentified: Keys that could not be identified.
     """
     usable = [key for key in keys if key.fingerprint not in settings.retired]
     current, fault = _choose(usable, settings, memory, now)
-    if not usable and settings.current is None and unidentified is not None:
-        fault = unidentified
+    if not usable and settings.current is None and unidentified:
+        fault = unidentified[0].error
     pending = _pending(usable, current, settings, memory, now) if current else ()
     return Keyring(
         keys=tuple(keys),
         current=current,
         fault=fault,
         pending=pending,
+        unidentified=unidentified,
         settings=settings,
     )
 

@@ -52,6 +52,7 @@ def configure_message(config: Config, *, read_write: bool | None = None) -> Conf
         library=uri.library,
         read_write=token.read_write if read_write is None else read_write,
         needs_login=token.login != "none",
+        by_cka_id=config.keys.fingerprint == "cka_id",
     )
 
 

@@ -18,6 +18,8 @@ from hsm_kms.errors import (
     HsmKmsError,
     KeyAmbiguousError,
     KeyNotFoundError,
+    KeyReplacedError,
+    KeyUnsuitableError,
     MechanismError,
     PinRejectedError,
     PinUnavailableError,
@@ -25,15 +27,15 @@ from hsm_kms.errors import (
     SessionLostError,
     TokenAbsentError,
     TokenError,
-    UndecidedError,
     WorkerLostError,
 )
 from hsm_kms.ipc import ckr
 from hsm_kms.ipc.ckr import Cause, Fault
-from hsm_kms.ipc.messages import Encrypt
+from hsm_kms.ipc.messages import Decrypt, Encrypt
 
 if TYPE_CHECKING:
     from hsm_kms.ipc.messages import Failure, Request
+    from hsm_kms.ipc.values import Problem
 
 
 class SessionEffect(StrEnum):
@@ -76,16 +78,9 @@ class Row:
         """Return True if the request runs once more, on another session."""
         return issubclass(self.error, LOST)
 
-    def error_from(self, failure: Failure) -> HsmKmsError:
+    def error_from(self, failure: Failure | Problem) -> HsmKmsError:
         """Return the error for a failure that has this row's cause."""
         return self.error(
-            failure.detail, hint=self.hint, function=failure.function, rv=failure.rv
-        )
-
-    def final_from(self, failure: Failure) -> HsmKmsError:
-        """Return the error for a failure after which nothing is tried again."""
-        kind = TokenError if self.retried else self.error
-        return kind(
             failure.detail, hint=self.hint, function=failure.function, rv=failure.rv
         )
 
@@ -107,6 +102,12 @@ _PIN_LOW: Final = (
 _MODULE: Final = "check token.module and the libraries it needs"
 _SELECT: Final = (
     "list the tokens with `hsm-kms token list`, then correct the token selector"
+)
+_OTHER_KEY: Final = (
+    "give the key its CKA_LABEL and CKA_ID back, or name another in keys.current"
+)
+_UNNAMED: Final = (
+    "give it a CKA_LABEL in UTF-8 and a CKA_ID of its own with the tools of the HSM"
 )
 _NOT_PROVEN: Final = "do not use this token until its vendor has explained"
 
@@ -132,20 +133,18 @@ TABLE: Final[dict[str, Row]] = {
     Cause.SEVERAL_KEYS: Row(
         error=KeyAmbiguousError, hint="give each key its own CKA_ID"
     ),
+    Cause.OTHER_KEY: Row(
+        error=KeyReplacedError,
+        hint=_OTHER_KEY,
+        breaker=BreakerEffect.RESETS,
+    ),
+    Cause.UNNAMED: Row(error=KeyUnsuitableError, hint=_UNNAMED),
     Cause.PIN_FILE: Row(error=PinUnavailableError, hint=_PIN_FILE),
     Cause.PIN_CONTENT: Row(error=PinUnavailableError, hint=_PIN_CONTENT),
     Cause.PIN_CHANGED: Row(error=PinUnavailableError),
     Cause.PIN_COUNTED: Row(error=PinRejectedError, hint=_PIN),
     Cause.PIN_LOW: Row(error=PinUnavailableError, hint=_PIN_LOW),
     Cause.NOT_AUTHENTIC: _REFUSED,
-    # A ciphertext comes from etcd: it must not make anybody doubt the token.
-    Cause.UNSETTLED: Row(error=UndecidedError, hint=_CHECK, reported=False),
-    Cause.SESSION_FAILS: Row(
-        error=SessionLostError,
-        hint=_DEVICE,
-        session=SessionEffect.LENT_LAST,
-        breaker=BreakerEffect.COUNTS,
-    ),
     Cause.NOT_PROVEN: Row(
         error=TokenError, hint=_NOT_PROVEN, breaker=BreakerEffect.COUNTS
     ),
@@ -159,11 +158,14 @@ TABLE: Final[dict[str, Row]] = {
 BY_REQUEST: Final[dict[tuple[type[Request], str], Row]] = {
     # There is no ciphertext yet that could be at fault: the DEK is.
     (Encrypt, Fault.REQUEST): Row(error=RequestError, reported=False),
+    # The worker had no canary to find out whether the token or the ciphertext is at
+    # fault, and a ciphertext comes from etcd: it must not open the breaker.
+    (Decrypt, Fault.AMBIGUOUS): Row(error=TokenError, hint=_CHECK, reported=False),
 }
 """Rows that differ from `TABLE` for one kind of request."""
 
 NOT_OPENED: Final = Row(error=SessionLostError, session=SessionEffect.WITHDRAWN)
-"""The row of a C_OpenSession that the token has no room for, while there are others."""
+"""The row of a failed C_OpenSession while the pool has other sessions."""
 
 
 def row_for(failure: Failure, request: Request, *, others: bool) -> Row:
@@ -174,16 +176,17 @@ def row_for(failure: Failure, request: Request, *, others: bool) -> Row:
         request: What was asked.
         others: The pool has other sessions.
     """
-    if failure.function == "C_OpenSession":
-        if failure.cause != Fault.CAPACITY:
-            return TABLE[Cause.SESSION_FAILS]
-        if others:
-            return NOT_OPENED
     row = _row_of(failure.cause)
+    if (
+        failure.function == "C_OpenSession"
+        and row.session is SessionEffect.KEPT
+        and others
+    ):
+        return NOT_OPENED
     return BY_REQUEST.get((type(request), failure.cause), row)
 
 
-def error_from(failure: Failure) -> HsmKmsError:
+def error_from(failure: Failure | Problem) -> HsmKmsError:
     """Return the error for a failure, whatever the request was."""
     return _row_of(failure.cause).error_from(failure)
 

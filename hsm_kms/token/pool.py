@@ -228,8 +228,7 @@ class Pool:
         elif row.session is SessionEffect.RETIRED:
             channel.retire(End.LOGIN)  # its worker's other sessions go with it
         if row.breaker is BreakerEffect.COUNTS:
-            # Requests that the breaker refuses are not tried on another session.
-            self.breaker.failed(row.final_from(failure))
+            self.breaker.failed(error)
         elif row.breaker is BreakerEffect.RESETS:
             self.breaker.succeeded()
         if row.reported and not row.retried:  # `call` reports before it tries again

@@ -13,7 +13,7 @@ import socket
 import sys
 import threading
 from contextlib import AbstractContextManager, nullcontext
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import msgspec
 
@@ -31,7 +31,10 @@ from hsm_kms.ipc.messages import (
 )
 from hsm_kms.worker.errors import WorkerError
 from hsm_kms.worker.module import Module
-from hsm_kms.worker.session import KnownGood, TokenSession
+from hsm_kms.worker.session import TokenSession
+
+if TYPE_CHECKING:
+    from hsm_kms.worker.handles import KnownGood
 
 CLOSE_SECONDS = 0.5
 

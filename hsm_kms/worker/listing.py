@@ -1,23 +1,33 @@
-"""List the keys on a token, page by page."""
+"""List and identify the keys on a token, page by page.
+
+1. Label, CKA_ID, attributes and fingerprint of a key are read from one handle.
+2. An error of one key makes that key unidentified, and nothing else, as long as the
+   session answers and is logged in.
+"""
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Final
 
 import msgspec
-from pkcs11 import Attribute, KeyType, ObjectClass
+from pkcs11 import Attribute, KeyType
 
 from hsm_kms.ipc import ckr
+from hsm_kms.ipc.ckr import Cause, Fault
+from hsm_kms.ipc.fingerprints import fingerprint_of_cka_id
 from hsm_kms.ipc.messages import KeyPage
-from hsm_kms.ipc.values import KeyRef, KeySeen
-from hsm_kms.worker import search
+from hsm_kms.ipc.values import KeyRef, KeySeen, Problem
+from hsm_kms.worker import identity, search
 from hsm_kms.worker.errors import WorkerError
+from hsm_kms.worker.mechanisms import Keyed
 
 if TYPE_CHECKING:
     from hsm_kms.ipc.messages import FindKeys
     from hsm_kms.worker.cryptoki import Cryptoki
 
 _PAGE_BYTES: Final = 64 * 1024  # the last key of a page may exceed it
+_PAGE_SECONDS: Final = 0.25  # the same; the server waits a call_timeout for a page
 
 _FLAGS: Final = {
     "CKA_SENSITIVE": Attribute.SENSITIVE,
@@ -35,38 +45,69 @@ _FLAGS: Final = {
 _READ: Final = (Attribute.LABEL, Attribute.ID, Attribute.VALUE_LEN, *_FLAGS.values())
 
 
-class Listing:
-    """The objects that one search found, described page by page.
+# The operation was refused before it began, so it is not under way on the session.
+_REFUSED_AT_ONCE: Final = frozenset({"C_EncryptInit", "C_SignInit"})
 
-    A page leaves out an object that was deleted meanwhile, and a key that could not be
-    found again: its label is not UTF-8, or a name is too long for `search.read`.
+
+class Listing:
+    """The objects that one search found, described and identified page by page.
+
+    A page leaves out an object that was deleted meanwhile.
 
     Args:
         c: The module.
         session: CK_SESSION_HANDLE, logged in if the token needs that to show the keys.
         wanted: The keys to search for.
+        by_cka_id: A fingerprint names the CKA_ID of a key, not its material.
+        needs_login: A session that is not logged in cannot see the keys.
+
+    Attributes:
+        identified: The handles whose fingerprint was computed, by names, fingerprint,
+            and whether it is that of a pair.
+        spoiled: An operation may still be under way on the session, which must be
+            opened anew.
 
     Raises:
         WorkerError: The token could not be searched.
     """
 
-    def __init__(self, c: Cryptoki, session: int, wanted: FindKeys) -> None:
+    def __init__(
+        self,
+        c: Cryptoki,
+        session: int,
+        wanted: FindKeys,
+        *,
+        by_cka_id: bool = False,
+        needs_login: bool = True,
+    ) -> None:
         self._c = c
+        self._by_cka_id = by_cka_id
+        self._needs_login = needs_login
         self._session = session
         self._wanted = wanted
+        self._found = [*dict.fromkeys(self._search())]
+        self._has_partners = not wanted.partners and bool(
+            search.find_secret(self._c, session, {}, KeyType.GENERIC_SECRET)
+        )
+        self.identified: dict[tuple[KeyRef, str, bool], Keyed] = {}
+        self.spoiled = False
+
+    def _search(self) -> list[int]:
+        c, session, wanted = self._c, self._session, self._wanted
         labelled: dict[int, bytes] = {}
         if wanted.label is not None and not wanted.prefix:
             labelled[Attribute.LABEL] = wanted.label.encode()
         templates = [{**labelled, Attribute.ID: each} for each in wanted.ids]
         kind = KeyType.GENERIC_SECRET if wanted.partners else KeyType.AES
-        self._found = [
+        found = [
             handle
             for each in templates or [labelled]
-            for handle in find(c, session, each, kind)
+            for handle in search.find_secret(c, session, each, kind)
         ]
-        self._has_partners = not wanted.partners and bool(
-            find(c, session, {}, KeyType.GENERIC_SECRET)
-        )
+        if wanted.first is None:
+            return found
+        named = search.find_keys(c, session, wanted.first, kind)
+        return [*(each for each in named if each in found), *found]
 
     def page(self, skip: int, limit: int) -> KeyPage:
         """Describe the next objects.
@@ -74,67 +115,124 @@ class Listing:
         Args:
             skip: Number of objects on the pages before.
             limit: Largest number of objects on this page; the page ends earlier if
-                the message would become too long.
+                the message would become too long, the token is slow, or the session
+                must be opened anew.
 
         Raises:
-            WorkerError: The attributes could not be read.
+            WorkerError: The session does not answer, or is not logged in.
         """
         keys: list[KeySeen] = []
         room = _PAGE_BYTES
+        until = time.monotonic() + _PAGE_SECONDS
         position = skip
         end = min(skip + limit, len(self._found))
-        while position < end and room > 0:
+        while position < end and room > 0 and not self.spoiled:
             seen = self._look(self._found[position])
             position += 1
-            if seen is not None:
-                keys.append(seen)
-                room -= len(msgspec.msgpack.encode(seen))
+            keys += seen
+            room -= sum(len(msgspec.msgpack.encode(each)) for each in seen)
+            if time.monotonic() > until:
+                break
         more = position < len(self._found)
         return KeyPage(keys=tuple(keys), next=position if more else None)
 
-    def _look(self, handle: int) -> KeySeen | None:
-        seen = describe(self._c, self._session, handle)
+    def _look(self, handle: int) -> list[KeySeen]:
+        """Return the key, once for each HMAC key beside it."""
+        try:
+            seen = describe(self._c, self._session, handle)
+        except WorkerError as error:
+            problem = self._problem(error)
+            ref = KeyRef("", b"")
+            return [KeySeen(ref=ref, value_len=None, attributes={}, problem=problem)]
         if seen is None or not seen.ref.label.startswith(self._wanted.label or ""):
-            return None
-        return self._with_partner(seen) if self._has_partners else seen
+            return []
+        if self._wanted.partners or seen.problem is not None:
+            return [seen]
+        seen = self._identify(seen, Keyed(c=self._c, session=self._session, key=handle))
+        pairs = self._pairs(seen, handle) if self._has_partners else []
+        return pairs or [seen]
 
-    def _with_partner(self, seen: KeySeen) -> KeySeen:
-        """Return `seen` with its HMAC key, if the token holds exactly one."""
-        template = named(seen.ref.partner)
-        keys = find(self._c, self._session, template, KeyType.GENERIC_SECRET)
-        partner = describe(self._c, self._session, keys[0]) if len(keys) == 1 else None
-        if partner is None:
-            return seen
-        return msgspec.structs.replace(seen, partner=partner)
+    def _pairs(self, seen: KeySeen, handle: int) -> list[KeySeen]:
+        """Return `seen` with each HMAC key that may belong to it."""
+        refs = [seen.ref]
+        if self._wanted.partner_label is not None:
+            refs.append(KeyRef(self._wanted.partner_label, seen.ref.cka_id))
+        pairs: list[KeySeen] = []
+        for ref in refs:
+            for mac in self._partners(ref):
+                partner = describe(self._c, self._session, mac)
+                if partner is None:
+                    continue
+                on = Keyed(c=self._c, session=self._session, key=handle, mac=mac)
+                partner = self._identify(partner, on, of=seen.ref)
+                pairs.append(msgspec.structs.replace(seen, partner=partner))
+            if pairs:
+                break
+        return pairs
 
+    def _partners(self, ref: KeyRef) -> list[int]:
+        c, partner = self._c, ref.partner
+        return search.find_keys(c, self._session, partner, KeyType.GENERIC_SECRET)
 
-def named(ref: KeyRef) -> dict[int, bytes]:
-    """Return the template that finds one key by its CKA_LABEL and CKA_ID."""
-    return {Attribute.LABEL: ref.label.encode(), Attribute.ID: ref.cka_id}
+    def _identify(
+        self, seen: KeySeen, on: Keyed, *, of: KeyRef | None = None
+    ) -> KeySeen:
+        """Return the key with its fingerprint, or with what prevents it.
 
+        Args:
+            seen: The AES key, or the HMAC key of a pair.
+            on: The handles to compute the fingerprint on.
+            of: Names of the AES key, if `seen` is an HMAC key.
+        """
+        ref = of or seen.ref
+        try:
+            if self._by_cka_id:
+                return msgspec.structs.replace(seen, fingerprint=self._of_cka_id(ref))
+            fingerprint = identity.compute(on)
+        except WorkerError as error:
+            return msgspec.structs.replace(seen, problem=self._problem(error))
+        self.identified[ref, fingerprint, on.mac is not None] = on
+        return msgspec.structs.replace(seen, fingerprint=fingerprint)
 
-def find(
-    c: Cryptoki, session: int, template: dict[int, bytes], kind: KeyType
-) -> list[int]:
-    """Return the CK_OBJECT_HANDLE of every matching secret key of one type.
+    def _of_cka_id(self, ref: KeyRef) -> str:
+        if not ref.cka_id:
+            raise WorkerError(Cause.UNNAMED, "it has no CKA_ID")
+        same = len(search.find_keys(self._c, self._session, ref, KeyType.AES))
+        if same != 1:
+            raise identity.several_keys(ref, same)
+        return fingerprint_of_cka_id(ref.cka_id)
 
-    Raises:
-        WorkerError: The token could not be searched.
-    """
-    whole = {
-        Attribute.CLASS: search.ulong(ObjectClass.SECRET_KEY),
-        Attribute.KEY_TYPE: search.ulong(kind),
-        Attribute.TOKEN: b"\1",
-        **template,
-    }
-    return search.find(c, session, whole)
+    def _problem(self, error: WorkerError) -> Problem:
+        """Return what is wrong with one key.
+
+        Raises:
+            WorkerError: It is the session or the token that is at fault.
+        """
+        if not self._session_answers():
+            raise error
+        # Some modules leave an operation under way after an error, and refuse the next.
+        refused = error.function in _REFUSED_AT_ONCE and error.cause == Fault.OPERATOR
+        self.spoiled |= bool(error.function) and not refused
+        return Problem(
+            cause=str(error.cause),
+            detail=error.detail,
+            function=error.function,
+            rv=error.rv,
+        )
+
+    def _session_answers(self) -> bool:
+        try:
+            logged_in = self._c.logged_in(self._session)
+        except WorkerError:
+            return False
+        return logged_in or not self._needs_login
 
 
 def describe(c: Cryptoki, session: int, handle: int) -> KeySeen | None:
     """Return a key with the attributes that the key policy checks.
 
-    Returns None if the key no longer exists, or if its CKA_LABEL and CKA_ID do not
-    name it: one cannot be read, or the label is not UTF-8.
+    Returns None if the key no longer exists. `KeySeen.problem` is set if the key cannot
+    be found by its names: its CKA_ID cannot be read, or its label is not UTF-8.
 
     Raises:
         WorkerError: The attributes could not be read.
@@ -146,14 +244,27 @@ def describe(c: Cryptoki, session: int, handle: int) -> KeySeen | None:
             return None  # deleted since the search
         raise
     label, cka_id = values[Attribute.LABEL], values[Attribute.ID]
-    if label is None or cka_id is None:
-        return None
-    try:
-        ref = KeyRef(label.decode(), cka_id)
-    except UnicodeDecodeError:
-        return None
     return KeySeen(
-        ref=ref,
+        ref=KeyRef((label or b"").decode("utf-8", "backslashreplace"), cka_id or b""),
         value_len=search.number(values[Attribute.VALUE_LEN]),
         attributes={name: search.flag(values[which]) for name, which in _FLAGS.items()},
+        problem=_unnamed(label, cka_id),
     )
+
+
+def _unnamed(label: bytes | None, cka_id: bytes | None) -> Problem | None:
+    """Return why a key cannot be found by its names; None if it can."""
+    if label is None:
+        return Problem(cause=Cause.UNNAMED, detail=_TOO_LONG.format("CKA_LABEL"))
+    if cka_id is None:
+        return Problem(cause=Cause.UNNAMED, detail=_TOO_LONG.format("CKA_ID"))
+    try:
+        label.decode()
+    except UnicodeDecodeError:
+        return Problem(cause=Cause.UNNAMED, detail="its CKA_LABEL is not UTF-8")
+    return None
+
+
+_TOO_LONG: Final = (
+    f"its {{}} is not readable, or longer than {search.BUFFER_BYTES - 1} bytes"
+)

@@ -50,6 +50,7 @@ class Module:
         self._lib = _uninitialised_lib(settings.module)
         self.cryptoki = Cryptoki(same_list(functions, self._lib))
         self.needs_login = settings.needs_login
+        self.by_cka_id = settings.by_cka_id
         self.os_locking = self.cryptoki.initialize(settings.init_args)
         self._settings = settings
         self._token: Token | None = None
@@ -77,18 +78,14 @@ class Module:
         python-pkcs11 logs out when it closes a session that it opened with a PIN.
 
         Raises:
-            WorkerError: No token is selected, or C_OpenSession failed. Whatever it
-                returned, the device is at fault unless it has no session left.
+            WorkerError: No token is selected, or C_OpenSession failed.
         """
         if self._token is None:
             raise WorkerError(Cause.NO_TOKEN, "the configuration selects no token")
         try:
             return self._token.open(rw=self._settings.read_write)
         except PKCS11Error as error:
-            failure = from_pkcs11("C_OpenSession", error)
-            if failure.cause != Fault.CAPACITY:
-                failure.cause = Fault.DEVICE
-            raise failure from None
+            raise from_pkcs11("C_OpenSession", error) from None
 
     def login(self, session: Session, request: Login) -> None:
         """Log this process in, with the PIN from the PIN file.

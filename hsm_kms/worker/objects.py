@@ -1,44 +1,28 @@
-"""Find, generate, relabel and destroy single keys on the token."""
+"""Generate, relabel and destroy single keys on the token."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, NoReturn
+import ctypes
+from ctypes import byref, c_ulong, c_void_p
+from typing import TYPE_CHECKING, Final
 
-from pkcs11 import Attribute, KeyType, MechanismFlag, ObjectClass
+from pkcs11 import Attribute, KeyType, MechanismFlag
 from pkcs11.exceptions import PKCS11Error
 
-from hsm_kms.ipc.ckr import Cause
 from hsm_kms.ipc.values import KeyRef
-from hsm_kms.worker.errors import WorkerError, from_pkcs11
-from hsm_kms.worker.listing import describe, find, named
+from hsm_kms.worker.errors import from_pkcs11
+from hsm_kms.worker.listing import describe
+from hsm_kms.worker.structs import CkAttribute
 
 if TYPE_CHECKING:
     from pkcs11 import Session
     from pkcs11.types import Object
 
-    from hsm_kms.ipc.messages import Destroy, GenerateKey, Relabel
+    from hsm_kms.ipc.messages import GenerateKey, Relabel
     from hsm_kms.ipc.values import KeySeen
     from hsm_kms.worker.cryptoki import Cryptoki
 
 KEY_BYTES: Final = 32
-
-
-def find_handle(
-    c: Cryptoki, session: int, ref: KeyRef, kind: KeyType = KeyType.AES
-) -> int:
-    """Return the CK_OBJECT_HANDLE of the one key with this CKA_LABEL and CKA_ID.
-
-    Args:
-        c: The module.
-        session: CK_SESSION_HANDLE.
-        ref: CKA_LABEL and CKA_ID of the key.
-        kind: CKK_AES, or CKK_GENERIC_SECRET for an HMAC key.
-
-    Raises:
-        WorkerError: The token holds no such key, or several.
-    """
-    found = find(c, session, named(ref), kind)
-    return found[0] if len(found) == 1 else _not_one(ref, len(found))
 
 
 def generate(c: Cryptoki, session: Session, request: GenerateKey) -> KeySeen | None:
@@ -53,7 +37,8 @@ def generate(c: Cryptoki, session: Session, request: GenerateKey) -> KeySeen | N
         request: The key to generate: AES, or HMAC (CKK_GENERIC_SECRET).
 
     Returns:
-        The key as the token describes it; None if the token does not name it.
+        The key as the token describes it, without its fingerprint; None if the token
+        does not name it.
 
     Raises:
         WorkerError: C_GenerateKey failed.
@@ -84,61 +69,40 @@ def generate(c: Cryptoki, session: Session, request: GenerateKey) -> KeySeen | N
     return describe(c, handle_of(session), handle_of(key))
 
 
-def relabel(session: Session, request: Relabel) -> None:
-    """Change the CKA_LABEL of a key, on a read-write session.
+def relabel(c: Cryptoki, session: int, key: int, request: Relabel) -> None:
+    """Change the CKA_LABEL of a key.
+
+    Args:
+        c: The module.
+        session: CK_SESSION_HANDLE of a read-write session.
+        key: CK_OBJECT_HANDLE.
+        request: The new label.
 
     Raises:
-        WorkerError: There is no such key, or C_SetAttributeValue failed.
+        WorkerError: C_SetAttributeValue failed.
     """
     after = KeyRef(request.label, request.ref.cka_id)
-    key = _one_of_two(session, request.ref, partner=request.partner)
-    try:
-        key[Attribute.LABEL] = after.partner.label if request.partner else after.label
-    except PKCS11Error as error:
-        raise from_pkcs11("C_SetAttributeValue", error) from None
+    label = (after.partner if request.partner else after).label.encode()
+    value = ctypes.create_string_buffer(label, len(label) or 1)
+    new = CkAttribute(Attribute.LABEL, ctypes.cast(value, c_void_p), len(label))
+    c.call(
+        *("C_SetAttributeValue", c_ulong(session), c_ulong(key)),
+        *(byref(new), c_ulong(1)),
+    )
 
 
-def destroy(session: Session, request: Destroy) -> None:
-    """Destroy a key, on a read-write session.
+def destroy(c: Cryptoki, session: int, key: int) -> None:
+    """Destroy a key.
+
+    Args:
+        c: The module.
+        session: CK_SESSION_HANDLE of a read-write session.
+        key: CK_OBJECT_HANDLE.
 
     Raises:
-        WorkerError: There is no such key, or C_DestroyObject failed.
+        WorkerError: C_DestroyObject failed.
     """
-    key = _one_of_two(session, request.ref, partner=request.partner)
-    try:
-        key.destroy()
-    except PKCS11Error as error:
-        raise from_pkcs11("C_DestroyObject", error) from None
-
-
-def _one_of_two(session: Session, ref: KeyRef, *, partner: bool) -> Object:
-    """Return the AES key, or the HMAC key that belongs to it."""
-    if partner:
-        return _only(session, ref.partner, KeyType.GENERIC_SECRET)
-    return _only(session, ref, KeyType.AES)
-
-
-def _only(session: Session, ref: KeyRef, kind: KeyType) -> Object:
-    whole = {
-        Attribute.CLASS: ObjectClass.SECRET_KEY,
-        Attribute.KEY_TYPE: kind,
-        Attribute.TOKEN: True,
-        Attribute.LABEL: ref.label,
-        Attribute.ID: ref.cka_id,
-    }
-    try:
-        # A list at once: while the generator lives, the session is in C_FindObjects.
-        keys = list(session.get_objects(whole))
-    except PKCS11Error as error:
-        raise from_pkcs11("C_FindObjects", error) from None
-    return keys[0] if len(keys) == 1 else _not_one(ref, len(keys))
-
-
-def _not_one(ref: KeyRef, count: int) -> NoReturn:
-    names = f"labelled {ref.label!r} with CKA_ID {ref.cka_id.hex() or '(empty)'}"
-    if not count:
-        raise WorkerError(Cause.NO_KEY, f"no key {names}")
-    raise WorkerError(Cause.SEVERAL_KEYS, f"{count} keys {names}")
+    c.call("C_DestroyObject", c_ulong(session), c_ulong(key))
 
 
 def handle_of(thing: Session | Object) -> int:

@@ -11,7 +11,7 @@ import sys
 from ctypes import byref, c_ubyte, c_ulong, c_void_p
 from typing import TYPE_CHECKING, Final
 
-from pkcs11 import Attribute
+from pkcs11 import Attribute, KeyType, ObjectClass
 
 from hsm_kms.ipc import ckr
 from hsm_kms.worker.errors import WorkerError
@@ -20,6 +20,7 @@ from hsm_kms.worker.structs import CkAttribute
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from hsm_kms.ipc.values import KeyRef
     from hsm_kms.worker.cryptoki import Cryptoki
 
 MOST_AT_ONCE: Final = 256
@@ -28,6 +29,46 @@ _ULONG_BYTES: Final = ctypes.sizeof(c_ulong)
 # NSS writes a CK_ULONG only into a buffer of exactly its size.
 _EXACT: Final[dict[int, int]] = {Attribute.VALUE_LEN: _ULONG_BYTES}
 _BLANK: Final = 0xFF  # what a buffer holds that no module has touched
+
+
+# These say nothing about the attribute that was read.
+_NOT_THE_ATTRIBUTE: Final = frozenset({ckr.Fault.LOGIN, ckr.Fault.SESSION})
+
+
+def find_keys(c: Cryptoki, session: int, ref: KeyRef, kind: KeyType) -> list[int]:
+    """Return the CK_OBJECT_HANDLE of every secret key with this CKA_LABEL and CKA_ID.
+
+    Args:
+        c: The module.
+        session: CK_SESSION_HANDLE.
+        ref: CKA_LABEL and CKA_ID.
+        kind: CKK_AES, or CKK_GENERIC_SECRET for HMAC keys.
+
+    Raises:
+        WorkerError: The token could not be searched.
+    """
+    names: dict[int, bytes] = {
+        Attribute.LABEL: ref.label.encode(),
+        Attribute.ID: ref.cka_id,
+    }
+    return find_secret(c, session, names, kind)
+
+
+def find_secret(
+    c: Cryptoki, session: int, template: Mapping[int, bytes], kind: KeyType
+) -> list[int]:
+    """Return the CK_OBJECT_HANDLE of every matching secret key of one type.
+
+    Raises:
+        WorkerError: The token could not be searched.
+    """
+    whole = {
+        Attribute.CLASS: ulong(ObjectClass.SECRET_KEY),
+        Attribute.KEY_TYPE: ulong(kind),
+        Attribute.TOKEN: b"\1",
+        **template,
+    }
+    return find(c, session, whole)
 
 
 def find(c: Cryptoki, session: int, template: Mapping[int, bytes]) -> list[int]:
@@ -76,7 +117,9 @@ def _final(c: Cryptoki, session: int) -> None:
 def read(
     c: Cryptoki, session: int, handle: int, kinds: Sequence[int]
 ) -> dict[int, bytes | None]:
-    """Return attribute values by CKA number; None if the token does not reveal one.
+    """Return attribute values by CKA number; None if one cannot be read.
+
+    The token does not reveal it, or fails for this attribute alone.
 
     Args:
         c: The module.
@@ -85,12 +128,28 @@ def read(
         kinds: CKA numbers; a value may have up to `BUFFER_BYTES` - 1 bytes.
 
     Raises:
-        WorkerError: C_GetAttributeValue failed otherwise.
+        WorkerError: No attribute can be read: the object, the session or the token
+            is gone.
     """
-    values, untouched = _read_at_once(c, session, handle, kinds)
-    # Some modules stop at the first attribute that they do not reveal.
-    for kind in untouched:
-        values |= _read_at_once(c, session, handle, [kind])[0]
+    values: dict[int, bytes | None] = dict.fromkeys(kinds)
+    failed: WorkerError | None = None
+    try:
+        values, singly = _read_at_once(c, session, handle, kinds)
+    except WorkerError as error:
+        if error.cause in _NOT_THE_ATTRIBUTE:
+            raise
+        failed, singly = error, list(kinds)
+    # Some modules stop at the first attribute that they do not reveal, and some fail
+    # as a whole.
+    for kind in singly:
+        try:
+            values |= _read_at_once(c, session, handle, [kind])[0]
+        except WorkerError as error:
+            if error.cause in _NOT_THE_ATTRIBUTE:
+                raise
+            failed = error
+    if failed is not None and not any(value is not None for value in values.values()):
+        raise failed
     return values
 
 

@@ -1,21 +1,25 @@
-"""Run requests on one PKCS#11 session, with the key handles found on it.
+"""Run requests on one PKCS#11 session, and heal what only this session can heal.
 
-`worker.healing` decides what happens after a failure.
+A failure is healed, and the request tried again, at most once:
+
+1. A session that is invalid, or that failed for an unclear reason, is opened anew.
+2. Stale key handles are looked up again, if the user is still logged in. A request
+   names the fingerprint of its key, and never runs under another key.
+3. After an ambiguous decrypt error the session decrypts a known good canary: if that
+   works the ciphertext is bad, else the session is opened anew.
+
+Any other failure is reported as it is; `token.errors` says what the server does.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hmac
-import os
-from typing import TYPE_CHECKING, assert_never
+from typing import TYPE_CHECKING, TypeAlias, assert_never
 
-from pkcs11 import KeyType
 from pkcs11.exceptions import PKCS11Error
 
 from hsm_kms.ipc.ckr import Cause, Fault
 from hsm_kms.ipc.messages import (
-    Block,
     Configure,
     Decrypt,
     Decrypted,
@@ -25,7 +29,6 @@ from hsm_kms.ipc.messages import (
     Encrypted,
     Failure,
     FindKeys,
-    Fingerprint,
     GenerateKey,
     GenerateRandom,
     KeyPage,
@@ -42,19 +45,29 @@ from hsm_kms.ipc.messages import (
     RunCanary,
     Tokens,
 )
-from hsm_kms.ipc.values import Cipher, KeyRef
-from hsm_kms.worker import healing, mechanism_probe, mechanisms, objects
+from hsm_kms.ipc.values import Cipher
+from hsm_kms.worker import canary, mechanism_probe, mechanisms, objects
 from hsm_kms.worker.errors import WorkerError, from_pkcs11
+from hsm_kms.worker.handles import Handles
 from hsm_kms.worker.listing import Listing
-from hsm_kms.worker.mechanisms import Keyed
 
 if TYPE_CHECKING:
     from pkcs11 import Session
 
+    from hsm_kms.worker.handles import KnownGood
+    from hsm_kms.worker.mechanisms import Keyed
     from hsm_kms.worker.module import Module
 
-CANARY_BYTES = 32
-KnownGood = dict[tuple[KeyRef, Cipher], Decrypt]
+_OnKey: TypeAlias = Encrypt | Decrypt | RunCanary | Probe
+# Not Login, which can use up a PIN try, nor changes of keys, which may have succeeded.
+_REPEATABLE = (
+    Encrypt,
+    Decrypt,
+    RunCanary,
+    Probe,
+    FindKeys,
+    GenerateRandom,
+)
 
 
 class TokenSession:
@@ -71,13 +84,13 @@ class TokenSession:
         self._cryptoki = module.cryptoki
         self._known_good = known_good
         self._session: Session | None = None
-        self._handles: dict[KeyRef, int] = {}
+        self._handles = Handles(module, known_good)
         self._listing: Listing | None = None
 
     def answer(self, request: Request) -> Reply:
         """Return the reply to one request; never raises."""
         try:
-            return healing.answer(self, request)
+            return self._with_one_retry(request)
         except WorkerError as error:
             return error.as_message()
         except PKCS11Error as error:
@@ -85,15 +98,34 @@ class TokenSession:
         except Exception as error:  # noqa: BLE001 - a bug must not end the thread
             return Failure(cause=Cause.INTERNAL, detail=type(error).__name__)
 
-    def run(self, request: Request) -> Reply:  # noqa: C901, PLR0911, PLR0912 - an arm each
-        """Run a request once.
+    def _with_one_retry(self, request: Request) -> Reply:
+        try:
+            return self._do(request)
+        except WorkerError as error:
+            if not isinstance(request, _REPEATABLE):
+                raise
+            if error.cause == Fault.AMBIGUOUS and isinstance(request, Decrypt):
+                self._settle(request, error)
+            elif error.cause in {Fault.AMBIGUOUS, Fault.SESSION}:
+                self._reopen()
+            elif error.cause in {Fault.LOGIN, Cause.NO_KEY}:
+                self._forget_handles(error)
+            else:
+                raise
+        return self._again(request)
 
-        Raises:
-            WorkerError: It failed.
-        """
+    def _again(self, request: Request) -> Reply:
+        try:
+            return self._do(request)
+        except WorkerError as error:
+            if error.cause == Fault.LOGIN and self._logged_in():
+                error.cause = Fault.SESSION  # another session may still work
+            raise
+
+    def _do(self, request: Request) -> Reply:  # noqa: C901, PLR0911, PLR0912 - an arm each
         match request:
-            case Encrypt(ref=ref, mechanism=how, aad=aad, plaintext=plaintext):
-                on = self._keyed(ref, paired=how.cipher is Cipher.CBC_HMAC)
+            case Encrypt(mechanism=how, aad=aad, plaintext=plaintext):
+                on = self._key(request, how.cipher)
                 iv, ciphertext = mechanisms.encrypt(on, how, aad, plaintext)
                 return Encrypted(iv=iv, ciphertext=ciphertext)
             case Decrypt():
@@ -101,23 +133,22 @@ class TokenSession:
             case GenerateRandom(count=count):
                 return Random(data=self._cryptoki.random(self._handle, count))
             case RunCanary():
-                self._run_canary(request)
-                return Done()
-            case Probe(ref=ref, paired=paired, wanted=wanted):
-                on = self._keyed(ref, paired=paired)
+                return self._run_canary(request)
+            case Probe(paired=paired, wanted=wanted):
+                on = self._key(request, Cipher.CBC_HMAC if paired else Cipher.GCM)
                 return Probed(mechanism=mechanism_probe.probe(on, wanted))
             case FindKeys():
                 return self._list(request)
-            case Fingerprint():
-                return self._fingerprint(request)
             case GenerateKey():
                 made = objects.generate(self._cryptoki, self._open(), request)
                 return KeyPage(keys=() if made is None else (made,))
             case Relabel():
-                objects.relabel(self._open(), request)
+                key = self._handles.object(self._handle, request)
+                objects.relabel(self._cryptoki, self._handle, key, request)
                 return self._changed()
             case Destroy():
-                objects.destroy(self._open(), request)
+                key = self._handles.object(self._handle, request)
+                objects.destroy(self._cryptoki, self._handle, key)
                 return self._changed()
             case Login():
                 self._module.login(self._open(), request)
@@ -140,31 +171,31 @@ class TokenSession:
     def _handle(self) -> int:
         return objects.handle_of(self._open())
 
-    def _find(self, ref: KeyRef, kind: KeyType = KeyType.AES) -> int:
-        handle = self._handles.get(ref)
-        if handle is None:
-            handle = objects.find_handle(self._cryptoki, self._handle, ref, kind)
-            self._handles[ref] = handle
-        return handle
-
-    def _keyed(
-        self, ref: KeyRef, *, paired: bool, beside: KeyRef | None = None
-    ) -> Keyed:
-        mac = (beside or ref).partner
-        return Keyed(
-            c=self._cryptoki,
-            session=self._handle,
-            key=self._find(ref),
-            mac=self._find(mac, KeyType.GENERIC_SECRET) if paired else None,
-        )
+    def _key(self, request: _OnKey, cipher: Cipher) -> Keyed:
+        name = request.ref, request.fingerprint, cipher is Cipher.CBC_HMAC
+        return self._handles.key(self._handle, name, cipher)
 
     def _list(self, request: FindKeys) -> KeyPage:
-        """Return one page of keys; only the first page searches the token."""
+        """Return one page of keys; only the first page searches the token.
+
+        The session forgets its handles, and uses those that the listing found.
+        """
         self._require_login()
         if self._listing is None or request.skip == 0:
-            self._listing = Listing(self._cryptoki, self._handle, request)
-        page = self._listing.page(request.skip, request.limit)
-        if page.next is None:
+            self._forget_keys()
+            self._listing = Listing(
+                self._cryptoki,
+                self._handle,
+                request,
+                by_cka_id=self._module.by_cka_id,
+                needs_login=self._module.needs_login,
+            )
+        listing = self._listing
+        page = listing.page(request.skip, request.limit)
+        self._handles.add(listing.identified)
+        if listing.spoiled:
+            self._reopen()  # the next page searches again
+        elif page.next is None:
             self._listing = None
         return page
 
@@ -176,48 +207,48 @@ class TokenSession:
         self._handles.clear()
         self._listing = None
 
-    def _fingerprint(self, request: Fingerprint) -> Block:
-        on = self._keyed(request.ref, paired=request.paired, beside=request.beside)
-        out = mechanisms.encrypt_block(on.c, on.session, on.key, request.block)
-        if on.mac is None:
-            return Block(block=out)
-        return Block(block=out, mac=on.c.sign_hmac(on.session, on.mac, request.block))
-
     def _decrypt(self, request: Decrypt) -> bytes:
-        cipher = request.cipher
-        on = self._keyed(request.ref, paired=cipher is Cipher.CBC_HMAC)
+        on = self._key(request, request.cipher)
         return mechanisms.decrypt(
-            on, cipher, request.aad, request.iv, request.ciphertext
+            on, request.cipher, request.aad, request.iv, request.ciphertext
         )
 
-    def _run_canary(self, request: RunCanary) -> None:
-        how = request.mechanism
-        canary = os.urandom(CANARY_BYTES)
-        on = self._keyed(request.ref, paired=how.cipher is Cipher.CBC_HMAC)
-        iv, ciphertext = mechanisms.encrypt(on, how, request.aad, canary)
-        record = Decrypt(
+    def _run_canary(self, request: RunCanary) -> Encrypted:
+        cipher = request.mechanism.cipher
+        iv, ciphertext = canary.run(self._key(request, cipher), request)
+        # Kept by one assignment: other sessions read the dictionary meanwhile.
+        self._known_good[request.fingerprint, cipher] = Decrypt(
             ref=request.ref,
-            cipher=how.cipher,
+            fingerprint=request.fingerprint,
+            cipher=cipher,
             aad=request.aad,
             iv=iv,
             ciphertext=ciphertext,
         )
-        if not hmac.compare_digest(canary, self._decrypt(record)):
-            raise WorkerError(
-                Cause.NOT_PROVEN, "the token decrypted its own canary to other bytes"
-            )
-        self._known_good[request.ref, how.cipher] = record
+        return Encrypted(iv=iv, ciphertext=ciphertext)
 
-    def known_good(self, request: Decrypt) -> Decrypt | None:
-        """Return the last canary under the key of `request`, None if there is none."""
-        return self._known_good.get((request.ref, request.cipher))
+    def _settle(self, request: Decrypt, error: WorkerError) -> None:
+        """Find out whether the session or the ciphertext caused a decrypt error.
 
-    def reopen(self) -> None:
-        """Replace the session by a new one.
+        Returns if the session did; it has then been opened anew.
 
         Raises:
-            WorkerError: C_OpenSession failed.
+            WorkerError: The ciphertext is at fault, or there is no canary to tell.
         """
+        known = self._known_good.get((request.fingerprint, request.cipher))
+        if known is None:
+            raise error
+        try:
+            self._decrypt(known)
+        except WorkerError:
+            self._reopen()
+            return
+        raise WorkerError(
+            Cause.NOT_AUTHENTIC, error.detail, function=error.function, rv=error.rv
+        )
+
+    def _reopen(self) -> None:
+        """Replace the session by a new one."""
         # The new one first: closing the last session of a process logs it out.
         old, self._session = self._session, None
         self._forget_keys()
@@ -233,21 +264,14 @@ class TokenSession:
                 with contextlib.suppress(PKCS11Error):
                     old.close()
 
-    def find_again(self, error: WorkerError) -> None:
-        """Drop all key handles, to find them again if the user is logged in.
-
-        Args:
-            error: The failure that may come from stale handles.
-
-        Raises:
-            WorkerError: The user is no longer logged in.
-        """
+    def _forget_handles(self, error: WorkerError) -> None:
+        """Drop all key handles, to look them up again if the user is logged in."""
         self._forget_keys()
         self._require_login(error)
 
     def _require_login(self, error: WorkerError | None = None) -> None:
         """Refuse to search without a login: private keys would seem to be missing."""
-        if not self.logged_in():
+        if not self._logged_in():
             raise WorkerError(
                 Fault.LOGIN,
                 "the session is no longer logged in",
@@ -255,6 +279,5 @@ class TokenSession:
                 rv=error.rv if error else None,
             )
 
-    def logged_in(self) -> bool:
-        """Return True if C_GetSessionInfo says so, or if no login is needed."""
+    def _logged_in(self) -> bool:
         return not self._module.needs_login or self._cryptoki.logged_in(self._handle)

@@ -72,7 +72,12 @@ def canary(key: TokenKey, mechanism: Mechanism, scope: str) -> RunCanary:
     header = Header(
         kind=Kind.CANARY, algorithm=ALGORITHMS[key.cipher], key_id=key.key_id
     )
-    return RunCanary(ref=key.ref, mechanism=mechanism, aad=header.aad(scope))
+    return RunCanary(
+        ref=key.ref,
+        fingerprint=key.fingerprint,
+        mechanism=mechanism,
+        aad=header.aad(scope),
+    )
 
 
 class ByToken:
@@ -119,6 +124,7 @@ class ByToken:
         header = Header(kind=kind, algorithm=ALGORITHMS[key.cipher], key_id=key.key_id)
         request = Encrypt(
             ref=key.ref,
+            fingerprint=key.fingerprint,
             mechanism=key.mechanism,
             aad=header.aad(self.scope),
             plaintext=plaintext,
@@ -150,6 +156,7 @@ class ByToken:
         """
         request = Decrypt(
             ref=key.ref,
+            fingerprint=key.fingerprint,
             cipher=key.cipher,
             aad=record.header.aad(self.scope),
             iv=record.iv,

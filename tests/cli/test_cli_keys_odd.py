@@ -84,11 +84,13 @@ def test_one_time_for_two(keys, hsm):
 
 
 def test_two_objects_one_name(keys, hsm):
-    """Two keys with one label and one CKA_ID are shown, and not guessed between."""
+    """Two keys with one label and one CKA_ID are told apart, and the cure is named."""
     for _ in range(2):
         make_key(hsm, b"twice", PRIVATE=True)
     ended = keys.run("list")
 
+    ids = [key["key_id"] for key in keys.json("list")]
+    assert 3 == len(set(ids) - {None})
     assert 2 == ended.out.count(b"twice".hex())
     assert 2 == ended.out.count("another key has the same CKA_LABEL and CKA_ID")
 
@@ -156,7 +158,7 @@ def test_names_too_long_for_any_message(keys, hsm):
     (old,) = keys.states()
     make_key(hsm, b"x" * 60_000, PRIVATE=True)
 
-    assert {old: "current"} == keys.states()
+    assert {old: "current", "-": "refused"} == keys.states()
 
 
 def test_pages(keys, hsm):

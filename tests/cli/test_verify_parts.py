@@ -85,6 +85,7 @@ async def sealed_by_local_keks(config_file, count):
         reply = await worker.ask(
             Encrypt(
                 ref=key.ref,
+                fingerprint=key.fingerprint,
                 mechanism=key.mechanism,
                 aad=head.aad(config.scope),
                 plaintext=local_kek,

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from cryptography.hazmat.primitives import ciphers
+from cryptography.hazmat.primitives.ciphers import algorithms, modes
+
+from hsm_kms.ipc.fingerprints import FINGERPRINT_BLOCK, fingerprint_of
 from hsm_kms.ipc.messages import (
     Configure,
     Decrypt,
@@ -21,7 +25,7 @@ from hsm_kms.token.login import PinLogin
 from hsm_kms.token.pin_file import PinSource
 from hsm_kms.token.process import Worker
 from tests.harness.softhsm import TOKEN_LABEL, softhsm_module
-from tests.harness.token_keys import LABEL
+from tests.harness.token_keys import IMPORTED, LABEL, MATERIAL
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
@@ -43,17 +47,36 @@ def gate(pin_file: Path, directory: Path) -> PinLogin:
     return PinLogin(PinSource(path=pin_file, user_type=CKU_USER), state)
 
 
-def wrapping(ref: KeyRef, plaintext: bytes, aad: bytes = AAD) -> Encrypt:
+class Named(NamedTuple):
+    """A key, as requests name it."""
+
+    ref: KeyRef
+    fingerprint: str
+
+
+def imported(ref: KeyRef = IMPORTED, value: bytes = MATERIAL) -> Named:
+    """A key of known material."""
+    encryptor = ciphers.Cipher(algorithms.AES(value), modes.ECB()).encryptor()  # noqa: S305 - one block
+    block = encryptor.update(FINGERPRINT_BLOCK) + encryptor.finalize()
+    return Named(ref, fingerprint_of(block))
+
+
+def wrapping(key: Named, plaintext: bytes, aad: bytes = AAD) -> Encrypt:
     """A request to wrap."""
     return Encrypt(
-        ref=ref, mechanism=Mechanism.GCM_CALLER, aad=aad, plaintext=plaintext
+        ref=key.ref,
+        fingerprint=key.fingerprint,
+        mechanism=Mechanism.GCM_CALLER,
+        aad=aad,
+        plaintext=plaintext,
     )
 
 
-def unwrapping(ref: KeyRef, sealed: Encrypted, aad: bytes = AAD) -> Decrypt:
+def unwrapping(key: Named, sealed: Encrypted, aad: bytes = AAD) -> Decrypt:
     """The request that undoes it."""
     return Decrypt(
-        ref=ref,
+        ref=key.ref,
+        fingerprint=key.fingerprint,
         cipher=Cipher.GCM,
         aad=aad,
         iv=sealed.iv,
@@ -87,6 +110,7 @@ async def keys(worker: Worker, label: str = LABEL) -> tuple[KeySeen, ...]:
     return reply.keys
 
 
-async def only_ref(worker: Worker, label: str = LABEL) -> KeyRef:
+async def only_key(worker: Worker, label: str = LABEL) -> Named:
     (key,) = await keys(worker, label)
-    return key.ref
+    assert key.fingerprint is not None, key
+    return Named(key.ref, key.fingerprint)

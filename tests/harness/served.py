@@ -11,7 +11,7 @@ from hsm_kms.token.counts import Counts
 from hsm_kms.token.pool import Pool
 from hsm_kms.token.settings import WorkerSettings
 from hsm_kms.token.workers import Workers
-from tests.harness.one_worker import AAD, configure, gate, unwrapping, wrapping
+from tests.harness.one_worker import AAD, Named, configure, gate, unwrapping, wrapping
 from tests.harness.token_keys import LABEL
 from tests.harness.wait import until
 
@@ -64,7 +64,7 @@ class Served:
         }
         self.settings = WorkerSettings(**(given | settings))
         self._gate = gate(pin_file, directory)
-        self.ref = KeyRef(LABEL, b"")
+        self.key = Named(KeyRef(LABEL, b""), "")
         self.alarm = FaultLog()
 
     async def __aenter__(self) -> Self:
@@ -94,9 +94,16 @@ class Served:
         """Find the key and leave a canary, as the server does."""
         keys = await worker.ask(FindKeys(label=LABEL), 5)
         assert isinstance(keys, KeyPage)
-        self.ref = keys.keys[0].ref
-        prove = RunCanary(ref=self.ref, mechanism=Mechanism.GCM_CALLER, aad=AAD)
-        await worker.ask(prove, 5)
+        ref, fingerprint = keys.keys[0].ref, keys.keys[0].fingerprint
+        assert fingerprint is not None
+        self.key = Named(ref, fingerprint)
+        canary = RunCanary(
+            ref=ref,
+            fingerprint=fingerprint,
+            mechanism=Mechanism.GCM_CALLER,
+            aad=AAD,
+        )
+        await worker.ask(canary, 5)
 
     async def until(self, condition: Callable[[], Any]) -> None:
         """Wait until it is so."""
@@ -110,12 +117,12 @@ class Served:
 
     async def wrap(self, plaintext: bytes) -> Encrypted:
         """Wrap on some session."""
-        reply = await self.pool.call(wrapping(self.ref, plaintext), deadline=None)
+        reply = await self.pool.call(wrapping(self.key, plaintext), deadline=None)
         assert isinstance(reply, Encrypted)
         return reply
 
     async def unwrap(self, sealed: Encrypted) -> bytes:
         """Unwrap on some session."""
-        reply = await self.pool.call(unwrapping(self.ref, sealed), deadline=None)
+        reply = await self.pool.call(unwrapping(self.key, sealed), deadline=None)
         assert isinstance(reply, Decrypted)
         return reply.plaintext

@@ -75,7 +75,7 @@ def _keys(given: Given, survey: Survey) -> Iterator[Line]:
     times = [key.activation for key in keys if key]
     for found in survey.found:
         key = survey.key(found)
-        remarks = list(_also(survey, found))
+        remarks = [*_also(survey, found), *_odd_names(survey, found)]
         if key and key.activation and times.count(key.activation) > 1:
             remarks.append(
                 "another key has the same time: the larger key_id comes later"
@@ -170,6 +170,17 @@ def _also(survey: Survey, found: Found) -> Iterator[str]:
     for cipher, name in found.names.items():
         if main and cipher is not main[1] and name in known:
             yield f"by {cipher} it is {survey.key_id(name)}"
+
+
+def _odd_names(survey: Survey, found: Found) -> Iterator[str]:
+    """Yield what to do about names that do not lead to this key alone."""
+    if sum(each.ref == found.ref for each in survey.found) > 1:
+        yield (
+            "another key has the same CKA_LABEL and CKA_ID; give each a CKA_ID of its "
+            "own with the tools of the HSM"
+        )
+    elif not found.ref.cka_id and found.keys:
+        yield "it has no CKA_ID; give it one with the tools of the HSM"
 
 
 # Leftovers

@@ -10,12 +10,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from hsm_kms.cli.keys.options import tell
-from hsm_kms.errors import HsmKmsError, MechanismError
-from hsm_kms.ipc.messages import Destroy, GenerateKey, Probe
+from hsm_kms.errors import HsmKmsError, KeyNotFoundError, MechanismError
+from hsm_kms.ipc.messages import Destroy, FindKeys, GenerateKey, Probe
 from hsm_kms.ipc.values import Cipher, KeyRef, Mechanism
 from hsm_kms.keys.discovery import wanted_mechanisms
 from hsm_kms.keys.key_id import fingerprint_in, make_cka_id
+from hsm_kms.keys.listing import list_keys
 from hsm_kms.server.settings import key_settings
+from hsm_kms.token.errors import error_from
 
 if TYPE_CHECKING:
     from hsm_kms.cli.keys.journal import Journal
@@ -102,12 +104,22 @@ async def does_gcm(ask: Ask, ref: KeyRef, settings: KeySettings) -> bool:
     if not gcm:
         return False
     try:
-        await ask(Probe(ref=ref, paired=False, wanted=gcm))
+        fingerprint = await _fingerprint_of_new(ask, ref)
+        await ask(Probe(ref=ref, fingerprint=fingerprint, paired=False, wanted=gcm))
     except MechanismError:
         if Mechanism.CBC_HMAC not in wanted:
             raise
         return False
     return True
+
+
+async def _fingerprint_of_new(ask: Ask, ref: KeyRef) -> str:
+    for seen in await list_keys(ask, FindKeys(label=ref.label, ids=(ref.cka_id,))):
+        if seen.fingerprint is not None:
+            return seen.fingerprint
+        if seen.problem is not None:
+            raise error_from(seen.problem)
+    raise KeyNotFoundError("the token does not show the key that it generated")
 
 
 async def clear_leftovers(ask: Ask, journal: Journal, survey: Survey) -> bool:
@@ -162,12 +174,13 @@ async def destroy_objects(
     Raises:
         HsmKmsError: Not all could be destroyed.
     """
+    key = Destroy(ref=found.ref, fingerprint=found.fingerprint)
     if found.beside is None:
-        await _destroy(ask, found.ref, partner=False)
+        await _destroy(ask, key)
         return 1
     journal.begin(work, found.ref, key_id)
-    await _destroy(ask, found.ref, partner=False)
-    await _destroy(ask, found.beside, partner=True)
+    await _destroy(ask, key)
+    await _destroy(ask, Destroy(ref=found.beside, partner=True))
     journal.done(found.ref.cka_id)
     return 2
 
@@ -183,7 +196,7 @@ async def destroy_rest(ask: Ask, journal: Journal, ref: KeyRef) -> None:
     Raises:
         HsmKmsError: It could not be destroyed.
     """
-    await _destroy(ask, ref, partner=True)
+    await _destroy(ask, Destroy(ref=ref, partner=True))
     journal.done(ref.cka_id)
 
 
@@ -230,9 +243,9 @@ def _same(one: str, other: str) -> bool:
     return fingerprint_in(one) == fingerprint_in(other)
 
 
-async def _destroy(ask: Ask, ref: KeyRef, *, partner: bool) -> None:
+async def _destroy(ask: Ask, request: Destroy) -> None:
     try:
-        await ask(Destroy(ref=ref, partner=partner))
+        await ask(request)
     except MechanismError as error:
         raise MechanismError(
             f"the token keeps the key: {error}",

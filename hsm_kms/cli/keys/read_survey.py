@@ -7,22 +7,17 @@ from typing import TYPE_CHECKING
 
 from hsm_kms.cli.keys.survey import RETIRED, Found, Survey
 from hsm_kms.cli.read_keyring import read_ring, remembered
-from hsm_kms.errors import (
-    HsmKmsError,
-    KeyAmbiguousError,
-    KeyNotFoundError,
-    MechanismError,
-)
+from hsm_kms.errors import HsmKmsError, KeyAmbiguousError, MechanismError, TokenError
+from hsm_kms.ipc.ckr import Fault
+from hsm_kms.ipc.messages import FindKeys
 from hsm_kms.ipc.values import Cipher, KeyRef
-from hsm_kms.keys.key_id import fingerprint_of_cka_id
 from hsm_kms.keys.keyring import Keyring
-from hsm_kms.keys.listing import fingerprint, list_keys
+from hsm_kms.keys.listing import list_keys
 from hsm_kms.keys.policy import violations
 from hsm_kms.server.settings import key_settings
+from hsm_kms.token.errors import error_from
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
-
     from hsm_kms.config.schema import Config
     from hsm_kms.ipc.values import KeySeen
     from hsm_kms.keys.keyring import KeySettings
@@ -47,17 +42,17 @@ async def read_survey(config: Config, worker: Worker) -> Survey:
     """
     ask = ask_of(config, worker)
     settings = key_settings(config)
-    live = await list_keys(ask, settings.label, settings.ids)
+    live = await list_keys(ask, FindKeys(label=settings.label, ids=settings.ids))
     retired = await _retired(ask, settings)
     macs = await _macs(ask, settings)
     error: HsmKmsError | None = None
     try:
         ring = await read_ring(config, worker)
-    except (MechanismError, KeyAmbiguousError) as caught:
+    except (MechanismError, KeyAmbiguousError, TokenError) as caught:
         error = caught
         ring = Keyring(keys=(), current=None, fault=caught, settings=settings)
-    found = [_known(seen, ring, live) for seen in live]
-    found += [each async for each in _identified(ask, retired, macs, settings)]
+    found = [_known(seen, ring, settings) for seen in live]
+    found += [_retired_key(seen, settings) for seen in retired]
     taken = {each.beside for each in found}
     return Survey(
         ring=ring,
@@ -76,7 +71,15 @@ def _order(found: Found) -> tuple[bool, int, str]:
 async def _retired(ask: Ask, settings: KeySettings) -> tuple[KeySeen, ...]:
     if settings.label is None:
         return ()  # such keys are found by CKA_ID alone, whatever their label
-    return await list_keys(ask, settings.label + RETIRED, settings.ids, prefix=True)
+    return await list_keys(
+        ask,
+        FindKeys(
+            label=settings.label + RETIRED,
+            ids=settings.ids,
+            prefix=True,
+            partner_label=settings.label,
+        ),
+    )
 
 
 async def _macs(ask: Ask, settings: KeySettings) -> tuple[KeyRef, ...]:
@@ -84,11 +87,12 @@ async def _macs(ask: Ask, settings: KeySettings) -> tuple[KeyRef, ...]:
     label = settings.label
     ids = tuple(KeyRef("", each).partner.cka_id for each in settings.ids)
     if label is None:
-        seen = await list_keys(ask, None, ids, partners=True)
+        seen = await list_keys(ask, FindKeys(label=None, ids=ids, partners=True))
     else:
         partner = KeyRef(label, b"").partner.label
-        seen = await list_keys(ask, partner, ids, partners=True)
-        seen += await list_keys(ask, label + RETIRED, ids, prefix=True, partners=True)
+        live = FindKeys(label=partner, ids=ids, partners=True)
+        retired = FindKeys(label=label + RETIRED, ids=ids, prefix=True, partners=True)
+        seen = await list_keys(ask, live) + await list_keys(ask, retired)
     refs = [(_owner(each.ref), each.ref) for each in seen]
     # What does not end as a partner's names do belongs to no key of ours.
     return tuple(owner for owner, own in refs if owner.partner == own)
@@ -102,56 +106,45 @@ def _owner(own: KeyRef) -> KeyRef:
     )
 
 
-def _known(seen: KeySeen, ring: Keyring, live: Sequence[KeySeen]) -> Found:
-    keys = tuple(key for key in ring.keys if key.ref == seen.ref)
-    problem = ""
-    if sum(each.ref == seen.ref for each in live) > 1:
-        keys, problem = (), "another key has the same CKA_LABEL and CKA_ID"
-    elif not keys:
-        against = violations(seen, Cipher.GCM, ring.settings)
-        problem = ", ".join(against) or "it was not identified"
+def _known(seen: KeySeen, ring: Keyring, settings: KeySettings) -> Found:
+    names = _names(seen)
+    keys = tuple(
+        key
+        for key in ring.keys
+        if key.ref == seen.ref and names.get(key.cipher) == key.fingerprint
+    )
     return Found(
         seen=seen,
         beside=seen.ref if seen.partner else None,
-        names={key.cipher: key.fingerprint for key in keys},
+        names=names if keys else {},
         keys=keys,
-        problem=problem,
+        problem="" if keys else _problem(seen, settings),
     )
 
 
-async def _identified(
-    ask: Ask,
-    retired: Sequence[KeySeen],
-    macs: Sequence[KeyRef],
-    settings: KeySettings,
-) -> AsyncIterator[Found]:
-    for seen in retired:
-        beside: KeyRef | None = seen.ref
-        if seen.partner is None:  # it may still have the label of before
-            before = KeyRef(settings.label or "", seen.ref.cka_id)
-            beside = before if before in macs else None
-        names: dict[Cipher, str] = {}
-        problem = ""
-        try:
-            names = await _names(ask, seen.ref, beside, settings)
-        except KeyNotFoundError:
-            continue  # it vanished meanwhile
-        except (MechanismError, KeyAmbiguousError) as error:
-            problem = str(error)
-        yield Found(
-            seen=seen, beside=beside, names=names, relabelled=True, problem=problem
-        )
+def _retired_key(seen: KeySeen, settings: KeySettings) -> Found:
+    names = _names(seen)
+    return Found(
+        seen=seen,
+        # The HMAC key may still have the label of before.
+        beside=_owner(seen.partner.ref) if seen.partner else None,
+        names=names,
+        relabelled=True,
+        problem="" if names else _problem(seen, settings),
+    )
 
 
-async def _names(
-    ask: Ask, ref: KeyRef, beside: KeyRef | None, settings: KeySettings
-) -> dict[Cipher, str]:
-    ciphers = list(Cipher) if beside else [Cipher.GCM]
-    if settings.fingerprint == "cka_id":
-        return dict.fromkeys(ciphers, fingerprint_of_cka_id(ref.cka_id))
-    return {
-        cipher: await fingerprint(
-            ask, ref, paired=cipher is Cipher.CBC_HMAC, beside=beside
-        )
-        for cipher in ciphers
-    }
+def _names(seen: KeySeen) -> dict[Cipher, str]:
+    pair = seen.partner.fingerprint if seen.partner else None
+    names = {Cipher.GCM: seen.fingerprint, Cipher.CBC_HMAC: pair}
+    return {cipher: name for cipher, name in names.items() if name is not None}
+
+
+def _problem(seen: KeySeen, settings: KeySettings) -> str:
+    """Return why a key could not be identified."""
+    against = violations(seen, Cipher.GCM, settings)
+    if seen.problem is None:
+        return ", ".join(against) or "it was not identified"
+    if against and seen.problem.cause == Fault.OPERATOR:
+        return ", ".join(against)
+    return error_from(seen.problem).sentence

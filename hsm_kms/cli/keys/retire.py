@@ -182,7 +182,7 @@ class _Retiring:
 
 async def _relabel(ask: Ask, found: Found, label: str) -> None:
     """Change the label of the AES key first: that alone retires the key."""
-    await ask(Relabel(ref=found.ref, label=label))
+    await ask(Relabel(ref=found.ref, label=label, fingerprint=found.fingerprint))
     await _relabel_partner(ask, found, label)
 
 
@@ -241,7 +241,7 @@ async def _label_again(ask: Ask, found: Found, label: str) -> None:
     """Change the label of the HMAC key first, so that the AES key comes back whole."""
     if found.beside is not None and not found.half_retired:
         await ask(Relabel(ref=found.beside, label=label, partner=True))
-    await ask(Relabel(ref=KeyRef(found.ref.label, found.ref.cka_id), label=label))
+    await ask(Relabel(ref=found.ref, label=label, fingerprint=found.fingerprint))
 
 
 def _refuse(survey: Survey, found: Found, key_id: str) -> None:

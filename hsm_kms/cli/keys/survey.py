@@ -48,6 +48,11 @@ class Found:
         return self.seen.ref
 
     @property
+    def fingerprint(self) -> str | None:
+        """Fingerprint of the AES key alone; None if it could not be identified."""
+        return self.names.get(Cipher.GCM)
+
+    @property
     def half_retired(self) -> bool:
         """Whether its HMAC key still has the label of before."""
         return self.beside is not None and self.beside != self.ref

@@ -10,7 +10,7 @@ import time
 from collections import Counter
 
 from hsm_kms.health.fresh_worker import REQUESTED_SECONDS
-from hsm_kms.keys.key_id import fingerprint_of
+from hsm_kms.ipc.fingerprints import fingerprint_of
 from hsm_kms.wrapping.record import Kind
 from tests.harness.plugin import code_of
 from tests.harness.wait import wait_for, wait_quiet

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from hsm_kms.keys.key_id import fingerprint_of_cka_id
+from hsm_kms.ipc.fingerprints import fingerprint_of_cka_id
 from tests.harness.plugin import code_of
 from tests.harness.wait import wait_for
 from tests.system.rotation.cluster import Cluster

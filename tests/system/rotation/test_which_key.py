@@ -11,7 +11,8 @@ import pytest
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from hsm_kms.keys.key_id import FINGERPRINT_BLOCK, fingerprint_of, make_cka_id
+from hsm_kms.ipc.fingerprints import FINGERPRINT_BLOCK, fingerprint_of
+from hsm_kms.keys.key_id import make_cka_id
 from hsm_kms.keys.rotation import LATE_WAIT_SECONDS
 from hsm_kms.wrapping.record import Algorithm, Header, Kind, Record
 from tests.harness.softhsm import PIN, TOKEN_LABEL, softhsm_module

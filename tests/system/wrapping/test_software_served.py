@@ -324,6 +324,7 @@ async def opened(sealed, hsm, pin_file, directory):
         reply = await worker.ask(
             Decrypt(
                 ref=key.ref,
+                fingerprint=key.fingerprint,
                 cipher=Cipher.GCM,
                 aad=record.header.aad(""),
                 iv=record.iv,

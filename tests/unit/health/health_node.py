@@ -50,11 +50,11 @@ class HealthNode:
     async def well(self):
         """A worker serves, and its canary passes."""
         inventory, peer = Inventory(), Peer(set())
-        listing = KeyListing(keys=(make_key(0, now() - 9000),), unidentified=None)
+        listing = KeyListing(keys=(make_key(0, now() - 9000),))
         inventory.note(peer, listing, now())
         self.serves(peer)
         self.canaries.passed(peer)
-        self.keyring.adopt(inventory, None, lambda _: PASSED, "serial")
+        self.keyring.adopt(inventory, (), lambda _: PASSED, "serial")
         self.health.evaluate()
         return self
 

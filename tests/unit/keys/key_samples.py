@@ -59,5 +59,5 @@ class Seen(Inventory):
 
     def by(self, worker: Looker, *keys: TokenKey, now: float = 0.0) -> Seen:
         """Note that a worker saw these keys."""
-        self.note(worker, KeyListing(keys=keys, unidentified=None), now)
+        self.note(worker, KeyListing(keys=keys), now)
         return self

@@ -35,7 +35,7 @@ class KeyringNode:
     def sees(self, *keys: TokenKey, try_key=lambda _: PASSED) -> KeyringNode:
         """The keys were read."""
         seen = Seen().by(OLD, *keys, now=NOW - 3600)
-        self.keyring.adopt(seen, None, try_key, SERIAL)
+        self.keyring.adopt(seen, (), try_key, SERIAL)
         return self
 
     def after(self, seconds: float) -> KeyringNode:

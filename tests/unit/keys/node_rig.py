@@ -18,10 +18,10 @@ from hsm_kms.health.fresh_worker import FreshWorkerChecks
 from hsm_kms.health.inspection import Inspection
 from hsm_kms.health.monitor import Monitor
 from hsm_kms.health.state import Health
-from hsm_kms.ipc.messages import Block
+from hsm_kms.ipc.fingerprints import fingerprint_of
+from hsm_kms.ipc.messages import Encrypted
 from hsm_kms.ipc.values import Cipher, KeyRef, Mechanism
 from hsm_kms.keys.discovery import KeyListing
-from hsm_kms.keys.key_id import fingerprint_of
 from hsm_kms.keys.keyring import TokenKey
 from hsm_kms.keys.node_keyring import PASSED, UNTRIED, NodeKeyring, Trial
 from hsm_kms.state_dir.directory import StateDir
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
     from hsm_kms.health.state import HealthState
     from hsm_kms.keys.keyring import KeySettings
+    from hsm_kms.state_dir.records import LastKey
 
 LABEL = "k8s-kek"
 WORKERS = 2
@@ -87,12 +88,12 @@ class Peer:
         self.retiring = False
         self.lost = asyncio.Event()
 
-    async def ask(self, request, _seconds) -> Block:
+    async def ask(self, request, _seconds) -> Encrypted:
         """Wrap and unwrap a canary."""
         for key in self.sees:
-            if key.ref == request.ref and key.fingerprint in self.fails:
+            if key.fingerprint == request.fingerprint and key.fingerprint in self.fails:
                 raise MechanismError("this key does not work here")
-        return Block(block=b"")
+        return Encrypted(iv=b"", ciphertext=b"")
 
     def retire(self, *_why: object) -> None:
         """Replace it."""
@@ -132,7 +133,9 @@ class _Sight:
     def __init__(self, settings: KeySettings) -> None:
         self._suffix = f".{settings.suffix}" if settings.suffix else ""
 
-    async def read(self, worker: Peer, _last: str | None, *, fresh: bool) -> KeyListing:
+    async def read(
+        self, worker: Peer, _last: LastKey | None, *, fresh: bool
+    ) -> KeyListing:
         """What this worker sees."""
         if worker.lost.is_set():
             raise WorkerLostError("it is gone")
@@ -142,7 +145,7 @@ class _Sight:
             replace(key, key_id=key.fingerprint + self._suffix)
             for key in sorted(seen, key=lambda key: key.ref.cka_id)
         )
-        return KeyListing(keys=tuple(keys), unidentified=None)
+        return KeyListing(keys=tuple(keys))
 
 
 class StandIn:

@@ -207,7 +207,7 @@ def test_preview(node):
     """A preview saves nothing."""
     seen = Seen().by(OLD, FIRST)
 
-    assert FIRST == node.keyring.preview(seen, None).current
+    assert FIRST == node.keyring.preview(seen, ()).current
     assert node.keyring.ring is None
     assert not node.file.exists()
 

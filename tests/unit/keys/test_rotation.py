@@ -7,6 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hsm_kms.errors import KeyLostError, KeyUnsuitableError
+from hsm_kms.ipc.values import KeyRef
+from hsm_kms.keys.keyring import UnidentifiedKey
 from hsm_kms.keys.rotation import Memory, build_keyring
 from tests.unit.keys.key_samples import GONE, NOW, A, B, C, key, settings
 from tests.unit.keys.rotation_cases import FIRST, NAMED, NEVER, Case
@@ -34,10 +36,13 @@ def test_first(name):
 def test_key_without_a_name():
     """Why a key could not be identified is the fault if there is no other key."""
     trouble = KeyUnsuitableError("the key cannot be identified")
+    unidentified = (UnidentifiedKey(ref=KeyRef("kek", b"1"), error=trouble),)
 
     def fault(keys, **keys_section):
         given = settings(**keys_section)
-        return build_keyring(keys, given, Memory(), NOW, unidentified=trouble).fault
+        ring = build_keyring(keys, given, Memory(), NOW, unidentified=unidentified)
+        assert unidentified == ring.unidentified
+        return ring.fault
 
     assert trouble is fault(())
     assert None is fault((key(A),))

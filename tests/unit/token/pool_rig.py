@@ -8,7 +8,7 @@ import socket
 from typing import TYPE_CHECKING
 
 from hsm_kms.ipc import framing
-from hsm_kms.ipc.messages import Block, Failure, FindKeys
+from hsm_kms.ipc.messages import Failure, FindKeys, Random
 from hsm_kms.token.channel import Channel
 from hsm_kms.token.pool import Pool
 from tests.harness.served import FaultLog
@@ -56,7 +56,7 @@ class PeerSession:
         assert self.asked is not None
         asked, label = self.asked
         self.asked = None
-        reply = failure or Block(block=b"another's" if number else label.encode())
+        reply = failure or Random(data=b"another's" if number else label.encode())
         with contextlib.suppress(BrokenPipeError):
             self.socket.send(framing.pack(number or asked, reply))
 
@@ -129,8 +129,8 @@ class Rig:
     ) -> str:
         request = FindKeys(label=label)
         reply = await self.pool.call(request, deadline=deadline, before=before)
-        assert isinstance(reply, Block)
-        assert label == reply.block.decode(), "somebody else's answer"
+        assert isinstance(reply, Random)
+        assert label == reply.data.decode(), "somebody else's answer"
         return label
 
     def send(self, request: Request) -> asyncio.Task[Reply]:

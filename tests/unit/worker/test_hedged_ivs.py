@@ -10,7 +10,15 @@ import pytest
 from hsm_kms.ipc.messages import Encrypted, GenerateKey, KeyPage
 from hsm_kms.ipc.values import KeyRef, Mechanism
 from tests.harness.entropy.driver import frozen_entropy
-from tests.harness.one_worker import ask, gate, one_worker, unwrapping, wrapping
+from tests.harness.one_worker import (
+    Named,
+    ask,
+    gate,
+    keys,
+    one_worker,
+    unwrapping,
+    wrapping,
+)
 
 PAIR = KeyRef("pair", b"pair")
 # The last two are the same bytes, divided in another place.
@@ -45,15 +53,18 @@ async def pair(make):
 
 async def ivs(worker, ref, mechanism):
     """Return the IVs of all of `SEALED`, each of which decrypts again."""
+    (seen,) = await keys(worker, ref.label)
+    used = seen.partner if mechanism is Mechanism.CBC_HMAC else seen
+    key = Named(ref, used.fingerprint)
     found = []
     for aad, plaintext in SEALED:
         request = msgspec.structs.replace(
-            wrapping(ref, plaintext, aad), mechanism=mechanism
+            wrapping(key, plaintext, aad), mechanism=mechanism
         )
         sealed = await ask(worker, request)
         assert isinstance(sealed, Encrypted), sealed
         opened = msgspec.structs.replace(
-            unwrapping(ref, sealed, aad), cipher=mechanism.cipher
+            unwrapping(key, sealed, aad), cipher=mechanism.cipher
         )
         assert plaintext == (await ask(worker, opened)).plaintext
         found.append(sealed.iv)

@@ -216,7 +216,7 @@ def test_served_by_id(make_plugin, empty_hsm, label):
 
 
 def test_label_that_is_no_text(make_plugin, hsm):
-    """A key whose label is not UTF-8 does not affect the other keys."""
+    """A key whose label is not UTF-8 is listed with what to do; others still work."""
     [key] = json.loads(make_plugin(hsm).cli("keys", "list", "-o", "json").stdout)
     hsm.pkcs11_tool(
         *("--keygen", "--key-type", "AES:32", "--id", "0aff", "--label", "\udcff"),
@@ -225,7 +225,10 @@ def test_label_that_is_no_text(make_plugin, hsm):
     both = {"label": None, "ids": ["0aff", key["cka_id"]]}
     listed = make_plugin(hsm, keys=both).cli("keys", "list", "-o", "json")
 
-    assert [key] == json.loads(listed.stdout)
+    odd, other = json.loads(listed.stdout)
+    assert key == other
+    assert ("refused", None, "\\xff") == (odd["state"], odd["key_id"], odd["label"])
+    assert "its CKA_LABEL is not UTF-8; give it a CKA_LABEL" in odd["reason"]
 
 
 @pytest.mark.parametrize("read_write", [False, True], ids=["read-only", "read-write"])

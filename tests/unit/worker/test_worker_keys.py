@@ -4,25 +4,32 @@ from __future__ import annotations
 
 import subprocess
 
+import msgspec
 import pytest
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
+from hsm_kms.ipc.fingerprints import FINGERPRINT_BLOCK, fingerprint_of
 from hsm_kms.ipc.messages import (
-    Block,
     Decrypted,
     Encrypted,
     Failure,
-    Fingerprint,
     GenerateKey,
     KeyPage,
     KeyRef,
 )
-from tests.harness.one_worker import ask, gate, keys, one_worker, unwrapping, wrapping
+from tests.harness.one_worker import (
+    Named,
+    ask,
+    gate,
+    imported,
+    keys,
+    one_worker,
+    unwrapping,
+    wrapping,
+)
 from tests.harness.softhsm import PIN, TOKEN_LABEL, softhsm_module
 from tests.harness.spy import Spy
 from tests.harness.token_keys import IMPORTED, MATERIAL, create
-
-BLOCK = b"hsm-kms fp block"
 
 
 @pytest.fixture
@@ -53,34 +60,53 @@ def destroy(hsm, ref):
 async def test_destroyed_elsewhere(worker, hsm):
     """A key that another process replaced is found again, one destroyed is not."""
     create(hsm)
-    sealed = await ask(worker, wrapping(IMPORTED, b"dek"))
+    sealed = await ask(worker, wrapping(imported(), b"dek"))
     assert isinstance(sealed, Encrypted)
     destroy(hsm, IMPORTED)
-    assert "no-key" == (await ask(worker, unwrapping(IMPORTED, sealed))).cause
+    assert "no-key" == (await ask(worker, unwrapping(imported(), sealed))).cause
     assert () == await keys(worker, IMPORTED.label)
     create(hsm)
 
-    assert b"dek" == (await ask(worker, unwrapping(IMPORTED, sealed))).plaintext
+    assert b"dek" == (await ask(worker, unwrapping(imported(), sealed))).plaintext
 
 
 async def test_new_handle(worker, hsm):
     """A key whose handle became stale is found again under the same request."""
     create(hsm)
-    sealed = await ask(worker, wrapping(IMPORTED, b"dek"))
+    sealed = await ask(worker, wrapping(imported(), b"dek"))
     for _ in range(3):
         destroy(hsm, IMPORTED)
         create(hsm)
-        reply = await ask(worker, unwrapping(IMPORTED, sealed))
+        reply = await ask(worker, unwrapping(imported(), sealed))
         assert Decrypted(plaintext=b"dek") == reply
 
 
 async def test_two_of_a_kind(worker, hsm):
-    """Two keys with the same label and CKA_ID are an error."""
-    for material in (MATERIAL, MATERIAL[::-1]):
-        create(hsm, value=material)
-    reply = await ask(worker, wrapping(IMPORTED, b"dek"))
+    """Two keys with the same label and CKA_ID are told apart by their fingerprints."""
+    one, two = imported(), imported(value=MATERIAL[::-1])
+    create(hsm)
+    create(hsm, value=MATERIAL[::-1])
+    assert {one.fingerprint, two.fingerprint} == {
+        key.fingerprint for key in await keys(worker, IMPORTED.label)
+    }
+    for key, other in ((one, two), (two, one)):
+        sealed = await ask(worker, wrapping(key, b"dek"))
+        reply = await ask(worker, unwrapping(other, sealed))
+        assert reply.cause in {"ambiguous", "request"}
+        assert Decrypted(plaintext=b"dek") == await ask(worker, unwrapping(key, sealed))
 
-    assert "several-keys" == reply.cause
+
+async def test_another_key_under_the_names(worker, hsm):
+    """A request never runs under another key than the one it names."""
+    create(hsm)
+    sealed = await ask(worker, wrapping(imported(), b"dek"))
+    destroy(hsm, IMPORTED)
+    create(hsm, value=MATERIAL[::-1])
+    for request in (wrapping(imported(), b"dek"), unwrapping(imported(), sealed)):
+        reply = await ask(worker, request)
+        assert "other-key" == reply.cause
+        assert imported().fingerprint in reply.detail
+        assert imported(value=MATERIAL[::-1]).fingerprint in reply.detail
 
 
 async def test_listing_while_keys_vanish(worker, hsm):
@@ -111,14 +137,11 @@ async def test_listing_while_keys_vanish(worker, hsm):
 async def test_fingerprint(worker, hsm):
     """A fingerprint is AES of the block, by ECB or by CBC with a zero IV."""
     create(hsm)
-    expected = []
     for mode in (modes.ECB(), modes.CBC(bytes(16))):  # noqa: S305 - one block
         encryptor = Cipher(algorithms.AES(MATERIAL), mode).encryptor()
-        expected.append(encryptor.update(BLOCK) + encryptor.finalize())
-    reply = await ask(worker, Fingerprint(ref=IMPORTED, block=BLOCK))
-
-    assert isinstance(reply, Block)
-    assert [reply.block] * 2 == expected
+        block = encryptor.update(FINGERPRINT_BLOCK) + encryptor.finalize()
+        (key,) = await keys(worker, IMPORTED.label)
+        assert fingerprint_of(block) == key.fingerprint
 
 
 async def test_generate(make):
@@ -128,8 +151,10 @@ async def test_generate(make):
         reply = await ask(worker, GenerateKey(ref=ref))
         assert isinstance(reply, KeyPage), reply
         (made,) = reply.keys
-        assert (made,) == await keys(worker, "fresh")
-        assert isinstance(await ask(worker, wrapping(ref, b"dek")), Encrypted)
+        (seen,) = await keys(worker, "fresh")
+        assert made == msgspec.structs.replace(seen, fingerprint=None)
+        key = Named(ref, seen.fingerprint)
+        assert isinstance(await ask(worker, wrapping(key, b"dek")), Encrypted)
 
     assert (ref, 32) == (made.ref, made.value_len)
     assert {

@@ -9,11 +9,11 @@ from hsm_kms.ipc import framing
 from hsm_kms.ipc.messages import (
     Configure,
     Decrypted,
+    Destroy,
     Done,
     Encrypted,
     Failure,
     FindKeys,
-    Fingerprint,
     KeyRef,
     Mechanism,
     OpenSession,
@@ -22,19 +22,20 @@ from hsm_kms.ipc.messages import (
 from hsm_kms.token.process import Worker
 from tests.harness.one_worker import (
     AAD,
+    Named,
     ask,
     configure,
     gate,
+    imported,
     one_worker,
-    only_ref,
+    only_key,
     unwrapping,
     wrapping,
 )
 from tests.harness.spy import Spy
-from tests.harness.token_keys import IMPORTED, LABEL, MATERIAL, create
+from tests.harness.token_keys import LABEL, MATERIAL, create
 
-BLOCK = b"hsm-kms fp block"
-UNKNOWN = KeyRef(LABEL, b"no such key")
+UNKNOWN = Named(KeyRef(LABEL, b"no such key"), "a" * 26)
 
 
 @pytest.fixture
@@ -54,11 +55,14 @@ async def worker(make):
         yield made
 
 
-async def prove(worker, ref):
-    reply = await ask(
-        worker, RunCanary(ref=ref, mechanism=Mechanism.GCM_CALLER, aad=b"canary")
+async def prove(worker, key):
+    request = RunCanary(
+        ref=key.ref,
+        fingerprint=key.fingerprint,
+        mechanism=Mechanism.GCM_CALLER,
+        aad=b"canary",
     )
-    assert Done() == reply
+    assert isinstance(await ask(worker, request), Encrypted)
 
 
 def flip(data, bit=0):
@@ -67,13 +71,13 @@ def flip(data, bit=0):
 
 async def test_round_trip(worker):
     """A plaintext is wrapped with a new IV each time, and unwrapped again."""
-    ref = await only_ref(worker)
-    sealed = [await ask(worker, wrapping(ref, b"dek")) for _ in range(20)]
+    key = await only_key(worker)
+    sealed = [await ask(worker, wrapping(key, b"dek")) for _ in range(20)]
 
     assert 20 == len({one.iv for one in sealed})
     assert {12} == {len(one.iv) for one in sealed}
     for one in sealed:
-        assert Decrypted(plaintext=b"dek") == await ask(worker, unwrapping(ref, one))
+        assert Decrypted(plaintext=b"dek") == await ask(worker, unwrapping(key, one))
 
 
 @pytest.mark.parametrize("size", [1, 15, 16, 17, 1024])
@@ -81,21 +85,21 @@ async def test_same_as_software(worker, hsm, size):
     """Token and software decrypt each other's AES-GCM."""
     create(hsm)
     software, plaintext = AESGCM(MATERIAL), bytes(size)
-    sealed = await ask(worker, wrapping(IMPORTED, plaintext))
+    sealed = await ask(worker, wrapping(imported(), plaintext))
     assert plaintext == software.decrypt(sealed.iv, sealed.ciphertext, AAD)
     theirs = Encrypted(
         iv=b"i" * 12, ciphertext=software.encrypt(b"i" * 12, plaintext, AAD)
     )
 
-    assert plaintext == (await ask(worker, unwrapping(IMPORTED, theirs))).plaintext
+    assert plaintext == (await ask(worker, unwrapping(imported(), theirs))).plaintext
 
 
 @pytest.mark.parametrize("what", ["tag", "ciphertext", "iv", "aad", "cut", "longer"])
 async def test_not_authentic(worker, what):
     """After a bad ciphertext the canary still decrypts, and the session is kept."""
-    ref = await only_ref(worker)
-    await prove(worker, ref)
-    sealed = await ask(worker, wrapping(ref, b"d" * 32))
+    key = await only_key(worker)
+    await prove(worker, key)
+    sealed = await ask(worker, wrapping(key, b"d" * 32))
     iv, data, aad = sealed.iv, sealed.ciphertext, AAD
     bad = {
         "tag": (iv, data[:-1] + flip(data[-1:]), aad),
@@ -105,7 +109,7 @@ async def test_not_authentic(worker, what):
         "cut": (iv, data[:-1], aad),
         "longer": (iv, data + b"\0", aad),
     }[what]
-    request = unwrapping(ref, Encrypted(iv=bad[0], ciphertext=bad[1]), bad[2])
+    request = unwrapping(key, Encrypted(iv=bad[0], ciphertext=bad[1]), bad[2])
     for _ in range(3):
         reply = await ask(worker, request)
         assert isinstance(reply, Failure)
@@ -113,48 +117,39 @@ async def test_not_authentic(worker, what):
         assert "C_Decrypt" == reply.function
         assert reply.rv in {0x05, 0x40}
 
-    assert b"d" * 32 == (await ask(worker, unwrapping(ref, sealed))).plaintext
+    assert b"d" * 32 == (await ask(worker, unwrapping(key, sealed))).plaintext
 
 
 async def test_not_authentic_without_canary(worker):
-    """Without a canary nothing tells whether ciphertext or token is at fault."""
-    ref = await only_ref(worker)
-    sealed = await ask(worker, wrapping(ref, b"d" * 32))
+    """Without a canary an ambiguous error stays ambiguous."""
+    key = await only_key(worker)
+    sealed = await ask(worker, wrapping(key, b"d" * 32))
     bad = Encrypted(iv=sealed.iv, ciphertext=flip(sealed.ciphertext))
-    reply = await ask(worker, unwrapping(ref, bad))
+    reply = await ask(worker, unwrapping(key, bad))
 
-    assert reply.cause in {"unsettled", "request"}
+    assert reply.cause in {"ambiguous", "request"}
 
 
 @pytest.mark.parametrize("length", [0, 1, 15, 16])
 async def test_too_short(worker, length):
     """A ciphertext no longer than its tag is refused."""
-    ref = await only_ref(worker)
-    await prove(worker, ref)
+    key = await only_key(worker)
+    await prove(worker, key)
     short = Encrypted(iv=b"i" * 12, ciphertext=b"c" * length)
-    reply = await ask(worker, unwrapping(ref, short))
+    reply = await ask(worker, unwrapping(key, short))
 
     assert isinstance(reply, Failure)
     assert Done() == await ask(worker, OpenSession())
-    assert isinstance(await ask(worker, wrapping(ref, b"dek")), Encrypted)
+    assert isinstance(await ask(worker, wrapping(key, b"dek")), Encrypted)
 
 
 async def test_no_such_key(worker):
     """A missing key is reported by its names."""
-    await only_ref(worker)
+    await only_key(worker)
     reply = await ask(worker, wrapping(UNKNOWN, b"dek"))
 
     assert "no-key" == reply.cause
-    assert UNKNOWN.cka_id.hex() in reply.detail
-
-
-@pytest.mark.parametrize("length", [0, 15, 17, 32])
-async def test_fingerprint_of_no_block(worker, length):
-    """Only one block of 16 bytes gives a fingerprint."""
-    ref = await only_ref(worker)
-    reply = await ask(worker, Fingerprint(ref=ref, block=b"b" * length))
-
-    assert isinstance(reply, Failure)
+    assert UNKNOWN.ref.cka_id.hex() in reply.detail
 
 
 async def test_two_calls_each(make, directory):
@@ -162,11 +157,11 @@ async def test_two_calls_each(make, directory):
     log = directory / "spy.log"
     spy = Spy(log)
     async with make(spy.env, module=spy.module) as worker:
-        ref = await only_ref(worker)
-        await ask(worker, wrapping(ref, b"dek"))
+        key = await only_key(worker)
+        await ask(worker, wrapping(key, b"dek"))
         before = len(log.read_text())
-        sealed = await ask(worker, wrapping(ref, b"dek"))
-        await ask(worker, unwrapping(ref, sealed))
+        sealed = await ask(worker, wrapping(key, b"dek"))
+        await ask(worker, unwrapping(key, sealed))
         text = log.read_text()[before:]
     names = [line.partition(": ")[2] for line in text.splitlines() if ": C_" in line]
 
@@ -178,7 +173,7 @@ async def test_not_a_session_s_request(worker):
     reply = await ask(worker, Configure(module="/nonexistent.so"))
 
     assert "internal" == reply.cause
-    assert await only_ref(worker)
+    assert await only_key(worker)
 
 
 async def test_not_logged_in(hsm):
@@ -195,9 +190,10 @@ async def test_not_logged_in(hsm):
 
 async def test_answer_too_long(worker):
     """A reply that is too long for a message becomes a failure."""
-    empty = framing.pack(1, Fingerprint(ref=KeyRef("", b""), block=BLOCK))
+    empty = framing.pack(1, Destroy(ref=KeyRef("", b"")))
     label = "x" * (framing.MAX_MESSAGE_BYTES - len(empty) - 4)  # longer length field
-    reply = await ask(worker, Fingerprint(ref=KeyRef(label, b""), block=BLOCK))
+    request = Destroy(ref=KeyRef(label, b""))
+    reply = await ask(worker, request)
 
     assert ("internal", "the answer is too long") == (reply.cause, reply.detail)
-    assert await only_ref(worker)
+    assert await only_key(worker)

@@ -15,13 +15,12 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from hsm_kms.errors import CiphertextError
-from hsm_kms.keys.key_id import (
+from hsm_kms.ipc.fingerprints import (
     FINGERPRINT_BLOCK,
-    activation_of,
     fingerprint_of,
     fingerprint_of_cka_id,
-    make_cka_id,
 )
+from hsm_kms.keys.key_id import activation_of, make_cka_id
 from hsm_kms.wrapping.record import FROM_OUTSIDE, Algorithm, Kind, Record
 
 VECTORS = Path(__file__).parents[2] / "vectors"
