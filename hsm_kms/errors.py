@@ -139,6 +139,10 @@ class TokenError(UnavailableError):
     """Raised when the token failed, and no other class is more precise."""
 
 
+class UndecidedError(UnavailableError):
+    """The token did not decrypt, and nothing tells if it or the ciphertext is bad."""
+
+
 class TokenAbsentError(UnavailableError):
     """Raised when the module, slot or token does not exist, or the device is gone."""
 

@@ -81,6 +81,7 @@ REFUSALS: Final[Mapping[type[BaseException], Refusal]] = MappingProxyType(
         errors.PinUnavailableError: _NOT_READY,
         errors.PinSettlingError: _NOT_READY,
         errors.TokenError: _NOT_READY,
+        errors.UndecidedError: _NOT_READY,
         errors.TokenAbsentError: _NOT_READY,
         errors.WorkerLostError: _NOT_READY,
         errors.SessionLostError: _NOT_READY,

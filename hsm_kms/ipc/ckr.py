@@ -14,6 +14,7 @@ CKR_FUNCTION_NOT_SUPPORTED = 0x054
 CKR_BUFFER_TOO_SMALL = 0x150
 CKR_USER_ALREADY_LOGGED_IN = 0x100
 CKR_OBJECT_HANDLE_INVALID = 0x082
+CKR_CRYPTOKI_ALREADY_INITIALIZED = 0x191
 CKR_VENDOR_DEFINED = 0x8000_0000
 
 
@@ -21,7 +22,7 @@ class Fault(StrEnum):
     """Class of a return value: where its cause lies."""
 
     REQUEST = "request"  # the input is bad; the session works
-    AMBIGUOUS = "ambiguous"  # on decrypt, input or session: a canary decides
+    AMBIGUOUS = "ambiguous"  # input, session or device: a new session may work
     SESSION = "session"  # a new session would work
     LOGIN = "login"  # the process was logged out, or its handles are stale
     DEVICE = "device"  # the module, or the device behind it
@@ -45,7 +46,9 @@ class Cause(StrEnum):
     PIN_CHANGED = "pin-changed"  # the PIN file is no longer the one that was checked
     PIN_COUNTED = "pin-counted"  # C_Login failed, and the token counted a failed try
     PIN_LOW = "pin-low"  # the token reports that few tries are left
-    NOT_AUTHENTIC = "not-authentic"  # a bad ciphertext: the canary still decrypts
+    NOT_AUTHENTIC = "not-authentic"  # a bad ciphertext: a known-good one decrypts
+    UNSETTLED = "unsettled"  # a failed decrypt without a known-good record to compare
+    SESSION_FAILS = "session-fails"  # not even a known-good record decrypts
     NOT_PROVEN = "not-proven"  # the token returned a wrong result
     INTERNAL = "internal"  # a bug in hsm-kms
 

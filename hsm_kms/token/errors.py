@@ -27,11 +27,12 @@ from hsm_kms.errors import (
     SessionLostError,
     TokenAbsentError,
     TokenError,
+    UndecidedError,
     WorkerLostError,
 )
 from hsm_kms.ipc import ckr
 from hsm_kms.ipc.ckr import Cause, Fault
-from hsm_kms.ipc.messages import Decrypt, Encrypt
+from hsm_kms.ipc.messages import Encrypt
 
 if TYPE_CHECKING:
     from hsm_kms.ipc.messages import Failure, Request
@@ -81,6 +82,13 @@ class Row:
     def error_from(self, failure: Failure | Problem) -> HsmKmsError:
         """Return the error for a failure that has this row's cause."""
         return self.error(
+            failure.detail, hint=self.hint, function=failure.function, rv=failure.rv
+        )
+
+    def final_from(self, failure: Failure) -> HsmKmsError:
+        """Return the error for a failure after which nothing is tried again."""
+        kind = TokenError if self.retried else self.error
+        return kind(
             failure.detail, hint=self.hint, function=failure.function, rv=failure.rv
         )
 
@@ -145,6 +153,14 @@ TABLE: Final[dict[str, Row]] = {
     Cause.PIN_COUNTED: Row(error=PinRejectedError, hint=_PIN),
     Cause.PIN_LOW: Row(error=PinUnavailableError, hint=_PIN_LOW),
     Cause.NOT_AUTHENTIC: _REFUSED,
+    # A ciphertext comes from etcd: it must not make anybody doubt the token.
+    Cause.UNSETTLED: Row(error=UndecidedError, hint=_CHECK, reported=False),
+    Cause.SESSION_FAILS: Row(
+        error=SessionLostError,
+        hint=_DEVICE,
+        session=SessionEffect.LENT_LAST,
+        breaker=BreakerEffect.COUNTS,
+    ),
     Cause.NOT_PROVEN: Row(
         error=TokenError, hint=_NOT_PROVEN, breaker=BreakerEffect.COUNTS
     ),
@@ -158,14 +174,11 @@ TABLE: Final[dict[str, Row]] = {
 BY_REQUEST: Final[dict[tuple[type[Request], str], Row]] = {
     # There is no ciphertext yet that could be at fault: the DEK is.
     (Encrypt, Fault.REQUEST): Row(error=RequestError, reported=False),
-    # The worker had no canary to find out whether the token or the ciphertext is at
-    # fault, and a ciphertext comes from etcd: it must not open the breaker.
-    (Decrypt, Fault.AMBIGUOUS): Row(error=TokenError, hint=_CHECK, reported=False),
 }
 """Rows that differ from `TABLE` for one kind of request."""
 
 NOT_OPENED: Final = Row(error=SessionLostError, session=SessionEffect.WITHDRAWN)
-"""The row of a failed C_OpenSession while the pool has other sessions."""
+"""The row of a C_OpenSession that the token has no room for, while there are others."""
 
 
 def row_for(failure: Failure, request: Request, *, others: bool) -> Row:
@@ -176,13 +189,12 @@ def row_for(failure: Failure, request: Request, *, others: bool) -> Row:
         request: What was asked.
         others: The pool has other sessions.
     """
+    if failure.function == "C_OpenSession":
+        if failure.cause != Fault.CAPACITY:
+            return TABLE[Cause.SESSION_FAILS]
+        if others:
+            return NOT_OPENED
     row = _row_of(failure.cause)
-    if (
-        failure.function == "C_OpenSession"
-        and row.session is SessionEffect.KEPT
-        and others
-    ):
-        return NOT_OPENED
     return BY_REQUEST.get((type(request), failure.cause), row)
 
 

@@ -228,7 +228,8 @@ class Pool:
         elif row.session is SessionEffect.RETIRED:
             channel.retire(End.LOGIN)  # its worker's other sessions go with it
         if row.breaker is BreakerEffect.COUNTS:
-            self.breaker.failed(error)
+            # Requests that the breaker refuses are not tried on another session.
+            self.breaker.failed(row.final_from(failure))
         elif row.breaker is BreakerEffect.RESETS:
             self.breaker.succeeded()
         if row.reported and not row.retried:  # `call` reports before it tries again

@@ -147,6 +147,9 @@ class Cryptoki:
     def initialize(self, init_args: str | None) -> bool:
         """Call C_Initialize; return True if the module grants CKF_OS_LOCKING_OK.
 
+        Another library in this process may have initialised the module before, such as
+        an OpenSSL provider. That is no fault; but it may have done so without locks.
+
         Args:
             init_args: Text for pReserved, or None.
 
@@ -160,6 +163,8 @@ class Cryptoki:
         try:
             self._initialize(CKF_OS_LOCKING_OK, pointer)
         except WorkerError as error:
+            if error.rv == ckr.CKR_CRYPTOKI_ALREADY_INITIALIZED:
+                return False
             if error.rv != ckr.CKR_CANT_LOCK:
                 raise
             self._initialize(0, pointer)

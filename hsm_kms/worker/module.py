@@ -78,14 +78,18 @@ class Module:
         python-pkcs11 logs out when it closes a session that it opened with a PIN.
 
         Raises:
-            WorkerError: No token is selected, or C_OpenSession failed.
+            WorkerError: No token is selected, or C_OpenSession failed. Whatever it
+                returned, the device is at fault unless it has no session left.
         """
         if self._token is None:
             raise WorkerError(Cause.NO_TOKEN, "the configuration selects no token")
         try:
             return self._token.open(rw=self._settings.read_write)
         except PKCS11Error as error:
-            raise from_pkcs11("C_OpenSession", error) from None
+            failure = from_pkcs11("C_OpenSession", error)
+            if failure.cause != Fault.CAPACITY:
+                failure.cause = Fault.DEVICE
+            raise failure from None
 
     def login(self, session: Session, request: Login) -> None:
         """Log this process in, with the PIN from the PIN file.

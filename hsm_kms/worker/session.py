@@ -1,14 +1,7 @@
-"""Run requests on one PKCS#11 session, and heal what only this session can heal.
+"""Run requests on one PKCS#11 session, with the key handles found on it.
 
-A failure is healed, and the request tried again, at most once:
-
-1. A session that is invalid, or that failed for an unclear reason, is opened anew.
-2. Stale key handles are looked up again, if the user is still logged in. A request
-   names the fingerprint of its key, and never runs under another key.
-3. After an ambiguous decrypt error the session decrypts a known good canary: if that
-   works the ciphertext is bad, else the session is opened anew.
-
-Any other failure is reported as it is; `token.errors` says what the server does.
+A request names the fingerprint of its key, and never runs under another key.
+`worker.healing` decides what happens after a failure.
 """
 
 from __future__ import annotations
@@ -46,7 +39,7 @@ from hsm_kms.ipc.messages import (
     Tokens,
 )
 from hsm_kms.ipc.values import Cipher
-from hsm_kms.worker import canary, mechanism_probe, mechanisms, objects
+from hsm_kms.worker import canary, healing, mechanism_probe, mechanisms, objects
 from hsm_kms.worker.errors import WorkerError, from_pkcs11
 from hsm_kms.worker.handles import Handles
 from hsm_kms.worker.listing import Listing
@@ -59,15 +52,6 @@ if TYPE_CHECKING:
     from hsm_kms.worker.module import Module
 
 _OnKey: TypeAlias = Encrypt | Decrypt | RunCanary | Probe
-# Not Login, which can use up a PIN try, nor changes of keys, which may have succeeded.
-_REPEATABLE = (
-    Encrypt,
-    Decrypt,
-    RunCanary,
-    Probe,
-    FindKeys,
-    GenerateRandom,
-)
 
 
 class TokenSession:
@@ -90,7 +74,7 @@ class TokenSession:
     def answer(self, request: Request) -> Reply:
         """Return the reply to one request; never raises."""
         try:
-            return self._with_one_retry(request)
+            return healing.answer(self, request)
         except WorkerError as error:
             return error.as_message()
         except PKCS11Error as error:
@@ -98,31 +82,12 @@ class TokenSession:
         except Exception as error:  # noqa: BLE001 - a bug must not end the thread
             return Failure(cause=Cause.INTERNAL, detail=type(error).__name__)
 
-    def _with_one_retry(self, request: Request) -> Reply:
-        try:
-            return self._do(request)
-        except WorkerError as error:
-            if not isinstance(request, _REPEATABLE):
-                raise
-            if error.cause == Fault.AMBIGUOUS and isinstance(request, Decrypt):
-                self._settle(request, error)
-            elif error.cause in {Fault.AMBIGUOUS, Fault.SESSION}:
-                self._reopen()
-            elif error.cause in {Fault.LOGIN, Cause.NO_KEY}:
-                self._forget_handles(error)
-            else:
-                raise
-        return self._again(request)
+    def run(self, request: Request) -> Reply:  # noqa: C901, PLR0911, PLR0912 - an arm each
+        """Run a request once.
 
-    def _again(self, request: Request) -> Reply:
-        try:
-            return self._do(request)
-        except WorkerError as error:
-            if error.cause == Fault.LOGIN and self._logged_in():
-                error.cause = Fault.SESSION  # another session may still work
-            raise
-
-    def _do(self, request: Request) -> Reply:  # noqa: C901, PLR0911, PLR0912 - an arm each
+        Raises:
+            WorkerError: It failed.
+        """
         match request:
             case Encrypt(mechanism=how, aad=aad, plaintext=plaintext):
                 on = self._key(request, how.cipher)
@@ -194,7 +159,7 @@ class TokenSession:
         page = listing.page(request.skip, request.limit)
         self._handles.add(listing.identified)
         if listing.spoiled:
-            self._reopen()  # the next page searches again
+            self.reopen()  # the next page searches again
         elif page.next is None:
             self._listing = None
         return page
@@ -227,28 +192,16 @@ class TokenSession:
         )
         return Encrypted(iv=iv, ciphertext=ciphertext)
 
-    def _settle(self, request: Decrypt, error: WorkerError) -> None:
-        """Find out whether the session or the ciphertext caused a decrypt error.
+    def known_good(self, request: Decrypt) -> Decrypt | None:
+        """Return the last canary under the key of `request`, None if there is none."""
+        return self._known_good.get((request.fingerprint, request.cipher))
 
-        Returns if the session did; it has then been opened anew.
+    def reopen(self) -> None:
+        """Replace the session by a new one.
 
         Raises:
-            WorkerError: The ciphertext is at fault, or there is no canary to tell.
+            WorkerError: C_OpenSession failed.
         """
-        known = self._known_good.get((request.fingerprint, request.cipher))
-        if known is None:
-            raise error
-        try:
-            self._decrypt(known)
-        except WorkerError:
-            self._reopen()
-            return
-        raise WorkerError(
-            Cause.NOT_AUTHENTIC, error.detail, function=error.function, rv=error.rv
-        )
-
-    def _reopen(self) -> None:
-        """Replace the session by a new one."""
         # The new one first: closing the last session of a process logs it out.
         old, self._session = self._session, None
         self._forget_keys()
@@ -264,14 +217,21 @@ class TokenSession:
                 with contextlib.suppress(PKCS11Error):
                     old.close()
 
-    def _forget_handles(self, error: WorkerError) -> None:
-        """Drop all key handles, to look them up again if the user is logged in."""
+    def find_again(self, error: WorkerError) -> None:
+        """Drop all key handles, to find them again if the user is logged in.
+
+        Args:
+            error: The failure that may come from stale handles.
+
+        Raises:
+            WorkerError: The user is no longer logged in.
+        """
         self._forget_keys()
         self._require_login(error)
 
     def _require_login(self, error: WorkerError | None = None) -> None:
         """Refuse to search without a login: private keys would seem to be missing."""
-        if not self._logged_in():
+        if not self.logged_in():
             raise WorkerError(
                 Fault.LOGIN,
                 "the session is no longer logged in",
@@ -279,5 +239,6 @@ class TokenSession:
                 rv=error.rv if error else None,
             )
 
-    def _logged_in(self) -> bool:
+    def logged_in(self) -> bool:
+        """Return True if C_GetSessionInfo says so, or if no login is needed."""
         return not self._module.needs_login or self._cryptoki.logged_in(self._handle)

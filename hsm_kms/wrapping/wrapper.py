@@ -24,6 +24,7 @@ from hsm_kms.errors import (
     LocalRefusedError,
     RequestError,
     UnavailableError,
+    UndecidedError,
     UnknownKeyIdError,
 )
 from hsm_kms.wrapping.by_local_kek import LocalKek
@@ -196,6 +197,8 @@ class DekWrapper:
             if kek is not None:
                 return await self._from_memory(kek, ciphertext, key_id, deadline)
             return await self._cold(ciphertext, key_id, deadline)
+        except UndecidedError:
+            raise  # a hostile record can cause it: no evidence against the token
         except UnavailableError:
             self._on_unreached()
             raise

@@ -36,7 +36,7 @@ typedef void *V;
   S_(C_SignInit, 3, S, M, O) S_(C_Sign, 5, S, B, U, B, UP) S_(C_SignUpdate, 3, S, B, U) \
   S_(C_SignFinal, 3, S, B, UP) S_(C_SignRecoverInit, 3, S, M, O)                        \
   S_(C_SignRecover, 5, S, B, U, B, UP) S_(C_VerifyInit, 3, S, M, O)                     \
-  S_(C_Verify, 5, S, B, U, B, U) S_(C_VerifyUpdate, 3, S, B, U)                         \
+  SH(C_Verify, 5, S, B, U, B, U) S_(C_VerifyUpdate, 3, S, B, U)                         \
   S_(C_VerifyFinal, 3, S, B, U) S_(C_VerifyRecoverInit, 3, S, M, O)                     \
   S_(C_VerifyRecover, 5, S, B, U, B, UP) S_(C_DigestEncryptUpdate, 5, S, B, U, B, UP)   \
   S_(C_DecryptDigestUpdate, 5, S, B, U, B, UP)                                          \

@@ -20,7 +20,8 @@
  *   gcm_iv=append       ... 16 bytes of it, and they follow the tag
  *   gcm_iv=zero         the IV is not looked at: always zero, both ways
  *   strict              gcm_iv=token wants 12 zero bytes, gcm_iv=append no IV at all
- *   bad_tag=RV          what C_Decrypt says of what is not authentic
+ *   bad_tag=RV          what C_Decrypt and C_Verify say of what is not authentic
+ *   bad_iv=RV           what C_DecryptInit says of a GCM IV of other than 12 bytes
  *   corrupt=N           one bit of the Nth C_Encrypt from now on is flipped
  *   no_gcm no_ecb no_cbc            mechanisms that are not there
  *   token_flags=BITS max_session_count=N        for CK_TOKEN_INFO
@@ -71,7 +72,7 @@ struct shared {
 #define RULE_WORDS(X) X(skip) X(count) X(len) X(after) X(rv) X(hang) X(abort) X(segv)
 #define MODES(X)                                                                     \
   X(lost) X(logged_out) X(frozen) X(max_sessions) X(keep_dead) X(cant_lock) X(strict) \
-  X(bad_tag) X(corrupt) X(no_gcm) X(no_ecb) X(no_cbc) X(token_flags) X(max_session_count)
+  X(bad_tag) X(bad_iv) X(corrupt) X(no_gcm) X(no_ecb) X(no_cbc) X(token_flags) X(max_session_count)
 #define FIELD(name) uint64_t name;
 #define SET(name)                                          \
   if (!strcmp(key, #name)) {                               \
@@ -540,11 +541,15 @@ static CK_RV hook_C_DecryptInit(S session, M mechanism, O key) {
   CK_BYTE iv[IV_BYTES];
   if (mechanism && missing(mechanism->mechanism))
     return CKR_MECHANISM_INVALID;
-  if (atomic_load(&config)->iv != IV_ZERO || !is_gcm(mechanism))
+  const struct config *c = atomic_load(&config);
+  if (c->bad_iv && is_gcm(mechanism) &&
+      ((CK_GCM_PARAMS *)mechanism->pParameter)->ulIvLen != 12)
+    return c->bad_iv;
+  if (c->iv != IV_ZERO || !is_gcm(mechanism))
     return real->C_DecryptInit(session, mechanism, key);
   CK_GCM_PARAMS params = *(CK_GCM_PARAMS *)mechanism->pParameter;
   CK_MECHANISM ours = {CKM_AES_GCM, &params, sizeof params};
-  CK_RV rv = make_iv(atomic_load(&config), &params, iv);
+  CK_RV rv = make_iv(c, &params, iv);
   return rv == CKR_OK ? real->C_DecryptInit(session, &ours, key) : rv;
 }
 
@@ -576,6 +581,13 @@ static CK_RV hook_C_Decrypt(S session, B in, U len, B out, UP out_len) {
   CK_RV rv = real->C_Decrypt(session, in, len, out, out_len);
   bool judged = (rv >= CKR_GENERAL_ERROR && rv <= CKR_ARGUMENTS_BAD) ||
                 (rv >= CKR_ENCRYPTED_DATA_INVALID && rv <= 0x42); /* AEAD_DECRYPT_FAILED */
+  return judged && c->bad_tag ? c->bad_tag : rv;
+}
+
+static CK_RV hook_C_Verify(S session, B in, U len, B tag, U tag_len) {
+  const struct config *c = atomic_load(&config);
+  CK_RV rv = real->C_Verify(session, in, len, tag, tag_len);
+  bool judged = rv == CKR_SIGNATURE_INVALID || rv == CKR_SIGNATURE_LEN_RANGE;
   return judged && c->bad_tag ? c->bad_tag : rv;
 }
 

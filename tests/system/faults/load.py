@@ -214,7 +214,7 @@ class Flood(_Client):
 
     Args:
         plugin: The server.
-        sealed: What is tampered with: IV, ciphertext and tag, a bit each time.
+        sealed: What is tampered with: tag and ciphertext are others each time.
         streams: How many requests are under way at once.
 
     Attributes:
@@ -238,10 +238,10 @@ class Flood(_Client):
 
     async def _stream(self, stub: kms_v2_pb2_grpc.KeyManagementServiceStub) -> None:
         while not self._stop.is_set():
-            bad = bytearray(self._sealed.ciphertext)
-            bad[-1 - secrets.randbelow(_SEALED_BYTES)] ^= 1 << secrets.randbelow(8)
+            head = self._sealed.ciphertext[:-_SEALED_BYTES]
+            bad = head + secrets.token_bytes(_SEALED_BYTES)  # never from a cache
             request = kms_v2_pb2.DecryptRequest(
-                ciphertext=bytes(bad), key_id=self._sealed.key_id, uid="flood"
+                ciphertext=bad, key_id=self._sealed.key_id, uid="flood"
             )
             try:
                 await stub.Decrypt(request, timeout=TIMEOUT_SECONDS)

@@ -5,15 +5,11 @@ from __future__ import annotations
 import statistics
 import time
 
-import pytest
-
 from tests.harness.plugin import code_of
 from tests.harness.wait import patient, wait_for
-from tests.system.faults.load import Flood, Load
 
 PLAINTEXT = b"f" * 77  # of a length that no canary has
 REQUESTS = 60
-FLOOD = 1000
 FAST_SECONDS = patient(0.2)  # of which a request takes a hundredth
 DOWN_SECONDS = 60.0
 
@@ -64,24 +60,3 @@ def test_opens_and_closes(rig, shim):
     assert "closed" == rig.admin()["breaker"]
     assert set(workers) <= set(rig.worker_pids)
     assert rig.metrics()['hsm_kms_token_errors_total{ckr="CKR_DEVICE_ERROR"}'] >= 5
-
-
-@pytest.mark.parametrize("rv", [0, 0x05, 0x06, 0x07])
-def test_hostile(rig, shim, rv):
-    """Forged ciphertexts at full rate harm no other client."""
-    sealed = rig.plugin.encrypt(PLAINTEXT)
-    workers, opened = rig.workers(), rig.reopened()
-    if rv:
-        shim.set(f"bad_tag={rv:#x}")
-    with Flood(rig.plugin, sealed) as flood, Load(rig.plugin, 2) as load:
-        wait_for(lambda: flood.codes.total() > FLOOD and len(load.answers) > REQUESTS)
-        assert PLAINTEXT == rig.plugin.decrypt(sealed.ciphertext, sealed.key_id)
-
-    print(f"{len(load.answers)} good, {dict(flood.codes)}")  # noqa: T201
-    assert {"INVALID_ARGUMENT"} == set(flood.codes)
-    assert [] == [*load.failures(), *load.wrong]
-    assert set(workers) <= set(rig.worker_pids)
-    assert opened == rig.reopened()
-    assert [] == rig.plugin.events("breaker open")
-    assert [] == rig.plugin.events("token fault under a request")
-    assert {} == rig.admin()["workers"]["ended"]

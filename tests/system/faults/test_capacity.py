@@ -7,7 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from hsm_kms.errors import UnavailableError
 from hsm_kms.token import watchdog
+from hsm_kms.token.breaker import TRIP_AFTER
 from hsm_kms.token.ends import End
 from tests.harness.one_worker import configure
 from tests.harness.plugin import code_of
@@ -141,6 +143,36 @@ async def test_shrinks(make, shim):
         shim.clear()
         await served.until(lambda: served.pool.stats().sessions == LENT)
         assert CONTROL + LENT == sum(shim.sessions().values())
+
+
+@pytest.mark.parametrize("rv", [0x05, 0x30, 0x101, 0x8000_0123])
+async def test_broken_is_not_full(make, shim, rv):
+    """A C_OpenSession that fails though there is room is a fault of the device."""
+    async with make(1) as served:
+        await served.stocked()
+        worker = served.workers.ready[0]
+        shim.set(
+            f"C_EncryptInit rv={SESSION_HANDLE_INVALID:#x}", f"C_OpenSession rv={rv:#x}"
+        )
+        for _ in range(TRIP_AFTER):
+            with pytest.raises(UnavailableError):
+                await served.wrap(b"dek")
+        assert LENT == served.pool.stats().sessions
+        assert served.pool.breaker.is_open
+        assert {"C_OpenSession"} == {fault.function for fault in served.alarm.faults}
+        shim.clear()
+        served.pool.breaker.close()
+        assert b"dek" == await served.unwrap(await served.wrap(b"dek"))
+        assert [worker] == served.workers.ready
+
+
+async def test_initialised_before(make, shim):
+    """A module that another library has initialised is used, one call at a time."""
+    shim.set("C_Initialize rv=0x191 after")
+    async with make(2) as served:
+        await served.stocked()
+        assert 2 == served.pool.stats().sessions
+        assert b"dek" == await served.unwrap(await served.wrap(b"dek"))
 
 
 async def test_dead_ones_count(make, shim):
