@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import subprocess
 import sys
-import urllib.request
 from typing import TYPE_CHECKING, Any
 
 from tests.harness.plugin import Plugin
@@ -66,9 +65,8 @@ def start(plugin: Plugin) -> None:
 
 def metrics(plugin: Plugin) -> dict[str, float]:
     """The server's own figures, by name and labels."""
-    port = plugin.events("probes and metrics")[-1]["port"]
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as page:
-        lines = page.read().decode().splitlines()
+    _, text = plugin.page("/metrics")
+    lines = text.splitlines()
     pairs = (line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
     return {name: float(value) for name, value in pairs}
 

@@ -67,6 +67,9 @@ def _in_short(server: dict[str, Any] | None) -> dict[str, str]:
                 if key["current_from"]
                 else "once keys.current names it"
             )
+    for listener in server.get("http", ()):
+        if listener["error"]:
+            shown[f"http {listener['address']}"] = f"not listening: {listener['error']}"
     if server["state"] != "ok":
         shown = {"state": server["state"], "detail": server["detail"]} | shown
     return shown

@@ -65,6 +65,7 @@ class Snapshot:
         local_created: Local KEKs made, by result: "ok" or "failed".
         kek_wraps: Wraps by AES-GCM under a KEK that count on this node, by hash of its
             key_id.
+        http_failures: Failed attempts to listen for HTTP, by kind of address.
     """
 
     health: str
@@ -83,6 +84,7 @@ class Snapshot:
     local_open: int = 0
     local_created: Mapping[str, int] = field(default_factory=dict)
     kek_wraps: Mapping[str, int] = field(default_factory=dict)
+    http_failures: Mapping[str, int] = field(default_factory=dict)
 
 
 class _Tally:
@@ -218,6 +220,12 @@ def _of_snapshot(now: Snapshot) -> Iterable[Metric]:
         "hsm_kms_token_calls", "Requests sent to the token.", "operation", now.calls
     )
     yield _counts("hsm_kms_token_errors", "Failures of the token.", "ckr", now.errors)
+    yield _counts(
+        "hsm_kms_http_listen_failures",
+        "Attempts to listen for HTTP that failed.",
+        "listener",
+        now.http_failures,
+    )
     yield from _of_local_keks(now)
     yield from _of_budget(now)
 

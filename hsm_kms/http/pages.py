@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import time
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
+from hsm_kms.http.exchange import Page, Pages
 from hsm_kms.http.metrics import CONTENT_TYPE, Metrics
-from hsm_kms.http.server import Page, Pages
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -15,8 +16,11 @@ if TYPE_CHECKING:
     from hsm_kms.health.state import HealthState
 
 
+METRICS_SECONDS: Final = 1.0  # how old the metrics may be
+
+
 def public_pages(health: Callable[[], HealthState], metrics: Metrics) -> Pages:
-    """Return /livez, /readyz and /metrics.
+    """Return /livez, /readyz and /metrics, which everybody on the node may read.
 
     Args:
         health: Reads the present state of health; called on the event loop.
@@ -37,10 +41,23 @@ def public_pages(health: Callable[[], HealthState], metrics: Metrics) -> Pages:
     return {"/livez": livez, "/readyz": readyz, "/metrics": metrics_page}
 
 
-def admin_pages(status: Callable[[], Mapping[str, Any]]) -> Pages:
-    """Return /status, for `hsm-kms status` and for people on the node.
+def sparing(pages: Pages) -> Pages:
+    """Return the same pages, with /metrics made at most once a second for all clients.
 
     Args:
+        pages: The pages of `public_pages`, to be served to clients that nobody knows.
+    """
+    return {**pages, "/metrics": _Kept(pages["/metrics"], METRICS_SECONDS)}
+
+
+def admin_pages(public: Pages, status: Callable[[], Mapping[str, Any]]) -> Pages:
+    """Return the public pages and /status, for `hsm-kms status` and the operator.
+
+    The public pages are there too, so that a TCP port which another process has taken
+    hides neither probes nor metrics.
+
+    Args:
+        public: The pages of `public_pages`.
         status: Makes the content of /status; called on the event loop.
     """
 
@@ -48,4 +65,33 @@ def admin_pages(status: Callable[[], Mapping[str, Any]]) -> Pages:
         body = json.dumps(status(), indent=2).encode() + b"\n"
         return Page(body=body, content_type="application/json")
 
-    return {"/status": status_page}
+    return {**public, "/status": status_page}
+
+
+class _Kept:
+    """Make a page that takes long, and answer with the same page for a while.
+
+    Args:
+        make: Makes the page.
+        seconds: How long the page is kept.
+        clock: Seconds since some moment.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[], Page],
+        seconds: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._make = make
+        self._seconds = seconds
+        self._clock = clock
+        self._page: Page | None = None
+        self._made = 0.0
+
+    def __call__(self) -> Page:
+        """Return the page."""
+        now = self._clock()
+        if self._page is None or now - self._made >= self._seconds:
+            self._page, self._made = self._make(), now
+        return self._page

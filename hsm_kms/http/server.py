@@ -1,188 +1,271 @@
-"""Probes, metrics and the admin socket, over plain HTTP.
+"""Listen for HTTP on a TCP port and on the admin socket.
 
-Connections are served by threads, pages are made on the event loop: whoever gets an
-answer knows that the loop is alive, and pages need no locks.
-
-1. A page never waits on the token.
-2. The TCP side has what anybody on the node may know; detail is on the admin socket,
-   which is 0600.
-3. A port or path that cannot be had is said in the log and costs nothing else.
+1. A listener serves at most `MAX_CONNECTIONS` at once. One connection more takes the
+   place of the oldest, so that idle connections never keep a probe out.
+2. No thread, no task and no buffer is made before a connection has its place.
+3. A listener that cannot have its address says so and tries again every
+   `RETRY_SECONDS`; nothing else depends on it.
+4. The TCP port serves only what everybody on the node may know. Details are on the
+   admin socket, whose mode is 0600.
 """
 
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
+import contextlib
+import errno
 import os
 import socket
-import socketserver
-import threading
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
+from hsm_kms.http.exchange import Pages, Responder
 from hsm_kms.log import get_logger
+from hsm_kms.tasks import cancel_and_wait
 
-LOOP_SECONDS: Final = 2.0  # a loop that needs longer counts as dead
-_IDLE_SECONDS: Final = 10.0  # a client that says nothing for so long is cut off
+if TYPE_CHECKING:
+    from pathlib import Path
+
+MAX_CONNECTIONS: Final = 16
+RETRY_SECONDS: Final = 5.0
+# While places are taken away, at most 200 connections a second are accepted: a flood
+# of connections must leave the event loop to the API server.
+_CROWDED_SECONDS: Final = 0.005
+_NO_DESCRIPTOR_SECONDS: Final = 0.5
 
 _log = get_logger(__name__)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Page:
-    """An answer.
+class Address(Protocol):
+    """Name a place to listen at."""
+
+    @property
+    def kind(self) -> str:
+        """Return "tcp" or "unix"."""
+
+    def bind(self) -> socket.socket:
+        """Return a socket that listens at this address.
+
+        Raises:
+            OSError: The address cannot be had.
+        """
+
+    def release(self) -> None:
+        """Remove what `bind` left in the file system."""
+
+
+@dataclass(frozen=True, slots=True)
+class TcpAddress:
+    """Name a TCP port.
 
     Args:
-        status: HTTP status code.
-        body: UTF-8 bytes.
-        content_type: Of the body.
+        host: IPv4 or IPv6 address of an interface.
+        port: Port, or 0 for any free one.
     """
 
-    status: int = HTTPStatus.OK
-    body: bytes
-    content_type: str = "text/plain; charset=utf-8"
+    host: str
+    port: int
 
+    @property
+    def kind(self) -> str:
+        """Return "tcp"."""
+        return "tcp"
 
-Pages = Mapping[str, Callable[[], Page]]
-
-
-class _Handler(BaseHTTPRequestHandler):
-    """GET and HEAD of a fixed set of paths."""
-
-    timeout = _IDLE_SECONDS
-    protocol_version = "HTTP/1.1"
-    server_version = "hsm-kms"
-    sys_version = ""
-    pages: Pages
-    loop: asyncio.AbstractEventLoop
-
-    def do_GET(self) -> None:
-        """Answer with the page's body."""
-        self._answer(with_body=True)
-
-    def do_HEAD(self) -> None:
-        """Answer with the headers only."""
-        self._answer(with_body=False)
-
-    def _answer(self, *, with_body: bool) -> None:
-        page = self._page(self.path.partition("?")[0])
-        self.send_response(page.status)
-        self.send_header("Content-Type", page.content_type)
-        self.send_header("Content-Length", str(len(page.body)))
-        self.send_header("Cache-Control", "no-store")
-        self.end_headers()
-        if with_body:
-            self.wfile.write(page.body)
-
-    def _page(self, path: str) -> Page:
-        make = self.pages.get(path)
-        if make is None:
-            return Page(status=HTTPStatus.NOT_FOUND, body=b"not found\n")
-
-        async def on_loop() -> Page:
-            return make()
-
-        future = asyncio.run_coroutine_threadsafe(on_loop(), self.loop)
+    def bind(self) -> socket.socket:
+        """See `Address.bind`."""
+        listening = socket.socket(
+            socket.AF_INET6 if ":" in self.host else socket.AF_INET, socket.SOCK_STREAM
+        )
         try:
-            return future.result(LOOP_SECONDS)
-        except (concurrent.futures.TimeoutError, concurrent.futures.CancelledError):
-            body = b"the event loop does not answer\n"
-            return Page(status=HTTPStatus.INTERNAL_SERVER_ERROR, body=body)
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            return _listen(listening, (self.host, self.port))
+        except BaseException:
+            listening.close()
+            raise
 
-    def log_message(self, *_: object) -> None:
-        """Keep quiet: probes come every second."""
+    def release(self) -> None:
+        """Do nothing: the port is free when the socket is closed."""
 
-    def address_string(self) -> str:
-        """Unix clients have no address."""
-        return ""
-
-
-class _TcpServer(ThreadingHTTPServer):
-    daemon_threads = True
-
-    def server_bind(self) -> None:
-        """Bind without the reverse look-up of the parent class."""
-        socketserver.TCPServer.server_bind(self)
+    def __str__(self) -> str:
+        """Return the address as the configuration writes it."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{host}:{self.port}"
 
 
-class _Tcp6Server(_TcpServer):
-    address_family = socket.AF_INET6
+@dataclass(frozen=True, slots=True)
+class UnixAddress:
+    """Name a unix socket with mode 0600.
 
+    Args:
+        path: Path that belongs to this process alone: a socket there is replaced.
+    """
 
-class _UnixServer(_TcpServer):
-    address_family = socket.AF_UNIX
+    path: Path
 
-    def server_bind(self) -> None:
-        """Bind a socket that only our user can use."""
-        path = Path(os.fsdecode(self.server_address))  # type: ignore[arg-type]
-        path.unlink(missing_ok=True)
+    @property
+    def kind(self) -> str:
+        """Return "unix"."""
+        return "unix"
+
+    def bind(self) -> socket.socket:
+        """See `Address.bind`."""
+        if self.path.exists() and not self.path.is_socket():
+            raise OSError(errno.EEXIST, "the path exists and is not a socket")
+        self.path.unlink(missing_ok=True)
+        listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        # The umask belongs to the whole process: until it is restored, files that other
+        # threads create are only narrower than they would be.
         umask = os.umask(0o177)
         try:
-            super().server_bind()
+            return _listen(listening, str(self.path))
+        except BaseException:
+            listening.close()
+            raise
         finally:
             os.umask(umask)
 
+    def release(self) -> None:
+        """See `Address.release`."""
+        self.path.unlink(missing_ok=True)
+
+    def __str__(self) -> str:
+        """Return the path."""
+        return str(self.path)
+
+
+def _listen(listening: socket.socket, address: str | tuple[str, int]) -> socket.socket:
+    listening.bind(address)
+    listening.listen(MAX_CONNECTIONS)
+    listening.setblocking(False)
+    return listening
+
+
+class Listener:
+    """Serve pages at one address, and go on trying while the address is taken.
+
+    Args:
+        address: Where to listen.
+        pages: What is served, by path.
+        retry: Seconds between two attempts to listen.
+
+    Attributes:
+        address: Where to listen.
+        failures: Attempts to listen that failed.
+        problem: Why the listener does not listen; None while it does.
+        port: TCP port that it has; None if it has none.
+    """
+
+    def __init__(
+        self, address: Address, pages: Pages, retry: float = RETRY_SECONDS
+    ) -> None:
+        self.address = address
+        self.failures = 0
+        self.problem: str | None = "not started"
+        self.port: int | None = None
+        self._retry = retry
+        self._responder = Responder(pages)
+        self._listening: socket.socket | None = None
+        # In the order of their arrival.
+        self._connections: dict[asyncio.Task[None], socket.socket] = {}
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Listen, or begin to try."""
+        self._try()
+        self._task = asyncio.create_task(self._run())
+
+    async def close(self) -> None:
+        """Stop listening, drop all connections and release the address."""
+        if self._task is not None:
+            await cancel_and_wait(self._task)
+        for connection in list(self._connections):
+            await _drop(connection)
+        if self._listening is not None:
+            self._listening.close()
+            self.address.release()
+
+    async def _run(self) -> None:
+        while self._listening is None:
+            await asyncio.sleep(self._retry)
+            self._try()
+        while True:
+            await self._admit(await self._accept(self._listening))
+
+    def _try(self) -> None:
+        try:
+            listening = self.address.bind()
+        except OSError as error:
+            self.failures += 1
+            problem = error.strerror or type(error).__name__
+            if problem != self.problem:
+                _log.error(
+                    "cannot listen for HTTP",
+                    address=str(self.address),
+                    error=problem,
+                    hint=f"free the address, or change the section http; it is tried "
+                    f"again every {self._retry:g} s",
+                )
+            self.problem = problem
+            return
+        self._listening, self.problem = listening, None
+        if self.address.kind == "tcp":
+            self.port = int(listening.getsockname()[1])
+        _log.info("listening for HTTP", address=str(self.address), port=self.port)
+
+    async def _accept(self, listening: socket.socket) -> socket.socket:
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                connection, _ = await loop.sock_accept(listening)
+            except OSError:  # no descriptor is left, or the client has gone
+                await asyncio.sleep(_NO_DESCRIPTOR_SECONDS)
+            else:
+                return connection
+
+    async def _admit(self, connection: socket.socket) -> None:
+        with contextlib.ExitStack() as unless_served:
+            unless_served.callback(connection.close)
+            if len(self._connections) >= MAX_CONNECTIONS:
+                await _drop(next(iter(self._connections)))
+                await asyncio.sleep(_CROWDED_SECONDS)
+            unless_served.pop_all()
+        # Only this task adds connections, so the place is still free.
+        task = asyncio.create_task(self._responder.serve(connection))
+        self._connections[task] = connection
+        task.add_done_callback(self._gone)
+
+    def _gone(self, task: asyncio.Task[None]) -> None:
+        # Here and not in the task, which is cancelled before it begins at times.
+        self._connections.pop(task).close()
+
+
+async def _drop(connection: asyncio.Task[None]) -> None:
+    connection.cancel()
+    await asyncio.wait({connection})
+
 
 class HttpServer:
-    """Serves pages until closed; made on the event loop that makes the pages."""
+    """Keep the listeners of a server.
+
+    Attributes:
+        listeners: Listeners that were started.
+    """
 
     def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._servers: list[ThreadingHTTPServer] = []
-        self._paths: list[Path] = []
+        self.listeners: list[Listener] = []
 
-    def listen_tcp(self, host: str, port: int, pages: Pages) -> int | None:
-        """Serve on a TCP port.
+    def listen(self, address: Address, pages: Pages) -> None:
+        """Serve pages at an address, now or as soon as the address can be had.
 
         Args:
-            host: Address to bind.
-            port: Port, or 0 for any.
+            address: Where to listen.
             pages: What is served, by path.
-
-        Returns:
-            The port, or None where it cannot be had.
         """
-        kind = _Tcp6Server if ":" in host else _TcpServer
-        server = self._try(kind, (host, port), pages)
-        return int(server.server_address[1]) if server else None
+        listener = Listener(address, pages)
+        self.listeners.append(listener)
+        listener.start()
 
-    def listen_unix(self, path: Path, pages: Pages) -> bool:
-        """Serve on a unix socket with mode 0600; whether that worked.
-
-        The path must be this process's alone: whatever socket is there is replaced.
-        """
-        if path.exists() and not path.is_socket():
-            _log.warning("cannot listen", address=str(path), error="not a socket")
-            return False
-        server = self._try(_UnixServer, str(path), pages)
-        if server is not None:
-            self._paths.append(path)
-        return server is not None
-
-    def close(self) -> None:
-        """Stop listening, and remove the unix sockets."""
-        for server in self._servers:
-            server.shutdown()
-            server.server_close()
-        for path in self._paths:
-            path.unlink(missing_ok=True)
-
-    def _try(
-        self, kind: type[ThreadingHTTPServer], address: Any, pages: Pages
-    ) -> ThreadingHTTPServer | None:
-        handler = type("Handler", (_Handler,), {"pages": pages, "loop": self._loop})
-        try:
-            server = kind(address, handler)
-        except OSError as error:
-            _log.warning("cannot listen", address=str(address), error=error.strerror)
-            return None
-        self._servers.append(server)
-        serving = threading.Thread(
-            target=server.serve_forever, kwargs={"poll_interval": 0.1}, daemon=True
-        )
-        serving.start()
-        return server
+    async def close(self) -> None:
+        """Stop listening at all addresses."""
+        for listener in self.listeners:
+            await listener.close()

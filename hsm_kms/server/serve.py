@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hsm_kms import __version__
 from hsm_kms.api.server import build_server
 from hsm_kms.http.metrics import Metrics
-from hsm_kms.http.pages import admin_pages, public_pages
-from hsm_kms.http.server import HttpServer
+from hsm_kms.http.pages import admin_pages, public_pages, sparing
+from hsm_kms.http.server import HttpServer, TcpAddress, UnixAddress
 from hsm_kms.log import get_logger
 from hsm_kms.server.engine import Lasting
 from hsm_kms.server.kms_socket import UnixSocket
@@ -75,8 +75,10 @@ class Server:
         self._lasting = Lasting(state=state, budget=NonceBudget(state))
         self._in_force = InForce(config, self._lasting)
         self._reload = Reload(file, self._in_force)
-        self._metrics = Metrics(lambda: snapshot(self._in_force.engine, self._lasting))
         self._http = HttpServer()
+        self._metrics = Metrics(
+            lambda: snapshot(self._in_force.engine, self._lasting, self._http)
+        )
         self._grpc = build_server(
             config.apis,
             v2=self._in_force.v2,
@@ -106,16 +108,17 @@ class Server:
             await cancel_and_wait(reloading)
             await self._in_force.engine.close()
             await self._lasting.budget.close()
-            await asyncio.to_thread(self._http.close)
+            await self._http.close()
         _log.info("stopped")
 
     def _listen_http(self) -> None:
         http = self._in_force.engine.config.http
+        public = public_pages(self._in_force.look, self._metrics)
         if http.address is not None:
-            host, port = http.address
-            pages = public_pages(self._in_force.look, self._metrics)
-            got = self._http.listen_tcp(host, port, pages)
-            _log.info("probes and metrics", host=host, port=got)
+            self._http.listen(TcpAddress(*http.address), sparing(public))
         if http.admin_socket is not None:
-            pages = admin_pages(lambda: status_of(self._in_force.engine, self._lasting))
-            self._http.listen_unix(http.admin_socket, pages)
+            pages = admin_pages(public, self._status)
+            self._http.listen(UnixAddress(http.admin_socket), pages)
+
+    def _status(self) -> dict[str, Any]:
+        return status_of(self._in_force.engine, self._lasting, self._http)

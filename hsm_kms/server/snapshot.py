@@ -13,16 +13,18 @@ from hsm_kms.log import key_id_hash
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from hsm_kms.http.server import HttpServer
     from hsm_kms.keys.keyring import Keyring
     from hsm_kms.server.engine import Engine, Lasting
 
 
-def snapshot(engine: Engine, lasting: Lasting) -> Snapshot:
+def snapshot(engine: Engine, lasting: Lasting, http: HttpServer) -> Snapshot:
     """Return the values that the metrics show now.
 
     Args:
         engine: The engine in force.
         lasting: What outlives it.
+        http: The listeners for probes, metrics and /status.
     """
     counts = lasting.counts
     health = engine.health.look()
@@ -44,6 +46,7 @@ def snapshot(engine: Engine, lasting: Lasting) -> Snapshot:
         local_open=len(engine.opened),
         local_created=counts.created,
         kek_wraps=_wraps(engine.keys.ring, lasting.budget.used),
+        http_failures={each.address.kind: each.failures for each in http.listeners},
     )
 
 
@@ -88,15 +91,16 @@ def keys_of(ring: Keyring | None) -> list[dict[str, Any]]:
     ]
 
 
-def status_of(engine: Engine, lasting: Lasting) -> dict[str, Any]:
+def status_of(engine: Engine, lasting: Lasting, http: HttpServer) -> dict[str, Any]:
     """Return the content of /status: names and counts, but no secrets.
 
     Args:
         engine: The engine in force.
         lasting: What outlives it.
+        http: The listeners for probes, metrics and /status.
     """
     health = engine.health.look()
-    now = snapshot(engine, lasting)
+    now = snapshot(engine, lasting, http)
     return {
         "version": __version__,
         "state": health.state,
@@ -120,4 +124,8 @@ def status_of(engine: Engine, lasting: Lasting) -> dict[str, Any]:
         },
         "breaker": "open" if now.breaker_open else "closed",
         "pin": now.pin,
+        "http": [
+            {"address": str(each.address), "error": each.problem}
+            for each in http.listeners
+        ],
     }

@@ -18,6 +18,7 @@ from hsm_kms.api.rpc import (
     kms_v2_pb2,
     kms_v2_pb2_grpc,
 )
+from hsm_kms.http.client import UnixConnection
 from tests.harness import command_line, fork_server
 from tests.harness.processes import children_of
 from tests.harness.softhsm import TOKEN_LABEL, SoftHsm, softhsm_module
@@ -25,6 +26,7 @@ from tests.harness.wait import SECONDS, patient, wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from http.client import HTTPConnection
     from pathlib import Path
 
 RPC_SECONDS = 10.0  # three times as long as kube-apiserver waits
@@ -155,6 +157,17 @@ class Plugin:
         lines = (json.loads(line) for line in complete if line[:1] == "{")
         return [line for line in lines if line.get("event") == event]
 
+    # Probes, metrics and its own status
+
+    def page(self, path: str) -> tuple[int, str]:
+        """Return status code and body of a page on the admin socket."""
+        return get(UnixConnection(self.directory / "admin.sock", patient()), path)
+
+    def http_port(self) -> int:
+        """Return the TCP port of the probes and metrics."""
+        events = self.events("listening for HTTP")
+        return int([each["port"] for each in events if each["port"]][-1])
+
     # The client
 
     def channel(self) -> grpc.Channel:
@@ -273,6 +286,16 @@ class Plugin:
             input=stdin,
             timeout=patient(60),
         )
+
+
+def get(connection: HTTPConnection, path: str) -> tuple[int, str]:
+    """Return status code and body of a page, and close the connection."""
+    try:
+        connection.request("GET", path)
+        response = connection.getresponse()
+        return response.status, response.read().decode()
+    finally:
+        connection.close()
 
 
 def _can_run_here(command: str) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import re
-import urllib.request
 from typing import TYPE_CHECKING
 
 from tests.harness.wait import until, wait_for
@@ -20,9 +19,7 @@ PATIENT = {"call_timeout": "30s", "hang_timeout": "5m", "session_wait": "10s"}
 
 def metrics(plugin: Plugin) -> dict[str, float]:
     """Our own samples, by name and labels as they stand there."""
-    port = plugin.events("probes and metrics")[-1]["port"]
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
-        text = answer.read().decode()
+    _, text = plugin.page("/metrics")
     found = re.findall(r"^(hsm_kms_\w+)(\{[^}]*\})? (\S+)$", text, re.MULTILINE)
     return {name + labels: float(value) for name, labels, value in found}
 

@@ -11,7 +11,7 @@ import signal
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from hsm_kms.http.client import UnixConnection
+from tests.harness.plugin import get
 from tests.harness.wait import SECONDS, wait_for
 
 if TYPE_CHECKING:
@@ -25,15 +25,6 @@ QUICK = {"call_timeout": "1500ms", "hang_timeout": "4s", "start_timeout": "6s"}
 _SAMPLE = re.compile(r"^(hsm_kms_\w+)(\{[^}]*\})? (\S+)$", re.MULTILINE)
 
 
-def _get(connection: http.client.HTTPConnection, path: str) -> tuple[int, str]:
-    try:
-        connection.request("GET", path)
-        response = connection.getresponse()
-        return response.status, response.read().decode()
-    finally:
-        connection.close()
-
-
 @dataclass(frozen=True)
 class ObservedServer:
     """A server, its token, and the shim between them."""
@@ -44,26 +35,26 @@ class ObservedServer:
 
     def start(self) -> None:
         """Start the server, and wait until it can be looked at."""
-        began = len(self.plugin.events("probes and metrics"))
+        event = "listening for HTTP"
+        began = len(self.plugin.events(event))
         self.plugin.start()
         process = self.plugin.process
         wait_for(
             lambda: (
-                len(self.plugin.events("probes and metrics")) > began
+                len(self.plugin.events(event)) == began + 2
                 or process.poll() is not None
             )
         )
         assert process.poll() is None, self.plugin.log()
-        wait_for((self.plugin.directory / "admin.sock").exists)
 
     def get(self, path: str) -> tuple[int, str]:
         """Return status code and body of a page of the probes and metrics."""
-        port = self.plugin.events("probes and metrics")[-1]["port"]
-        return _get(http.client.HTTPConnection("127.0.0.1", port, SECONDS), path)
+        port = self.plugin.http_port()
+        return get(http.client.HTTPConnection("127.0.0.1", port, SECONDS), path)
 
     def metrics(self) -> dict[str, float]:
         """Return the values of our own metrics, by name and labels."""
-        code, text = self.get("/metrics")
+        code, text = self.plugin.page("/metrics")
         assert 200 == code
         return {
             name + (labels or ""): float(value)
@@ -72,8 +63,7 @@ class ObservedServer:
 
     def admin(self) -> dict[str, Any]:
         """Return what the admin socket serves at /status."""
-        connection = UnixConnection(self.plugin.directory / "admin.sock", SECONDS)
-        code, text = _get(connection, "/status")
+        code, text = self.plugin.page("/status")
         assert 200 == code
         return json.loads(text)
 

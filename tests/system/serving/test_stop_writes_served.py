@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import http.client
 
-from tests.harness.wait import wait_for
+from tests.harness.plugin import get
+from tests.harness.wait import patient, wait_for
 
 
 def test_served_without_answers(make_plugin, hsm):
@@ -35,9 +36,5 @@ def test_served_without_answers(make_plugin, hsm):
 
 def readyz(plugin):
     """HTTP status code."""
-    port = plugin.events("probes and metrics")[-1]["port"]
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
-    connection.request("GET", "/readyz")
-    code = connection.getresponse().status
-    connection.close()
-    return code
+    port = plugin.http_port()
+    return get(http.client.HTTPConnection("127.0.0.1", port, patient()), "/readyz")[0]
