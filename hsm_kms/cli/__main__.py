@@ -1,5 +1,5 @@
-"""`python -m hsm_kms.cli`."""
+"""Run `hsm-kms` as `python -m hsm_kms.cli`."""
 
-from hsm_kms.cli import main
+from hsm_kms.start import main
 
 main()

@@ -16,6 +16,7 @@ from hsm_kms.cli.tradeoff import tradeoff
 from hsm_kms.config import load as configuration
 from hsm_kms.errors import HsmKmsError, PinSettlingError, TokenAbsentError
 from hsm_kms.server import settings
+from hsm_kms.server.writable import weaknesses
 from hsm_kms.state_dir.directory import StateDir
 from hsm_kms.token.pin_verdict import PinVerdict
 from hsm_kms.wrapping.by_token import canary
@@ -70,6 +71,7 @@ def check(path: Path, *, offline: bool) -> None:
     config = configuration.load(path)
     report = Report()
     report.ok(f"configuration {path}")
+    _check_writable(report, config, path)
     _check_state(report, config)
     _check_module(report, config)
     _check_pin(report, config)
@@ -78,6 +80,14 @@ def check(path: Path, *, offline: bool) -> None:
     for line in tradeoff(config):
         click.echo(line)
     sys.exit(1 if report.failed else 0)
+
+
+def _check_writable(report: Report, config: Config, path: Path) -> None:
+    found = weaknesses(config, path)
+    for each in found:
+        report.fail(each.setting, HsmKmsError(each.cause, hint=f"run {each.cure}"))
+    if not found:
+        report.ok("only root and this user can change configuration, module and state")
 
 
 def _check_state(report: Report, config: Config) -> None:

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 import msgspec
 
-from hsm_kms import hardening
 from hsm_kms.cli.options import output_option
 from hsm_kms.clock import when
 from hsm_kms.errors import ConfigError, HsmKmsError
@@ -123,7 +122,6 @@ def migrate(  # noqa: PLR0913 - one per option
     if dry_run and file:
         raise ConfigError(["--dry-run and --resume exclude each other"])
     wanted = [parse_resource(name) for name in names]
-    hardening.harden_process()
     kubectl = Kubectl(program=program, kubeconfig=kubeconfig, context=context)
     scope = journals.Scope(kubectl.server(), namespace, tuple(names))
     journal = journals.load(file, scope) if file else journals.begin(scope)

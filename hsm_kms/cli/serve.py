@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from hsm_kms import hardening, log
+from hsm_kms import log
 from hsm_kms.cli.options import config_option
 from hsm_kms.config import load as configuration
 
@@ -27,7 +27,6 @@ def serve(path: Path) -> None:
     """
     config = configuration.load(path)
     log.configure(config.log.level, config.log.format)
-    hardening.harden_process()
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # its C core would write to stderr
     from hsm_kms.server import serve as server  # noqa: PLC0415 - grpc takes a third of a second
 

@@ -12,8 +12,10 @@ from hsm_kms.http.metrics import Metrics
 from hsm_kms.http.pages import admin_pages, public_pages, sparing
 from hsm_kms.http.server import HttpServer, TcpAddress, UnixAddress
 from hsm_kms.log import get_logger
+from hsm_kms.server import writable
 from hsm_kms.server.engine import Lasting
 from hsm_kms.server.kms_socket import UnixSocket
+from hsm_kms.server.orphans import reap_orphans
 from hsm_kms.server.reload import ConfigFile, Reload
 from hsm_kms.server.snapshot import snapshot, status_of
 from hsm_kms.server.takeover import DRAIN_SECONDS, InForce
@@ -44,6 +46,7 @@ async def serve(config: Config, path: Path) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     loop.add_signal_handler(signal.SIGHUP, again.set)
+    writable.warn(config, path)
     listen = config.listen
     socket = UnixSocket(
         listen.socket,
@@ -100,12 +103,14 @@ class Server:
         self._in_force.engine.start()
         self._listen_http()
         reloading = asyncio.create_task(self._reload.run(again))
+        reaping = asyncio.create_task(reap_orphans())
         try:
             await stop.wait()
             _log.info("stopping")
             await self._grpc.stop(DRAIN_SECONDS)
         finally:
             await cancel_and_wait(reloading)
+            await cancel_and_wait(reaping)
             await self._in_force.engine.close()
             await self._lasting.budget.close()
             await self._http.close()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -22,9 +21,11 @@ from hsm_kms.ipc.messages import (
     Started,
 )
 from hsm_kms.log import get_logger
+from hsm_kms.tasks import cancel_and_wait
 from hsm_kms.token.channel import Channel
 from hsm_kms.token.ends import ENDS, End
 from hsm_kms.token.errors import error_from
+from hsm_kms.token.kill import Killer
 from hsm_kms.token.stderr import Stderr
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ class Worker:
         process: asyncio.subprocess.Process,
         pairs: Sequence[socket.socket],
         stderr: int,
-        pidfd: int,
+        killer: Killer,
         keeper: Keeper | None = None,
     ) -> None:
         self.control, *self.sessions = (
@@ -73,9 +74,9 @@ class Worker:
         self.started: Started | None = None
         self._process = process
         self._keeper = keeper
-        # asyncio's own kill() may reap the child behind its watcher's back.
-        self._pidfd: int | None = pidfd
+        self._killer = killer
         self._stderr = Stderr(stderr, process.pid)
+        self._watching = asyncio.create_task(self._watch())
 
     @property
     def pid(self) -> int:
@@ -127,13 +128,13 @@ class Worker:
                     env={**os.environ, **env},
                 )
                 # If this fails, the worker sees its pairs close and exits.
-                pidfd = os.pidfd_open(process.pid)
+                killer = Killer(process)
             except OSError as error:
                 raise WorkerLostError(
                     f"a token worker cannot be started: {error.strerror}"
                 ) from None
             ours.pop_all()
-        return cls(process, [mine for mine, _ in pairs], stderr, pidfd, keeper)
+        return cls(process, [mine for mine, _ in pairs], stderr, killer, keeper)
 
     async def configure(self, request: Configure) -> Started:
         """Have the worker load the module and choose the token.
@@ -251,10 +252,9 @@ class Worker:
                 await self._process.wait()
         except TimeoutError:
             _log.error("token worker cannot be killed", pid=self.pid)
+        await cancel_and_wait(self._watching)
         self._stderr.close()
-        if self._pidfd is not None:
-            os.close(self._pidfd)
-            self._pidfd = None
+        self._killer.close()
 
     async def _say_leave(self) -> None:
         """Send `Leave` on the control channel, after a canary that may run there."""
@@ -266,11 +266,18 @@ class Worker:
         """Send SIGKILL; a caller that waits for an answer gets `WorkerLostError`."""
         if counted and self.end is not End.LOST:  # a lost worker is gone already
             self.killed = True
-        if self._pidfd is not None:
-            with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+        self._killer.kill()
         for channel in (self.control, *self.sessions):
             channel.close()
+
+    async def _watch(self) -> None:
+        """Notice the end of the process.
+
+        The channels read the end of their pairs, and do so first; but a child that the
+        module started without exec holds the worker's ends open.
+        """
+        await self._process.wait()
+        self._lost("the worker process ended")
 
     def _lost(self, why: str) -> None:
         self.retire(End.LOST, why)

@@ -12,7 +12,7 @@ import signal
 import socket
 import sys
 import threading
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import TYPE_CHECKING, NoReturn
 
 import msgspec
@@ -37,11 +37,13 @@ if TYPE_CHECKING:
     from hsm_kms.worker.handles import KnownGood
 
 CLOSE_SECONDS = 0.5
+_STDERR = 2
 
 
 def main() -> NoReturn:
     """Serve the control session on this thread, and every other session on its own."""
     hardening.harden_process()
+    _keep_descriptors()
     pdeathsig.die_with_parent(int(sys.argv[1]))
     # systemd and terminals signal the whole process group, but a worker must live on
     # until the server has drained and closes the control pair.
@@ -59,6 +61,18 @@ def main() -> NoReturn:
         ).start()
     _serve(control, TokenSession(module, known_good), one_at_a_time)
     _leave(module)
+
+
+def _keep_descriptors() -> None:
+    """Close every descriptor but stdin, stdout and stderr in what the module execs.
+
+    A program that held the pairs could answer for this worker; a typed PIN is in a
+    descriptor, too.
+    """
+    for number in map(int, os.listdir("/proc/self/fd")):  # noqa: PTH208 - pathlib is slow to import
+        if number > _STDERR:
+            with suppress(OSError):  # the one that listed them is closed by now
+                os.set_inheritable(number, False)
 
 
 def _start(control: socket.socket) -> Module:

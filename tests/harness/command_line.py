@@ -1,4 +1,4 @@
-"""`hsm-kms` commands, run in the process of the test.
+"""`hsm-kms` commands, run in the process of the test, which is not hardened.
 
 A process of their own costs most commands more than all that they do. Spawn one where
 the process is the point: signals, terminals, hardening, what its streams are.
@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import structlog
 
-from hsm_kms import hardening
 from hsm_kms.cli import main
 
 if TYPE_CHECKING:
@@ -85,28 +84,23 @@ def _as_a_process(
     argv: list[str], env: Mapping[str, str], cwd: Path | None
 ) -> Iterator[None]:
     """Undo what a command changes in its process, which would otherwise end."""
-    before = sys.argv, os.environ.copy(), hardening.harden_process
+    before = sys.argv, os.environ.copy()
     configured = structlog.get_config()
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     structlog.reset_defaults()
     sys.argv = argv
     os.environ.update(env)
-    hardening.harden_process = _stay_as_it_is
     try:
         with contextlib.chdir(cwd or Path.cwd()):
             yield
     finally:
-        sys.argv, environ, hardening.harden_process = before
+        sys.argv, environ = before
         os.environ.clear()
         os.environ.update(environ)
         structlog.configure(**configured)
         root.handlers[:] = handlers
         root.setLevel(level)
-
-
-def _stay_as_it_is() -> None:
-    """Stand in for `harden_process`, which cannot be undone."""
 
 
 @contextlib.contextmanager

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hsm_kms import hardening
 from hsm_kms.cli.etcd.options import etcd_options, open_source, progress_bar
 from hsm_kms.cli.one_worker import LoginChoice, login_options, one_worker
 from hsm_kms.cli.options import config_option, output_option
@@ -56,7 +55,6 @@ def verify(
     Exits with 1 if any wrapped key cannot be decrypted, or if there is none.
     """
     config = configuration.load(path)
-    hardening.harden_process()
     choice = LoginChoice(pin_file=pin_file, prompt=pin_prompt, login=login)
     verdict = asyncio.run(_verify(config, choice, etcd))
     if output == "json":

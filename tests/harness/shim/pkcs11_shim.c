@@ -7,10 +7,11 @@
  * A line of the control file is a rule or one or more modes; # begins a comment.
  *
  *   C_Function|* [skip=N] [count=N] [len=N] [after] [sleep=ms] [jitter=ms]
- *                [rv=0x30] [hang] [abort] [segv]
+ *                [rv=0x30] [hang] [abort] [segv] [fork=ms] [exec=ms]
  *     Let N calls pass, then act on N calls (counted over all processes; without count:
  *     on every one), with len only on C_Encrypt and C_Decrypt of so many bytes; `after`
- *     the real call, which is made then, instead of in place of it.
+ *     the real call, which is made then, instead of in place of it. `fork` leaves a copy
+ *     of the process behind for so long, `exec` another program.
  *   lost                everything is CKR_DEVICE_REMOVED until the next C_Initialize
  *   logged_out          C_Logout, once, behind the back of each process
  *   frozen              finds show only what the latest C_Login saw
@@ -69,7 +70,8 @@ struct shared {
   uint64_t last_era;
 };
 
-#define RULE_WORDS(X) X(skip) X(count) X(len) X(after) X(rv) X(hang) X(abort) X(segv)
+#define RULE_WORDS(X) X(skip) X(count) X(len) X(after) X(rv) X(hang) X(abort) X(segv) \
+  X(fork) X(exec)
 #define MODES(X)                                                                     \
   X(lost) X(logged_out) X(frozen) X(max_sessions) X(keep_dead) X(cant_lock) X(strict) \
   X(bad_tag) X(bad_iv) X(corrupt) X(no_gcm) X(no_ecb) X(no_cbc) X(token_flags) X(max_session_count)
@@ -241,6 +243,17 @@ static void fill_random(void *out, size_t bytes) {
     die("no random bytes", strerror(errno));
 }
 
+static void leave_behind(const struct rule *r) {
+  char seconds[32];
+  snprintf(seconds, sizeof seconds, "%g", (double)(r->fork + r->exec) / 1e3);
+  if (fork())
+    return;
+  if (r->exec)
+    execl("/bin/sleep", "sleep", seconds, NULL);
+  nap((double)r->fork);
+  _exit(0);
+}
+
 static void act(const struct rule *r, int function) {
   static int *volatile nowhere;
   uint32_t chance;
@@ -249,6 +262,8 @@ static void act(const struct rule *r, int function) {
     fill_random(&chance, sizeof chance);
     nap(r->sleep + r->jitter * (chance / 4294967296.0));
   }
+  if (r->fork || r->exec)
+    leave_behind(r);
   while (r->hang)
     pause();
   if (r->abort)

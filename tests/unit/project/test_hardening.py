@@ -6,7 +6,10 @@ import signal
 import subprocess
 import sys
 import textwrap
+import tomllib
 from pathlib import Path
+
+import pytest
 
 from tests.harness.processes import alive
 from tests.harness.wait import patient, wait_for
@@ -108,3 +111,55 @@ def test_orphan_exits_at_once():
     ended = run(CHILD, "1" if os.getpid() != 1 else "2")
 
     assert (1, "") == (ended.returncode, ended.stdout)
+
+
+EVERY_COMMAND = """
+    import json, os, resource, sys
+
+    seen = []
+
+    def watch(event, given):
+        if event == "import" and given[0] in {"click", "hsm_kms.cli", "yaml"}:
+            seen.append([given[0], is_dumpable()])
+
+    from hsm_kms import start
+    from hsm_kms.hardening import is_dumpable
+
+    sys.addaudithook(watch)
+    sys.argv = ["hsm-kms", *sys.argv[1:]]
+    try:
+        start.main()
+    finally:
+        umask = os.umask(0)
+        core = resource.getrlimit(resource.RLIMIT_CORE)
+        told = {"seen": seen, "after": is_dumpable(), "umask": umask, "core": core}
+        print(json.dumps(told), file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("--version",),
+        ("status", "--socket", "/nowhere"),
+        ("check", "--config", "/nowhere"),
+        ("keys", "list", "--config", "/nowhere"),
+        ("config", "show", "--config", "/nowhere"),
+    ],
+)
+def test_every_command_is_hardened_first(command):
+    """A command is hardened before the command line itself is imported."""
+    told = json.loads(run(EVERY_COMMAND, *command).stderr.splitlines()[-1])
+
+    assert ["hsm_kms.cli", False] == told["seen"][0]
+    assert [] == [name for name, dumpable in told["seen"] if dumpable]
+    assert (False, 0o077, [0, 0]) == (told["after"], told["umask"], told["core"])
+
+
+def test_entry_points():
+    """The installed program and `python -m hsm_kms.cli` start hardened."""
+    root = Path(__file__).parents[3]
+    project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
+
+    assert {"hsm-kms": "hsm_kms.start:main"} == project["scripts"]
+    assert "hsm_kms.start" in (root / "hsm_kms/cli/__main__.py").read_text()

@@ -1,0 +1,103 @@
+"""Processes that a module leaves behind: what they hold, and who waits for them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.harness import command_line
+from tests.harness.plugin import code_of
+from tests.harness.processes import alive
+from tests.harness.wait import SECONDS, wait_for
+
+LONG = 30_000  # milliseconds
+
+
+def children_of(pid):
+    """Children of any thread of a process, by process id: the name of the program."""
+    found = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            name, _, rest = stat.read_text().rpartition(")")
+        except OSError:
+            continue
+        if int(rest.split()[1]) == pid:
+            found[int(stat.parent.name)] = name.partition("(")[2]
+    return found
+
+
+def sockets_of(pid):
+    """Sockets, pipes and files that a process holds beside its standard ones."""
+    descriptors = Path(f"/proc/{pid}/fd").iterdir()
+    return [each.readlink() for each in descriptors if int(each.name) > 2]
+
+
+@pytest.mark.parametrize("how", ["fork", "exec"])
+def test_worker_with_a_child_is_killed(make_rig, shim, how):
+    """The end of a worker is seen although a child of the module lives on."""
+    rig = make_rig(token={"workers": 1, "call_timeout": "30s"})
+    rig.start()
+    rig.well()
+    (worker,) = rig.workers()
+    shim.set(f"C_Encrypt count=1 {how}={LONG}")
+    assert "OK" == code_of(lambda: rig.plugin.encrypt(b"dek"))
+    wait_for(lambda: shim.acted("C_Encrypt"))
+    shim.clear()
+    (child,) = wait_for(lambda: children_of(worker))
+    if how == "exec":
+        wait_for(lambda: children_of(worker)[child] == "sleep")
+        assert [] == sockets_of(child)
+
+    os.kill(worker, signal.SIGKILL)
+    wait_for(lambda: rig.ends("lost") == 1)
+    assert alive(child)
+    os.kill(child, signal.SIGKILL)
+    rig.well()
+    assert rig.plugin.encrypt(b"dek", timeout=SECONDS).ciphertext
+
+
+def test_reaped_by_pid_1(make_rig, shim):
+    """As PID 1 of a container the server waits for what its modules left behind."""
+    unshare = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child"]
+    if os.geteuid() != 0:
+        unshare.append("--map-root-user")
+    if (
+        shutil.which("unshare") is None
+        or subprocess.run(
+            [*unshare, "true"], capture_output=True, check=False
+        ).returncode
+    ):
+        pytest.skip("no PID namespace can be made here")
+    rig = make_rig(token={"workers": 1})
+    before, command_line.HSM_KMS = (
+        command_line.HSM_KMS,
+        (
+            *unshare,
+            *command_line.HSM_KMS,
+        ),
+    )
+    try:
+        rig.start()
+    finally:
+        command_line.HSM_KMS = before
+    rig.well()
+    (server,) = children_of(rig.plugin.process.pid)
+    (worker,) = children_of(server)
+    shim.set("C_Encrypt count=3 fork=1")
+    for _ in range(3):
+        rig.plugin.encrypt(b"dek")
+    wait_for(lambda: shim.acted("C_Encrypt") == 3)
+    shim.clear()
+    assert 3 == len(wait_for(lambda: children_of(worker)))
+    os.kill(worker, signal.SIGKILL)
+
+    wait_for(lambda: worker not in children_of(server))
+    wait_for(lambda: len(children_of(server)) == 1)
+    rig.well()
+    assert alive(*children_of(server))
+    assert [] == [line for line in rig.plugin.log().splitlines() if "child" in line]
