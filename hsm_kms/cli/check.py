@@ -87,7 +87,7 @@ def _check_writable(report: Report, config: Config, path: Path) -> None:
     for each in found:
         report.fail(each.setting, HsmKmsError(each.cause, hint=f"run {each.cure}"))
     if not found:
-        report.ok("only root and this user can change configuration, module and state")
+        report.ok("no other user can change configuration, module, PIN file or state")
 
 
 def _check_state(report: Report, config: Config) -> None:

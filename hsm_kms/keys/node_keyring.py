@@ -170,6 +170,8 @@ class NodeKeyring:
             try_key: Returns how the trial of a key that is due went.
             token_serial: Serial number of the token.
         """
+        if self._state_fault is not None:  # an operator may have mended it meanwhile
+            self._last = self._remembered()
         ring, failures = self._decide(inventory, unidentified, try_key)
         if self._state_fault is not None and self._settings.current is None:
             ring = replace(ring, fault=self._state_fault)
@@ -310,11 +312,14 @@ class NodeKeyring:
     def _remembered(self) -> LastKey | None:
         try:
             self._former = self._state_dir.former_keys()
-            return self._state_dir.last_key()
+            last = self._state_dir.last_key()
         except StateCorruptError as error:
+            if str(error) != str(self._state_fault):
+                _log.warning("state directory", error=error.sentence)
             self._state_fault = KeyLostError(str(error), hint=error.hint)
-            _log.warning("state directory", error=error.sentence)
             return None
+        self._state_fault = None
+        return last
 
 
 def _due(ring: Keyring, moment: float) -> list[TokenKey]:

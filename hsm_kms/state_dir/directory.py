@@ -5,6 +5,8 @@ The rules that this file keeps:
 1.  A file is replaced as a whole and durably, or not at all.
 2.  A missing file means that nothing is known. A file that is unreadable, of another
     version or wrong in any way is corrupt; a corrupt file never counts as missing.
+    In a directory that another user can write to, every file is corrupt, and so is a
+    missing one: another user may have removed it.
 3.  If the directory cannot be used, `StateDir.problem` says why, and only a caller
     that writes gets an error.
 4.  Only the identity of a PIN file is kept, never the PIN or a digest of the PIN.
@@ -47,11 +49,16 @@ MECHANISM_FILE: Final = "mechanism.json"
 KEYS_FILE: Final = "keys.json"
 NONCES_FILE: Final = "nonces.json"
 
+_OWN: Final = (
+    "give hsm-kms a directory of its own, on a disk with free space, that its user "
+    "owns and only that user can write to (mode 0700)"
+)
+
 _T = TypeVar("_T")
 
 
 class StateCorruptError(HsmKmsError):
-    """Raised when a state file exists and is corrupt."""
+    """Raised when a state file is corrupt, or may have been changed by another user."""
 
 
 class StateWriteError(HsmKmsError):
@@ -246,6 +253,15 @@ class StateDir:
 
     def _load(self, name: str, kind: type[_T]) -> _T | None:
         try:
+            files.check_directory(self.path)
+        except files.UntrustedDirectoryError as error:
+            raise StateCorruptError(
+                f"the state directory {self.path} is not trusted: {error.strerror}",
+                hint=_OWN,
+            ) from None
+        except OSError:
+            pass  # reading says more
+        try:
             data = files.read(self.path / name)
         except (FileNotFoundError, NotADirectoryError):
             return None
@@ -285,6 +301,5 @@ class StateDir:
     def _unusable(self, error: OSError) -> StateWriteError:
         return StateWriteError(
             f"the state directory {self.path} cannot be used: {error.strerror}",
-            hint="give hsm-kms a directory of its own, on a disk with free space, "
-            "that its user owns and only that user can write to (mode 0700)",
+            hint=_OWN,
         )

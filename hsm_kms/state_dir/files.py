@@ -21,22 +21,26 @@ _STALE_SECONDS: Final = 60 * 60.0
 _PROBE: Final = bytes(4096)
 
 
+class UntrustedDirectoryError(PermissionError):
+    """Raised when another user could change or remove the files in a directory."""
+
+
 def check_directory(path: Path) -> None:
     """Refuse a directory in which another user could change or remove files.
 
     The mode is never changed: a wrong path could be a directory that others need.
 
     Raises:
-        OSError: The path is missing or is no directory, or another user owns it or
-            can write to it.
+        UntrustedDirectoryError: Another user owns the directory or can write to it.
+        OSError: The path is missing or is no directory.
     """
     found = path.stat()
     if not stat.S_ISDIR(found.st_mode):
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
     if found.st_uid not in {0, os.geteuid()}:
-        raise PermissionError(errno.EPERM, f"user {found.st_uid} owns it")
+        raise UntrustedDirectoryError(errno.EPERM, f"user {found.st_uid} owns it")
     if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise PermissionError(errno.EPERM, "other users can write to it")
+        raise UntrustedDirectoryError(errno.EPERM, "other users can write to it")
 
 
 def probe(directory: Path) -> None:

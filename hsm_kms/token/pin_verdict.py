@@ -150,6 +150,7 @@ class PinVerdict:
                 hint=_REPLACE,
             )
         if record.verdict == "corrupt":
+            self._require_writable()
             raise PinUnavailableError(
                 "the record of PIN tries in the state directory is damaged",
                 hint="check that the PIN is right, then run `hsm-kms token retry-pin`",
@@ -167,13 +168,16 @@ class PinVerdict:
                 rv=record.rv,
                 hint="see whether the HSM and its client service are up",
             )
+        self._require_writable()
+        require_stable(identity)
+        return record
+
+    def _require_writable(self) -> None:
         if not self._state.writable:
             raise PinUnavailableError(
                 "not logging in: a rejected PIN could not be recorded: "
                 f"{self._state.open().problem or 'the state directory is back'}"
             )
-        require_stable(identity)
-        return record
 
     def _known(self, identity: PinIdentity) -> PinRecord:
         if self._unsaved is not None and self._unsaved.identity == identity:

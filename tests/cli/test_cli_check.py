@@ -91,6 +91,7 @@ def test_check(make_plugin, hsm):
     digest = hashlib.sha256(Path(softhsm_module()).read_bytes()).hexdigest()
     wanted = [
         f"configuration {plugin.config_file}",
+        "no other user can change configuration, module, PIN file or state",
         f"state directory {plugin.state_dir}",
         f"module {softhsm_module()}, SHA-256 {digest}",
         f"PIN file {plugin.config['token']['pin_file']}",
@@ -110,6 +111,19 @@ def test_check(make_plugin, hsm):
         "What each wrapping gives up against `token` (docs/threat-model.md):"
         == (lines[len(wanted)])
     )
+
+
+def test_check_what_others_can_change(make_plugin, hsm):
+    """A file or directory that other users can write to fails, with path and cure."""
+    plugin = make_plugin(hsm)
+    plugin.directory.chmod(0o777)
+    result = plugin.cli("check", "--offline")
+
+    assert (1, "") == (result.returncode, result.stderr)
+    assert (
+        f"✗ configuration: every user can write to {plugin.directory}\n"
+        f"  hint: run chmod o-w {plugin.directory}\n"
+    ) in result.stdout
 
 
 def test_check_beside_a_server(plugin):
@@ -132,7 +146,7 @@ def test_offline(make_plugin, hsm, directory):
     online = plugin.cli("check")
 
     assert (0, 0) == (offline.returncode, calls)
-    assert [*"✓✓✓✓W"] == [
+    assert [*"✓✓✓✓✓W"] == [
         line[0] for line in offline.stdout.splitlines() if line[0] != " "
     ]
     assert 1 == online.returncode

@@ -204,8 +204,9 @@ def _become(request: dict[str, Any]) -> None:
 
 def _main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the tests' end is this one's
-    from hsm_kms.cli import main, serve  # noqa: F401, PLC0415
+    from hsm_kms.cli import serve  # noqa: F401, PLC0415
     from hsm_kms.server import serve as server  # noqa: F401, PLC0415
+    from hsm_kms.start import main  # noqa: PLC0415
 
     # Imported, and no gRPC object made: its threads would not survive a fork.
     assert len(os.listdir("/proc/self/task")) == 1  # noqa: PTH208

@@ -33,11 +33,11 @@ class ObservedServer:
     hsm: SoftHsm
     shim: Shim
 
-    def start(self) -> None:
+    def start(self, *, spawn: bool = False) -> None:
         """Start the server, and wait until it can be looked at."""
         event = "listening for HTTP"
         began = len(self.plugin.events(event))
-        self.plugin.start()
+        self.plugin.start(spawn=spawn)
         process = self.plugin.process
         wait_for(
             lambda: (

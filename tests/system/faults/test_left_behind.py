@@ -61,7 +61,7 @@ def test_worker_with_a_child_is_killed(make_rig, shim, how):
     assert rig.plugin.encrypt(b"dek", timeout=SECONDS).ciphertext
 
 
-def test_reaped_by_pid_1(make_rig, shim):
+def test_reaped_by_pid_1(make_rig, shim, monkeypatch):
     """As PID 1 of a container the server waits for what its modules left behind."""
     unshare = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child"]
     if os.geteuid() != 0:
@@ -74,17 +74,9 @@ def test_reaped_by_pid_1(make_rig, shim):
     ):
         pytest.skip("no PID namespace can be made here")
     rig = make_rig(token={"workers": 1})
-    before, command_line.HSM_KMS = (
-        command_line.HSM_KMS,
-        (
-            *unshare,
-            *command_line.HSM_KMS,
-        ),
-    )
-    try:
-        rig.start()
-    finally:
-        command_line.HSM_KMS = before
+    whole = (*unshare, *command_line.HSM_KMS)
+    monkeypatch.setattr(command_line, "HSM_KMS", whole)
+    rig.start(spawn=True)
     rig.well()
     (server,) = children_of(rig.plugin.process.pid)
     (worker,) = children_of(server)

@@ -45,7 +45,7 @@ def without_pidfds(make_rig, monkeypatch):
     launcher = (sys.executable, "-c", WITHOUT_PIDFDS)
     monkeypatch.setattr(command_line, "HSM_KMS", (*launcher, *command_line.HSM_KMS))
     rig = make_rig(token={"workers": 1, **QUICK})
-    rig.start()
+    rig.start(spawn=True)
     rig.well()
     return rig
 

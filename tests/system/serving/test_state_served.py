@@ -184,6 +184,28 @@ def test_pin_record_corrupt(plugin):
     assert 0 == retried.returncode
 
 
+def test_not_trusted(plugin, sealed):
+    """In a directory that others can write to no file is believed, until it is mended.
+
+    A planted verdict does not make the server try a PIN, and a planted or removed last
+    key does not make it announce another one.
+    """
+    plugin.state_dir.chmod(0o770)
+    plugin.start()
+    wait_for(lambda: "other users can write to it" in errors(plugin))
+    check = plugin.cli("check")
+    status = code_of(plugin.status)
+    plugin.state_dir.chmod(0o700)
+    plugin.wait_healthz("ok")
+
+    assert "UNAVAILABLE" == status
+    assert 1 == check.returncode
+    assert "other users can write to it" in check.stdout
+    assert any("is not trusted" in each for each in state_warnings(plugin))
+    assert sealed.key_id == plugin.status().key_id
+    assert b"d" * 32 == plugin.decrypt(sealed.ciphertext, sealed.key_id)
+
+
 def test_missing(make_plugin, hsm, directory):
     """If the state directory cannot be created, no PIN is tried until it can."""
     state_dir = directory / "later" / "state"

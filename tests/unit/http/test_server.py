@@ -10,12 +10,12 @@ import stat
 from http import HTTPStatus
 
 import pytest
-import structlog
 
 from hsm_kms.http import exchange, server
 from hsm_kms.http.exchange import Page
 from hsm_kms.http.pages import sparing
 from hsm_kms.http.server import Listener, TcpAddress, UnixAddress
+from tests.harness.log_capture import captured
 from tests.harness.wait import patient, until
 
 GET = b"GET /page HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -195,7 +195,7 @@ async def _trickle(writer):
 
 async def test_reset_is_silent(capfd):
     """A client that resets its connection leaves no trace on stderr or in the log."""
-    with structlog.testing.capture_logs() as logs:
+    with captured("info") as log:
         async with listening() as listener:
             for request in (b"", b"GET /pa", GET.replace(b"/page", b"/large")):
                 _, writer = await connect(listener)
@@ -210,18 +210,18 @@ async def test_reset_is_silent(capfd):
             assert 200 == (await ask(listener, GET))[0]
 
     assert "" == capfd.readouterr().err
-    assert ["listening for HTTP"] == [each["event"] for each in logs]
+    assert ["listening for HTTP"] == [each["event"] for each in log.events()]
 
 
 async def test_bug_in_a_page(capfd):
     """A page that raises is answered with 500 and logged once, without its text."""
-    with structlog.testing.capture_logs() as logs:
+    with captured("info") as log:
         async with listening() as listener:
             request = GET.replace(b"/page", b"/ill")
             codes = [(await ask(listener, request))[0] for _ in range(3)]
 
     assert [500] * 3 == codes
-    assert ["/ill"] == [each["path"] for each in logs if "bug" in each["event"]]
+    assert ["/ill"] == [each["path"] for each in log.events() if "bug" in each["event"]]
     assert "" == capfd.readouterr().err
 
 
@@ -271,7 +271,7 @@ async def test_metrics_once_a_second():
 
 async def test_port_taken():
     """A taken port is told and tried again, and served once it is free."""
-    with socket.socket() as owner, structlog.testing.capture_logs() as logs:
+    with socket.socket() as owner, captured("info") as log:
         owner.bind(("127.0.0.1", 0))
         owner.listen()
         port = owner.getsockname()[1]
@@ -282,7 +282,7 @@ async def test_port_taken():
             await until(lambda: listener.problem is None)
             assert 200 == (await ask(listener, GET))[0]
 
-    assert ["error", "info"] == [each["log_level"] for each in logs]
+    assert ["error", "info"] == [each["level"] for each in log.events()]
 
 
 async def test_closed():

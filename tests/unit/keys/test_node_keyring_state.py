@@ -40,9 +40,9 @@ def test_not_writable_at_the_switch(node):
     node.sees(FIRST, NEXT).after(10)
     node.directory.chmod(0o777)  # others could change it: it is not used
     node.sees(FIRST, NEXT)
+    node.directory.chmod(0o700)
     assert (B, (A, [])) == (node.current, node.kept)
 
-    node.directory.chmod(0o700)
     node.sees(FIRST, NEXT)
     assert (B, (B, [A])) == (node.current, node.kept)
 

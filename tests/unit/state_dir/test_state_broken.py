@@ -12,7 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from hsm_kms.state_dir.directory import StateDir, StateWriteError
+from hsm_kms.state_dir.directory import (
+    PinRecord,
+    StateCorruptError,
+    StateDir,
+    StateWriteError,
+)
 from tests.unit.state_dir.state_samples import KEY, PIN, REJECTED
 
 ROOT = Path(__file__).parents[3]
@@ -79,8 +84,35 @@ def test_writable_by_others(state, mode):
 
     assert "other users can write to it" in state.open().problem
     with pytest.raises(StateWriteError):
+        state.save_last_key(KEY)
+    with pytest.raises(StateCorruptError):  # it would keep what it cannot believe
         state.write_pin(REJECTED)
     assert mode == stat.S_IMODE(state.path.stat().st_mode)
+
+
+def test_not_believed(state):
+    """Files in a directory that other users can write to are not believed.
+
+    Nor is their absence: another user may have removed them.
+    """
+    state.save_last_key(KEY)
+    state.write_pin(PinRecord(identity=PIN, verdict="proven"))
+    state.path.chmod(0o770)
+
+    for read in (
+        state.last_key,
+        state.former_keys,
+        state.nonces,
+        state.key_work,
+        state.frozen_mechanism,
+    ):
+        with pytest.raises(StateCorruptError, match="other users can write to it"):
+            read()
+    assert "corrupt" == state.read_pin(PIN).verdict
+
+    state.path.chmod(0o700)
+    assert KEY == state.last_key()
+    assert "proven" == state.read_pin(PIN).verdict
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a directory away")
@@ -129,7 +161,12 @@ import json, resource, subprocess, sys
 from pathlib import Path
 import msgspec
 from tests.unit.state_dir.state_samples import KEY, PIN, REJECTED
-from hsm_kms.state_dir.directory import StateDir, StateWriteError
+from hsm_kms.state_dir.directory import (
+    PinRecord,
+    StateCorruptError,
+    StateDir,
+    StateWriteError,
+)
 
 def attempt(write):
     try:
