@@ -1,13 +1,38 @@
-"""Read this node's clock, and write times for people."""
+"""Read this node's clocks, and write times for people."""
 
 from __future__ import annotations
 
+import time
 from datetime import UTC, datetime
 
 
 def now() -> float:
     """Return the seconds since the Unix epoch."""
     return datetime.now(UTC).timestamp()
+
+
+def since_boot() -> float:
+    """Return the seconds since this node started, also those of its suspensions."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+class Suspension:
+    """Measure for how long this node has been suspended since this object was made.
+
+    CLOCK_MONOTONIC, and so the event loop's clock, stands while a node is suspended;
+    CLOCK_BOOTTIME goes on.
+    """
+
+    def __init__(self) -> None:
+        # The monotonic clock is read first here and last in `seconds`: what passes
+        # between two readings makes the result too small, never too large.
+        self._awake = time.monotonic()
+        self._whole = since_boot()
+
+    def seconds(self) -> float:
+        """Return the seconds of suspension, exactly 0 if there was none."""
+        whole = since_boot() - self._whole
+        return max(0.0, whole - (time.monotonic() - self._awake))
 
 
 def when(seconds: float) -> str:

@@ -15,6 +15,7 @@ import asyncio
 import math
 from typing import TYPE_CHECKING
 
+from hsm_kms.clock import Suspension
 from hsm_kms.errors import HsmKmsError, WorkerLostError
 from hsm_kms.keys.key_id import fingerprint_in
 from hsm_kms.keys.node_keyring import PASSED, Trial
@@ -62,6 +63,7 @@ class Canaries:
         self._due: dict[tuple[str, Cipher], float] = {}
         self._qualified: list[Worker] = []
         self._passed_at: float | None = None
+        self._suspension = Suspension()  # since then
         self.error: HsmKmsError | None = None
         self.passes = 0
 
@@ -131,6 +133,7 @@ class Canaries:
         if worker not in self._qualified:
             self._qualified.append(worker)
         self._passed_at = asyncio.get_running_loop().time()
+        self._suspension = Suspension()
         self._inspected[worker] = self._passed_at
         self.error = None
         self.passes += 1
@@ -200,11 +203,13 @@ class Canaries:
     def offline_for(self) -> float | None:
         """Return the seconds since the token was last known to be available.
 
-        0 while a worker serves and no canary has failed since the last one passed;
-        otherwise counted from that last one. None if none has passed yet.
+        Counted from the last canary that passed; None if none has passed yet. While a
+        worker serves and no canary has failed since, only the time counts in which
+        this node was suspended: what became of the token meanwhile is not known.
         """
         if self._passed_at is None:
             return None
+        suspended = self._suspension.seconds()
         if self.error is None and any(not one.lost.is_set() for one in self._qualified):
-            return 0.0
-        return asyncio.get_running_loop().time() - self._passed_at
+            return suspended
+        return suspended + asyncio.get_running_loop().time() - self._passed_at

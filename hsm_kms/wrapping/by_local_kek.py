@@ -150,19 +150,19 @@ class Sealer:
 
     Args:
         kek: The local KEK, born in this process: nobody else makes nonces for it.
-        born: When, in the loop's time.
+        created: When it was created, in seconds of `clock.since_boot`.
 
     Attributes:
         kek: The local KEK.
-        born: When it was made.
+        created: When it was created, in seconds of `clock.since_boot`.
         uses: How many nonces were made.
     """
 
-    __slots__ = ("_cipher", "_nonces", "born", "kek", "uses")
+    __slots__ = ("_cipher", "_nonces", "created", "kek", "uses")
 
-    def __init__(self, kek: LocalKek, born: float) -> None:
+    def __init__(self, kek: LocalKek, created: float) -> None:
         self.kek = kek
-        self.born = born
+        self.created = created
         self.uses = 0
         # Both are made once: it is the hot path of all writes.
         self._cipher = kek.cipher

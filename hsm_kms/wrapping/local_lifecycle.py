@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Final
 
+from hsm_kms.clock import since_boot
 from hsm_kms.errors import HsmKmsError
 from hsm_kms.log import get_logger
 from hsm_kms.wrapping.by_local_kek import (
@@ -73,7 +74,6 @@ class LocalKeks:
         self._sealers: dict[str, Sealer] = {}
         self._errors: dict[str, str] = {}
         self._wake = asyncio.Event()
-        self._loop = asyncio.get_running_loop()
 
     def adjust(self, settings: schema.LocalKeys) -> None:
         """Go on with other settings.
@@ -147,7 +147,7 @@ class LocalKeks:
         sealer = self._sealers.get(key_id)
         if sealer is None or sealer.uses >= self._settings.max_uses:
             return True
-        age = self._loop.time() - sealer.born
+        age = since_boot() - sealer.created
         return sealer.uses > 0 and age >= self._settings.max_age
 
     async def _replace(self, key: TokenKey) -> bool:
@@ -187,7 +187,7 @@ class LocalKeks:
         finally:
             wipe(material)
         self._opened.add(kek)
-        return Sealer(kek, self._loop.time())
+        return Sealer(kek, since_boot())
 
     def _tell(self, key: TokenKey, error: HsmKmsError) -> None:
         if self._errors.get(key.key_id) != error.sentence:

@@ -1,8 +1,9 @@
-/* Shifts the wall clock of the processes that it is preloaded into, for tests.
+/* Shifts clocks of the processes that it is preloaded into, for tests.
  *
- * HSM_KMS_CLOCK names a file that holds one double: seconds to add. All processes map
- * it, so that a write moves the clock of those that run. What the kernel says of files
- * stays as it is, and so does the monotonic clock. */
+ * HSM_KMS_CLOCK names a file that holds two doubles: seconds to add to the wall clock,
+ * and to CLOCK_BOOTTIME, which a suspension moves while the monotonic clock stands. All
+ * processes map it, so that a write moves the clocks of those that run. What the kernel
+ * says of files stays as it is, and so does the monotonic clock. */
 
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -17,7 +18,8 @@
 
 enum { BILLION = 1000000000 };
 
-static const volatile double *offset;
+struct offsets { double wall, boot; };
+static const volatile struct offsets *offset;
 static int (*real)(clockid_t, struct timespec *);
 
 __attribute__((constructor)) static void begin(void) {
@@ -30,18 +32,22 @@ __attribute__((constructor)) static void begin(void) {
   close(fd);
 }
 
-static bool is_wall(clockid_t which) {
-  return which == CLOCK_REALTIME || which == CLOCK_REALTIME_COARSE;
+static double offset_of(clockid_t which) {
+  if (!offset)
+    return 0;
+  bool wall = which == CLOCK_REALTIME || which == CLOCK_REALTIME_COARSE;
+  return wall ? offset->wall : which == CLOCK_BOOTTIME ? offset->boot : 0;
 }
 
 int clock_gettime(clockid_t which, struct timespec *now) {
   if (!real)
     *(void **)&real = dlsym(RTLD_NEXT, "clock_gettime");
   int failed = real(which, now);
-  if (failed || !offset || !is_wall(which))
+  double more = offset_of(which);
+  if (failed || more == 0)
     return failed;
-  double seconds = floor(*offset);
-  long nanoseconds = now->tv_nsec + (long)((*offset - seconds) * BILLION);
+  double seconds = floor(more);
+  long nanoseconds = now->tv_nsec + (long)((more - seconds) * BILLION);
   now->tv_sec += (time_t)seconds + nanoseconds / BILLION;
   now->tv_nsec = nanoseconds % BILLION;
   return 0;

@@ -22,7 +22,8 @@ for _ in sys.stdin:
     libc.gettimeofday(ctypes.byref(day), None)
     print(
         datetime.datetime.now(datetime.UTC).timestamp(), time.time(), libc.time(None),
-        day.seconds + day.micros / 1e6, time.monotonic(), flush=True,
+        day.seconds + day.micros / 1e6, time.monotonic(),
+        time.clock_gettime(time.CLOCK_BOOTTIME), flush=True,
     )
 """
 
@@ -49,12 +50,25 @@ def asked(directory):
 def test_moves(asked, seconds):
     """A running process sees the clock move, and only the wall clock."""
     moved, ask = asked
-    before = ask()[-1]
+    before = ask()[-2:]
     moved.set(seconds)
-    *wall, monotonic = ask()
+    *wall, monotonic, boot = ask()
 
     assert [True] * 4 == [abs(clock.now() + seconds - each) < 3 for each in wall]
-    assert 0 <= monotonic - before < 3
+    assert 0 <= monotonic - before[0] < 3
+    assert 0 <= boot - before[1] < 3
+
+
+def test_suspended(asked):
+    """A suspension moves all clocks of a running process but the monotonic one."""
+    moved, ask = asked
+    *_, monotonic, boot = ask()
+    moved.suspend(5000)
+    *wall, monotonic_then, boot_then = ask()
+
+    assert [True] * 4 == [abs(clock.now() + 5000 - each) < 3 for each in wall]
+    assert 0 <= monotonic_then - monotonic < 3
+    assert 5000 <= boot_then - boot < 5003
 
 
 def test_agrees(asked):

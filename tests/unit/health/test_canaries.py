@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from hsm_kms.clock import now
+from hsm_kms.clock import now, since_boot
 from hsm_kms.errors import MechanismError, TokenTimeoutError
 from hsm_kms.health.canaries import Canaries
 from hsm_kms.keys.keyring import KeySettings
@@ -145,3 +145,17 @@ async def test_offline_for(canaries, clock):
     clock[0] += 5
     worker.lost.set()
     assert 5.0 == canaries.offline_for()
+
+
+async def test_offline_while_suspended(canaries, clock, monkeypatch):
+    """After a suspension the token counts as unavailable until a canary passes."""
+    worker = Peer({KEY})
+    await prove(canaries, worker)
+    monkeypatch.setattr("hsm_kms.clock.since_boot", lambda: since_boot() + 1000)
+    assert 990 < canaries.offline_for() <= 1000
+
+    clock[0] += 20
+    canaries.failed(TokenTimeoutError("no answer"))
+    assert 1010 < canaries.offline_for() <= 1020
+    await prove(canaries, worker)
+    assert 0.0 == canaries.offline_for()
