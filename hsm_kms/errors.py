@@ -100,6 +100,10 @@ class KeyRetiredError(UnknownKeyIdError):
     """Raised when a record was made under a KEK that is retired."""
 
 
+class KeyForeignError(UnknownKeyIdError):
+    """The key is on the token, but nothing says that it may decrypt."""
+
+
 class KeyUnsuitableError(PreconditionError):
     """Raised when a key violates the key policy: size, extractable, missing flags."""
 

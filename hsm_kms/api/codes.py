@@ -50,6 +50,11 @@ REFUSALS: Final[Mapping[type[BaseException], Refusal]] = MappingProxyType(
         errors.KeyRetiredError: Refusal(
             StatusCode.FAILED_PRECONDITION, "the key that encrypted this is retired"
         ),
+        errors.KeyForeignError: Refusal(
+            StatusCode.FAILED_PRECONDITION,
+            "the key that encrypted this was not generated on the token: "
+            "see hsm-kms check",
+        ),
         errors.KeyReusedError: Refusal(
             StatusCode.FAILED_PRECONDITION,
             "a former key_id would be current again: see hsm-kms check",

@@ -15,6 +15,7 @@ from hsm_kms.cli.read_keyring import read_ring
 from hsm_kms.cli.tradeoff import tradeoff
 from hsm_kms.config import load as configuration
 from hsm_kms.errors import HsmKmsError, PinSettlingError, TokenAbsentError
+from hsm_kms.keys.keyring import FOREIGN, FOREIGN_HINT, KeyState
 from hsm_kms.server import settings
 from hsm_kms.server.writable import weaknesses
 from hsm_kms.state_dir.directory import StateDir
@@ -174,7 +175,9 @@ def _session_budget(
 async def _check_keys(report: Report, config: Config, worker: Worker) -> None:
     ring = await read_ring(config, worker)
     for key in ring.keys:
-        if key is not ring.current:
+        if ring.state(key) is KeyState.FOREIGN:
+            _warn_of_foreign(report, key)
+        elif key is not ring.current:
             report.ok(f"key {key.key_id} ({key.cipher}), {ring.state(key)}")
     if ring.current is not None:
         _describe_key(report, ring.current)
@@ -185,6 +188,12 @@ async def _check_keys(report: Report, config: Config, worker: Worker) -> None:
         request = canary(ring.current, ring.current.mechanism, config.scope)
         await worker.ask(request, config.token.call_timeout)
         report.ok(f"mechanism {ring.current.mechanism}: encrypted and decrypted once")
+
+
+def _warn_of_foreign(report: Report, key: TokenKey) -> None:
+    cka_id = key.ref.cka_id.hex() or "(empty)"
+    report.warn(f"key {key.key_id} ({key.cipher}), CKA_ID {cka_id}: {FOREIGN}")
+    click.echo(f"  hint: {FOREIGN_HINT}")
 
 
 def _describe_key(report: Report, key: TokenKey) -> None:

@@ -67,6 +67,8 @@ def _in_short(server: dict[str, Any] | None) -> dict[str, str]:
                 if key["current_from"]
                 else "once keys.current names it"
             )
+        if key["state"] == "foreign":
+            shown[f"foreign {key['key_id']}"] = "decrypts nothing: see keys.foreign"
     for listener in server.get("http", ()):
         if listener["error"]:
             shown[f"http {listener['address']}"] = f"not listening: {listener['error']}"

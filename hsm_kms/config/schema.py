@@ -126,6 +126,7 @@ class Keys(Section):
     ) = None
     retired: KeyIds = ()
     also_known_as: Aliases = {}
+    foreign: Literal["refuse", "decrypt"] = "refuse"
     policy: Literal["enforce", "warn"] = "enforce"
     discover: Duration = 30.0
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 from hsm_kms.errors import (
     CiphertextError,
     KeyAmbiguousError,
+    KeyForeignError,
     KeyNotFoundError,
     KeyRetiredError,
     MechanismError,
@@ -28,6 +29,7 @@ MAX_LOCAL_KEKS: Final = 1024
 
 NO_KEY: Final = "no such key on this token"
 RETIRED: Final = "its key is in keys.retired"
+FOREIGN: Final = "its key was not generated on the token: see keys.foreign"
 NOT_AUTHENTIC: Final = "not authentic: of another scope, or damaged"
 REFUSED: Final = "the token does not decrypt with this key"
 
@@ -112,6 +114,8 @@ class TokenOpener:
             return self._ring.for_decrypt(record.header.key_id, cipher)
         except KeyRetiredError:
             raise _ClosedError(RETIRED) from None
+        except KeyForeignError:
+            raise _ClosedError(FOREIGN) from None
         except UnknownKeyIdError:
             raise _ClosedError(NO_KEY) from None
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from hsm_kms.clock import Suspension
 from hsm_kms.errors import HsmKmsError, WorkerLostError
 from hsm_kms.keys.key_id import fingerprint_in
-from hsm_kms.keys.node_keyring import PASSED, Trial
+from hsm_kms.keys.trial import PASSED, Trial
 from hsm_kms.log import get_logger
 from hsm_kms.wrapping.by_token import canary
 from hsm_kms.wrapping.nonce_budget import counts
@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 
     from hsm_kms.ipc.values import Cipher, KeyRef
     from hsm_kms.keys.keyring import TokenKey
-    from hsm_kms.keys.node_keyring import NodeKeyring, Try
+    from hsm_kms.keys.node_keyring import NodeKeyring
+    from hsm_kms.keys.trial import Try
     from hsm_kms.token.alarm import Alarm
     from hsm_kms.token.process import Worker
     from hsm_kms.wrapping.nonce_budget import NonceBudget

@@ -6,18 +6,23 @@ docs/spec.md has the exact bytes of fingerprint, key_id and CKA_ID.
    same on every node, and no other key ever has it.
 2. A retired key decrypts nothing here. A key that violates the policy encrypts
    nothing; what it encrypted before can still be decrypted.
-3. A keyring is a snapshot: it never changes while a request uses it.
+3. A foreign key, which the token did not generate or once let out, decrypts nothing
+   unless the operator named it or it was current on this node: someone who once had
+   the PIN may know its value, and forge records under it.
+4. A keyring is a snapshot: it never changes while a request uses it.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass, field
 from enum import StrEnum
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from hsm_kms.errors import (
     HsmKmsError,
+    KeyForeignError,
     KeyNotFoundError,
     KeyRetiredError,
     UnknownKeyIdError,
@@ -25,7 +30,7 @@ from hsm_kms.errors import (
 from hsm_kms.keys.key_id import fingerprint_in
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from hsm_kms.ipc.values import Cipher, KeyRef, Mechanism
 
@@ -40,6 +45,17 @@ class KeyState(StrEnum):
     DECRYPT_ONLY = "decrypt-only"
     RETIRED = "retired"
     REFUSED = "refused"
+    FOREIGN = "foreign"
+
+
+FOREIGN: Final = (
+    "it was not generated on this token, or could once be read from it, so it decrypts "
+    "nothing"
+)
+FOREIGN_HINT: Final = (
+    "if you trust it, map its key_id to its CKA_ID in keys.also_known_as; if you trust "
+    "every key with this label, set keys.foreign: decrypt"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,6 +127,7 @@ class KeySettings:
         suffix: Appended to the fingerprint as ".suffix", or None.
         retired: Fingerprints of keys that must not be used any more.
         also_known_as: key_id to the CKA_ID of the key that decrypts its records.
+        foreign: True if foreign keys decrypt even if nothing names them.
         shared: True if every node sees the same keys: activation times count.
         enforce: Refuse to encrypt under a key that violates the policy.
         private: Require CKA_PRIVATE.
@@ -126,6 +143,7 @@ class KeySettings:
     suffix: str | None = None
     retired: frozenset[str] = frozenset()
     also_known_as: Mapping[str, bytes] = field(default_factory=lambda: _NOTHING)
+    foreign: bool = False
     shared: bool = False
     enforce: bool = True
     private: bool = True
@@ -137,6 +155,15 @@ class KeySettings:
         """How the KEKs differ from other keys on the token, in words."""
         labelled = [] if self.label is None else [f"labelled {self.label!r}"]
         return " and ".join(labelled + (["in keys.ids"] if self.ids else []))
+
+    def names_key_id(self, key: TokenKey) -> bool:
+        """Return True if `current` or `also_known_as` names the key by its key_id."""
+        key_ids = (self.current or "", *self.also_known_as)
+        return key.fingerprint in map(fingerprint_in, key_ids)
+
+    def names_cka_id(self, key: TokenKey) -> bool:
+        """Return True if `ids` or `also_known_as` lists the CKA_ID of the key."""
+        return key.ref.cka_id in {*self.ids, *self.also_known_as.values()}
 
     def refuses(self, key: TokenKey) -> bool:
         """Return True if the key must not encrypt, even if it is named."""
@@ -167,6 +194,7 @@ class Keyring:
         fault: Why there is no current key, or why it must not encrypt; or None.
         pending: Keys that will become current, the next one first.
         unidentified: Keys that cannot be used, because they were not identified.
+        known: Fingerprints of the keys that are or were current on this node.
         settings: The configuration.
     """
 
@@ -175,15 +203,41 @@ class Keyring:
     fault: HsmKmsError | None
     pending: tuple[Pending, ...] = ()
     unidentified: tuple[UnidentifiedKey, ...] = ()
+    known: frozenset[str] = frozenset()
     settings: KeySettings = KeySettings(label=None)
     _by_name: Mapping[tuple[str, Cipher], TokenKey] = field(
         init=False, repr=False, compare=False
     )
+    _foreign: frozenset[TokenKey] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        """Build the index that every Decrypt uses."""
-        by_name = {key.name: key for key in reversed(self.keys)}
+        """Build the indexes that every Decrypt uses."""
+        object.__setattr__(self, "_foreign", frozenset(self._find_foreign()))
+        # Of several keys with one name the first decrypts, a trusted one if there is.
+        keys = sorted(self.keys, key=self.is_foreign)
+        by_name = {key.name: key for key in reversed(keys)}
         object.__setattr__(self, "_by_name", by_name)
+
+    def _find_foreign(self) -> Iterator[TokenKey]:
+        """Yield the foreign keys that must decrypt nothing (rule 3).
+
+        A CKA_ID that several keys have names none of them: an attacker may have added
+        one.
+        """
+        fingerprints: dict[tuple[bytes, Cipher], set[str]] = defaultdict(set)
+        for key in self.keys:
+            fingerprints[key.ref.cka_id, key.cipher].add(key.fingerprint)
+        for key in self.keys:
+            if key.born_here or self.settings.foreign or key.fingerprint in self.known:
+                continue
+            alone = len(fingerprints[key.ref.cka_id, key.cipher]) == 1
+            by_cka_id = alone and self.settings.names_cka_id(key)
+            if not by_cka_id and not self.settings.names_key_id(key):
+                yield key
+
+    def is_foreign(self, key: TokenKey) -> bool:
+        """Return True if `key`, one of `keys`, is foreign and decrypts nothing."""
+        return key in self._foreign
 
     def for_encrypt(self) -> TokenKey:
         """Return the current key.
@@ -211,6 +265,7 @@ class Keyring:
 
         Raises:
             KeyRetiredError: The configuration retires the key.
+            KeyForeignError: The key is foreign, and nothing says that it may decrypt.
             UnknownKeyIdError: No key held here has this fingerprint.
         """
         fingerprint = fingerprint_in(key_id)
@@ -221,6 +276,8 @@ class Keyring:
             raise UnknownKeyIdError("no key with this key_id is held here")
         if key.fingerprint in self.settings.retired:
             raise KeyRetiredError("the key with this key_id is retired")
+        if self.is_foreign(key):
+            raise KeyForeignError(f"{key.key_id}: {FOREIGN}", hint=FOREIGN_HINT)
         return key
 
     def state(self, key: TokenKey) -> KeyState:
@@ -229,6 +286,8 @@ class Keyring:
             return KeyState.RETIRED
         if self.current is not None and key.name == self.current.name:
             return KeyState.CURRENT
+        if self.is_foreign(key):
+            return KeyState.FOREIGN
         if self.settings.refuses(key):
             return KeyState.REFUSED
         if any(key.name == each.key.name for each in self.pending):
@@ -239,7 +298,9 @@ class Keyring:
         cka_id = self.settings.also_known_as.get(key_id)
         if cka_id is None:
             return None
-        for key in self.keys:
-            if key.ref.cka_id == cka_id and key.cipher is cipher:
-                return key
-        return None
+        found = (
+            key
+            for key in self.keys
+            if key.ref.cka_id == cka_id and key.cipher is cipher
+        )
+        return min(found, key=self.is_foreign, default=None)

@@ -10,45 +10,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
-from hsm_kms.clock import now, when
+from hsm_kms.clock import now
 from hsm_kms.errors import HsmKmsError, KeyLostError, KeyNotFoundError
+from hsm_kms.keys.key_log import KeyLog
 from hsm_kms.keys.rotation import Memory, build_keyring
+from hsm_kms.keys.trial import UNTRIED
 from hsm_kms.log import get_logger
 from hsm_kms.state_dir.directory import StateCorruptError, StateWriteError
 from hsm_kms.state_dir.records import FormerKey, LastKey
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from hsm_kms.keys.inventory import Inventory
     from hsm_kms.keys.keyring import Keyring, KeySettings, TokenKey, UnidentifiedKey
+    from hsm_kms.keys.trial import Try
     from hsm_kms.state_dir.directory import StateDir
 
-
-@dataclass(frozen=True, slots=True)
-class Trial:
-    """Tell how the trial of a key that is due went.
-
-    Args:
-        passed: Wrap and unwrap under the key have just worked on every worker.
-        failure: Why the key cannot be used; "" if it passed, or if it has not been
-            tried on every worker yet.
-    """
-
-    passed: bool
-    failure: str = ""
-
-
-PASSED: Final = Trial(passed=True)
-UNTRIED: Final = Trial(passed=False)
-
-# Returns how the trial of a key went, and has an untried key tried soon.
-Try: TypeAlias = "Callable[[TokenKey], Trial]"
 Clock: TypeAlias = Callable[[], float]
 
 _log = get_logger(__name__)
@@ -78,8 +59,7 @@ class NodeKeyring:
         self._last = self._remembered()
         self._announced = ""
         self._announced_ring: Keyring | None = None
-        self._logged: frozenset[str] = frozenset()
-        self._warned: frozenset[str] = frozenset()
+        self._key_log = KeyLog()
         self._unsaved: str | None = None  # why the last key could not be saved
         self.ring: Keyring | None = None
         self._frozen = False
@@ -178,7 +158,7 @@ class NodeKeyring:
         if ring.fault is None and ring.current is not None and not self._frozen:
             self._keep(ring.current, token_serial)
         self.ring = ring
-        self._log_pending(ring, failures)
+        self._key_log.note(ring, failures)
         self._announced_ring = self._with_announced(ring)
 
     def preview(
@@ -244,25 +224,6 @@ class NodeKeyring:
                 hint="the next Status gives another",
             ),
         )
-
-    def _log_pending(self, ring: Keyring, failures: Mapping[str, str]) -> None:
-        """Log once each key that will become current, and each whose trial failed."""
-        ids = frozenset(each.key.key_id for each in ring.pending)
-        for key_id in failures.keys() - self._warned:
-            _log.warning(
-                "a pending key cannot be used yet",
-                key_id=key_id,
-                reason=failures[key_id],
-            )
-        for each in ring.pending:
-            if each.key.key_id not in self._logged:
-                _log.info(
-                    "pending key",
-                    key_id=each.key.key_id,
-                    current_from=when(each.at) if each.at is not None else None,
-                )
-        self._logged = ids
-        self._warned = (self._warned | failures.keys()) & ids
 
     def _keep(self, key: TokenKey, token_serial: str) -> None:
         if self.last_key_id != key.key_id:

@@ -82,12 +82,17 @@ def build_keyring(
     if not usable and settings.current is None and unidentified:
         fault = unidentified[0].error
     pending = _pending(usable, current, settings, memory, now) if current else ()
+    # A foreign key that is the only one at the first start is current from then on.
+    known = {fingerprint_in(each) for each in (memory.last or "", *memory.former)}
+    if current is not None:
+        known.add(current.fingerprint)
     return Keyring(
         keys=tuple(keys),
         current=current,
         fault=fault,
         pending=pending,
         unidentified=unidentified,
+        known=frozenset(known),
         settings=settings,
     )
 
@@ -107,7 +112,8 @@ def _named(
 ) -> tuple[TokenKey | None, HsmKmsError | None]:
     key = _find(keys, wanted)
     if key is None:
-        return None, _named_is_missing(keys, wanted, settings)
+        who = f"the key that keys.current names, {wanted},"
+        return None, _missing(keys, wanted, settings, who)
     if key.key_id != memory.last and key.key_id in memory.former:
         return key, KeyReusedError(
             f"keys.current names {key.key_id}, which was current here before",
@@ -116,23 +122,32 @@ def _named(
     return key, _forbidden(key, settings)
 
 
-def _named_is_missing(
-    keys: Sequence[TokenKey], wanted: str, settings: KeySettings
+def _missing(
+    keys: Sequence[TokenKey], key_id: str, settings: KeySettings, who: str
 ) -> HsmKmsError:
-    fingerprint = fingerprint_in(wanted)
+    """Return why the key with this key_id cannot be the current one.
+
+    Args:
+        keys: The keys found.
+        key_id: What it is known by.
+        settings: The configuration.
+        who: The key and what knows it, in words; the message goes on with a verb.
+    """
+    fingerprint = fingerprint_in(key_id)
     if fingerprint in settings.retired:
         return KeyUnsuitableError(
-            f"keys.current and keys.retired both name {wanted}",
-            hint="name another key in keys.current",
+            f"{who} is in keys.retired",
+            hint="remove it from keys.retired, or name another key in keys.current",
         )
     if any(key.fingerprint == fingerprint for key in keys):
         return KeyUnsuitableError(
-            f"keys.current names {wanted}, and this token cannot wrap under it",
-            hint="see `hsm-kms keys list`, and correct keys.current",
+            f"{who} cannot wrap on this token",
+            hint="undo what changed on the token or in keys.mechanism, or name "
+            "another key in keys.current",
         )
     return KeyLostError(
-        f"keys.current names {wanted}, and no such key is on the token",
-        hint="see `hsm-kms keys list`, and correct keys.current",
+        f"{who} is not on the token",
+        hint="restore it, or name another key in keys.current: see `hsm-kms keys list`",
     )
 
 
@@ -145,7 +160,8 @@ def _as_before(
 ) -> tuple[TokenKey | None, HsmKmsError | None]:
     base = _find(keys, last)
     if base is None:
-        return None, _last_is_missing(keys, last, settings)
+        who = f"the key last current here, {last},"
+        return None, _missing(keys, last, settings, who)
     due = [
         each.key
         for each in _coming(keys, base, settings, memory, now)
@@ -161,27 +177,6 @@ def _as_before(
             hint="set keys.suffix to one never used, or back to what it was",
         )
     return base, _forbidden(base, settings)
-
-
-def _last_is_missing(
-    keys: Sequence[TokenKey], last: str, settings: KeySettings
-) -> HsmKmsError:
-    fingerprint = fingerprint_in(last)
-    if fingerprint in settings.retired:
-        return KeyUnsuitableError(
-            f"the key last current here, {last}, is in keys.retired",
-            hint="remove it from keys.retired, or name another key in keys.current",
-        )
-    if any(key.fingerprint == fingerprint for key in keys):
-        return KeyUnsuitableError(
-            f"this token cannot wrap under the key last current here, {last}",
-            hint="undo what changed on the token or in keys.mechanism, or name "
-            "another key in keys.current",
-        )
-    return KeyLostError(
-        f"the key last current here, {last}, is not on the token any more",
-        hint="restore the token, or name another key in keys.current",
-    )
 
 
 def _first(

@@ -92,6 +92,7 @@ def key_settings(config: Config) -> KeySettings:
             key_id: bytes.fromhex(cka_id)
             for key_id, cka_id in keys.also_known_as.items()
         },
+        foreign=keys.foreign == "decrypt",
         shared=config.token.shared,
         enforce=keys.policy == "enforce",
         private=config.token.login != "none",

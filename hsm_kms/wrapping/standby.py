@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from hsm_kms.errors import HsmKmsError, NonceBudgetError, UnknownKeyIdError
-from hsm_kms.keys.node_keyring import PASSED, Trial
+from hsm_kms.keys.trial import PASSED, Trial
 from hsm_kms.wrapping.by_token import CIPHERS
 
 if TYPE_CHECKING:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Final
 
 from hsm_kms.errors import (
     CiphertextError,
+    KeyForeignError,
     KeyRetiredError,
     LocalRefusedError,
     RequestError,
@@ -250,7 +251,7 @@ class DekWrapper:
         ring = self._keys.ring or await self._keys.ring_soon(self._until(deadline))
         try:
             return ring.for_decrypt(header.key_id, cipher)
-        except KeyRetiredError:
+        except (KeyRetiredError, KeyForeignError):
             raise
         except UnknownKeyIdError:
             # Another node may have begun to use it a moment ago.

@@ -8,6 +8,7 @@ import os
 import pytest
 
 from hsm_kms.etcd.token_opener import NO_KEY
+from hsm_kms.ipc.values import KeyRef
 from tests.cli.verifying import (
     dump,
     failures,
@@ -19,7 +20,9 @@ from tests.cli.verifying import (
     verify,
     verify_json,
 )
+from tests.harness.forged import KNOWN, forge
 from tests.harness.softhsm import PIN
+from tests.harness.token_keys import LABEL, create
 
 
 @pytest.fixture
@@ -171,6 +174,21 @@ def test_retired_key(shared_server, node):
     node.write_config()
 
     assert [(key_id, "its key is in keys.retired", 2, 3)] == failures(node, values)
+
+
+def test_forged_under_a_planted_key(shared_server, node):
+    """A value under a key that somebody may know counts as one that nobody opens."""
+    cka_id = b"planted"
+    create(node.hsm, KeyRef(LABEL, cka_id), KNOWN)
+    record, key_id = forge(b"d" * 32)
+    ours = v2_of(shared_server.encrypt(b"d" * 32))
+    values = {"forged": v2(record, key_id), "ours": ours}
+
+    why = "its key was not generated on the token: see keys.foreign"
+    assert [(key_id, why, 1, 1)] == failures(node, values)
+    node.config["keys"]["also_known_as"] = {key_id: cka_id.hex()}
+    node.write_config()
+    assert 0 == verify(node, values).returncode
 
 
 def test_nothing_of_ours_proves_nothing(node):

@@ -17,7 +17,7 @@ from hsm_kms.clock import now, when
 from hsm_kms.errors import HsmKmsError
 from hsm_kms.ipc.values import Cipher
 from hsm_kms.keys.key_id import activation_of, fingerprint_in
-from hsm_kms.keys.keyring import KeyState
+from hsm_kms.keys.keyring import FOREIGN, FOREIGN_HINT, KeyState
 from hsm_kms.keys.policy import born_here, violations
 from hsm_kms.state_dir.directory import StateDir
 
@@ -35,6 +35,7 @@ List the keys with the configured label, and the state of each on this node.
 pending       becomes current at its activation time, or when keys.current names it
 current       encrypts and decrypts
 decrypt-only  decrypts what was encrypted with it
+foreign       decrypts nothing: not generated on the token (see keys.foreign)
 retired       does not decrypt: its label says so, or keys.retired lists it
 refused       must not encrypt; the reason is in the line below
 unfinished    half a pair (AES key and HMAC key) that an interrupted run left
@@ -131,6 +132,8 @@ def _reason(
         how = "by its label" if found.relabelled else "by keys.retired"
         known = "since when is not known" if since is None else f"since {when(since)}"
         return f"{how}, {known}"
+    if state is KeyState.FOREIGN:
+        return f"{FOREIGN}; {FOREIGN_HINT}"
     return _against(survey, found)
 
 

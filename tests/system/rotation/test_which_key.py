@@ -7,19 +7,18 @@ import subprocess
 import sys
 import time
 
+import grpc
 import pytest
-from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from hsm_kms.ipc.fingerprints import FINGERPRINT_BLOCK, fingerprint_of
 from hsm_kms.keys.key_id import make_cka_id
 from hsm_kms.keys.rotation import LATE_WAIT_SECONDS
-from hsm_kms.wrapping.record import Algorithm, Header, Kind, Record
+from tests.harness.forged import KNOWN, forge
 from tests.harness.softhsm import PIN, TOKEN_LABEL, softhsm_module
 from tests.harness.token_keys import LABEL
 from tests.harness.wait import wait_for
 from tests.system.conformance.tokens import import_kek
 from tests.system.faults.load import Load
+from tests.system.faults.observed import ObservedServer
 from tests.system.rotation.cluster import Cluster
 from tests.system.rotation.nodes import (
     AHEAD,
@@ -32,7 +31,6 @@ from tests.system.rotation.nodes import (
 
 DEK = b"d" * 32
 TURNS = 100  # about three seconds
-KNOWN = bytes(range(1, 33))
 
 # Makes a key, shows it for a moment, destroys it, and so on until its input ends.
 _CHURN = """
@@ -51,18 +49,6 @@ with pkcs11.lib(module).get_token(token_label=token).open(rw=True, user_pin=pin)
         turns += 1
         print(turns, flush=True)
 """
-
-
-def sealed_by(kek: bytes) -> tuple[bytes, str]:
-    """Make a record from the value of the key; return it and its key_id."""
-    block = Cipher(algorithms.AES(kek), modes.ECB()).encryptor()  # noqa: S305
-    key_id = fingerprint_of(block.update(FINGERPRINT_BLOCK))
-    header = Header(
-        kind=Kind.DEK_BY_TOKEN, algorithm=Algorithm.AES_256_GCM, key_id=key_id
-    )
-    iv = os.urandom(12)
-    ciphertext = AESGCM(kek).encrypt(iv, DEK, header.aad(""))
-    return Record(header=header, iv=iv, ciphertext=ciphertext).encode(), key_id
 
 
 def test_one_time(make_nodes):
@@ -96,21 +82,39 @@ def test_clock_that_jumps_past_the_time(make_nodes):
 
 @pytest.mark.parametrize("ahead", [-3600, AHEAD], ids=["past", "ahead"])
 def test_planted(make_nodes, ahead):
-    """An imported key decrypts its records, and never becomes current by itself."""
+    """A planted key opens no record, and never becomes current by itself.
+
+    A forged record, made in software from the known value, is refused until the
+    operator trusts the key.
+    """
     (node,) = make_nodes(0.0)
     first = node.status().key_id
     activation = int(node.clock.now() + ahead)
-    import_kek(node.hsm, KNOWN, make_cka_id(activation))
-    record, planted = sealed_by(KNOWN)
-    node.wait_state(planted, "decrypt-only")
+    cka_id = make_cka_id(activation)
+    import_kek(node.hsm, KNOWN, cka_id)
+    record, planted = forge(DEK)
+    node.wait_state(planted, "foreign")
     node.clock.move(max(0, ahead) + 3600)
     time.sleep(LOOKS_SECONDS)
     node.stop()
     node.start().wait_healthz("ok")
 
+    with pytest.raises(grpc.RpcError, match="was not generated on the token"):
+        node.decrypt(record, planted)
+    wait_for(lambda: node.events("a foreign key is on the token"))
+    assert {first: "current", planted: "foreign"} == node.keys()
+    observed = ObservedServer(plugin=node, hsm=node.hsm, shim=None)
+    assert 1 == observed.metrics()['hsm_kms_keys{state="foreign"}']
+    assert first == node.status().key_id == node.encrypt(DEK).key_id
+    for command in (["check"], ["keys", "list"]):
+        assert "set keys.foreign: decrypt" in node.cli(*command).stdout
+    assert f"foreign {planted}: decrypts nothing" in node.cli("status").stdout
+
+    node.reload(foreign="decrypt")
     assert DEK == node.decrypt(record, planted)
     assert {first: "current", planted: "decrypt-only"} == node.keys()
-    assert first == node.status().key_id == node.encrypt(DEK).key_id
+    node.reload(foreign="refuse", also_known_as={planted: cka_id.hex()})
+    assert DEK == node.decrypt(record, planted)
 
 
 def test_offending(make_nodes):

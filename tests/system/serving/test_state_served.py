@@ -102,7 +102,7 @@ def test_another_key_under_the_label(make_plugin, plugin, sealed, hsm):
     assert "FAILED_PRECONDITION" == code_of(
         lambda: plugin.decrypt(lost.ciphertext, lost.key_id)
     )
-    gone = f"the key last current here, {lost.key_id}, is not on the token any more"
+    gone = f"the key last current here, {lost.key_id}, is not on the token"
     assert gone in plugin.events("health")[-1]["detail"]
     assert 1 == check.returncode
     cure = "restore the token, or name another key in keys.current"

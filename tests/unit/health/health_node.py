@@ -13,7 +13,8 @@ from hsm_kms.health.state import Health
 from hsm_kms.keys.discovery import KeyListing
 from hsm_kms.keys.inventory import Inventory
 from hsm_kms.keys.keyring import KeySettings
-from hsm_kms.keys.node_keyring import PASSED, NodeKeyring
+from hsm_kms.keys.node_keyring import NodeKeyring
+from hsm_kms.keys.trial import PASSED
 from hsm_kms.state_dir.directory import StateDir
 from hsm_kms.token.alarm import Alarm
 from tests.unit.keys.node_rig import LABEL, Peer, Peers, StandIn, Uncounted, make_key

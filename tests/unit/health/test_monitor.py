@@ -8,6 +8,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from hsm_kms.clock import now
+from hsm_kms.errors import KeyForeignError
 from hsm_kms.health.monitor import Monitor
 from hsm_kms.keys.keyring import KeySettings
 from hsm_kms.tasks import cancel_and_wait
@@ -138,14 +139,16 @@ async def test_one_worker_does_not_see_it(watched):
 
 
 async def test_planted_key(watched):
-    """A key that the token did not generate never becomes current by its time."""
+    """A key that the token did not generate becomes not current, and decrypts not."""
     await watched.start()
     planted = watched.makes(1, 60, born_here=False)
     watched.wall += 1000
 
     assert watched.first.key_id == await watched.look(4)
-    ring = watched.engine.keyring.announced_ring
-    assert planted.name == ring.for_decrypt(planted.key_id, planted.cipher).name
+    with pytest.raises(KeyForeignError):
+        watched.engine.keyring.announced_ring.for_decrypt(
+            planted.key_id, planted.cipher
+        )
 
 
 async def test_visit_that_sees_more(watched):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from hsm_kms.keys.node_keyring import PASSED, NodeKeyring
+from hsm_kms.keys.node_keyring import NodeKeyring
+from hsm_kms.keys.trial import PASSED
 from hsm_kms.state_dir.directory import StateDir
 from tests.unit.keys.key_samples import NOW, OLD, A, B, C, Seen, key, settings
 

@@ -23,7 +23,8 @@ from hsm_kms.ipc.messages import Encrypted
 from hsm_kms.ipc.values import Cipher, KeyRef, Mechanism
 from hsm_kms.keys.discovery import KeyListing
 from hsm_kms.keys.keyring import TokenKey
-from hsm_kms.keys.node_keyring import PASSED, UNTRIED, NodeKeyring, Trial
+from hsm_kms.keys.node_keyring import NodeKeyring
+from hsm_kms.keys.trial import PASSED, UNTRIED, Trial
 from hsm_kms.state_dir.directory import StateDir
 from hsm_kms.token.alarm import Alarm
 from hsm_kms.token.breaker import Breaker

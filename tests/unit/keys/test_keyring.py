@@ -7,6 +7,7 @@ import dataclasses
 import pytest
 
 from hsm_kms.errors import (
+    KeyForeignError,
     KeyLostError,
     KeyNotFoundError,
     KeyRetiredError,
@@ -31,6 +32,66 @@ def test_for_decrypt(named):
 
     assert SUFFIXED is held.for_decrypt(named, Cipher.GCM)
     assert paired is held.for_decrypt(named, Cipher.CBC_HMAC)
+
+
+FOREIGN = key(C, born_here=False, cka_id=b"\x0c")
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"settings": settings(foreign=True)},
+        {"settings": settings(current=C + ".two")},
+        {"settings": settings(ids=(b"\x0c",))},
+        {"settings": settings(also_known_as={GONE: b"\x0c"})},
+        {"settings": settings(also_known_as={C: b"\x0d"})},
+        {"known": frozenset({C})},
+    ],
+    ids=["all", "current", "ids", "alias", "itself", "was current"],
+)
+def test_foreign_key_that_is_trusted(given):
+    """A foreign key decrypts if the operator named it, or it was current here."""
+    held = ring(key(A), FOREIGN, **given)
+
+    assert FOREIGN is held.for_decrypt(C, Cipher.GCM)
+    assert KeyState.DECRYPT_ONLY is held.state(FOREIGN)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {},
+        {"ids": (b"\x0d",)},
+        {"current": A, "also_known_as": {A: b"\x0d", GONE: b"\x0e"}},
+    ],
+)
+def test_foreign_key(given):
+    """A foreign key that nothing names decrypts nothing, and is shown as foreign."""
+    held = ring(key(A), FOREIGN, settings=settings(**given))
+
+    with pytest.raises(KeyForeignError) as refused:
+        held.for_decrypt(C, Cipher.GCM)
+    assert "set keys.foreign: decrypt" in refused.value.sentence
+    assert KeyState.FOREIGN is held.state(FOREIGN)
+
+
+def test_a_cka_id_that_two_keys_have_names_neither():
+    """A planted key with the CKA_ID of a trusted one decrypts nothing."""
+    planted = key(GONE, born_here=False, cka_id=b"a")
+    listed = settings(ids=(b"a",), also_known_as={B: b"a"})
+    held = ring(planted, key(A), settings=listed)
+
+    assert KeyState.FOREIGN is held.state(planted)
+    with pytest.raises(KeyForeignError):
+        held.for_decrypt(GONE, Cipher.GCM)
+    assert A == held.for_decrypt(B, Cipher.GCM).fingerprint
+
+
+def test_a_planted_key_under_the_name_of_a_trusted_one():
+    """Of two keys with one fingerprint the one generated on the token decrypts."""
+    planted, trusted = key(A, born_here=False, cka_id=b"x"), key(A)
+
+    assert trusted is ring(planted, trusted).for_decrypt(A, Cipher.GCM)
 
 
 @pytest.mark.parametrize("named", [GONE, "", A[:-1], A + "a", "." + A, A.upper()])

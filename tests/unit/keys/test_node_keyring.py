@@ -9,7 +9,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from hsm_kms.errors import KeyLostError, KeyNotFoundError, KeyReusedError
-from hsm_kms.keys.node_keyring import PASSED, UNTRIED, Trial
+from hsm_kms.keys.trial import PASSED, UNTRIED, Trial
 from hsm_kms.state_dir.directory import StateDir
 from tests.unit.keys.key_samples import LABEL, NOW, OLD, A, B, C, Seen, key
 from tests.unit.keys.keyring_node import FIRST, NEXT, SERIAL, THIRD, KeyringNode
@@ -266,6 +266,27 @@ def test_warns_of_an_imported_key(node):
     assert A == node.current
     assert ("warning", A) == (logs[0]["log_level"], logs[0]["key_id"])
     assert "was imported" in logs[0]["event"]
+
+
+def test_warns_once_of_a_foreign_key(node):
+    """A key that nothing names is logged once, with the line that would trust it."""
+    planted = key(B, born_here=False)
+    with capture_logs() as logs:
+        node.sees(FIRST).sees(FIRST, planted).sees(FIRST, planted)
+
+    (warning,) = [log for log in logs if log["log_level"] == "warning"]
+    assert ("a foreign key is on the token", B) == (warning["event"], warning["key_id"])
+    assert "keys.foreign: decrypt" in warning["hint"]
+
+
+def test_a_foreign_key_that_was_current(node):
+    """An imported key that was the only one stays trusted after it is replaced."""
+    imported = key(A, born_here=False)
+    node.sees(imported).serve(current=B).sees(imported, key(B, 1)).serve(current=B)
+    node.sees(imported, key(B, 1))
+
+    assert (B, [A]) == node.kept
+    assert imported == node.keyring.ring.for_decrypt(A, imported.cipher)
 
 
 def test_a_thousand_keys_due(node):

@@ -101,8 +101,8 @@ SENTENCES = {
     "lost": (
         AS_BEFORE["the last is gone"],
         (
-            f"the key last current here, {GONE}, is not on the token any more; "
-            "restore the token, or name another key in keys.current"
+            f"the key last current here, {GONE}, is not on the token; "
+            "restore it, or name another key in keys.current: see `hsm-kms keys list`"
         ),
     ),
     "the last is retired": (
@@ -115,7 +115,7 @@ SENTENCES = {
     "the last cannot encrypt": (
         AS_BEFORE["the last cannot encrypt here any more"],
         (
-            f"this token cannot wrap under the key last current here, {A}; "
+            f"the key last current here, {A}, cannot wrap on this token; "
             "undo what changed on the token or in keys.mechanism, or name another key "
             "in keys.current"
         ),
@@ -130,22 +130,23 @@ SENTENCES = {
     "named and gone": (
         NAMED["not there"],
         (
-            f"keys.current names {GONE}, and no such key is on the token; "
-            "see `hsm-kms keys list`, and correct keys.current"
+            f"the key that keys.current names, {GONE}, is not on the token; "
+            "restore it, or name another key in keys.current: see `hsm-kms keys list`"
         ),
     ),
     "named and retired": (
         NAMED["retired"],
         (
-            f"keys.current and keys.retired both name {A}; "
-            "name another key in keys.current"
+            f"the key that keys.current names, {A}, is in keys.retired; "
+            "remove it from keys.retired, or name another key in keys.current"
         ),
     ),
     "named and cannot encrypt": (
         NAMED["cannot encrypt here"],
         (
-            f"keys.current names {A}, and this token cannot wrap under it; "
-            "see `hsm-kms keys list`, and correct keys.current"
+            f"the key that keys.current names, {A}, cannot wrap on this token; "
+            "undo what changed on the token or in keys.mechanism, or name another key "
+            "in keys.current"
         ),
     ),
     "named and used before": (

@@ -153,7 +153,8 @@ class NodeMachine(NodeRules):
 
     def can_read(self, key):
         """A record can be decrypted as long as the token has its key."""
-        there = any(each.name == key.name for each in self.token)
+        # A planted key decrypts only where it is named, or was current before.
+        there = any(each.name == key.name for each in self.token) and key.born_here
         if there and key.fingerprint not in self.engine.settings.retired:
             ring = self.engine.keyring.ring
             assert key.name == ring.for_decrypt(key.key_id, key.cipher).name
