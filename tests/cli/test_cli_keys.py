@@ -1,4 +1,4 @@
-"""`keys rotate | cancel | retire | destroy` over the life of a key."""
+"""`keys rotate | retire | destroy` over the life of a key."""
 
 from __future__ import annotations
 
@@ -98,59 +98,6 @@ def test_rotate_behind_the_current_key(make_plugin, empty_hsm):
     keys.configure("keys", current=None)
 
     assert "see whether this node's clock is right" in keys.refusal("rotate")
-
-
-def test_cancel(keys):
-    """A pending key goes, also while a server holds it; others do not."""
-    plugin = keys.plugin.start()
-    plugin.wait_healthz("ok")
-    (old,) = keys.states()
-    new = keys.rotate()
-    answer = keys.json("cancel", new, "--yes")
-
-    assert (new, 1) == (answer["key_id"], answer["destroyed"])
-    assert {old: "current"} == keys.states()
-    assert ("ok", old) == (plugin.healthz(), plugin.status().key_id)
-    assert "is or was current on this node" in keys.refusal("cancel", old, "--yes")
-    assert "is neither a pending key nor half of a pair" in keys.refusal(
-        "cancel", new, "--yes"
-    )
-    assert "neither a key_id nor a CKA_ID" in keys.refusal("cancel", "x", code=2)
-
-
-def test_cancel_in_the_last_minute(keys):
-    """By another node's clock it may be current: only --force destroys it."""
-    new = keys.rotate("--activate-in", "30s", "--force")
-    refused = keys.refusal("cancel", new, "--yes")
-    keys.json("cancel", new, "--yes", "--force")
-
-    assert "by the clock of another node perhaps already" in refused
-    assert new not in keys.states()
-
-
-def test_cancel_past_its_time(two):
-    """A key whose time has come is not pending, even for who forces it."""
-    # A node that has never served remembers no key: here it is the old one's time.
-    two.plugin.start().wait_healthz("ok")
-    two.plugin.stop()
-
-    assert "data encrypted with it would be lost" in two.refusal(
-        "cancel", two.new, "--yes", "--force"
-    )
-    assert "is not pending" in two.refusal("cancel", two.old, "--yes", "--force")
-
-
-def test_cancel_where_no_time_counts(make_plugin, hsm):
-    """On a token of one node a key that keys.current never named is cancelled."""
-    keys = Keys(make_plugin(hsm))
-    keys.plugin.start().wait_healthz("ok")
-    keys.plugin.stop()
-    (old,) = keys.states()
-    new = keys.generate("--another")
-    assert {old: "current", new: "pending"} == keys.states()
-    keys.json("cancel", new, "--yes")
-
-    assert {old: "current"} == keys.states()
 
 
 def test_retire_and_undo(two):

@@ -54,7 +54,7 @@ def keys(make_plugin, hsm):
 
 
 def test_planted(keys, hsm):
-    """A key that somebody knows is called imported, and comes after none by itself."""
+    """A key that somebody knows is called foreign, and comes after none by itself."""
     (old,) = keys.states()
     times = (now() - 3600, now() + 3600)
     for number, at in enumerate(times):
@@ -65,7 +65,7 @@ def test_planted(keys, hsm):
     assert [False, False] == [
         key["generated_on_token"] for key in listed if key["key_id"] != old
     ]
-    assert {"decrypt-only", "current"} == {key["state"] for key in listed}
+    assert {"foreign", "current"} == {key["state"] for key in listed}
     assert {None} == {key["becomes_current"] for key in listed}
     assert old == keys.json("rotate")["replaces"]
 

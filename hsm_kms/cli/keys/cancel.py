@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import re
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from hsm_kms.cli.etcd.options import EtcdChoice, etcd_options
 from hsm_kms.cli.keys.journal import Journal
 from hsm_kms.cli.keys.objects import (
     destroy_objects,
@@ -16,15 +18,18 @@ from hsm_kms.cli.keys.objects import (
     interrupted_work,
 )
 from hsm_kms.cli.keys.options import (
+    KEY_ID_TYPE,
     Given,
     common_options,
     confirm,
+    confirm_key,
     require_terminal,
     spell,
     tell,
     yes_option,
 )
 from hsm_kms.cli.keys.read_survey import ask_of, read_survey
+from hsm_kms.cli.keys.unused import require_live, require_unused
 from hsm_kms.cli.one_worker import one_worker
 from hsm_kms.clock import now, when
 from hsm_kms.config.formats import KEY_ID
@@ -35,6 +40,7 @@ if TYPE_CHECKING:
     from hsm_kms.cli.keys.survey import Found, Survey
     from hsm_kms.ipc.values import KeyRef
     from hsm_kms.keys.listing import Ask
+    from hsm_kms.token.process import Worker
 
 LEAST_SECONDS: Final = 60.0
 _CKA_ID: Final = re.compile("([0-9a-fA-F]{2})+")
@@ -55,100 +61,191 @@ class _TargetType(click.ParamType[str]):
 @click.command()
 @click.argument("target", metavar="KEY_ID|CKA_ID", type=_TargetType())
 @click.option(
-    "--force",
+    "--without-scan",
     is_flag=True,
-    help="Allow it in the last minute before the activation time.",
+    help="Do not check first that etcd holds nothing under the key; asks for the "
+    "key_id.",
+)
+@click.option(
+    "--confirm",
+    "typed",
+    type=KEY_ID_TYPE,
+    metavar="KEY_ID",
+    help="The key_id once more, instead of typing it when asked.",
 )
 @yes_option
+@etcd_options
 @common_options
-def cancel(given: Given, *, target: str, force: bool, yes: bool) -> None:
+def cancel(
+    given: Given,
+    *,
+    target: str,
+    without_scan: bool,
+    typed: str | None,
+    yes: bool,
+    etcd: EtcdChoice,
+) -> None:
     """Destroy a pending key before its activation time, or half a pair by CKA_ID.
 
     A pair is an AES key and its HMAC key; half of one is left if a command was
-    interrupted. This refuses a key that was ever current on this node, or that
-    another node may use by now: run `keys retire` and `keys destroy` for that.
+    interrupted. This refuses a key that was ever current on this node: run `keys
+    retire` and `keys destroy` for that. If another node may use the key already,
+    because token.shared is false or its activation time is less than a minute away,
+    etcd is scanned first, or you must give --without-scan and repeat the key_id.
 
     -o json prints key_id (null for half a pair), cka_id and destroyed (objects).
     """
-    if not yes:
+    require_live(etcd)
+    if without_scan and typed is None:
+        require_terminal("give --confirm KEY_ID")
+    elif not without_scan and not yes:
         require_terminal("give --yes")
-    shown = asyncio.run(_cancel(given, target, force=force, yes=yes))
+    sure = _Sure(etcd=None if without_scan else etcd, typed=typed, yes=yes)
+    shown = asyncio.run(_Cancelling(given, target, sure).run())
     name = shown["key_id"] or f"the HMAC key of CKA_ID {shown['cka_id']}"
     given.show(shown, f"destroyed {name}")
 
 
-async def _cancel(
-    given: Given, target: str, *, force: bool, yes: bool
-) -> dict[str, Any]:
-    config, journal = given.config, Journal(given.config)
-    async with one_worker(config, given.login, read_write=True) as worker:
-        ask = ask_of(config, worker)
-        with journal.alone():
-            journal.require_memory()
-            survey = await read_survey(config, worker)
-            found = survey.find(target)
-            if found is not None:
-                return await _key(ask, journal, survey, found, force=force, yes=yes)
-            work, left = interrupted_work(journal, survey, target, "cancel")
-            if work is not None:
-                gone = await finish(ask, journal, work, left)
-                return _shown(work.key_id, work.cka_id, gone)
-            half = _half(survey, target)
-            tell(
-                f"the HMAC key labelled {half.partner.label!r} has no AES key beside "
-                f"it (CKA_ID {half.cka_id.hex()}): "
-                "alone it decrypts nothing, but it is "
-                "needed if the AES key will be restored from a backup"
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Sure:
+    """Proofs and confirmations by the user.
+
+    Args:
+        etcd: Where to look for values under the key; None to skip that.
+        typed: The key_id once more; None to ask for it.
+        yes: Do not ask.
+    """
+
+    etcd: EtcdChoice | None
+    typed: str | None
+    yes: bool
+
+
+class _Cancelling:
+    """One run of the command."""
+
+    def __init__(self, given: Given, target: str, sure: _Sure) -> None:
+        self._given = given
+        self._target = target
+        self._sure = sure
+        self._journal = Journal(given.config)
+
+    async def run(self) -> dict[str, Any]:
+        """Destroy the key, and return the result for JSON."""
+        config, target = self._given.config, self._target
+        async with one_worker(config, self._given.login, read_write=True) as worker:
+            ask = ask_of(config, worker)
+            with self._journal.alone():
+                self._journal.require_memory()
+                survey = await read_survey(config, worker)
+                found = survey.find(target)
+                if found is not None:
+                    return await self._key(worker, survey, found)
+                work, left = interrupted_work(self._journal, survey, target, "cancel")
+                if work is not None:
+                    gone = await finish(ask, self._journal, work, left)
+                    return _shown(work.key_id, work.cka_id, gone)
+                return await self._half(ask, _half(survey, target))
+
+    async def _half(self, ask: Ask, half: KeyRef) -> dict[str, Any]:
+        tell(
+            f"the HMAC key labelled {half.partner.label!r} has no AES key beside it "
+            f"(CKA_ID {half.cka_id.hex()}): alone it decrypts nothing, but it is "
+            "needed if the AES key will be restored from a backup"
+        )
+        confirm("destroy this HMAC key?", yes=self._sure.yes)
+        await destroy_rest(ask, self._journal, half)
+        return _shown(None, half.cka_id.hex(), 1)
+
+    async def _key(
+        self, worker: Worker, survey: Survey, found: Found
+    ) -> dict[str, Any]:
+        main = survey.main(found)
+        key_id = main[0] if main else ""
+        _refuse(survey, found, key_id)
+        if doubt := _doubt(survey, found, key_id):
+            found = await self._prove(worker, survey, found, key_id, doubt)
+        tell(
+            f"{key_id} (CKA_ID {found.ref.cka_id.hex()}) will be destroyed. This node "
+            "has not used the key. If keys.current of another node names it, data "
+            "encrypted with it is lost."
+        )
+        if doubt and self._sure.etcd is None:
+            confirm_key(key_id, self._sure.typed)
+        else:
+            confirm("destroy this key?", yes=self._sure.yes)
+        ask = ask_of(self._given.config, worker)
+        gone = await destroy_objects(ask, self._journal, found, "cancel", key_id)
+        return _shown(key_id, found.ref.cka_id.hex(), gone)
+
+    async def _prove(
+        self, worker: Worker, survey: Survey, found: Found, key_id: str, doubt: str
+    ) -> Found:
+        """Prove that nothing is stored under a key that another node may use.
+
+        Raises:
+            HsmKmsError: Something is, or nobody may look.
+        """
+        etcd = self._sure.etcd
+        if etcd is None:
+            tell(doubt)
+            return found
+        if not etcd.named:
+            raise HsmKmsError(
+                doubt,
+                hint="give --endpoints to have etcd scanned for it, or --without-scan "
+                "and repeat the key_id",
             )
-            confirm("destroy this HMAC key?", yes=yes)
-            await destroy_rest(ask, journal, half)
-            return _shown(None, half.cka_id.hex(), 1)
+        hint = "see whether they matter, and give --without-scan"
+        require_unused(etcd, survey, found, unreadable_hint=hint)
+        # The scan may have taken long, so the token is read and judged again.
+        survey = await read_survey(self._given.config, worker)
+        found = survey.get(key_id)
+        _refuse(survey, found, key_id)
+        return found
 
 
-async def _key(
-    ask: Ask,
-    journal: Journal,
-    survey: Survey,
-    found: Found,
-    *,
-    force: bool,
-    yes: bool,
-) -> dict[str, Any]:
-    main = survey.main(found)
-    key_id = main[0] if main else ""
-    _refuse(survey, found, key_id, force=force)
-    tell(
-        f"{key_id} (CKA_ID {found.ref.cka_id.hex()}) will be destroyed. This node has "
-        "not used the key. If another node has, data encrypted with it is lost."
-    )
-    confirm("destroy this key?", yes=yes)
-    gone = await destroy_objects(ask, journal, found, "cancel", key_id)
-    return _shown(key_id, found.ref.cka_id.hex(), gone)
-
-
-def _refuse(survey: Survey, found: Found, key_id: str, *, force: bool) -> None:
+def _refuse(survey: Survey, found: Found, key_id: str) -> None:
     if survey.is_in_use(found) or survey.was_current(found):
         raise HsmKmsError(
             f"{key_id} is or was current on this node: data encrypted with it would "
             "be lost",
             hint="run `hsm-kms keys retire`; see its --help",
         )
-    key, shared = survey.key(found), survey.ring.settings.shared
-    activation = key.activation if key else 0
-    never_by_time = not shared and survey.state(found) is KeyState.PENDING
-    if found.relabelled or not (activation > now() or never_by_time):
+    pending = survey.state(found) is KeyState.PENDING
+    if found.relabelled or not (pending or _activation(survey, found) > now()):
         raise HsmKmsError(
             f"{key_id} is not pending: another node may have used it",
             hint="run `hsm-kms keys retire`, then `hsm-kms keys destroy`: both check "
             "whether anything is stored under it",
         )
-    left = activation - now()
-    if shared and left < LEAST_SECONDS and not force:
-        raise HsmKmsError(
-            f"{key_id} becomes current at {when(activation)}, in {spell(left)}; by the "
-            "clock of another node perhaps already",
-            hint="wait and retire it later, or destroy it now with --force",
+
+
+def _doubt(survey: Survey, found: Found, key_id: str) -> str:
+    """Return why another node may use the key already; "" if none can."""
+    if not survey.ring.settings.shared:
+        return (
+            f"keys.current of another node may name {key_id} already: token.shared is "
+            "false, so no activation time says when a node may use it"
         )
+    activation = _activation(survey, found)
+    left = activation - now()
+    if left >= LEAST_SECONDS:
+        return ""
+    if left > 0:
+        return (
+            f"{key_id} becomes current at {when(activation)}, in {spell(left)}; by the "
+            "clock of another node perhaps already"
+        )
+    return (
+        f"the activation time of {key_id}, {when(activation)}, has passed: another "
+        "node may have switched to it"
+    )
+
+
+def _activation(survey: Survey, found: Found) -> int:
+    key = survey.key(found)
+    return key.activation if key else 0
 
 
 def _half(survey: Survey, target: str) -> KeyRef:

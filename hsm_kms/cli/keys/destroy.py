@@ -21,7 +21,7 @@ from hsm_kms.cli.keys.options import (
     tell,
 )
 from hsm_kms.cli.keys.read_survey import ask_of, read_survey
-from hsm_kms.cli.keys.unused import require_unused
+from hsm_kms.cli.keys.unused import require_live, require_unused
 from hsm_kms.cli.one_worker import one_worker
 from hsm_kms.clock import now, when
 from hsm_kms.errors import ConfigError, HsmKmsError
@@ -88,10 +88,7 @@ def destroy(
 
 
 def _refuse_choice(etcd: EtcdChoice) -> None:
-    if etcd.from_json or etcd.from_snapshot:
-        raise ConfigError(
-            ["--from-json and --from-snapshot do not show what is stored now"]
-        )
+    require_live(etcd)
     if not etcd.named:
         raise ConfigError(
             ["no etcd endpoint: give --endpoints, or set ETCDCTL_ENDPOINTS"]
@@ -157,8 +154,12 @@ class _Destroying:
             "permanently unreadable",
         )
         self._refuse(survey, found)
+        hint = "give --ignore-unreadable to destroy the key anyway"
         scanned = require_unused(
-            self._etcd, survey, found, all_readable=not self._sure.unreadable
+            self._etcd,
+            survey,
+            found,
+            unreadable_hint="" if self._sure.unreadable else hint,
         )
         # The scan may have taken long, so the token is read and judged again.
         survey = await read_survey(config, worker)

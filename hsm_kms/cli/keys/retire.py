@@ -127,7 +127,7 @@ class _Retiring:
         config = self._given.config
         _refuse(survey, found, self._key_id)
         if self._etcd is not None:
-            require_unused(self._etcd, survey, found, all_readable=False)
+            require_unused(self._etcd, survey, found)
             # The scan may have taken long, so the token is read and judged again.
             survey = await read_survey(config, worker)
             found = survey.get(self._key_id)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from hsm_kms.cli.etcd.options import open_source, progress_bar
 from hsm_kms.cli.keys.options import interruptible, tell
-from hsm_kms.errors import HsmKmsError
+from hsm_kms.errors import ConfigError, HsmKmsError
 from hsm_kms.etcd.tally import scan
 
 if TYPE_CHECKING:
@@ -14,8 +14,20 @@ if TYPE_CHECKING:
     from hsm_kms.cli.keys.survey import Found, Survey
 
 
+def require_live(choice: EtcdChoice) -> None:
+    """Refuse a source that does not show what is stored now.
+
+    Raises:
+        ConfigError: A file was given.
+    """
+    if choice.from_json or choice.from_snapshot:
+        raise ConfigError(
+            ["--from-json and --from-snapshot do not show what is stored now"]
+        )
+
+
 def require_unused(
-    choice: EtcdChoice, survey: Survey, found: Found, *, all_readable: bool
+    choice: EtcdChoice, survey: Survey, found: Found, *, unreadable_hint: str = ""
 ) -> int:
     """Scan etcd, and refuse if a stored object needs the key.
 
@@ -23,7 +35,8 @@ def require_unused(
         choice: Where.
         survey: What is on the token.
         found: The key.
-        all_readable: Refuse where a value cannot be taken apart, too.
+        unreadable_hint: What to do about values that cannot be parsed, which then
+            refuse the key too; "" if they are only mentioned.
 
     Returns:
         How many objects were read.
@@ -56,11 +69,8 @@ def require_unused(
         f"{tally.unreadable} of them cannot be parsed, so they may be stored under "
         "any key: see `hsm-kms etcd scan`"
     )
-    if tally.unreadable and all_readable:
-        raise HsmKmsError(
-            unreadable,
-            hint="give --ignore-unreadable to destroy the key anyway",
-        )
+    if tally.unreadable and unreadable_hint:
+        raise HsmKmsError(unreadable, hint=unreadable_hint)
     if tally.unreadable:
         tell(unreadable)
     return tally.total

@@ -34,8 +34,8 @@ def test_well(rig):
     assert 1 == metrics['hsm_kms_health{state="ok"}']
     assert (2, 8) == (metrics["hsm_kms_workers"], metrics["hsm_kms_sessions"])
     assert sealed.key_id not in rig.get("/metrics")[1]
-    states = ("pending", "current", "decrypt-only", "retired", "refused")
-    assert [0, 1, 0, 0, 0] == [
+    states = ("pending", "current", "decrypt-only", "retired", "refused", "foreign")
+    assert [0, 1, 0, 0, 0, 0] == [
         metrics[f'hsm_kms_keys{{state="{state}"}}'] for state in states
     ]
     mode = (rig.plugin.directory / "admin.sock").stat().st_mode

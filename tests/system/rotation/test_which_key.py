@@ -132,7 +132,7 @@ def test_offending(make_nodes):
     clients.check({good: activation + 60})
     assert [] == clients.failures
     assert [first, good] == clients.order(0)
-    assert "refused" == node.keys()[odd]
+    assert "foreign" == node.keys()[odd]
 
 
 def test_without_partner(make_node, empty_hsm, shim):

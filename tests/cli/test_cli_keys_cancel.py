@@ -1,0 +1,139 @@
+"""`keys cancel`: which keys it destroys, and what proof it wants before."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.cli.keys_rig import Keys, etcd_json, stored_value
+from tests.harness.etcd_server import EtcdServer
+from tests.harness.token_keys import make_key
+
+SIGNED = ("--without-scan", "--confirm")
+
+
+@pytest.fixture
+def keys(make_plugin, hsm):
+    """The commands on a token that all nodes share, with one key."""
+    return Keys(make_plugin(hsm, token={"shared": True}))
+
+
+@pytest.fixture
+def others(make_plugin, hsm):
+    """Two nodes that do not share their keys, and a key that one of them writes with.
+
+    The first one remembers the old key; the new one is named on the second alone.
+    """
+    first, second = (Keys(make_plugin(hsm)) for _ in range(2))
+    first.plugin.start().wait_healthz("ok")
+    first.plugin.stop()
+    (first.old,) = first.states()
+    first.new = first.generate("--another")
+    second.configure("keys", current=first.new)
+    second.plugin.start().wait_healthz("ok")
+    first.value = stored_value(second.plugin)
+    second.plugin.stop()
+    return first
+
+
+@pytest.fixture(autouse=True)
+def no_etcd(monkeypatch):
+    """No etcd is named by the environment."""
+    monkeypatch.delenv("ETCDCTL_ENDPOINTS", raising=False)
+
+
+def test_cancel(keys):
+    """A pending key goes, also while a server holds it; others do not."""
+    plugin = keys.plugin.start()
+    plugin.wait_healthz("ok")
+    (old,) = keys.states()
+    new = keys.rotate()
+    answer = keys.json("cancel", new, "--yes")
+
+    assert (new, 1) == (answer["key_id"], answer["destroyed"])
+    assert {old: "current"} == keys.states()
+    assert ("ok", old) == (plugin.healthz(), plugin.status().key_id)
+    assert "is or was current on this node" in keys.refusal("cancel", old, "--yes")
+    assert "is neither a pending key nor half of a pair" in keys.refusal(
+        "cancel", new, "--yes"
+    )
+    assert "neither a key_id nor a CKA_ID" in keys.refusal("cancel", "x", code=2)
+
+
+def test_used_by_another_node(others):
+    """Where no activation time counts, a key that another node writes with is kept."""
+    new, value = others.new, others.value
+    assert {others.old: "current", new: "pending"} == others.states()
+    unproven = others.refusal("cancel", new, "--yes")
+    with EtcdServer({b"/registry/secrets/d/new": value}) as etcd:
+        stored = others.refusal("cancel", new, "--yes", "--endpoints", etcd.endpoint)
+    with EtcdServer({b"/registry/x": b"k8s:enc:kms:v2:x:\xff"}) as etcd:
+        unread = others.refusal("cancel", new, "--yes", "--endpoints", etcd.endpoint)
+
+    assert f"keys.current of another node may name {new} already" in unproven
+    assert "give --endpoints" in unproven
+    assert f"1 of 1 objects in {etcd.endpoint.partition(':')[0]}" in stored
+    assert f"are stored under {new}" in stored
+    assert "cannot be parsed" in unread
+    assert {others.old: "current", new: "pending"} == others.states()
+
+
+def test_nothing_stored_under_it(others):
+    """Where no activation time counts, a key is destroyed once etcd was scanned."""
+    with EtcdServer({b"/registry/events/one": b"k8s"}) as etcd:
+        ended = others.run("cancel", others.new, "--yes", "--endpoints", etcd.endpoint)
+
+    assert (0, f"destroyed {others.new}\n") == (ended.code, ended.out)
+    assert "none of 1 objects in" in ended.err
+    assert {others.old: "current"} == others.states()
+
+
+def test_without_a_scan(others, tmp_path):
+    """The key_id once more stands for the scan; --yes does not, nor does a file."""
+    new, file = others.new, etcd_json(tmp_path / "etcd", b"value")
+    assert "give --confirm KEY_ID" in others.refusal(
+        "cancel", new, "--without-scan", "--yes", code=2
+    )
+    assert "that is another key_id" in others.refusal(
+        "cancel", new, *SIGNED, others.old
+    )
+    assert "do not show what is stored now" in others.refusal(
+        "cancel", new, "--yes", *file, code=2
+    )
+    others.json("cancel", new, *SIGNED, new)
+
+    assert {others.old: "current"} == others.states()
+
+
+def test_in_the_last_minute(keys):
+    """By another node's clock it may be current, so that needs a proof."""
+    new = keys.rotate("--activate-in", "30s", "--force")
+    refused = keys.refusal("cancel", new, "--yes")
+    with EtcdServer({b"/registry/events/one": b"k8s"}) as etcd:
+        keys.json("cancel", new, "--yes", "--endpoints", etcd.endpoint)
+
+    assert "by the clock of another node perhaps already" in refused
+    assert new not in keys.states()
+
+
+def test_past_its_time(keys):
+    """A key that other nodes may have switched to needs a proof; a used one stays.
+
+    `keys.current` keeps this node from it.
+    """
+    (old,) = keys.states()
+    keys.configure("keys", current=old)
+    keys.plugin.start().wait_healthz("ok")
+    keys.plugin.stop()
+    make_key(keys.plugin.hsm, b"older", PRIVATE=True)
+    (older,) = keys.states().keys() - {old}
+    new = keys.generate("--another")
+    assert {old: "current", older: "decrypt-only", new: "pending"} == keys.states()
+    refused = keys.refusal("cancel", new, "--yes")
+    keys.json("cancel", new, *SIGNED, new)
+
+    assert "has passed: another node may have switched to it" in refused
+    assert {old: "current", older: "decrypt-only"} == keys.states()
+    assert "is not pending" in keys.refusal("cancel", older, *SIGNED, older)
+    assert "data encrypted with it would be lost" in keys.refusal(
+        "cancel", old, *SIGNED, old
+    )
