@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any, Self
 
 from hsm_kms.ipc.messages import Decrypted, Encrypted, FindKeys, KeyPage, RunCanary
@@ -13,7 +14,7 @@ from hsm_kms.token.settings import WorkerSettings
 from hsm_kms.token.workers import Workers
 from tests.harness.one_worker import AAD, Named, configure, gate, unwrapping, wrapping
 from tests.harness.token_keys import LABEL
-from tests.harness.wait import until
+from tests.harness.wait import patient, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -47,22 +48,30 @@ class Served:
         hsm: The token.
         pin_file: Its PIN.
         directory: For the state directory.
+        answer_timeout: How long a request waits for an answer; `call_timeout` if None.
         settings: Changes to `WorkerSettings`.
     """
 
     def __init__(
-        self, hsm: SoftHsm, pin_file: Path, directory: Path, **settings: Any
+        self,
+        hsm: SoftHsm,
+        pin_file: Path,
+        directory: Path,
+        *,
+        answer_timeout: float | None = None,
+        **settings: Any,
     ) -> None:
         given: dict[str, Any] = {
             "configure": configure(),
             "env": hsm.env,
             "workers": 2,
             "sessions": 4,
-            "call_timeout": 10.0,
-            "hang_timeout": 30.0,
-            "start_timeout": 20.0,
+            "call_timeout": patient(30),
+            "hang_timeout": patient(60),
+            "start_timeout": patient(60),
         }
         self.settings = WorkerSettings(**(given | settings))
+        self._answer_timeout = answer_timeout or self.settings.call_timeout
         self._gate = gate(pin_file, directory)
         self.key = Named(KeyRef(LABEL, b""), "")
         self.alarm = FaultLog()
@@ -70,8 +79,8 @@ class Served:
     async def __aenter__(self) -> Self:
         self.counts = Counts()
         self.pool = Pool(
-            session_wait=self.settings.call_timeout,
-            call_timeout=self.settings.call_timeout,
+            session_wait=self._answer_timeout,
+            call_timeout=self._answer_timeout,
             alarm=self.alarm,
             counts=self.counts,
         )
@@ -92,7 +101,7 @@ class Served:
 
     async def qualify(self, worker: Worker) -> None:
         """Find the key and leave a canary, as the server does."""
-        keys = await worker.ask(FindKeys(label=LABEL), 5)
+        keys = await worker.ask(FindKeys(label=LABEL), patient())
         assert isinstance(keys, KeyPage)
         ref, fingerprint = keys.keys[0].ref, keys.keys[0].fingerprint
         assert fingerprint is not None
@@ -103,7 +112,7 @@ class Served:
             mechanism=Mechanism.GCM_CALLER,
             aad=AAD,
         )
-        await worker.ask(canary, 5)
+        await worker.ask(canary, patient())
 
     async def until(self, condition: Callable[[], Any]) -> None:
         """Wait until it is so."""
@@ -121,8 +130,10 @@ class Served:
         assert isinstance(reply, Encrypted)
         return reply
 
-    async def unwrap(self, sealed: Encrypted) -> bytes:
-        """Unwrap on some session."""
-        reply = await self.pool.call(unwrapping(self.key, sealed), deadline=None)
+    async def unwrap(self, sealed: Encrypted, seconds: float | None = None) -> bytes:
+        """Unwrap on some session, within so many seconds if they are given."""
+        now = asyncio.get_running_loop().time()
+        deadline = None if seconds is None else now + seconds
+        reply = await self.pool.call(unwrapping(self.key, sealed), deadline=deadline)
         assert isinstance(reply, Decrypted)
         return reply.plaintext

@@ -37,10 +37,12 @@ def own_pin(directory):
 def many(make_rig, own_pin):
     """A server of four workers on the shim, not started.
 
-    It looks so rarely that no fresh worker logs in to list the keys.
+    It looks so rarely that no fresh worker logs in to list the keys, and takes a slow
+    call for stuck so late that no spare worker logs in beside the four.
     """
     token = {"pin_file": str(own_pin), "workers": 4, "sessions_per_worker": 2}
-    return make_rig(token=token, health={"interval": "1m"})
+    times = {"call_timeout": "30s", "hang_timeout": "60s", "start_timeout": "60s"}
+    return make_rig(token=token | times, health={"interval": "1m"})
 
 
 def kill_all(rig):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.harness import fork_server
 from tests.harness.command_line import PYTHON
 from tests.harness.processes import children_of
 
@@ -15,7 +16,8 @@ ROOT = Path(__file__).parents[3]
 def package_of(pid):
     """Path of the package that the interpreter of this process finds."""
     arguments = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
-    interpreter = arguments[: arguments.index("-m")]
+    program = "-m" if "-m" in arguments else fork_server.__file__
+    interpreter = arguments[: arguments.index(program)]
     code = "import hsm_kms; print(hsm_kms.__file__)"
     found = subprocess.run(
         [*interpreter, "-c", code],
@@ -27,9 +29,11 @@ def package_of(pid):
     return Path(found.stdout.strip())
 
 
-@pytest.fixture
-def packages(plugin):
+@pytest.fixture(params=["forked", "spawned"])
+def packages(request, make_plugin, hsm):
     """Package paths of a server and of its workers."""
+    plugin = make_plugin(hsm).start(spawn=request.param == "spawned")
+    plugin.wait_healthz("ok")
     server = plugin.process.pid
     return {package_of(pid) for pid in [server, *children_of(server)]}
 

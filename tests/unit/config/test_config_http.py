@@ -8,6 +8,7 @@ import pytest
 
 from hsm_kms.config.load import parse
 from hsm_kms.http.server import HttpServer
+from tests.harness.wait import patient
 from tests.unit.config.test_config import faults_of, with_
 
 
@@ -99,7 +100,7 @@ async def test_addresses_can_be_bound(text):
     server = HttpServer()
     try:
         got = server.listen_tcp(host, port, {})
-        with socket.create_connection((host, got), timeout=5):
+        with socket.create_connection((host, got), timeout=patient()):
             pass
     finally:
         await asyncio.to_thread(server.close)

@@ -16,14 +16,9 @@ from hsm_kms.health.fresh_worker import (
 )
 from hsm_kms.token.alarm import Alarm
 from hsm_kms.token.ends import End
+from tests.harness.wait import settle
 
 INTERVAL = 30.0
-
-
-async def settle():
-    """Run every task as far as it can go now."""
-    for _ in range(8):
-        await asyncio.sleep(0)
 
 
 class Look:

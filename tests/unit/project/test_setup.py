@@ -35,7 +35,7 @@ def setup(directory, **env):
         env={**os.environ, "HSM_KMS": str(COMMAND), **env},
         capture_output=True,
         text=True,
-        timeout=patient(60),
+        timeout=patient(200),
         check=False,
     )
 
@@ -157,7 +157,7 @@ def test_relative_directory(tmp_path):
         env={**os.environ, "HSM_KMS": str(COMMAND)},
         cwd=tmp_path,
         capture_output=True,
-        timeout=patient(60),
+        timeout=patient(200),
         check=True,
     )
 

@@ -34,6 +34,7 @@ async def test_every_end_has_a_row():
     assert all(row.kill for row in ENDS.values() if row.counted)
 
 
+@pytest.mark.usefixtures("unhurried")
 @pytest.mark.parametrize("end", End)
 async def test_row(served, end):
     """A worker ends as the row of the reason says, and is replaced if the row says."""
@@ -109,6 +110,7 @@ async def test_never_two_recycled(served):
     await served.stocked()
 
 
+@pytest.mark.usefixtures("unhurried")
 async def test_a_spare_drains(served):
     """A call under way on a spare worker that is let go gets its answer."""
     regular = list(served.workers.ready)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 from tests.harness.plugin import code_of
 from tests.harness.processes import alive
@@ -50,16 +51,18 @@ def test_the_only_worker_killed(make_plugin, hsm):
 def test_stopped_worker(make_plugin, hsm):
     """A worker that hangs costs each of its sessions one request, and is replaced."""
     token = {"workers": 2, "sessions_per_worker": SESSIONS}
-    times = {"call_timeout": "1s", "hang_timeout": "3s"}
+    times = {"call_timeout": "5s", "session_wait": "5s", "hang_timeout": "8s"}
     plugin = make_plugin(hsm, token=token | times).start()
     plugin.wait_healthz("ok")
     both_serve(plugin)
     stopped, other = plugin.worker_pids()
     os.kill(stopped, signal.SIGSTOP)
-    codes = []
-    while alive(stopped) and len(codes) < 10_000:
-        codes.append(code_of(lambda: plugin.encrypt(b"d" * 32)))
-        time.sleep(0.01)
+    calls = []
+    with ThreadPoolExecutor(2 * SESSIONS) as clients:
+        while alive(stopped) and len(calls) < 10_000:
+            calls.append(clients.submit(code_of, lambda: plugin.encrypt(b"d" * 32)))
+            time.sleep(0.1)
+        codes = [call.result() for call in calls]
 
     failed = [code for code in codes if code != "OK"]
     assert failed.count("UNAVAILABLE") == len(failed) <= SESSIONS

@@ -95,26 +95,27 @@ async def test_hung_worker_is_killed(make):
 async def test_spare_goes_again(make, monkeypatch):
     """A spare worker leaves some time after the last stuck call."""
     monkeypatch.setattr(watchdog, "SPARE_SECONDS", 0.5)
-    async with make(workers=1, call_timeout=1.0) as served:
+    settings = {"call_timeout": 1.0, "answer_timeout": patient()}
+    async with make(workers=1, **settings) as served:
         await served.stocked()
         (first,) = served.workers.ready
         stop(first.pid)
-        with pytest.raises(TokenTimeoutError):
-            await served.wrap(b"dek")
+        stuck = asyncio.ensure_future(served.wrap(b"dek"))
         await served.until(lambda: len(served.workers.ready) == 2)
         os.kill(first.pid, signal.SIGCONT)
+        await stuck
         await served.until(lambda: served.workers.ready == [first])
         assert b"dek" == await served.unwrap(await served.wrap(b"dek"))
 
 
 async def test_late_answers_after_a_hang(make):
     """A worker that recovers from a hang serves again; late answers are dropped."""
-    async with make(workers=1, sessions=2, call_timeout=1.0) as served:
+    async with make(workers=1, sessions=2) as served:
         await served.stocked()
         (first,) = served.workers.ready
         sealed = [await served.wrap(bytes([number]) * 8) for number in range(2)]
         stop(first.pid)
-        given_up = [asyncio.ensure_future(served.unwrap(one)) for one in sealed]
+        given_up = [asyncio.ensure_future(served.unwrap(one, 0.3)) for one in sealed]
         done, _ = await asyncio.wait(given_up)
         assert {TokenTimeoutError} == {type(task.exception()) for task in done}
         os.kill(first.pid, signal.SIGCONT)
@@ -185,6 +186,7 @@ async def test_no_descriptor_left(make, monkeypatch):
         await served.stocked()
 
 
+@pytest.mark.usefixtures("unhurried")
 async def test_orderly_leave(make, hsm, directory):
     """A worker that leaves closes all sessions, and never finalises the module."""
     log = directory / "spy.log"
@@ -201,6 +203,7 @@ async def test_orderly_leave(make, hsm, directory):
     assert 5 == sum("C_OpenSession" in call for call in calls)
 
 
+@pytest.mark.usefixtures("unhurried")
 async def test_leave_waits_for_a_canary(make):
     """A call under way on the control session does not make an orderly leave a kill."""
     async with make(workers=1) as served:

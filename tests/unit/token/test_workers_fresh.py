@@ -27,6 +27,7 @@ def recycle(served, worker):
     served.workers.end(worker, End.RECYCLED, "a fresh worker sees more keys")
 
 
+@pytest.mark.usefixtures("unhurried")
 async def test_recycle(make):
     """A worker is recycled while all others serve, and only one at a time."""
     async with make() as served:
@@ -43,6 +44,7 @@ async def test_recycle(make):
         assert 1 == served.counts.ends[End.RECYCLED]
 
 
+@pytest.mark.usefixtures("unhurried")
 async def test_recycle_lets_calls_end(make):
     """A call under way on a worker that is recycled gets its answer."""
     async with make(workers=1, sessions=1) as served:
@@ -58,6 +60,7 @@ async def test_recycle_lets_calls_end(make):
         assert b"dek" == await served.unwrap(await call)
 
 
+@pytest.mark.usefixtures("unhurried")
 async def test_fresh_worker(make):
     """A fresh worker logs in, serves no request, and leaves after reading the keys."""
     async with make() as served:

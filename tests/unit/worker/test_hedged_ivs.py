@@ -13,9 +13,7 @@ from tests.harness.entropy.driver import frozen_entropy
 from tests.harness.one_worker import (
     Named,
     ask,
-    gate,
     keys,
-    one_worker,
     unwrapping,
     wrapping,
 )
@@ -28,17 +26,6 @@ SEALED = [
     *((b"aad-", b"dek"), (b"aad", b"-dek")),
 ]
 MADE_HERE = [Mechanism.GCM_CALLER, Mechanism.CBC_HMAC]
-
-
-@pytest.fixture
-def make(hsm, pin_file, directory):
-    """Start workers on a token, logged in, with one session."""
-    login = gate(pin_file, directory)
-
-    def make(env=None, **changes):
-        return one_worker(hsm.env | (env or {}), login, **changes)
-
-    return make
 
 
 @pytest.fixture

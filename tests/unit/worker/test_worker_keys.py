@@ -5,7 +5,6 @@ from __future__ import annotations
 import subprocess
 
 import msgspec
-import pytest
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 from hsm_kms.ipc.fingerprints import FINGERPRINT_BLOCK, fingerprint_of
@@ -20,33 +19,14 @@ from hsm_kms.ipc.messages import (
 from tests.harness.one_worker import (
     Named,
     ask,
-    gate,
     imported,
     keys,
-    one_worker,
     unwrapping,
     wrapping,
 )
 from tests.harness.softhsm import PIN, TOKEN_LABEL, softhsm_module
 from tests.harness.spy import Spy
 from tests.harness.token_keys import IMPORTED, MATERIAL, create
-
-
-@pytest.fixture
-def make(hsm, pin_file, directory):
-    """Start workers on a token with one KEK, logged in, with one session."""
-
-    def make(env=None, **changes):
-        return one_worker(hsm.env | (env or {}), gate(pin_file, directory), **changes)
-
-    return make
-
-
-@pytest.fixture
-async def worker(make):
-    """One of them."""
-    async with make() as made:
-        yield made
 
 
 def destroy(hsm, ref):

@@ -25,9 +25,7 @@ from tests.harness.one_worker import (
     Named,
     ask,
     configure,
-    gate,
     imported,
-    one_worker,
     only_key,
     unwrapping,
     wrapping,
@@ -36,23 +34,6 @@ from tests.harness.spy import Spy
 from tests.harness.token_keys import LABEL, MATERIAL, create
 
 UNKNOWN = Named(KeyRef(LABEL, b"no such key"), "a" * 26)
-
-
-@pytest.fixture
-def make(hsm, pin_file, directory):
-    """Start workers on a token with one KEK, logged in, with one session."""
-
-    def make(env=None, **changes):
-        return one_worker(hsm.env | (env or {}), gate(pin_file, directory), **changes)
-
-    return make
-
-
-@pytest.fixture
-async def worker(make):
-    """One of them."""
-    async with make() as made:
-        yield made
 
 
 async def prove(worker, key):

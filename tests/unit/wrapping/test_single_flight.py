@@ -20,6 +20,7 @@ from hsm_kms.wrapping.single_flight import (
     REMEMBER_SECONDS,
     SingleFlight,
 )
+from tests.harness.wait import settle
 
 A, B = b"one record", b"another"
 
@@ -84,12 +85,6 @@ class Desk:
         self.token.answer(what, result)
         await settle()
         return [outcome(task) for task in tasks]
-
-
-async def settle():
-    """Let everything happen that can happen now."""
-    for _ in range(10):
-        await asyncio.sleep(0)
 
 
 def outcome(task):
