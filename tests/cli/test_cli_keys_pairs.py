@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 
 import pytest
 
 from tests.cli.keys_rig import Keys
 from tests.harness.command_line import HSM_KMS
+from tests.harness.plugin import Plugin
 from tests.harness.shim.driver import Shim
 from tests.harness.softhsm import softhsm_module
 from tests.harness.token_keys import make_key
@@ -31,15 +33,54 @@ def shim(directory) -> Shim:
 
 
 @pytest.fixture
-def keys(make_plugin, empty_hsm, shim):
-    """The commands on an empty token behind the shim, which all nodes share."""
-    token = {
-        "module": str(shim.module),
-        "env": {**empty_hsm.env, **shim.env},
-        "shared": True,
-    }
-    sections = {"token": token, "keys": {"mechanism": "aes-cbc-hmac-sha256"}}
-    return Keys(make_plugin(empty_hsm, **sections))
+def on(make_plugin, shim):
+    """Make the commands on a token behind the shim, which all nodes share."""
+
+    def on(hsm):
+        env = {**hsm.env, **shim.env}
+        token = {"module": str(shim.module), "env": env, "shared": True}
+        sections = {"token": token, "keys": {"mechanism": "aes-cbc-hmac-sha256"}}
+        return Keys(make_plugin(hsm, **sections))
+
+    return on
+
+
+@pytest.fixture
+def keys(on, empty_hsm):
+    """The commands on an empty token."""
+    return on(empty_hsm)
+
+
+@pytest.fixture(scope="session")
+def pairs(session_directory, token_template, pin_file):
+    """A token with two pairs, and their key_ids: the older one, and `--another`."""
+    hsm = token_template.copy(session_directory / "pairs")
+    directory = hsm.directory / "p"
+    directory.mkdir(mode=0o700)
+    token, mechanism = {"shared": True}, {"mechanism": "aes-cbc-hmac-sha256"}
+    made = Keys(Plugin(directory, hsm, pin_file, token=token, keys=mechanism))
+    one = token_template.copy(session_directory / "pair")
+    old = made.generate()
+    shutil.copytree(hsm.tokens, one.tokens, dirs_exist_ok=True)
+    return one, hsm, old, made.generate("--another")
+
+
+@pytest.fixture
+def one(on, pairs, directory):
+    """The commands on a token with one pair."""
+    keys = on(pairs[0].copy(directory / "one"))
+    keys.old = pairs[2]
+    return keys
+
+
+@pytest.fixture
+def two(on, pairs, directory):
+    """The commands on a token with two pairs, of which the new one is current."""
+    _, hsm, old, new = pairs
+    keys = on(hsm.copy(directory / "two"))
+    keys.old, keys.new = old, new
+    keys.configure("keys", current=new)
+    return keys
 
 
 def crash(keys, shim, function, when, *command):
@@ -79,31 +120,29 @@ def test_generate(keys, shim, empty_hsm, when):
 
 
 @pytest.mark.parametrize("when", CRASHES)
-def test_rotate(keys, shim, empty_hsm, when):
+def test_rotate(one, shim, when):
     """The same beside a current pair: that one is never touched."""
-    old = keys.generate()
-    crash(keys, shim, "C_GenerateKey", when, "rotate")
-    whole = objects(empty_hsm) == (2, 2)
-    states = keys.states()
-    assert "current" == states.pop(old)
-    new = next(iter(states)) if whole else keys.rotate()
+    crash(one, shim, "C_GenerateKey", when, "rotate")
+    whole = objects(one.plugin.hsm) == (2, 2)
+    states = one.states()
+    assert "current" == states.pop(one.old)
+    new = next(iter(states)) if whole else one.rotate()
 
     assert {"abort": {}, "skip=1 abort after": {new: "pending"}}.get(
         when, {"-": "unfinished"}
     ) == states
-    assert {old: "current", new: "pending"} == keys.states()
-    assert (2, 2) == objects(empty_hsm)
+    assert {one.old: "current", new: "pending"} == one.states()
+    assert (2, 2) == objects(one.plugin.hsm)
 
 
 @pytest.mark.parametrize("when", CRASHES)
-def test_cancel(keys, shim, empty_hsm, when):
+def test_cancel(one, shim, when):
     """The same key_id again ends it, whichever of the two is gone."""
-    old = keys.generate()
-    new = keys.rotate()
-    crash(keys, shim, "C_DestroyObject", when, "cancel", new, "--yes")
-    left = objects(empty_hsm)
-    listed = keys.run("list")
-    again = keys.json("cancel", new, "--yes")
+    new = one.rotate()
+    crash(one, shim, "C_DestroyObject", when, "cancel", new, "--yes")
+    left = objects(one.plugin.hsm)
+    listed = one.run("list")
+    again = one.json("cancel", new, "--yes")
 
     assert {"abort": (2, 2), "skip=1 abort after": (1, 1)}.get(when, (1, 2)) == left
     if left == (1, 2):
@@ -111,50 +150,46 @@ def test_cancel(keys, shim, empty_hsm, when):
     if left == (2, 2):
         assert "nothing was destroyed" in listed.err
     assert sum(left) - 2 == again["destroyed"]
-    assert {old: "current"} == keys.states()
-    assert (1, 1) == objects(empty_hsm)
-    assert "" == keys.run("list").err
+    assert {one.old: "current"} == one.states()
+    assert (1, 1) == objects(one.plugin.hsm)
+    assert "" == one.run("list").err
 
 
 @pytest.mark.parametrize(("when", "then"), ON)
-def test_retire(keys, shim, when, then):
+def test_retire(two, shim, when, then):
     """Half retired, the key goes on either way, by the key_id it always had."""
-    old = keys.generate()
-    new = keys.generate("--another")
-    keys.configure("keys", current=new)
-    crash(keys, shim, "C_SetAttributeValue", when, "retire", old, *SIGNED)
-    retired = keys.states()[old] == "retired"
-    half = "`keys retire` was interrupted" in keys.run("list").out
+    old, new = two.old, two.new
+    crash(two, shim, "C_SetAttributeValue", when, "retire", old, *SIGNED)
+    retired = two.states()[old] == "retired"
+    half = "`keys retire` was interrupted" in two.run("list").out
 
     assert (when != "abort", when in CRASHES[1:3]) == (retired, half)
     if then == "retire":
-        assert old == keys.json("retire", old, *SIGNED)["key_id"]
-        assert {old: "retired", new: "current"} == keys.states()
+        assert old == two.json("retire", old, *SIGNED)["key_id"]
+        assert {old: "retired", new: "current"} == two.states()
     elif retired:
-        assert "k8s-kek" == keys.json("retire", old, "--undo")["label"]
-        assert {old: "decrypt-only", new: "current"} == keys.states()
-    assert "interrupted" not in keys.run("list").out
+        assert "k8s-kek" == two.json("retire", old, "--undo")["label"]
+        assert {old: "decrypt-only", new: "current"} == two.states()
+    assert "interrupted" not in two.run("list").out
 
 
 @pytest.mark.parametrize(("when", "then"), ON)
-def test_undo(keys, shim, when, then):
+def test_undo(two, shim, when, then):
     """The same on the way back."""
-    old = keys.generate()
-    new = keys.generate("--another")
-    keys.configure("keys", current=new)
-    keys.json("retire", old, *SIGNED)
-    crash(keys, shim, "C_SetAttributeValue", when, "retire", old, "--undo")
-    back = keys.states()[old] == "decrypt-only"
-    half = "`keys retire` was interrupted" in keys.run("list").out
+    old, new = two.old, two.new
+    two.json("retire", old, *SIGNED)
+    crash(two, shim, "C_SetAttributeValue", when, "retire", old, "--undo")
+    back = two.states()[old] == "decrypt-only"
+    half = "`keys retire` was interrupted" in two.run("list").out
 
     assert (when == CRASHES[-1], when in CRASHES[1:3]) == (back, half)
     if then == "retire":
-        keys.json("retire", old, *SIGNED)
-        assert {old: "retired", new: "current"} == keys.states()
+        two.json("retire", old, *SIGNED)
+        assert {old: "retired", new: "current"} == two.states()
     elif not back:
-        keys.json("retire", old, "--undo")
-        assert {old: "decrypt-only", new: "current"} == keys.states()
-    assert "interrupted" not in keys.run("list").out
+        two.json("retire", old, "--undo")
+        assert {old: "decrypt-only", new: "current"} == two.states()
+    assert "interrupted" not in two.run("list").out
 
 
 def test_killed(keys, shim, empty_hsm):
