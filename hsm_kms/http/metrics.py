@@ -238,7 +238,10 @@ def _of_local_keks(now: Snapshot) -> Iterable[Metric]:
     )
     yield _number("hsm_kms_local_keks_open", "Local KEKs in memory.", now.local_open)
     yield _counts(
-        "hsm_kms_local_keks_generated", "Local KEKs made.", "result", now.local_created
+        "hsm_kms_local_keks_generated",
+        "Local KEKs created.",
+        "result",
+        now.local_created,
     )
 
 

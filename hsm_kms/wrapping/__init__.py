@@ -1,1 +1,1 @@
-"""Turns a DEK into a record and back, whoever holds the key that wraps it."""
+"""Wrap a DEK into a record, and unwrap it again, on the token or in software."""

@@ -1,10 +1,10 @@
-"""Local KEKs: AES-256-GCM in this process (docs/spec.md, kinds 2 and 3).
+"""Wrap and unwrap DEKs in this process with local KEKs (docs/spec.md, kinds 2 and 3).
 
-1. A local KEK opens and seals only records that carry it, wrapped by the token.
-2. Nonces are hedged: a random source that repeats itself does not repeat a nonce
-   unless the plaintext is the same too.
-3. Key bytes are kept in one buffer each, which is wiped when nobody holds it any more.
-   docs/threat-model.md says what copies Python and OpenSSL make.
+1. A local KEK encrypts and decrypts only records that carry it, wrapped by the token.
+2. IVs are hedged: if the random source repeats itself, an IV repeats only with the same
+   plaintext.
+3. The bytes of a key are kept in one buffer, which is wiped when nothing refers to it
+   any more. docs/threat-model.md says what copies Python and OpenSSL make.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from hsm_kms.wrapping.record import (
     Record,
 )
 
-RANDOM_BYTES: Final = 32  # of each of the two random sources
+RANDOM_BYTES: Final = 32  # from each of the two random sources
 MAX_USES: Final = 2**31  # NIST SP 800-38D section 8.3 allows 2^32 random IVs
 
 _KEY_INFO: Final = b"hsm-kms/local-kek/1"
@@ -43,21 +43,22 @@ _TAIL_BYTES: Final = range(
 
 
 def make_material(token_random: bytes) -> bytearray:
-    """The bytes of a new local KEK: HKDF-SHA-256 (RFC 5869) of two random sources.
+    """Derive the bytes of a new local KEK, by HKDF-SHA-256 (RFC 5869).
 
-    Whoever knows what one of them gave still knows nothing of the key.
+    The input is 32 bytes of the operating system and 32 of the token. Someone who
+    knows one of the two knows nothing about the key.
 
     Args:
         token_random: 32 bytes from C_GenerateRandom.
 
     Returns:
-        32 bytes; the caller wipes them.
+        32 bytes; the caller must wipe them.
 
     Raises:
-        ValueError: The token gave another number of bytes.
+        ValueError: `token_random` does not have 32 bytes.
     """
     if len(token_random) != RANDOM_BYTES:
-        raise ValueError("the token gave another number of random bytes")
+        raise ValueError("the token returned another number of random bytes")
     both = bytearray(2 * RANDOM_BYTES)  # wiped; concatenation would leave copies
     both[:RANDOM_BYTES] = os.urandom(RANDOM_BYTES)
     both[RANDOM_BYTES:] = token_random
@@ -70,27 +71,28 @@ def make_material(token_random: bytes) -> bytearray:
 
 
 def wipe(buffer: bytearray) -> None:
-    """Overwrite with zeros."""
+    """Overwrite a buffer with zeros."""
     buffer[:] = bytes(len(buffer))
 
 
 class LocalKek:
-    """A local KEK in memory.
+    """Hold a local KEK in memory.
 
     Args:
-        nested: The record of kind 3 that it came from, which the token authenticated.
-        material: Its 32 bytes; copied.
+        nested: The record of kind 3 that holds the local KEK, which the token has
+            authenticated.
+        material: The local KEK, 32 bytes; copied.
         scope: The configured cluster name, 0 to 64 bytes of UTF-8.
 
     Attributes:
-        nested: The record it came from.
-        scope: The cluster name.
-        key_id: Of the KEK on the token that wraps it.
-        header: What each record that it seals begins with, byte by byte.
-        aad: What they are all bound to.
+        nested: The record of kind 3 that holds the local KEK.
+        scope: The configured cluster name.
+        key_id: Names the KEK on the token that wraps the local KEK.
+        header: The first bytes of every record made with the local KEK.
+        aad: Associated data of every record made with the local KEK.
 
     Raises:
-        CiphertextError: The record holds something else than a local KEK.
+        CiphertextError: `material` does not have 32 bytes.
     """
 
     __slots__ = ("_material", "aad", "header", "key_id", "nested", "scope")
@@ -112,16 +114,16 @@ class LocalKek:
         self.aad = header.aad(scope)
 
     def __del__(self) -> None:
-        """Wipe the key: nobody holds it any more."""
+        """Wipe the key, because nothing refers to it any more."""
         wipe(self._material)
 
     @property
     def cipher(self) -> AESGCM:
-        """AES-256-GCM under it; whoever keeps it keeps a copy of the key."""
+        """Return AES-256-GCM under the local KEK; it keeps a copy of the key."""
         return AESGCM(self._material)
 
     def open(self, data: bytes) -> bytes:
-        """Open a record that begins with `header`.
+        """Decrypt a record that begins with `header`.
 
         Args:
             data: The whole record.
@@ -130,8 +132,9 @@ class LocalKek:
             The DEK, 1 to 1,024 bytes.
 
         Raises:
-            CiphertextError: Malformed, or not authentic under this local KEK and scope.
-            ValueError: It begins with another header.
+            CiphertextError: The record is malformed, or not authentic under this local
+                KEK and scope.
+            ValueError: The record begins with another header.
         """
         if not data.startswith(self.header):
             raise ValueError("the record carries another local KEK")
@@ -146,16 +149,16 @@ class LocalKek:
 
 
 class Sealer:
-    """A local KEK of this process's own making, which wraps DEKs.
+    """Wrap DEKs with a local KEK that this process has created.
 
     Args:
-        kek: The local KEK, born in this process: nobody else makes nonces for it.
+        kek: The local KEK; no other process makes IVs for it.
         created: When it was created, in seconds of `clock.since_boot`.
 
     Attributes:
         kek: The local KEK.
         created: When it was created, in seconds of `clock.since_boot`.
-        uses: How many nonces were made.
+        uses: Number of IVs made so far.
     """
 
     __slots__ = ("_cipher", "_nonces", "created", "kek", "uses")
@@ -164,18 +167,18 @@ class Sealer:
         self.kek = kek
         self.created = created
         self.uses = 0
-        # Both are made once: it is the hot path of all writes.
+        # Both are made once, because `seal` is the hot path of all writes.
         self._cipher = kek.cipher
         self._nonces = HMAC(os.urandom(RANDOM_BYTES), SHA256())
 
     def seal(self, plaintext: bytes) -> bytes:
-        """A record with this DEK.
+        """Encrypt a DEK and return the record (docs/spec.md, kind 2).
 
         Args:
-            plaintext: 1 to 1,024 bytes.
+            plaintext: The DEK, 1 to 1,024 bytes.
 
         Raises:
-            OverflowError: It has been used `MAX_USES` times.
+            OverflowError: The local KEK has been used `MAX_USES` times.
         """
         if self.uses >= MAX_USES:
             raise OverflowError("the local KEK has been used too often")

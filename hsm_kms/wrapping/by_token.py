@@ -1,8 +1,8 @@
-"""What the token wraps and unwraps: DEKs, local KEKs, canaries.
+"""Wrap and unwrap DEKs and local KEKs on the token, and describe canaries.
 
-1. What `seal` returns was made under the key that was given, and carries its key_id.
-2. What `open` returns was authenticated by the token, with the record's own header
-   as AAD.
+1. A record that `seal` returns was made under the given key, and carries its key_id.
+2. A plaintext that `open` returns was authenticated by the token, with the record's own
+   header as AAD.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ CIPHERS: Final = {algorithm: cipher for cipher, algorithm in ALGORITHMS.items()}
 
 
 class Sessions(Protocol):
-    """Runs one request on some session; `token.pool.Pool` does."""
+    """Run requests on any session; `token.pool.Pool` does."""
 
     async def call(
         self,
@@ -49,15 +49,15 @@ class Sessions(Protocol):
         deadline: float | None,
         before: Callable[[], None] | None = None,
     ) -> Reply:
-        """See `token.pool.Pool.call`."""
+        """Run one request; see `token.pool.Pool.call`."""
         ...
 
 
 class Budget(Protocol):
-    """Counts nonces; `nonce_budget.NonceBudget` does."""
+    """Count wraps; `nonce_budget.NonceBudget` does."""
 
     def spend(self, fingerprint: str) -> None:
-        """See `nonce_budget.NonceBudget.spend`."""
+        """Count one wrap; see `nonce_budget.NonceBudget.spend`."""
         ...
 
 
@@ -81,15 +81,16 @@ def canary(key: TokenKey, mechanism: Mechanism, scope: str) -> RunCanary:
 
 
 class ByToken:
-    """Makes and opens records with the KEKs on the token.
+    """Wrap and unwrap with the KEKs on the token.
 
     Args:
-        sessions: Where requests run.
-        budget: What counts the nonces that are made here.
-        scope: Cluster name, bound into every record; may be empty.
+        sessions: Runs the requests.
+        budget: Counts the wraps under each key.
+        scope: The configured cluster name, 0 to 64 bytes of UTF-8, bound into every
+            record.
 
     Attributes:
-        scope: The cluster name.
+        scope: The configured cluster name.
     """
 
     def __init__(self, sessions: Sessions, budget: Budget, *, scope: str) -> None:
@@ -106,18 +107,19 @@ class ByToken:
         deadline: float | None,
         verify: bool,
     ) -> Record:
-        """Wrap on the token.
+        """Wrap a plaintext on the token.
 
         Args:
             key: The KEK.
-            kind: Of the record; one that the token wraps.
-            plaintext: 1 to 1,024 bytes.
-            deadline: In the loop's time, or None.
-            verify: Unwrap and compare before it is returned.
+            kind: Kind of the record: `DEK_BY_TOKEN` or `LOCAL_KEK_BY_TOKEN`.
+            plaintext: The plaintext, 1 to 1,024 bytes.
+            deadline: Latest time for the answer, in the loop's time; None for no limit
+                but that of the pool.
+            verify: Unwrap the record and compare before it is returned.
 
         Raises:
-            NonceBudgetError: The key must not wrap any more.
-            HsmKmsError: The token failed, or wrapped what it cannot unwrap.
+            NonceBudgetError: This node has wrapped under the key as often as is safe.
+            HsmKmsError: The token failed, or cannot unwrap what it wrapped.
         """
         if key.mechanism is None:
             raise MechanismError("the token cannot wrap under the current key")
@@ -134,7 +136,7 @@ class ByToken:
             count = partial(self._budget.spend, key.fingerprint)
         reply = await self._sessions.call(request, deadline=deadline, before=count)
         if not isinstance(reply, Encrypted):
-            raise TokenError("the worker answered an Encrypt with something else")
+            raise TokenError("the worker sent a wrong reply to an Encrypt")
         record = Record(header=header, iv=reply.iv, ciphertext=reply.ciphertext)
         if verify:
             await self._read_back(key, record, plaintext, deadline)
@@ -143,15 +145,19 @@ class ByToken:
     async def open(
         self, key: TokenKey, record: Record, *, deadline: float | None
     ) -> bytes:
-        """Unwrap on the token.
+        """Unwrap a record on the token.
 
         Args:
             key: The KEK that the record names.
             record: The record.
-            deadline: In the loop's time, or None.
+            deadline: Latest time for the answer, in the loop's time; None for no limit
+                but that of the pool.
+
+        Returns:
+            The authenticated plaintext.
 
         Raises:
-            CiphertextError: Not authentic.
+            CiphertextError: The record is not authentic.
             HsmKmsError: The token failed.
         """
         request = Decrypt(
@@ -164,23 +170,21 @@ class ByToken:
         )
         reply = await self._sessions.call(request, deadline=deadline)
         if not isinstance(reply, Decrypted):
-            raise TokenError("the worker answered a Decrypt with something else")
+            raise TokenError("the worker sent a wrong reply to a Decrypt")
         return reply.plaintext
 
     async def random(self, count: int) -> bytes:
-        """Random bytes of the token's own (C_GenerateRandom).
+        """Return random bytes from the token (C_GenerateRandom).
 
         Args:
-            count: How many bytes.
+            count: Number of bytes.
 
         Raises:
-            HsmKmsError: The token failed, or gave another number of them.
+            HsmKmsError: The token failed, or returned another number of bytes.
         """
         reply = await self._sessions.call(GenerateRandom(count=count), deadline=None)
         if not isinstance(reply, Random) or len(reply.data) != count:
-            raise TokenError(
-                "the worker answered with something else than random bytes"
-            )
+            raise TokenError("the worker sent a wrong reply to a GenerateRandom")
         return reply.data
 
     async def _read_back(

@@ -1,4 +1,4 @@
-"""Local KEKs that the token has opened for this process, the latest used last."""
+"""Keep the local KEKs that the token has unwrapped for this process."""
 
 from __future__ import annotations
 
@@ -12,14 +12,17 @@ if TYPE_CHECKING:
 
     from hsm_kms.wrapping.by_local_kek import LocalKek
 
-MAX_OPENED: Final = 16_384  # about 1 KB each
+MAX_OPENED: Final = 16_384  # local KEKs, of about 1 KB each
 
 
 class KekCache:
-    """A bounded store; only what the token has authenticated is put in.
+    """Hold a bounded number of local KEKs, the least recently used first.
+
+    Only a local KEK that the token has authenticated may be added: a hostile record
+    can then neither enter the cache nor push another local KEK out of it.
 
     Args:
-        most: How many local KEKs it holds.
+        most: Largest number of local KEKs.
     """
 
     def __init__(self, most: int = MAX_OPENED) -> None:
@@ -27,22 +30,22 @@ class KekCache:
         self._keks: OrderedDict[bytes, LocalKek] = OrderedDict()
 
     def __len__(self) -> int:
-        """How many it holds."""
+        """Return the number of local KEKs."""
         return len(self._keks)
 
     def add(self, kek: LocalKek) -> None:
-        """Put one in; the one that was not used for longest gives way."""
+        """Add a local KEK; evict the least recently used one if there are too many."""
         self._keks[kek.header] = kek
         self._keks.move_to_end(kek.header)
         if len(self._keks) > self._most:
             self._keks.popitem(last=False)
 
     def find(self, data: bytes, scope: str) -> LocalKek | None:
-        """The local KEK that this record carries, if it is open under this scope.
+        """Return the local KEK that a record carries, None if it is not held.
 
         Args:
-            data: Bytes from anywhere.
-            scope: Cluster name.
+            data: The record; it may be any bytes.
+            scope: The cluster name under which the local KEK must have been unwrapped.
         """
         header = header_of_local(data)
         kek = self._keks.get(header)
@@ -52,7 +55,7 @@ class KekCache:
         return kek
 
     def keep(self, wanted: Callable[[LocalKek], bool]) -> None:
-        """Drop all others."""
+        """Drop every local KEK for which `wanted` returns False."""
         for header, kek in list(self._keks.items()):
             if not wanted(kek):
                 del self._keks[header]

@@ -1,10 +1,11 @@
-"""Local KEKs that this process wraps with: born, replaced and given up here.
+"""Create and replace the local KEKs that this process wraps with.
 
 1. A local KEK wraps nothing before the token has unwrapped it to the same bytes.
-2. Births happen in the background. No request waits for one: the local KEK in use goes
-   on until the next one is there, up to its hard limit.
-3. Each serves one key_id; the KEK that is to become current gets its own beforehand.
-4. Without the token, none goes on for longer than `max_offline`.
+2. Local KEKs are created in the background, and no request waits for one: the local KEK
+   in use wraps until the next one exists, up to its hard limit.
+3. A local KEK serves one key_id. A KEK that will become current gets its local KEK
+   beforehand.
+4. Without the token no local KEK wraps for longer than `max_offline`.
 """
 
 from __future__ import annotations
@@ -42,12 +43,12 @@ _log = get_logger(__name__)
 
 
 class LocalKeks:
-    """The local KEKs of one engine.
+    """Hold the local KEKs of one engine.
 
     Args:
-        token: Wraps and unwraps them.
-        opened: Where those that can be opened are kept.
-        settings: When they are replaced, and how long they last.
+        token: Wraps and unwraps local KEKs.
+        opened: Receives each local KEK, to unwrap with.
+        settings: When local KEKs are replaced, and how long they wrap.
         offline_for: Returns the seconds since the token was last available; None if
             it never was.
         alarm: Raised whenever a local KEK was created.
@@ -76,15 +77,15 @@ class LocalKeks:
         self._wake = asyncio.Event()
 
     def adjust(self, settings: schema.LocalKeys) -> None:
-        """Go on with other settings.
+        """Apply other settings.
 
         Args:
-            settings: When local KEKs are replaced, and how long they last.
+            settings: When local KEKs are replaced, and how long they wrap.
         """
         self._settings = settings
 
     def want(self, keys: Iterable[TokenKey]) -> None:
-        """Have a local KEK under each of these keys, and under no other."""
+        """Keep a local KEK under each of `keys`, and under no other key."""
         self._wanted = {key.key_id: key for key in keys}
         for gone in self._sealers.keys() - self._wanted.keys():
             del self._sealers[gone]
@@ -92,7 +93,11 @@ class LocalKeks:
             self._wake.set()
 
     def sealer(self, key: TokenKey) -> Sealer | None:
-        """What wraps DEKs under this key now, None where nothing may."""
+        """Return the sealer for `key`, or None if DEKs must not be wrapped locally.
+
+        That is so if no local KEK exists yet, if it has made 2^31 IVs, or if the token
+        has been unavailable for longer than `max_offline`.
+        """
         sealer = self._sealers.get(key.key_id)
         if sealer is None:
             return None
@@ -106,29 +111,30 @@ class LocalKeks:
         return sealer
 
     def has(self, key: TokenKey) -> bool:
-        """Whether there is a local KEK under this key."""
+        """Return True if there is a local KEK under `key`."""
         return key.key_id in self._sealers
 
     def trouble(self, key: TokenKey) -> str:
-        """Return why no local KEK could be made under `key`; "" if there is no sign."""
+        """Return why no local KEK could be created under `key`, "" if none failed."""
         error = self._errors.get(key.key_id)
-        return f"no local KEK could be made: {error}" if error else ""
+        return f"no local KEK could be created: {error}" if error else ""
 
     @property
     def uses(self) -> int:
-        """How often the local KEKs that wrap now have wrapped, the busiest of them."""
+        """Return how often the most used of the local KEKs has wrapped."""
         return max((sealer.uses for sealer in self._sealers.values()), default=0)
 
     @property
     def settled(self) -> bool:
-        """Whether each that is wanted is there, or its birth has failed."""
+        """True if each wanted local KEK exists, or could not be created."""
         return all(
             key_id in self._sealers or key_id in self._errors for key_id in self._wanted
         )
 
     async def run(self) -> None:
-        """Make and replace them, until cancelled."""
+        """Create and replace local KEKs, until cancelled."""
         while True:
+            # No await from here to the list of keys: what is wanted later wakes again.
             self._wake.clear()
             failed = False
             for key in list(self._wanted.values()):
@@ -152,27 +158,27 @@ class LocalKeks:
 
     async def _replace(self, key: TokenKey) -> bool:
         try:
-            sealer = await self._birth(key)
+            sealer = await self._create(key)
         except HsmKmsError as error:
             self._created["failed"] += 1
-            self._tell(key, error)
+            self._log_failure(key, error)
             return False
         except Exception as error:  # noqa: BLE001 - a bug must not end the creation
-            _log.error("bug in the making of a local KEK", exc_info=error)
+            _log.error("bug while a local KEK was created", exc_info=error)
             return False
         self._created["ok"] += 1
         self._errors.pop(key.key_id, None)
-        if key.key_id in self._wanted:
-            _log.info("local KEK", key_id=key.key_id, replaces=self.has(key))
+        if key.key_id in self._wanted:  # it may be wanted no more by now
+            _log.info("local KEK created", key_id=key.key_id, replaces=self.has(key))
             self._sealers[key.key_id] = sealer
             self._alarm.notify("a local KEK was created")
         return True
 
-    async def _birth(self, key: TokenKey) -> Sealer:
-        """Make one, have it wrapped, and open it as any reader would.
+    async def _create(self, key: TokenKey) -> Sealer:
+        """Create a local KEK, have the token wrap it, and unwrap it to compare.
 
         Raises:
-            HsmKmsError: The token failed, or did not give it back as it was.
+            HsmKmsError: The token failed, or did not unwrap the same bytes.
         """
         material = make_material(await self._token.random(RANDOM_BYTES))
         try:
@@ -189,12 +195,12 @@ class LocalKeks:
         self._opened.add(kek)
         return Sealer(kek, since_boot())
 
-    def _tell(self, key: TokenKey, error: HsmKmsError) -> None:
+    def _log_failure(self, key: TokenKey, error: HsmKmsError) -> None:
         if self._errors.get(key.key_id) != error.sentence:
             self._errors[key.key_id] = error.sentence
             _log.warning(
-                "no local KEK could be made",
+                "no local KEK could be created",
                 key_id=key.key_id,
                 error=error.sentence,
-                one_in_use=self.has(key),
+                in_use=self.has(key),
             )

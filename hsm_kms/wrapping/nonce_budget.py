@@ -1,12 +1,12 @@
-"""How often this node has wrapped under each KEK with an IV of its own making.
+"""Count how often this node has wrapped by AES-GCM under each KEK, and stop in time.
 
-1. Random IVs of 96 bits are safe for 2^32 wraps under one key. Nodes do not see each
-   other's counts: each warns at 2^28 and stops at 2^29, which makes eight of them safe.
-2. Every attempt counts, whatever became of it: its IV may have been used.
+1. NIST SP 800-38D section 8.3 allows 2^32 wraps under one key. Nodes do not see each
+   other's counts: each warns at 2^28 and stops at 2^29, so eight nodes are safe.
+2. Every attempt counts, even if it failed, because its IV may have been used.
 3. Counts are reserved ahead in the state directory, a block at a time, in the
-   background: a crash costs a block at most, and no request waits for a disk.
-4. While the directory cannot be written, counting goes on in memory.
-5. What is not known counts as much, not as nothing.
+   background: a crash costs at most a block, and no request waits for a disk.
+4. While the state directory cannot be written to, counts are kept in memory.
+5. A key whose count is not known counts as a key near its limit.
 """
 
 from __future__ import annotations
@@ -53,28 +53,30 @@ def counts(cipher: Cipher) -> bool:
 
 @dataclass(slots=True)
 class _Count:
-    """One key that this process wraps under.
+    """Hold the counts of one key that this process wraps under.
 
     Args:
-        used: What counts by now.
-        reserved: What the state directory says.
-        tell_at: The next count that somebody must hear of.
+        used: The count now.
+        reserved: The count in the state directory.
+        log_at: The next count that is logged.
     """
 
     used: int
     reserved: int
-    tell_at: float
+    log_at: float
 
 
 class NonceBudget:
-    """Counts for all engines of one server, on the event loop.
+    """Count the wraps of all engines of one server.
+
+    All methods run on the event loop but `used`, which any thread may read.
 
     Args:
-        state_dir: Where the counts outlive the process. One server at a time uses it.
-        block: How many attempts are reserved at a time.
+        state_dir: Keeps the counts when the process ends; of one server alone.
+        block: Number of attempts that are reserved at a time.
         warn_at: Count from which a key should be replaced.
-        stop_at: Count from which nothing more is wrapped under it.
-        retry: Seconds until a reservation that failed is tried again.
+        stop_at: Count from which a key wraps no more.
+        retry: Seconds until a failed reservation is tried again.
     """
 
     def __init__(
@@ -100,46 +102,46 @@ class NonceBudget:
 
     @property
     def used(self) -> dict[str, int]:
-        """What counts, by fingerprint; keys of earlier processes are there too."""
-        # Also read by the thread that serves metrics: a copy is made in one step.
+        """Return the counts by fingerprint, also of keys of earlier processes."""
+        # A thread may read it while the event loop adds a key: a copy is one step.
         counts = self._counts.copy()
         return {**self._file.counts, **{key: c.used for key, c in counts.items()}}
 
     def is_low(self, fingerprint: str) -> bool:
-        """Whether this key should be replaced."""
+        """Return True if the key should be replaced."""
         return self._used(fingerprint) >= self._warn_at
 
     def is_spent(self, fingerprint: str) -> bool:
-        """Whether nothing more is wrapped under this key."""
+        """Return True if the key must not wrap any more."""
         return self._used(fingerprint) >= self._stop_at
 
     def spend(self, fingerprint: str, *, refuse: bool = True) -> None:
         """Count one attempt to wrap.
 
-        What came before the first reservation reached the disk, some milliseconds
-        after the first attempt of this process, would be forgotten in a crash.
+        A crash forgets the attempts of the first milliseconds of a process, before its
+        first reservation is on disk.
 
         Args:
             fingerprint: Names the KEK, 26 characters.
-            refuse: Raise where the budget is spent; a canary goes on, and counts.
+            refuse: Raise an error if the budget is spent; a canary is counted instead.
 
         Raises:
-            NonceBudgetError: It is spent; nothing was counted.
+            NonceBudgetError: The budget is spent; nothing was counted.
         """
         count = self._counts.get(fingerprint) or self._begin(fingerprint)
         if refuse and count.used >= self._stop_at:
             raise NonceBudgetError(
                 f"this node has wrapped {count.used} times under the current key",
-                hint="make another with `hsm-kms keys rotate`",
+                hint="replace it with `hsm-kms keys rotate`",
             )
         count.used += 1
-        if count.used >= count.tell_at:
-            self._tell(fingerprint, count)
+        if count.used >= count.log_at:
+            self._log_limit(fingerprint, count)
         if self._reserving is None and self._is_short(count):
             self._reserve_soon()
 
     async def close(self) -> None:
-        """Give back what was reserved and not used; call it when nothing wraps more."""
+        """Save the exact counts; nothing may wrap any more when this is called."""
         self._closing.set()
         if self._reserving is not None:
             await self._reserving
@@ -154,25 +156,25 @@ class NonceBudget:
 
     def _begin(self, fingerprint: str) -> _Count:
         used = self._used(fingerprint)
-        count = _Count(used=used, reserved=used, tell_at=self._warn_at)
+        count = _Count(used=used, reserved=used, log_at=self._warn_at)
         self._counts[fingerprint] = count
         if used >= self._warn_at:
-            self._tell(fingerprint, count)
+            self._log_limit(fingerprint, count)
         return count
 
-    def _tell(self, fingerprint: str, count: _Count) -> None:
+    def _log_limit(self, fingerprint: str, count: _Count) -> None:
         if count.used < self._stop_at:
-            count.tell_at = self._stop_at
+            count.log_at = self._stop_at
             _log.warning(
-                "the key has wrapped often: make another with hsm-kms keys rotate",
+                "key near its limit of wraps: replace it with hsm-kms keys rotate",
                 fingerprint=fingerprint,
                 wraps=count.used,
                 limit=self._stop_at,
             )
         else:
-            count.tell_at = math.inf
+            count.log_at = math.inf
             _log.error(
-                "the key has wrapped as often as is safe: it wraps no more",
+                "key at its limit of wraps: replace it with hsm-kms keys rotate",
                 fingerprint=fingerprint,
                 wraps=count.used,
             )
@@ -185,7 +187,7 @@ class NonceBudget:
             self._reserving = asyncio.create_task(self._reserve())
 
     async def _reserve(self) -> None:
-        """Reserve until all is well; where that fails, again and again."""
+        """Reserve ahead for every key that is short; retry until that works."""
         try:
             while not self._closing.is_set() and any(
                 self._is_short(count) for count in self._counts.values()
@@ -195,21 +197,24 @@ class NonceBudget:
                         async with asyncio.timeout(self._retry):
                             await self._closing.wait()
         finally:
+            # No await since the last look at the counts: a `spend` from now on sees
+            # None and starts another task.
             self._reserving = None
 
     async def _save(self, ahead: int) -> bool:
-        """Write down what is used and this much more; whether it worked."""
+        """Save the counts, and `ahead` more of each key; return True if that worked."""
         planned = {key: count.used + ahead for key, count in self._counts.items()}
         try:
             self._file, more = await asyncio.to_thread(self._replace, planned)
         except StateWriteError as error:
             if error.sentence != self._unsaved:
-                _log.warning("nonces are counted in memory only", error=error.sentence)
+                _log.warning("wraps are counted in memory only", error=error.sentence)
             self._unsaved = error.sentence
             return False
         except Exception as error:  # noqa: BLE001 - a bug must not end the counting
-            _log.error("bug while nonces were reserved", exc_info=error)
+            _log.error("bug while wraps were reserved", exc_info=error)
             return False
+        # No await from here to the end: nothing is counted between the two loops.
         self._unsaved = None
         for key, number in more.items():
             if key in self._counts:
@@ -219,11 +224,15 @@ class NonceBudget:
         return True
 
     def _replace(self, planned: _Counts) -> tuple[NoncesFile, _Counts]:
-        """In a thread: replace the file.
+        """Replace the file; runs in a thread.
+
+        Args:
+            planned: The counts to save, by fingerprint.
 
         Returns:
-            What is in it now; and what was in it beyond what was read from it or
-            written to it here before, as when it was not mounted yet: that counts, too.
+            The new content of the file; and by how much the old content exceeded what
+            this process had read or written, as when the state directory was mounted
+            only later. That counts, too.
         """
         known = self._file.counts
         found = self._found()
@@ -244,8 +253,8 @@ class NonceBudget:
         try:
             found = self._state_dir.nonces()
         except StateCorruptError:
-            return self._file  # more is known here than there
-        # An attempt to write may have failed only after it took effect.
+            return self._file  # the file is damaged: this process knows more
+        # An attempt to write may fail after it took effect.
         return self._file if found == self._tried else found
 
     def _remembered(self) -> NoncesFile:
@@ -253,7 +262,7 @@ class NonceBudget:
             return self._state_dir.nonces()
         except StateCorruptError as error:
             _log.warning(
-                "state directory: every key counts as if it had wrapped often",
+                "state directory: every key counts as near its limit of wraps",
                 error=error.sentence,
                 wraps=self._warn_at,
             )
@@ -261,10 +270,15 @@ class NonceBudget:
 
 
 def _bounded(counts: _Counts, used_here: AbstractSet[str], others: int) -> NoncesFile:
-    """What fits the file: of the keys not used here, those with the least counts go.
+    """Return what fits into the file: at most `MAX_NONCE_KEYS` keys.
 
-    Nothing is forgotten on the unsafe side: from then on, a key that is not in the
-    file counts like the one with the most that went.
+    The keys with the lowest counts that this process does not use are evicted. From
+    then on, a key that is not in the file counts as the highest evicted one.
+
+    Args:
+        counts: All counts, by fingerprint.
+        used_here: Fingerprints of the keys that this process uses.
+        others: Count of a key that is not in the file so far.
     """
     order = sorted(counts, key=lambda key: (key not in used_here, -counts[key]))
     gone = [counts[key] for key in order[MAX_NONCE_KEYS:]]

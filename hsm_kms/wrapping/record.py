@@ -1,12 +1,10 @@
-"""The bytes of a record, read and written; nothing else (docs/spec.md).
+"""Encode and decode the bytes of a record, as docs/spec.md specifies them.
 
-The rules this file holds to:
-
-1.  A record that breaks a rule of the specification cannot be built: the
-    constructors refuse it with ValueError, the reader with CiphertextError.
-2.  Every byte is accounted for and every length is checked before it is used.
-3.  There is one encoding of each record: what was read is written back equal.
-4.  All causes of refusal share one class and one sentence.
+1. A record that breaks a rule of the specification cannot be built: the constructors
+   refuse it with ValueError, the decoder with CiphertextError.
+2. Every byte belongs to a field, and every length is checked before it is used.
+3. Each record has one encoding: a decoded record is encoded to the same bytes.
+4. All causes of refusal share one class and one message.
 """
 
 from __future__ import annotations
@@ -57,7 +55,7 @@ _KEY_ID = re.compile(r"[a-z2-7]{25}[aeimquy4](?:\.[a-z0-9]{1,16})?")
 
 
 class Kind(IntEnum):
-    """What is wrapped, and by which key."""
+    """Name what is wrapped, and by which key."""
 
     DEK_BY_TOKEN = 1
     DEK_BY_LOCAL_KEK = 2
@@ -66,26 +64,26 @@ class Kind(IntEnum):
 
 
 class Algorithm(IntEnum):
-    """How it is wrapped; always with integrity."""
+    """Name how it is wrapped; always with integrity."""
 
     AES_256_GCM = 1
     AES_256_CBC_HMAC_SHA256 = 2
 
 
 FROM_OUTSIDE: Final = frozenset({Kind.DEK_BY_TOKEN, Kind.DEK_BY_LOCAL_KEK})
-"""The kinds a request may carry."""
+"""The kinds that a request may carry."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Header:
-    """The part of a record that is authenticated as associated data.
+    """Hold the part of a record that is authenticated as associated data.
 
     Args:
         kind: What is wrapped, and by which key.
-        algorithm: How; for `Kind.DEK_BY_LOCAL_KEK` always AES-256-GCM.
+        algorithm: How it is wrapped; always AES-256-GCM for `Kind.DEK_BY_LOCAL_KEK`.
         key_id: Names the KEK on the token, 26 to 43 characters.
-        nested: The encoded `Kind.LOCAL_KEK_BY_TOKEN` record of the local KEK,
-            at most `MAX_NESTED_BYTES` bytes; empty for every other kind.
+        nested: The encoded record of the local KEK, at most `MAX_NESTED_BYTES` bytes,
+            for `Kind.DEK_BY_LOCAL_KEK`; empty for every other kind.
 
     Raises:
         ValueError: A field breaks a rule of the specification.
@@ -97,7 +95,7 @@ class Header:
     nested: bytes = b""
 
     def __post_init__(self) -> None:
-        """Refuse a header that no writer makes."""
+        """Refuse a header that breaks a rule of the specification."""
         if not _KEY_ID.fullmatch(self.key_id):
             raise ValueError("key_id breaks its grammar")
         if self.kind is Kind.DEK_BY_LOCAL_KEK:
@@ -110,15 +108,14 @@ class Header:
             raise ValueError("a local KEK wraps by AES-256-GCM only")
         if len(self.nested) > MAX_NESTED_BYTES:
             raise ValueError("the nested record is too long")
-        # The kind stands in a fixed place: looked at first, so that a nested
-        # record is never one that would be parsed into a third level.
+        # The kind is checked before the record is parsed: there is no third level.
         if self.nested[1:2] != bytes([Kind.LOCAL_KEK_BY_TOKEN]):
             raise ValueError("the nested record is not a local KEK by the token")
         if _parse(self.nested).header.key_id != self.key_id:
             raise ValueError("the nested record names another key")
 
     def encode(self) -> bytes:
-        """Every byte of the record before the IV length."""
+        """Return every byte of the record before the IV length."""
         key_id = self.key_id.encode("ascii")
         head = bytes([VERSION, self.kind, self.algorithm, len(key_id)]) + key_id
         if self.kind is Kind.DEK_BY_LOCAL_KEK:
@@ -126,7 +123,7 @@ class Header:
         return head
 
     def aad(self, scope: str) -> bytes:
-        """The associated data that binds this header and the scope.
+        """Return the associated data, which binds this header and the scope.
 
         Args:
             scope: The configured cluster name, 0 to 64 bytes of UTF-8.
@@ -142,7 +139,7 @@ class Header:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """One wrapped DEK, local KEK or canary.
+    """Hold one wrapped DEK, local KEK or canary.
 
     Args:
         header: What is authenticated as associated data.
@@ -159,30 +156,30 @@ class Record:
     ciphertext: bytes
 
     def __post_init__(self) -> None:
-        """Refuse lengths that no writer makes."""
+        """Refuse lengths that break a rule of the specification."""
         if len(self.iv) not in _iv_bytes(self.header):
             raise ValueError("the IV has a wrong length")
         if len(self.ciphertext) not in _ciphertext_bytes(self.header):
             raise ValueError("the ciphertext has a wrong length")
 
     def encode(self) -> bytes:
-        """The record as it is stored."""
+        """Return the bytes of the record, as they are stored."""
         return self.header.encode() + bytes([len(self.iv)]) + self.iv + self.ciphertext
 
     @staticmethod
     def decode(data: bytes, *, kinds: frozenset[Kind] = FROM_OUTSIDE) -> Record:
-        """Read a record that may come from anyone.
+        """Decode a record that may be hostile.
 
-        Nothing here is authenticated yet: a record that parses is only one
-        whose shape is right.
+        Only the shape of the record is checked; nothing is authenticated yet.
 
         Args:
             data: The bytes, of any length.
-            kinds: The kinds accepted at this place; by default those that a
-                request may carry.
+            kinds: The kinds that are accepted; by default those that a request may
+                carry.
 
         Raises:
-            CiphertextError: Any rule is broken; always the same sentence.
+            CiphertextError: The record breaks a rule of the specification, or is of
+                another kind; the message is always the same.
         """
         try:
             record = _parse(data)
@@ -194,7 +191,7 @@ class Record:
 
 
 def _iv_bytes(header: Header) -> range:
-    """The IV lengths that a record with this header may have."""
+    """Return the lengths that the IV of a record with this header may have."""
     if header.kind is Kind.DEK_BY_LOCAL_KEK:
         return range(LOCAL_IV_BYTES, LOCAL_IV_BYTES + 1)
     if header.algorithm is Algorithm.AES_256_GCM:
@@ -203,13 +200,13 @@ def _iv_bytes(header: Header) -> range:
 
 
 def _ciphertext_bytes(header: Header) -> range:
-    """The lengths, tag included, that a record with this header may have."""
+    """Return the lengths that the ciphertext may have, with its tag."""
     smallest, largest = 1, MAX_PLAINTEXT_BYTES
     if header.kind is Kind.LOCAL_KEK_BY_TOKEN:
         smallest = largest = LOCAL_KEK_BYTES
     if header.algorithm is Algorithm.AES_256_GCM:
         return range(smallest + GCM_TAG_BYTES, largest + GCM_TAG_BYTES + 1)
-    # PKCS#7 padding (RFC 5652 section 6.3) always adds 1 to 16 bytes.
+    # PKCS #7 padding (RFC 5652 section 6.3) always adds 1 to 16 bytes.
     return range(
         _padded(smallest) + HMAC_TAG_BYTES,
         _padded(largest) + HMAC_TAG_BYTES + 1,
@@ -222,9 +219,12 @@ def _padded(size: int) -> int:
 
 
 def header_of_local(data: bytes) -> bytes:
-    """What stands where a record of kind 2 has its header; b"" for any other kind.
+    """Return the bytes where a record of kind 2 has its header, b"" for other kinds.
 
-    Nothing is checked: it is to be compared with headers that are known.
+    Nothing is checked: the caller must compare the bytes with headers that are known.
+
+    Args:
+        data: The record; it may be any bytes.
     """
     if len(data) < _FIXED_BYTES or data[1] != Kind.DEK_BY_LOCAL_KEK:
         return b""
@@ -233,7 +233,7 @@ def header_of_local(data: bytes) -> bytes:
 
 
 class _Reader:
-    """Takes bytes from the front, and never more than there are."""
+    """Take bytes from the front of a record, and never more than are left."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data
@@ -254,10 +254,10 @@ class _Reader:
 
 
 def _parse(data: bytes) -> Record:
-    """Read a record of any kind.
+    """Decode a record of any kind.
 
     Raises:
-        ValueError: A rule is broken.
+        ValueError: The record breaks a rule of the specification.
     """
     if len(data) > MAX_RECORD_BYTES:
         raise ValueError("the record is too long")

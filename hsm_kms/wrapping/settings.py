@@ -1,4 +1,4 @@
-"""How DEKs are wrapped: what the configuration says, for the parts that do it."""
+"""Define the settings by which one API wraps and unwraps DEKs."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ Wrapping: TypeAlias = Literal["token", "fallback", "software"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WrapSettings:
-    """How one of the APIs wraps.
+    """Hold what the configuration says about one API.
 
     Args:
-        wrapping: Who wraps: the token; the token, or else a local KEK; a local KEK.
-        verify: Unwrap and compare what the token wraps before it is returned.
-        accept_local: Open records by local KEKs.
+        wrapping: The wrapping mode: the token wraps; the token wraps, or a local KEK if
+            the token is unavailable; or a local KEK wraps.
+        verify: Unwrap and compare what the token wrapped before it is returned.
+        accept_local: Unwrap records made with local KEKs.
         patience: Longest wait for a keyring, in seconds.
     """
 

@@ -1,8 +1,9 @@
-"""One call for all who want the same thing at the same time.
+"""Share one call among all callers that want the same record unwrapped.
 
-1. Who gives up, or runs out of time, takes nobody else with him.
-2. When the last one has left, the call is cancelled: nobody wants it any more.
-3. That something is not authentic is remembered for a moment, and nothing else is.
+1. A caller that is cancelled or times out does not cancel the shared call.
+2. When the last caller has left, the shared call is cancelled.
+3. That a record is not authentic is remembered for `REMEMBER_SECONDS`. Nothing else is
+   remembered.
 """
 
 from __future__ import annotations
@@ -19,21 +20,21 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
 REMEMBER_SECONDS: Final = 5.0
-MAX_REMEMBERED: Final = 4096  # of at most 1.4 KB each
+MAX_REMEMBERED: Final = 4096  # records of at most 1.4 KB each
 
 T = TypeVar("T")
 
 
 @dataclass(slots=True)
 class _Flight(Generic[T]):
-    """A call under way, and how many wait for it."""
+    """Hold a call under way, and the number of callers that wait for it."""
 
     task: asyncio.Task[T]
     waiting: int = 0
 
 
 class SingleFlight(Generic[T]):
-    """Calls under way, by what they open."""
+    """Hold the calls under way, by the bytes that they unwrap."""
 
     def __init__(self) -> None:
         self._flights: dict[bytes, _Flight[T]] = {}
@@ -46,21 +47,23 @@ class SingleFlight(Generic[T]):
         *,
         deadline: float | None,
     ) -> T:
-        """What the call for `what` gives; made only if none is under way.
+        """Return the result of the call for `what`; start it if none is under way.
 
         Args:
-            what: The bytes to be opened.
-            call: Opens them.
-            deadline: Of this caller alone, in the loop's time, or None.
+            what: The bytes to unwrap.
+            call: Unwraps the bytes.
+            deadline: Deadline of this caller alone, in the loop's time, or None.
 
         Raises:
-            CiphertextError: They are not authentic, or were not a moment ago.
+            CiphertextError: The bytes are not authentic, or were not a moment ago.
             TokenTimeoutError: The deadline has passed.
-            HsmKmsError: What the call raised.
+            HsmKmsError: The call failed with this error.
         """
         self._check(what)
         if deadline is not None and deadline <= asyncio.get_running_loop().time():
             raise TokenTimeoutError("no time is left for the token")
+        # No await from here to the count of waiting callers: a call that is joined
+        # cannot be cancelled because its last other caller leaves meanwhile.
         flight = self._flights.get(what)
         if flight is None:
             flight = _Flight(asyncio.create_task(call()))
@@ -73,7 +76,7 @@ class SingleFlight(Generic[T]):
         except TimeoutError:
             raise TokenTimeoutError("the token did not answer in time") from None
         except HsmKmsError as error:
-            raise error.again() from None  # every caller of this flight gets it
+            raise error.again() from None  # every caller gets a copy
         finally:
             flight.waiting -= 1
             if not flight.waiting and not flight.task.done():

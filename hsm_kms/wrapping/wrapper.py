@@ -1,13 +1,13 @@
-"""DEK in, record out, and back: by the token, or by a local KEK.
+"""Wrap and unwrap DEKs for one API, by the token or by a local KEK.
 
-1. What `wrap` returns was made under the current key and carries its key_id, whoever
-   wrapped it.
-2. What `unwrap` returns was authenticated, by the token or by a local KEK that the
-   token has authenticated.
-3. A record names its key; keys are looked up among those held, never on the token, and
-   before anything else: a key that is retired opens nothing, from memory neither.
-4. A local KEK stands in for a token, never for a key that the keyring knows to be gone:
-   what is wrapped under it could not be opened any more.
+1. A record that `wrap` returns was made under the current key and carries its key_id,
+   whether the token or a local KEK wrapped the DEK.
+2. A DEK that `unwrap` returns was authenticated by the token, or by a local KEK that
+   the token has authenticated.
+3. A record names its key. Before anything else the key is looked up among the keys
+   held, never on the token: a retired key decrypts nothing, not even from memory.
+4. A local KEK replaces an unavailable token, never a key that the keyring knows to be
+   gone: its records could never be decrypted again.
 """
 
 from __future__ import annotations
@@ -43,27 +43,27 @@ if TYPE_CHECKING:
     from hsm_kms.wrapping.record import Header
     from hsm_kms.wrapping.settings import WrapSettings
 
-ANSWER_SECONDS: Final = 0.1  # kept of a client's time for the answer by a local KEK
+ANSWER_SECONDS: Final = 0.1  # of the client's time, kept for a local KEK's answer
 
 _NESTED: Final = frozenset({Kind.LOCAL_KEK_BY_TOKEN})
 
 
 class Path(StrEnum):
-    """Who wrapped or unwrapped."""
+    """Name what wrapped or unwrapped a DEK."""
 
     TOKEN = "token"  # noqa: S105 - of PKCS#11
     LOCAL = "local"  # a local KEK in memory
-    LOCAL_COLD = "local-cold"  # a local KEK that the token opened for it
+    LOCAL_COLD = "local-cold"  # a local KEK that the token unwrapped for this request
 
 
 @dataclass(frozen=True, slots=True)
 class Sealed:
-    """What Encrypt answers.
+    """Hold the answer to an Encrypt.
 
     Args:
-        ciphertext: A record, see docs/spec.md.
-        key_id: The KEK it was made under.
-        path: Who wrapped.
+        ciphertext: The record, see docs/spec.md.
+        key_id: Names the KEK that the record was made under.
+        path: What wrapped the DEK.
     """
 
     ciphertext: bytes = field(repr=False)
@@ -73,11 +73,11 @@ class Sealed:
 
 @dataclass(frozen=True, slots=True)
 class Unsealed:
-    """What Decrypt answers.
+    """Hold the answer to a Decrypt.
 
     Args:
-        plaintext: The DEK.
-        path: Who unwrapped.
+        plaintext: The DEK, 1 to 1,024 bytes.
+        path: What unwrapped the DEK.
     """
 
     plaintext: bytes = field(repr=False)
@@ -85,10 +85,10 @@ class Unsealed:
 
 
 class Opening:
-    """What is being opened and has been; one for both APIs.
+    """Share unwrapped local KEKs and calls under way between both APIs.
 
     Args:
-        token: Opens what no local KEK in memory opens.
+        token: Unwraps what no local KEK in memory unwraps.
         keks: The local KEKs in memory.
     """
 
@@ -100,15 +100,14 @@ class Opening:
 
 
 class DekWrapper:
-    """Wraps and unwraps for one of the APIs.
+    """Wrap and unwrap DEKs for one API.
 
     Args:
-        opening: What both APIs share.
+        opening: Shared by both APIs.
         local: The local KEKs to wrap with.
-        keys: Where the keyring is.
-        settings: How.
-        on_unreached: Called when a client's call failed because the token was not
-            reached.
+        keys: The keyring that this API goes by.
+        settings: What the configuration says about this API.
+        on_unreached: Called when a request failed because the token is unavailable.
     """
 
     def __init__(
@@ -131,19 +130,19 @@ class DekWrapper:
         """Wrap a DEK under the current key.
 
         Args:
-            plaintext: 1 to 1,024 bytes.
-            deadline: In the loop's time, or None.
+            plaintext: The DEK, 1 to 1,024 bytes.
+            deadline: Deadline of the request, in the loop's time, or None.
 
         Raises:
-            RequestError: The length is out of range.
-            HsmKmsError: There is no key to use, or the token failed.
+            RequestError: The length of the DEK is out of range.
+            HsmKmsError: There is no key to encrypt under, or the token failed.
         """
         if not 1 <= len(plaintext) <= MAX_PLAINTEXT_BYTES:
             raise RequestError("plaintext must have 1 to 1,024 bytes")
         ring = self._keys.ring or await self._keys.ring_soon(self._until(deadline))
         key = ring.for_encrypt()
         if self._settings.wrapping == "software":
-            # Where there is no local KEK yet, or none may be used, the token wraps.
+            # The token wraps if there is no local KEK yet, or none may be used.
             sealed = self._by_local(key, plaintext)
             if sealed is not None:
                 return sealed
@@ -158,6 +157,7 @@ class DekWrapper:
             raise
 
     def _by_local(self, key: TokenKey, plaintext: bytes) -> Sealed | None:
+        # No await from here to `seal`: the limits of the sealer were checked just now.
         sealer = self._local.sealer(key)
         if sealer is None:
             return None
@@ -180,17 +180,18 @@ class DekWrapper:
     async def unwrap(
         self, ciphertext: bytes, *, key_id: str | None, deadline: float | None
     ) -> Unsealed:
-        """Open a record.
+        """Unwrap a record.
 
         Args:
-            ciphertext: What came back from etcd: hostile.
-            key_id: The key_id that came with it; None in v1, which has none.
-            deadline: In the loop's time, or None.
+            ciphertext: The record, which comes from etcd and may be hostile.
+            key_id: The key_id of the request; None for v1, whose requests have none.
+            deadline: Deadline of the request, in the loop's time, or None.
 
         Raises:
-            CiphertextError: Malformed, another kind, or not authentic.
-            LocalRefusedError: By a local KEK, and the configuration takes none.
-            UnknownKeyIdError: Made under a key that is not held here.
+            CiphertextError: The record is malformed, of another kind, or not authentic.
+            LocalRefusedError: The record was made with a local KEK, and
+                `local_keys.accept_local` is false.
+            UnknownKeyIdError: This node does not hold the key that the record names.
             HsmKmsError: The token failed.
         """
         try:
@@ -229,6 +230,7 @@ class DekWrapper:
             return Unsealed(plaintext, Path.TOKEN)
         nested = Record.decode(header.nested, kinds=_NESTED)
         key = await self._key_of(nested.header, deadline)
+        # The call serves every caller that joins it: it has no deadline of its own.
         kek = await opening.locals.join(
             header.nested, partial(self._open_local, key, nested), deadline=deadline
         )
@@ -254,7 +256,7 @@ class DekWrapper:
         except (KeyRetiredError, KeyForeignError):
             raise
         except UnknownKeyIdError:
-            # Another node may have begun to use it a moment ago.
+            # Another node may have begun to use the key a moment ago.
             ring = await self._keys.ring_after_look(self._until(deadline))
             return ring.for_decrypt(header.key_id, cipher)
 

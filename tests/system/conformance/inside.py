@@ -79,7 +79,7 @@ def wait_local_kek(plugin: Plugin) -> None:
     """
     apis = plugin.config["apis"].values()
     if any(api.get("wrapping", "token") != "token" for api in apis):
-        wait_for(lambda: _since_the_start(plugin).count('"event": "local KEK"'))
+        wait_for(lambda: _since_the_start(plugin).count('"event": "local KEK created"'))
 
 
 def _since_the_start(plugin: Plugin) -> str:

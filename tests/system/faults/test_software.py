@@ -35,7 +35,7 @@ def rig(make_rig, request):
     )
     made.start()
     made.well()
-    wait_for(lambda: made.plugin.events("local KEK"))
+    wait_for(lambda: made.plugin.events("local KEK created"))
     return made
 
 

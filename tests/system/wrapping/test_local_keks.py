@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 NO_RNG = 0x121
 NO_BIRTH = f"C_GenerateRandom rv={NO_RNG:#x}"  # nothing else asks for it
-NOT_MADE = "no local KEK could be made"
+NOT_MADE = "no local KEK could be created"
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""A nonce budget with small figures, and what its log says."""
+"""A nonce budget with low limits, and the events that it logs."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from hsm_kms.state_dir.directory import StateDir
 from hsm_kms.wrapping.nonce_budget import NonceBudget
 from tests.unit.keys.key_samples import A
 
-OFTEN = "the key has wrapped often: make another with hsm-kms keys rotate"
-NO_MORE = "the key has wrapped as often as is safe: it wraps no more"
-IN_MEMORY = "nonces are counted in memory only"
-UNKNOWN = "state directory: every key counts as if it had wrapped often"
+OFTEN = "key near its limit of wraps: replace it with hsm-kms keys rotate"
+NO_MORE = "key at its limit of wraps: replace it with hsm-kms keys rotate"
+IN_MEMORY = "wraps are counted in memory only"
+UNKNOWN = "state directory: every key counts as near its limit of wraps"
 
 
 def budget_on(state, **limits):
-    """A budget with small figures."""
+    """Return a budget with low limits."""
     return NonceBudget(
         state, **({"block": 16, "warn_at": 100, "stop_at": 200} | limits)
     )
@@ -25,13 +25,13 @@ def spend(budget, number, fingerprint=A, **how):
 
 
 async def settled(budget):
-    """Nothing is being written any more."""
+    """Wait until nothing is being written any more."""
     if budget._reserving is not None:
         await budget._reserving
 
 
 def kept(state):
-    """What the next process would read."""
+    """Return the counts that the next process would read."""
     return StateDir(state.path).nonces().counts
 
 

@@ -1,4 +1,4 @@
-"""Local KEKs in memory: what they seal and open, and what becomes of their bytes."""
+"""Local KEKs in memory: records made and decrypted with them, and their bytes."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ ZEROS = bytes(LOCAL_KEK_BYTES)
 
 
 def vector(name):
-    """A vector of a record, and the record."""
+    """Return a vector of a record, and the record."""
     found = load(VECTORS / "record" / f"{name}.txt")
     return found, Record.decode(field(found, "record"))
 
 
 def open_dek(record, material, scope):
-    """Open a record as whoever knows the local KEK would."""
+    """Decrypt a record as anyone who knows the local KEK can."""
     nested = Record.decode(
         record.header.nested, kinds=frozenset({Kind.LOCAL_KEK_BY_TOKEN})
     )
@@ -46,7 +46,7 @@ def open_dek(record, material, scope):
 
 
 def make_kek(number=0, material=SECRET, scope=SCOPE):
-    """A local KEK, as the token would have wrapped it; no two numbers are alike."""
+    """Return a local KEK as if the token had wrapped it, another for each number."""
     header = Header(
         kind=Kind.LOCAL_KEK_BY_TOKEN, algorithm=Algorithm.AES_256_GCM, key_id=A
     )
@@ -57,13 +57,13 @@ def make_kek(number=0, material=SECRET, scope=SCOPE):
 
 @pytest.fixture
 def frozen(monkeypatch):
-    """An operating system whose random source repeats itself."""
+    """Let the random source of the operating system repeat itself."""
     monkeypatch.setattr(os, "urandom", lambda count: b"\x5a" * count)
 
 
 @pytest.mark.parametrize("name", ["local", "local-nested-cbc-longest"])
 def test_opens(name):
-    """The DEK comes out that went in."""
+    """A record of the test vectors is decrypted to its DEK."""
     found, record = vector(f"ok/{name}")
 
     opened = open_dek(record, field(found, "local-kek"), found["scope"])
@@ -72,7 +72,7 @@ def test_opens(name):
 
 
 def test_not_authentic():
-    """One wrong bit, another scope, another local KEK: one sentence for all."""
+    """A wrong bit, another scope and another local KEK give the same message."""
     found, good = vector("ok/local")
     _, bad = vector("not-authentic/local-tag")
     local_kek = field(found, "local-kek")
@@ -91,7 +91,7 @@ def test_not_authentic():
 
 
 def test_another_local_kek():
-    """It opens what carries it, and nothing else."""
+    """A local KEK refuses to decrypt a record that carries another local KEK."""
     found, record = vector("ok/local")
     other, _ = vector("ok/local-nested-cbc-longest")
     nested = Record.decode(
@@ -106,7 +106,7 @@ def test_another_local_kek():
 @pytest.mark.parametrize("size", [1, 32, MAX_PLAINTEXT_BYTES])
 @pytest.mark.parametrize("scope", ["", SCOPE])
 def test_round_trip(size, scope):
-    """What is sealed is a record of kind 2 that opens again, here and anywhere."""
+    """A sealer makes a record of kind 2, which any holder of the local KEK decrypts."""
     kek = make_kek(scope=scope)
     plaintext = os.urandom(size)
 
@@ -121,7 +121,7 @@ def test_round_trip(size, scope):
 
 
 def test_every_byte_counts():
-    """A record that was cut, or of which any bit was changed, does not open."""
+    """A record that was cut, or of which one bit was changed, is not decrypted."""
     kek = make_kek()
     sealed = Sealer(kek, 0).seal(DEK)
     cut = [sealed[:size] for size in range(len(kek.header), len(sealed))]
@@ -143,10 +143,7 @@ def ivs(sealed):
 
 
 def test_nonces_of_a_source_that_repeats_itself(frozen):
-    """Other plaintexts have other IVs; the same one, the same record: no nonce twice.
-
-    Under the same IV only the same bytes are ever encrypted.
-    """
+    """If the random source repeats itself, only equal plaintexts have equal IVs."""
     sealer = Sealer(make_kek(), 0)
     plaintexts = [DEK, b"e" * 32, DEK[:31], DEK + b"\0", b"\0"]
 
@@ -157,7 +154,7 @@ def test_nonces_of_a_source_that_repeats_itself(frozen):
 
 
 def test_nonces_are_distinct():
-    """10^5 records of one DEK have as many IVs, of 96 bits."""
+    """In 100,000 records of one DEK no IV of 96 bits comes twice."""
     sealer = Sealer(make_kek(), 0)
     at = slice(len(sealer.kek.header), len(sealer.kek.header) + 1 + LOCAL_IV_BYTES)
 
@@ -168,7 +165,7 @@ def test_nonces_are_distinct():
 
 
 def test_each_has_its_own_nonce_key(monkeypatch):
-    """The same local KEK in two memories, and a source that fails in both."""
+    """Two sealers of one local KEK make different IVs, even without randomness."""
     sealers = [Sealer(make_kek(), 0) for _ in range(2)]
     monkeypatch.setattr(os, "urandom", bytes)
 
@@ -176,7 +173,7 @@ def test_each_has_its_own_nonce_key(monkeypatch):
 
 
 def test_hard_limit():
-    """After 2^31 uses it seals nothing more, and makes no further nonce."""
+    """After 2^31 uses a local KEK wraps no more, and makes no further IV."""
     sealer = Sealer(make_kek(), 0)
     sealer.uses = MAX_USES - 1
     sealer.seal(DEK)
@@ -187,11 +184,11 @@ def test_hard_limit():
     assert 2**31 == MAX_USES == sealer.uses
 
 
-# Birth
+# Creation
 
 
 def test_material_is_hkdf_of_both(frozen):
-    """HKDF-SHA-256 by RFC 5869, sections 2.2 and 2.3, computed by hand."""
+    """A local KEK is HKDF-SHA-256 (RFC 5869, sections 2.2 and 2.3) of both sources."""
     token_random = bytes(range(32))
     both = b"\x5a" * 32 + token_random
     extracted = hmac.digest(bytes(32), both, "sha256")
@@ -201,7 +198,7 @@ def test_material_is_hkdf_of_both(frozen):
 
 
 def test_either_source_is_enough(monkeypatch):
-    """Where one of them repeats itself, the other still makes another key."""
+    """If one random source repeats itself, the other still makes another local KEK."""
     by_system = {bytes(make_material(bytes(32))) for _ in range(10)}
     monkeypatch.setattr(os, "urandom", bytes)
     by_token = {bytes(make_material(bytes([n]) * 32)) for n in range(10)}
@@ -211,7 +208,7 @@ def test_either_source_is_enough(monkeypatch):
 
 @pytest.mark.parametrize("size", [0, 31, 33])
 def test_token_gave_another_number_of_bytes(size):
-    """Nothing is made of too few."""
+    """A local KEK is not made of another number of random bytes than 32."""
     with pytest.raises(ValueError, match="another number"):
         make_material(bytes(size))
 
@@ -220,7 +217,7 @@ def test_token_gave_another_number_of_bytes(size):
 
 
 def test_wiped_when_nobody_holds_it():
-    """Its buffer is all zeros once the last who held it lets it go."""
+    """The buffer of a local KEK is all zeros once nothing refers to it."""
     sealer = Sealer(make_kek(), 0)
     opened = KekCache()
     opened.add(sealer.kek)
@@ -239,7 +236,7 @@ def test_wiped_when_nobody_holds_it():
 
 
 def test_wiped_when_pushed_out():
-    """Also when it gives way to another one."""
+    """A local KEK that is evicted from the cache is wiped."""
     opened = KekCache(most=1)
     opened.add(make_kek(1))
     (first,) = opened._keks.values()
@@ -251,7 +248,7 @@ def test_wiped_when_pushed_out():
 
 
 def test_what_is_given_is_copied():
-    """The caller wipes his own buffer, and the local KEK still works."""
+    """A local KEK still works after its caller has wiped the material."""
     material = bytearray(SECRET)
     kek = make_kek(material=material)
     sealed = Sealer(kek, 0).seal(DEK)
@@ -261,7 +258,7 @@ def test_what_is_given_is_copied():
 
 
 def test_nothing_in_a_repr():
-    """No key byte and no DEK in what a log or a debugger would show."""
+    """No `repr` shows a byte of a key or of a DEK."""
     kek = make_kek()
     sealer = Sealer(kek, 0)
     opened = KekCache()
@@ -284,11 +281,11 @@ def test_nothing_in_a_repr():
             assert form not in shown
 
 
-# The store
+# The cache
 
 
 def test_store_is_bounded():
-    """It holds so many, and the one not used for longest gives way."""
+    """A full cache evicts the local KEK that was least recently used."""
     opened = KekCache(most=3)
     keks = [make_kek(number) for number in range(5)]
 
@@ -298,9 +295,9 @@ def test_store_is_bounded():
     for kek in keks[:3]:
         opened.add(kek)
     found = opened.find(Sealer(keks[0], 0).seal(DEK), SCOPE)
-    opened.add(keks[3])  # 1 was not used for longest
+    opened.add(keks[3])  # 1 is the least recently used
     after_find = there()
-    opened.add(keks[2])  # being put in again counts as use
+    opened.add(keks[2])  # adding it again counts as use
     opened.add(keks[4])
 
     assert keks[0] is found
@@ -309,7 +306,7 @@ def test_store_is_bounded():
 
 
 def test_store_by_default():
-    """16,384 of them, which is what the specification says."""
+    """By default the cache holds 16,384 local KEKs."""
     opened = KekCache()
     for number in range(MAX_OPENED + 5):
         opened.add(make_kek(number))
@@ -318,7 +315,7 @@ def test_store_by_default():
 
 
 def test_store_tells_scopes_apart():
-    """Opened under one scope, it is not found under another."""
+    """A local KEK unwrapped under one scope is not found under another."""
     opened = KekCache()
     kek = make_kek()
     opened.add(kek)
@@ -330,7 +327,7 @@ def test_store_tells_scopes_apart():
 
 
 def test_store_takes_anything():
-    """Bytes from anywhere are only looked up: nothing is raised, nothing is moved."""
+    """A search for any bytes raises nothing and evicts nothing."""
     opened = KekCache(most=1)
     kek = make_kek()
     opened.add(kek)
@@ -348,7 +345,7 @@ def test_store_takes_anything():
 
 
 def test_store_drops_what_is_not_wanted():
-    """Those that are kept stay as they are."""
+    """`keep` drops the local KEKs that are not wanted, and no others."""
     opened = KekCache()
     keks = [make_kek(number) for number in range(3)]
     for kek in keks:

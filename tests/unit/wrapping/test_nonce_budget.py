@@ -1,4 +1,4 @@
-"""How often a node may wrap under a key, as counted and reserved ahead."""
+"""The nonce budget: counting, reserving ahead, warning and stopping."""
 
 from __future__ import annotations
 
@@ -34,18 +34,18 @@ from tests.unit.wrapping.nonce_rig import (
 
 @pytest.fixture
 def state(tmp_path):
-    """A state directory that has just been made."""
+    """Return a new state directory."""
     return StateDir(tmp_path / "state").open()
 
 
 def test_defaults():
-    """The figures of the design: eight nodes together stay within 2^32."""
+    """By default eight nodes together stay within 2^32 wraps."""
     assert (2**14, 2**28, 2**29) == (BLOCK, WARN_AT, STOP_AT)
     assert MAX_NONCES == 8 * STOP_AT
 
 
 async def test_given_back(state):
-    """After an orderly end the file says exactly what was used."""
+    """After an orderly end the file holds the exact counts."""
     first = budget_on(state)
     spend(first, 21)
     spend(first, 5, B)
@@ -61,14 +61,14 @@ async def test_given_back(state):
 
 
 async def test_nothing_spent(state):
-    """A process that wraps nothing writes nothing."""
+    """A process that wraps nothing writes no file."""
     await budget_on(state).close()
 
     assert [] == list(state.path.iterdir())
 
 
 async def test_reserved_ahead(state):
-    """The next block is reserved while half of the last one is left."""
+    """The next block is reserved when half of the last one is used."""
     budget = budget_on(state)
     spend(budget, 1)
     await settled(budget)
@@ -83,7 +83,7 @@ async def test_reserved_ahead(state):
 
 
 class SlowDisk(StateDir):
-    """A state directory on a disk that takes its time."""
+    """A state directory on a slow disk."""
 
     def __init__(self, path):
         super().__init__(path)
@@ -97,7 +97,7 @@ class SlowDisk(StateDir):
 
 
 async def test_slow_disk(tmp_path):
-    """No attempt waits for the disk, however long that takes."""
+    """No attempt to wrap waits for the disk."""
     state = SlowDisk(tmp_path / "state").open()
     budget = budget_on(state)
     spend(budget, 1)
@@ -113,7 +113,7 @@ async def test_slow_disk(tmp_path):
 
 
 async def test_closed_while_writing(tmp_path):
-    """An orderly end waits for the write under way, and has the last word."""
+    """An orderly end waits for the write under way, and writes last."""
     state = SlowDisk(tmp_path / "state").open()
     budget = budget_on(state)
     spend(budget, 30)
@@ -131,7 +131,7 @@ async def test_closed_while_writing(tmp_path):
 
 
 async def test_warning(state):
-    """The warning comes once a process, with the attempt that reaches its limit."""
+    """The warning is logged once per process, at the attempt that reaches the limit."""
     budget = budget_on(state)
     with capture_logs() as logs:
         spend(budget, 99)
@@ -158,7 +158,7 @@ async def test_warning(state):
 
 
 async def test_stop(state):
-    """At the stop no attempt is made and none is counted; a canary's is both."""
+    """At the stop an attempt is refused and not counted; a canary is counted."""
     budget = budget_on(state)
     with capture_logs() as logs:
         spend(budget, 200)
@@ -183,7 +183,7 @@ async def test_stop(state):
 
 
 async def test_beyond_all_bounds(state):
-    """The file holds no more than 2^32, and nothing goes wrong beyond it."""
+    """The file holds at most 2^32, and counting goes on beyond it."""
     state.save_nonces(NoncesFile(version=1, counts={A: MAX_NONCES}, others=0))
     budget = NonceBudget(state)
     with capture_logs():
@@ -196,13 +196,13 @@ async def test_beyond_all_bounds(state):
 
 
 def fingerprint(number):
-    """One of many."""
+    """Return one of many fingerprints."""
     letters = "abcdefghijklmnopqrstuvwxyz234567"
     return "".join(letters[number >> shift & 31] for shift in (0, 5, 10)) + "k" * 23
 
 
 async def test_many_keys(state):
-    """Of too many keys those with the least counts go, and nothing is forgotten."""
+    """The keys with the lowest counts are evicted, and still count as used."""
     counts = {fingerprint(number): number for number in range(MAX_NONCE_KEYS)}
     state.save_nonces(NoncesFile(version=1, counts=counts, others=0))
     budget = budget_on(state, warn_at=10_000, stop_at=20_000)
@@ -223,7 +223,7 @@ async def test_many_keys(state):
 
 
 async def test_more_keys_than_fit(state, monkeypatch):
-    """Even of keys in use only so many are written; none counts as less for it."""
+    """Keys in use that do not fit into the file still count in full."""
     monkeypatch.setattr(nonce_budget, "MAX_NONCE_KEYS", 2)
     budget = budget_on(state)
     for number, key in ((3, A), (1, B), (2, C)):
@@ -238,7 +238,7 @@ async def test_more_keys_than_fit(state, monkeypatch):
 
 
 async def test_two_engines(state):
-    """Two engines on one budget count together."""
+    """Two engines with one budget count together."""
     budget = budget_on(state)
 
     async def engine():
@@ -253,7 +253,7 @@ async def test_two_engines(state):
 
 
 async def test_is_cheap(state):
-    """Counting costs a request microseconds, also while reservations are written."""
+    """Counting takes microseconds, even while reservations are written."""
     budget = NonceBudget(state)
     began = time.perf_counter()
     spend(budget, 100_000)
@@ -276,7 +276,7 @@ steps = st.lists(
 @settings(max_examples=examples(30, 300))
 @given(steps)
 def test_never_too_few(steps):
-    """However processes end, no attempt is forgotten; a crash adds a block at most."""
+    """However processes end, no attempt is forgotten; a crash adds at most a block."""
 
     async def run(state):
         spent, crashes = {A: 0, B: 0}, 0

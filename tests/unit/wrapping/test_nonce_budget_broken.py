@@ -1,4 +1,4 @@
-"""The count of nonces over restarts, crashes, broken disks and damaged files."""
+"""The nonce budget over restarts, crashes, broken disks and damaged files."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ ROOT = Path(__file__).parents[3]
 
 @pytest.fixture
 def state(tmp_path):
-    """A state directory that has just been made."""
+    """Return a new state directory."""
     return StateDir(tmp_path / "state").open()
 
 
@@ -73,7 +73,7 @@ print(json.dumps(found | {"logs": [log["event"] for log in logs]}))
 
 
 def run_child(path, *, trouble="pass", end="pass", prefix=()):
-    """A process of its own that spends 20,001."""
+    """Run a process that counts 20,001 wraps."""
     code = CHILD.replace("BREAK", trouble).replace("END", end)
     return subprocess.run(
         [*prefix, sys.executable, "-c", code, str(path)],
@@ -85,13 +85,13 @@ def run_child(path, *, trouble="pass", end="pass", prefix=()):
 
 
 def told_by(child):
-    """What that process told at its end."""
+    """Return what that process reported at its end."""
     assert child.returncode == 0, child.stderr
     return json.loads(child.stdout)
 
 
 def test_over_processes(state):
-    """One process goes on where the one before it ended."""
+    """A process goes on counting where the one before it ended."""
     first, second = (told_by(run_child(state.path)) for _ in range(2))
 
     assert (0, 20_001) == (first["began"], first["used"])
@@ -101,7 +101,7 @@ def test_over_processes(state):
 
 
 def test_killed(state):
-    """A process that is killed costs a block at most, and never forgets one."""
+    """A killed process adds at most a block, and forgets no wrap."""
     end = "await asyncio.sleep(0.2); os.kill(os.getpid(), signal.SIGKILL)"
     child = run_child(state.path, end=end)
     assert -signal.SIGKILL == child.returncode
@@ -125,7 +125,7 @@ FULL = """
     ("trouble", "size"), [(READ_ONLY, "1m"), (FULL, "64k")], ids=["read-only", "full"]
 )
 def test_unwritable(state, trouble, size):
-    """On a read-only or full disk it counts in memory, and says so once."""
+    """If the disk is read-only or full, wraps are counted in memory, with one warning."""
     prefix = namespace_prefix()
     if prefix is None:
         pytest.skip("no mount namespace can be made here")
@@ -141,7 +141,7 @@ def test_unwritable(state, trouble, size):
 
 
 def test_no_room_for_files(state):
-    """A process that may write no more bytes counts in memory, and says so once."""
+    """At a file size limit wraps are counted in memory, and that is logged once."""
     trouble = "resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))"
     found = told_by(run_child(state.path, trouble=trouble))
 
@@ -150,7 +150,7 @@ def test_no_room_for_files(state):
 
 
 async def test_written_once_it_can_be(state):
-    """What could not be written is, as soon as there is a way; and may fail again."""
+    """Counts are written as soon as that is possible again, and may fail again."""
     budget = budget_on(state, retry=0.01)
     with capture_logs() as logs:
         state.path.chmod(0o777)  # others could change it: it is not used
@@ -171,7 +171,7 @@ async def test_written_once_it_can_be(state):
 
 
 class FsyncFails(StateDir):
-    """A state directory where a write takes effect and then fails."""
+    """A state directory in which a write takes effect and then fails."""
 
     def save_nonces(self, file):
         super().save_nonces(file)
@@ -180,7 +180,7 @@ class FsyncFails(StateDir):
 
 
 async def test_failed_after_it_took_effect(tmp_path):
-    """What this process itself wrote is not counted twice."""
+    """Counts that this process wrote itself do not count twice."""
     state = FsyncFails(tmp_path / "state").open()
     budget = budget_on(state, retry=0.001)
     with capture_logs():
@@ -195,7 +195,7 @@ async def test_failed_after_it_took_effect(tmp_path):
 
 
 async def test_mounted_later(state, tmp_path):
-    """What a directory holds that was not there at the start counts, too."""
+    """The counts in a state directory that is mounted later are added."""
     before = budget_on(state)
     spend(before, 40)
     spend(before, 2, B)
@@ -205,7 +205,7 @@ async def test_mounted_later(state, tmp_path):
     with capture_logs() as logs:
         spend(budget, 5)
         spend(budget, 1, C)
-        await until(lambda: logs)  # it was in vain
+        await until(lambda: logs)  # the write failed
     (tmp_path / "elsewhere").rename(state.path)
     await settled(budget)
     assert {A: 45, B: 2, C: 1} == budget.used
@@ -217,7 +217,7 @@ async def test_mounted_later(state, tmp_path):
 
 @pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_text("{")])
 async def test_damaged_while_running(state, damage):
-    """What this process knows outlives the file."""
+    """A running process restores the counts of a file that is lost or damaged."""
     state.save_nonces(NoncesFile(version=1, counts={A: 40, B: 7}, others=3))
     budget = budget_on(state)
     damage(state.path / "nonces.json")
@@ -254,7 +254,7 @@ async def test_damaged_while_running(state, damage):
     ],
 )
 async def test_damaged(state, damage):
-    """Where it is not known how often keys have wrapped they count as near the end."""
+    """If the file is damaged, every key counts as near its limit."""
     (state.path / "nonces.json").write_text(damage)
     with capture_logs() as logs:
         budget = budget_on(state)
@@ -275,7 +275,7 @@ async def test_damaged(state, damage):
 
 
 async def test_not_readable(state):
-    """A file that cannot be read is not a missing one."""
+    """A file that cannot be read does not count as missing."""
     (state.path / "nonces.json").mkdir()
     with capture_logs() as logs:
         budget = budget_on(state)
@@ -287,7 +287,7 @@ async def test_not_readable(state):
 
 
 async def test_a_bug_is_told_and_does_no_harm(state):
-    """A fingerprint that cannot be stored is a bug: it is counted all the same."""
+    """A fingerprint that cannot be stored is logged as a bug, and is counted."""
     budget = budget_on(state)
     with capture_logs() as logs:
         spend(budget, 5, "no fingerprint")
@@ -295,4 +295,4 @@ async def test_a_bug_is_told_and_does_no_harm(state):
         await budget.close()
 
     assert {"no fingerprint": 5} == budget.used
-    assert {"bug while nonces were reserved"} == set(events(logs))
+    assert {"bug while wraps were reserved"} == set(events(logs))

@@ -1,4 +1,4 @@
-"""The record codec: what it writes it reads, and nothing else."""
+"""Encoding and decoding records: the one encoding, and every refusal."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ records = records_by_token() | records_by_local_kek()
 
 
 def make(kind=Kind.DEK_BY_TOKEN, algorithm=GCM, key_id=KEY_ID, nested=b""):
-    """A record with the usual lengths of its kind."""
+    """Return a record with the usual lengths of its kind."""
     header = Header(kind=kind, algorithm=algorithm, key_id=key_id, nested=nested)
     iv, size = (bytes(12), 48) if algorithm is GCM else (bytes(16), 80)
     return Record(header=header, iv=iv, ciphertext=bytes(range(size)))
@@ -106,13 +106,13 @@ EXAMPLES = [
 
 
 def bound(record, scope=""):
-    """All that authentication covers, apart from each other."""
+    """Return the parts of a record that authentication covers."""
     return record.header.aad(scope), record.iv, record.ciphertext
 
 
 @given(records)
 def test_round_trip(record):
-    """What is written is read back equal."""
+    """An encoded record is decoded to an equal one."""
     data = record.encode()
 
     assert record == Record.decode(data, kinds=ANY_KIND)
@@ -121,7 +121,7 @@ def test_round_trip(record):
 
 @given(st.binary(max_size=2 * MAX_RECORD_BYTES))
 def test_any_input(data):
-    """No input does anything but parse canonically or raise CiphertextError."""
+    """Any input is either the one encoding of a record, or refused."""
     try:
         record = Record.decode(data, kinds=ANY_KIND)
     except CiphertextError:
@@ -131,7 +131,7 @@ def test_any_input(data):
 
 @given(records, st.data())
 def test_any_change(record, data):
-    """A record with some bytes exchanged is canonical or refused."""
+    """A record with some bytes replaced is the one encoding of a record, or refused."""
     encoded = record.encode()
     start = data.draw(st.integers(0, len(encoded)))
     end = data.draw(st.integers(start, min(start + 4, len(encoded))))
@@ -161,7 +161,7 @@ def test_every_bit(record):
 
 @pytest.mark.parametrize("record", EXAMPLES)
 def test_every_truncation(record):
-    """Cutting anywhere is refused, or leaves only a shorter ciphertext."""
+    """A truncated record is refused, or has only a shorter ciphertext."""
     data = record.encode()
     for size in range(len(data)):
         try:
@@ -173,7 +173,7 @@ def test_every_truncation(record):
 
 
 def test_truncation_of_cbc():
-    """Only whole blocks can be cut from CBC and HMAC without being refused."""
+    """A record of CBC and HMAC from which no whole blocks were cut is refused."""
     data = make(algorithm=CBC).encode()
     for size in set(range(len(data))) - {len(data) - 16, len(data) - 32}:
         with pytest.raises(CiphertextError):
@@ -182,7 +182,7 @@ def test_truncation_of_cbc():
 
 @pytest.mark.parametrize("record", EXAMPLES)
 def test_trailing_byte(record):
-    """A byte after the end is refused, or is ciphertext that must authenticate."""
+    """A byte after the end is refused, or is a part of the ciphertext."""
     data = record.encode() + b"\x00"
     if record.header.algorithm is CBC:
         with pytest.raises(CiphertextError):
@@ -192,7 +192,7 @@ def test_trailing_byte(record):
 
 
 def test_trailing_byte_in_nested():
-    """A nested record has one length only."""
+    """A nested record with a byte more or less is refused."""
     nested = make(Kind.LOCAL_KEK_BY_TOKEN).encode()
     for wrong in (nested + b"\x00", nested[:-1]):
         with pytest.raises(ValueError, match="wrong length"):
@@ -201,7 +201,7 @@ def test_trailing_byte_in_nested():
 
 @pytest.mark.parametrize("kind", Kind)
 def test_kinds_from_outside(kind):
-    """A local KEK and a canary are refused unless asked for."""
+    """A local KEK and a canary are refused unless the caller accepts the kind."""
     record = make_local() if kind is Kind.DEK_BY_LOCAL_KEK else make(kind)
     data = record.encode()
 
@@ -219,7 +219,7 @@ def test_kinds_from_outside(kind):
     ids=["empty", "version", "kind", "short", "4-MiB"],
 )
 def test_one_sentence(data):
-    """Every cause gives the same sentence, with no exception chained to it."""
+    """Every cause gives the same message, and no exception is chained to the error."""
     with pytest.raises(CiphertextError) as caught:
         Record.decode(data)
 
@@ -229,7 +229,7 @@ def test_one_sentence(data):
 
 @given(records, records, scopes, scopes)
 def test_aad_is_injective(first, second, scope, other):
-    """Two headers or scopes never share their associated data."""
+    """Two different headers or scopes never have the same associated data."""
     same = (first.header, scope) == (second.header, other)
 
     assert same == (first.header.aad(scope) == second.header.aad(other))
@@ -246,7 +246,7 @@ def test_aad():
 
 @pytest.mark.parametrize("scope", ["x" * 65, "ü" * 33, "\ud800"])
 def test_bad_scope(scope):
-    """A scope over 64 bytes, or one that is no Unicode, is the caller's mistake."""
+    """A scope of more than 64 bytes, or one that is not Unicode, is refused."""
     with pytest.raises(ValueError, match=r"scope|surrogates"):
         make().header.aad(scope)
 

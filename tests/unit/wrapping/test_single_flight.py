@@ -1,4 +1,4 @@
-"""One call for all who want the same thing: who waits, who leaves, what is kept."""
+"""Shared calls: joining, leaving, and what is remembered."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ A, B = b"one record", b"another"
 
 
 class Token:
-    """Opens things when the test says so, and counts how often it was asked."""
+    """Unwraps records when the test says so, and notes what it was asked for."""
 
     def __init__(self):
         self.asked = []
@@ -34,7 +34,7 @@ class Token:
         self.answers = {}
 
     def opens(self, what):
-        """The call that opens it."""
+        """Return a call that unwraps `what`."""
 
         async def call():
             self.asked.append(what)
@@ -48,7 +48,7 @@ class Token:
         return call
 
     def answer(self, what, result):
-        """It was opened, or not."""
+        """End the call for `what` with a result or an error."""
         if isinstance(result, Exception):
             self.answers[what].set_exception(result)
         else:
@@ -56,7 +56,7 @@ class Token:
 
 
 class Desk:
-    """Where callers come and go; the loop's clock stands until the test moves it."""
+    """Callers of shared calls; the loop's clock stands until the test moves it."""
 
     def __init__(self, clock):
         self.token = Token()
@@ -64,7 +64,7 @@ class Desk:
         self.clock = clock
 
     async def come(self, number=1, what=A, seconds=None):
-        """So many callers, each with so much patience."""
+        """Add callers that each wait for at most `seconds`; return their tasks."""
         until = None if seconds is None else self.clock[0] + seconds
         tasks = [
             asyncio.create_task(
@@ -76,19 +76,19 @@ class Desk:
         return tasks
 
     async def later(self, seconds):
-        """Time passes."""
+        """Let time pass."""
         self.clock[0] += seconds
         await settle()
 
     async def end(self, tasks, result, what=A):
-        """The call ends; what each of the callers got."""
+        """End the call; return what each caller got."""
         self.token.answer(what, result)
         await settle()
         return [outcome(task) for task in tasks]
 
 
 def outcome(task):
-    """What a caller got; he need not wait for it."""
+    """Return what a caller got, which must be there already."""
     assert task.done()
     if task.cancelled():
         return "cancelled"
@@ -97,7 +97,7 @@ def outcome(task):
 
 @pytest.fixture
 async def desk(monkeypatch):
-    """A desk that nobody has come to yet."""
+    """Return a desk without callers."""
     loop = asyncio.get_running_loop()
     now = [float(math.ceil(loop.time()))]  # whole seconds add up exactly
     monkeypatch.setattr(loop, "time", lambda: now[0])
@@ -105,7 +105,7 @@ async def desk(monkeypatch):
 
 
 async def test_one_call_for_many(desk):
-    """All who come before the answer get it from one call, each thing from its own."""
+    """All callers of one record share a call; another record has another call."""
     many, others = await desk.come(200), await desk.come(3, what=B)
     more = await desk.come(50)
 
@@ -114,8 +114,8 @@ async def test_one_call_for_many(desk):
     assert [b"other"] * 3 == await desk.end(others, b"other", what=B)
 
 
-async def test_what_is_done_is_not_kept(desk):
-    """What was opened is not remembered: who comes later has it opened anew."""
+async def test_results_are_not_remembered(desk):
+    """A result is not remembered: a later caller starts a new call."""
     await desk.end(await desk.come(), b"dek")
     again = await desk.come()
 
@@ -123,10 +123,10 @@ async def test_what_is_done_is_not_kept(desk):
     assert [b"other"] == await desk.end(again, b"other")
 
 
-@pytest.mark.parametrize("who", [0, 1], ids=["who came first", "who joined"])
+@pytest.mark.parametrize("who", [0, 1], ids=["first", "joined"])
 @pytest.mark.parametrize("how", ["cancelled", "out of time"])
-async def test_who_leaves_takes_nobody_along(desk, who, how):
-    """One goes away or has no more time: the call goes on, and the others get it."""
+async def test_leaving_does_not_end_the_call(desk, who, how):
+    """A caller that leaves or times out does not end the call of the others."""
     seconds = [60.0, 60.0, None]
     if how == "out of time":
         seconds[who] = 1.0
@@ -143,7 +143,7 @@ async def test_who_leaves_takes_nobody_along(desk, who, how):
 
 
 async def test_last_one_leaving_ends_the_call(desk):
-    """Nobody wants it any more: the call is given up, when the last one goes."""
+    """The call is cancelled when its last caller leaves, and not before."""
     first, second = await desk.come(2)
     first.cancel()
     await settle()
@@ -157,7 +157,7 @@ async def test_last_one_leaving_ends_the_call(desk):
 
 @pytest.mark.parametrize("slow", [False, True])
 async def test_after_a_call_that_was_given_up(desk, slow):
-    """Who comes next gets a call of his own, also while the old one still ends."""
+    """A caller after a cancelled call gets a new call, even while the old one ends."""
     may_end = asyncio.Event()
 
     async def old():
@@ -174,7 +174,7 @@ async def test_after_a_call_that_was_given_up(desk, slow):
     await settle()
     next_one = await desk.come()
     may_end.set()
-    await settle()  # the old one has ended: the new one is still the one to join
+    await settle()  # the old call has ended: the new one can still be joined
     joined = await desk.come()
 
     assert [A] == desk.token.asked
@@ -182,7 +182,7 @@ async def test_after_a_call_that_was_given_up(desk, slow):
 
 
 async def test_failure_reaches_all_and_is_forgotten(desk):
-    """A token that fails fails all who wait; the next one asks it again."""
+    """An error reaches all callers, and is not remembered."""
     for error in (TokenAbsentError("away"), WorkerLostError("gone")):
         tasks = await desk.come(3)
 
@@ -191,7 +191,7 @@ async def test_failure_reaches_all_and_is_forgotten(desk):
 
 
 async def test_not_authentic_is_remembered(desk):
-    """For five seconds it is refused without a call, and nothing else is."""
+    """A record that is not authentic is refused for five seconds without a call."""
     found = await desk.end(await desk.come(2), CiphertextError(CIPHERTEXT_SENTENCE))
     await desk.later(0.9 * REMEMBER_SECONDS)
     (again,) = await desk.come()
@@ -209,7 +209,7 @@ async def test_not_authentic_is_remembered(desk):
 
 
 async def test_memory_is_bounded(desk):
-    """However many are refused, only so many are remembered: the latest ones."""
+    """Only the latest refusals are remembered."""
     things = [b"%d" % number for number in range(MAX_REMEMBERED + 1)]
     asked = []
 
@@ -230,8 +230,8 @@ async def test_memory_is_bounded(desk):
     assert MAX_REMEMBERED == most
 
 
-async def test_nobody_is_told_of_what_nobody_wants(desk):
-    """A call that fails after all have left leaves no noise behind."""
+async def test_no_report_after_all_left(desk):
+    """An error after all callers have left is not reported by the event loop."""
     heard = []
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(lambda _, context: heard.append(context["message"]))

@@ -37,14 +37,14 @@ PLAINTEXT_BYTES = {
 
 
 def load(path):
-    """The fields of one vector file."""
+    """Return the fields of one vector file."""
     lines = path.read_text(encoding="utf-8").splitlines()
     fields = (line.partition(":")[::2] for line in lines)
     return {name: value.strip() for name, value in fields}
 
 
 def vectors(folder):
-    """The vectors below a folder, each named by its path."""
+    """Return the vectors below a folder, each named by its path."""
     return [
         pytest.param(load(path), id=str(path.relative_to(VECTORS).with_suffix("")))
         for path in sorted((VECTORS / folder).rglob("*.txt"))
@@ -92,7 +92,7 @@ def open_record(record, vector):
 
 @pytest.mark.parametrize("vector", vectors("record"))
 def test_record(vector):
-    """Each record is read, or refused, at the step its `expect:` names."""
+    """Each record is decrypted, or refused at the step that its `expect:` names."""
     data, kinds = field(vector, "record"), ACCEPT[vector.get("accept", "")]
     if vector["expect"] == "malformed":
         with pytest.raises(CiphertextError):
@@ -112,8 +112,8 @@ def test_record(vector):
 
 @pytest.mark.parametrize("vector", vectors("fingerprint"))
 def test_fingerprint(vector):
-    """A fingerprint is made of the keys as docs/spec.md says."""
-    # CBC with a zero IV: the other way in which a token may make the block.
+    """A fingerprint follows from the keys as docs/spec.md says."""
+    # CBC with a zero IV, by which a token may also encrypt the block.
     cipher = Cipher(algorithms.AES(field(vector, "kek")), modes.CBC(bytes(16)))
     block = cipher.encryptor().update(FINGERPRINT_BLOCK)
     if "hmac-key" in vector:
