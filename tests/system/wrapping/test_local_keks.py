@@ -164,6 +164,7 @@ async def test_birth(make_node, logs):
 async def test_corrupt_result(make_node, shim, logs):
     """A local KEK that the token cannot read back is not used; another is created."""
     node = await make_node("token", **SELDOM)
+    await asyncio.gather(*(node.wrap() for _ in range(8)))  # each session has its key
     await node.quiet(shim)
     shim.set("corrupt=1")
     await node.wrapping("software")

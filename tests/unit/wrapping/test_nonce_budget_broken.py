@@ -125,7 +125,7 @@ FULL = """
     ("trouble", "size"), [(READ_ONLY, "1m"), (FULL, "64k")], ids=["read-only", "full"]
 )
 def test_unwritable(state, trouble, size):
-    """If the disk is read-only or full, wraps are counted in memory, with one warning."""
+    """If the disk is read-only or full, wraps count in memory, with one warning."""
     prefix = namespace_prefix()
     if prefix is None:
         pytest.skip("no mount namespace can be made here")
@@ -167,6 +167,7 @@ async def test_written_once_it_can_be(state):
         await budget.close()
     assert "other users can write to it" in logs[1]["error"]
     assert [IN_MEMORY] * 2 == events(logs)
+    state.path.chmod(0o700)
     assert {A: 76} == kept(state)
 
 
