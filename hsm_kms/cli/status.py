@@ -62,11 +62,9 @@ def _in_short(server: dict[str, Any] | None) -> dict[str, str]:
     }
     for key in server["keys"]:
         if key["state"] == "pending":
-            shown[f"pending {key['key_id']}"] = (
-                f"from {key['current_from']}"
-                if key["current_from"]
-                else "once keys.current names it"
-            )
+            doubt = key.get("doubt") or "once keys.current names it"
+            at = key["current_from"]
+            shown[f"pending {key['key_id']}"] = f"from {at}" if at else doubt
         if key["state"] == "foreign":
             shown[f"foreign {key['key_id']}"] = "decrypts nothing: see keys.foreign"
     for listener in server.get("http", ()):

@@ -23,6 +23,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, TypeAlias
 
+from hsm_kms.keys.arrivals import Arrivals
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
@@ -61,12 +63,14 @@ class _View:
         now: The objects in its latest listing.
         once: The objects it saw in some listing, and has not lost sight of.
         lacks: Listings in a row in which it was no witness for a held object.
+        unclear: What its latest listing could not identify.
     """
 
     born: float
     now: frozenset[_Object] = frozenset()
     once: set[_Object] = field(default_factory=set)
     lacks: Counter[_Object] = field(default_factory=Counter)
+    unclear: frozenset[KeyRef] = frozenset()
 
     def is_witness(self, name: _Object, held: _Held) -> bool:
         """Return True if this worker would see the object if it were there."""
@@ -118,6 +122,12 @@ class Inventory:
         self._held: dict[_Object, _Held] = {}
         self._views: dict[Worker, _View] = {}
         self.first_seen: dict[str, float] = {}
+        self._arrivals = Arrivals()
+
+    @property
+    def missed_at(self) -> Mapping[str, float]:
+        """When each key that has appeared was last missed, by fingerprint."""
+        return self._arrivals.missed_at
 
     @property
     def keys(self) -> tuple[TokenKey, ...]:
@@ -139,17 +149,33 @@ class Inventory:
             The keys that have lost their names to another key.
         """
         seen = {key.found_by: key for key in listing.keys}
+        new = {key.fingerprint for key in listing.keys if self._is_new(key)}
+        self._arrivals.note(worker, new, now, shows_keys=bool(seen))
         replaced = tuple(self._replaced(seen, listing))
         for each in replaced:
             self._drop(each.key.found_by)
         view = self._views.setdefault(worker, _View(worker.born))
         view.take(frozenset(seen))
+        view.unclear = frozenset(each.ref for each in listing.unidentified)
         # Before the keys are held: a worker lacks what others saw before it looked.
         view.count_lacking(self._held)
         self._lose_sight(frozenset(seen))
         self._hold(seen, worker, now)
         self._miss(view)
         return replaced
+
+    def _is_new(self, key: TokenKey) -> bool:
+        """Return True if no worker has shown the key, under whatever fingerprint.
+
+        A key becomes another KEK when it gets its HMAC key, and one that could not be
+        identified may be so now.
+        """
+        if key.fingerprint in self.first_seen:
+            return False
+        held = any(each.key.ref == key.ref for each in self._held.values())
+        return not held and all(
+            key.ref not in view.unclear for view in self._views.values()
+        )
 
     def _replaced(
         self, seen: Mapping[_Object, TokenKey], listing: KeyListing
@@ -196,6 +222,7 @@ class Inventory:
         # The same key may be there as another object, too.
         if all(each.key.fingerprint != fingerprint for each in self._held.values()):
             self.first_seen.pop(fingerprint, None)
+            self._arrivals.forget(fingerprint)
 
     def sees(self, worker: Worker, key: TokenKey) -> bool:
         """Return True if the latest listing of `worker` had this key."""
@@ -214,6 +241,7 @@ class Inventory:
 
     def forget_lost(self) -> None:
         """Forget the workers that are gone; the keys they saw are still held."""
+        self._arrivals.forget_lost()
         self._views = {
             worker: view
             for worker, view in self._views.items()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from hsm_kms.clock import when
-from hsm_kms.keys.keyring import FOREIGN, FOREIGN_HINT
+from hsm_kms.keys.keyring import DOUBT_HINT, FOREIGN, FOREIGN_HINT
 from hsm_kms.log import get_logger
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ class KeyLog:
     def __init__(self) -> None:
         self._pending: frozenset[str] = frozenset()
         self._failed: frozenset[str] = frozenset()
+        self._doubted: frozenset[str] = frozenset()
         self._foreign: frozenset[TokenKey] = frozenset()
 
     def note(self, ring: Keyring, failures: Mapping[str, str]) -> None:
@@ -49,7 +50,17 @@ class KeyLog:
                     key_id=each.key.key_id,
                     current_from=when(each.at) if each.at is not None else None,
                 )
+            if each.doubt and each.key.key_id not in self._doubted:
+                _log.warning(
+                    "a pending key has a doubtful activation time",
+                    key_id=each.key.key_id,
+                    activation=when(each.key.activation),
+                    missed_at=when(each.missed_at or 0),
+                    reason=each.doubt,
+                    hint=DOUBT_HINT,
+                )
         self._pending = ids
+        self._doubted = frozenset(e.key.key_id for e in ring.pending if e.doubt)
         self._failed = (self._failed | failures.keys()) & ids
 
     def _note_foreign(self, ring: Keyring) -> None:

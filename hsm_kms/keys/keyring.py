@@ -20,6 +20,7 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
+from hsm_kms.clock import when
 from hsm_kms.errors import (
     HsmKmsError,
     KeyForeignError,
@@ -48,6 +49,10 @@ class KeyState(StrEnum):
     FOREIGN = "foreign"
 
 
+DOUBT_HINT: Final = (
+    "set the clock of this node; if it is right, restart the server or name the key in "
+    "keys.current"
+)
 FOREIGN: Final = (
     "it was not generated on this token, or could once be read from it, so it decrypts "
     "nothing"
@@ -178,10 +183,24 @@ class Pending:
         key: The key.
         at: From when, in seconds since the Unix epoch; None if only once
             `keys.current` names it.
+        missed_at: When this node looked and missed the key, although its activation
+            time was long past; None unless that keeps the node from switching.
     """
 
     key: TokenKey
     at: float | None
+    missed_at: float | None = None
+
+    @property
+    def doubt(self) -> str:
+        """Why this node does not switch by the activation time; "" if it does."""
+        if self.missed_at is None:
+            return ""
+        return (
+            f"at {when(self.missed_at)} it was not on the token, and its activation "
+            f"time was {when(self.key.activation)}: this node's clock is ahead, or the "
+            "key was made elsewhere or by a clock that is behind"
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

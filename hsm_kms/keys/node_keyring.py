@@ -183,6 +183,7 @@ class NodeKeyring:
             last=self.last_key_id,
             former=frozenset(each.key_id for each in self._former),
             first_seen=inventory.first_seen,
+            missed_at=inventory.missed_at,
             not_yet=frozenset(key.name for key in inventory.keys),
         )
         moment = self.clock()

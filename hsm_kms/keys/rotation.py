@@ -5,12 +5,15 @@
    only if all nodes see the same keys (`token.shared`).
 2. Only a key that the token generated becomes current by its activation time: someone
    who obtains the PIN must not be able to inject a key whose value they know.
-3. A node never goes back to an older key by itself: not when a key is lost, a clock is
+3. A key that appears although its activation time is long past proves a wrong clock, or
+   was made elsewhere: the node does not switch to it by itself.
+4. A node never goes back to an older key by itself: not when a key is lost, a clock is
    set back or an old token is restored, and never to a key_id that was current before.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
@@ -38,6 +41,9 @@ if TYPE_CHECKING:
 # not have seen it yet, so this one waits before it switches.
 LATE_SECONDS: Final = 600.0
 LATE_WAIT_SECONDS: Final = 90.0
+# A key that was missed longer than this after its activation time was not made when it
+# claims, or this clock is ahead: clocks and the replication of an HSM differ by less.
+DOUBT_SECONDS: Final = 120.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +56,8 @@ class Memory:
         first_seen: When each key was seen first, in seconds since the Unix epoch, by
             fingerprint.
         not_yet: Names of keys that cannot be switched to yet.
+        missed_at: When this node last missed each key that has appeared since, by
+            fingerprint, in seconds since the Unix epoch.
     """
 
     last: str | None = None
@@ -58,6 +66,7 @@ class Memory:
         default_factory=lambda: MappingProxyType({})
     )
     not_yet: frozenset[tuple[str, Cipher]] = frozenset()
+    missed_at: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
 
 
 def build_keyring(
@@ -241,8 +250,13 @@ def _coming(
         if key.age <= base.age or key.fingerprint in passed:
             continue
         if _by_time(key, settings):
-            at = _time_of(key, memory, now) if settings.shared else None
-            yield Pending(key=key, at=at)
+            missed_at = memory.missed_at.get(key.fingerprint, -math.inf)
+            if not settings.shared:
+                yield Pending(key=key, at=None)
+            elif missed_at > key.activation + DOUBT_SECONDS:
+                yield Pending(key=key, at=None, missed_at=missed_at)
+            else:
+                yield Pending(key=key, at=_time_of(key, memory, now))
 
 
 def _by_time(key: TokenKey, settings: KeySettings) -> bool:

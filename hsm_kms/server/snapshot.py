@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 from hsm_kms import __version__
 from hsm_kms.clock import when
 from hsm_kms.http.metrics import Snapshot
+from hsm_kms.keys.keyring import DOUBT_HINT
 from hsm_kms.log import key_id_hash
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from hsm_kms.http.server import HttpServer
-    from hsm_kms.keys.keyring import Keyring
+    from hsm_kms.keys.keyring import Keyring, Pending
     from hsm_kms.server.engine import Engine, Lasting
 
 
@@ -73,7 +74,7 @@ def keys_of(ring: Keyring | None) -> list[dict[str, Any]]:
     """
     if ring is None:
         return []
-    times = {each.key.name: each.at for each in ring.pending}
+    pending = {each.key.name: each for each in ring.pending}
     return [
         {
             "key_id": key.key_id,
@@ -82,13 +83,21 @@ def keys_of(ring: Keyring | None) -> list[dict[str, Any]]:
             "cka_id": key.ref.cka_id.hex(),
             "mechanism": key.mechanism,
             "generated_on_token": key.born_here,
-            "current_from": when(at)
-            if (at := times.get(key.name)) is not None
-            else None,
+            **_coming(pending.get(key.name)),
             "policy_violations": list(key.violations),
         }
         for key in ring.keys
     ]
+
+
+def _coming(pending: Pending | None) -> dict[str, str | None]:
+    """Return when a key becomes current, and why it does not by its time."""
+    at = pending.at if pending is not None else None
+    doubt = pending.doubt if pending is not None else ""
+    return {
+        "current_from": when(at) if at is not None else None,
+        "doubt": f"{doubt}; {DOUBT_HINT}" if doubt else None,
+    }
 
 
 def status_of(engine: Engine, lasting: Lasting, http: HttpServer) -> dict[str, Any]:

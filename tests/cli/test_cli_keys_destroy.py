@@ -7,9 +7,12 @@ from datetime import UTC, datetime
 
 import pytest
 
+from hsm_kms.ipc.values import KeyRef
 from tests.cli.keys_rig import Keys, etcd_json, retired_long_ago, stored_value
 from tests.harness.etcd_server import EtcdServer
+from tests.harness.forged import KNOWN, forge
 from tests.harness.shim.driver import Shim
+from tests.harness.token_keys import LABEL, create
 
 UNREACHABLE = ("--endpoints", "127.0.0.1:1")
 SIGNED = ("--without-scan", "--yes")
@@ -103,6 +106,25 @@ def test_destroyed(two):
     assert {two.new: "current"} == two.states()
     assert ("ok", two.new) == (two.plugin.healthz(), two.plugin.status().key_id)
     assert f"no key {two.old}" in two.refusal(*wanted(two, "127.0.0.1:1"))
+
+
+def test_planted_key_is_removed(two):
+    """A planted key is retired and destroyed like one of ours, once etcd is clean."""
+    create(two.plugin.hsm, KeyRef(LABEL, b"planted"), KNOWN)
+    record, planted = forge(b"d" * 32)
+    forged = b"k8s:enc:kms:v1:hsm-kms:" + len(record).to_bytes(2, "big") + record
+    assert "foreign" == two.states()[planted]
+    with EtcdServer({b"/registry/secrets/d/x": forged + bytes(40)}) as etcd:
+        refused = two.refusal("retire", planted, "--yes", "--endpoints", etcd.endpoint)
+    with EtcdServer({b"/registry/events/x": b"k8s"}) as etcd:
+        source = ("--endpoints", etcd.endpoint)
+        two.json("retire", planted, "--yes", *source)
+        retired_long_ago(two, planted)
+        confirmed = ("--confirm", planted, "--backups-expired")
+        two.json("destroy", planted, *confirmed, *source)
+
+    assert f"are stored under {planted}" in refused
+    assert planted not in two.states()
 
 
 def test_something_is_left(two):

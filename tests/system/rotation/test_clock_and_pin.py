@@ -1,15 +1,28 @@
-"""A wrong clock does not lock the node out of its token."""
+"""A wrong clock neither locks a node out of its token nor makes it switch early."""
 
 from __future__ import annotations
 
 import os
 import signal
+import time
 
 import pytest
 
+from hsm_kms.clock import when
 from tests.harness.clock.driver import YEAR
 from tests.harness.softhsm import PIN
 from tests.harness.wait import wait_for
+from tests.system.rotation.cluster import Cluster
+from tests.system.rotation.nodes import (
+    AHEAD,
+    LOOKS_SECONDS,
+    announce_key,
+    forward,
+    make_kek,
+)
+
+DEK = b"d" * 32
+DOUBT = "a pending key has a doubtful activation time"
 
 
 @pytest.fixture
@@ -57,6 +70,56 @@ def test_workers_die(make_node, own_pin):
     node.wait_healthz("ok")
 
     assert b"dek" == node.decrypt(*_sealed(node))
+
+
+def test_far_ahead_at_a_rotation(make_nodes):
+    """A node that is 20 min ahead does not switch to a new key before the others."""
+    right, ahead = nodes = make_nodes(0.0, 1200.0)
+    first = right.status().key_id
+    activation = int(right.clock.now() + AHEAD)
+    key_id = announce_key(nodes, make_kek(right.hsm, activation))
+    (warning,) = wait_for(lambda: ahead.events(DOUBT))
+    time.sleep(LOOKS_SECONDS)
+
+    assert first == ahead.status().key_id == ahead.encrypt(DEK).key_id
+    assert (key_id, when(activation)) == (warning["key_id"], warning["activation"])
+    assert warning["activation"] < warning["missed_at"] <= when(ahead.clock.now())
+    assert "this node's clock is ahead" in ahead.cli("status").stdout
+    assert [] == right.events(DOUBT)
+
+    ahead.clock.set(0)
+    wait_for(lambda: [when(activation)] == coming(ahead))
+    with Cluster(nodes) as clients:
+        forward(nodes, activation, 2)
+        clients.wait_written(key_id, {0, 1})
+    clients.check({key_id: activation})
+    assert [] == clients.failures
+
+
+def test_made_elsewhere(make_node, empty_hsm):
+    """If the clock is right a restart ends the doubt about a key made elsewhere."""
+    node = make_node(on=empty_hsm)
+    make_kek(empty_hsm, node.clock.now() - 7200, PRIVATE=True)
+    node.start().well()
+    first = node.status().key_id
+    make_kek(empty_hsm, node.clock.now() - 3600, PRIVATE=True)
+    wait_for(lambda: node.events(DOUBT))
+    time.sleep(LOOKS_SECONDS)
+    assert first == node.status().key_id
+    node.stop()
+
+    node.start().wait_healthz("ok")
+    wait_for(lambda: node.status().key_id != first)
+
+
+def coming(node):
+    """Return when the pending keys become current."""
+    return [each["current_from"] for each in node.admin()["keys"] if is_pending(each)]
+
+
+def is_pending(key):
+    """Return True if /status calls the key pending."""
+    return key["state"] == "pending"
 
 
 def _sealed(node):

@@ -33,6 +33,7 @@ class Case:
         last: key_id last current here.
         former: key_ids current before.
         seen: When keys were first seen; any other just now.
+        missed: When keys that have appeared were last missed.
         not_yet: Keys that are due and not proven on every worker.
         now: The time.
         current: key_id that is current.
@@ -45,6 +46,7 @@ class Case:
     last: str | None = None
     former: tuple[str, ...] = ()
     seen: dict[str, float] = field(default_factory=dict)
+    missed: dict[str, float] = field(default_factory=dict)
     not_yet: tuple[str, ...] = ()
     now: float = NOW
     current: str | None = None
@@ -56,6 +58,7 @@ class Case:
             last=self.last,
             former=frozenset(self.former),
             first_seen=self.seen,
+            missed_at=self.missed,
             not_yet=frozenset((each, Cipher.GCM) for each in self.not_yet),
         )
         return build_keyring(self.keys, settings(**self.keys_section), memory, self.now)

@@ -43,6 +43,18 @@ AS_BEFORE = {
     ),
     "seen nearly ten minutes late": two(NOW - 599, pending=((B, NOW + 90),)),
     "seen ten minutes late": two(NOW - 600, current=B),
+    "appeared long after its time": two(
+        LONG_AGO, missed={B: LONG_AGO + 121}, pending=((B, None),)
+    ),
+    "appeared soon after its time": two(
+        LONG_AGO, missed={B: LONG_AGO + 120}, current=B
+    ),
+    "appeared long after its time, and named": two(
+        LONG_AGO,
+        missed={B: NOW},
+        keys_section=SHARED | {"current": B},
+        current=B,
+    ),
     "seen late, on a clock set back since": two(
         NOW, seen={B: NOW + 500}, now=NOW + 1, pending=((B, NOW + 590),)
     ),

@@ -268,6 +268,22 @@ def test_warns_of_an_imported_key(node):
     assert "was imported" in logs[0]["event"]
 
 
+def test_warns_once_of_a_doubtful_time(node):
+    """A key that appears long after its time is warned of, with both times."""
+    node.sees(FIRST)
+    held = Seen().by(OLD, FIRST, now=NOW + 600)
+    held.by(OLD, FIRST, NEXT, now=node.after(601).now)
+    with capture_logs() as logs:
+        for _ in range(2):
+            node.keyring.adopt(held, (), lambda _: PASSED, SERIAL)
+
+    (warning,) = [log for log in logs if log["log_level"] == "warning"]
+    assert ("2027-01-15T08:00:10Z", "2027-01-15T08:10:00Z") == (
+        warning["activation"],
+        warning["missed_at"],
+    )
+
+
 def test_warns_once_of_a_foreign_key(node):
     """A key that nothing names is logged once, with the line that would trust it."""
     planted = key(B, born_here=False)
