@@ -15,7 +15,9 @@ from hsm_kms.cli.read_keyring import read_ring
 from hsm_kms.cli.tradeoff import tradeoff
 from hsm_kms.config import load as configuration
 from hsm_kms.errors import HsmKmsError, PinSettlingError, TokenAbsentError
+from hsm_kms.keys.key_memory import KeyMemory
 from hsm_kms.keys.keyring import FOREIGN, FOREIGN_HINT, KeyState
+from hsm_kms.keys.odd_keys import NO_CKA_ID, SAME_NAMES
 from hsm_kms.server import settings
 from hsm_kms.server.writable import weaknesses
 from hsm_kms.state_dir.directory import StateDir
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from hsm_kms.config.schema import Config
-    from hsm_kms.keys.keyring import TokenKey
+    from hsm_kms.keys.keyring import Keyring, TokenKey
     from hsm_kms.token.process import Worker
 
 _MARKS: Final = {"ok": "✓", "warn": "!", "fail": "✗"}
@@ -179,13 +181,20 @@ async def _check_keys(report: Report, config: Config, worker: Worker) -> None:
             _warn_of_foreign(report, key)
         elif key is not ring.current:
             report.ok(f"key {key.key_id} ({key.cipher}), {ring.state(key)}")
+    _warn_of_odd_keys(report, ring)
     if ring.current is not None:
         _describe_key(report, ring.current)
     if ring.fault is not None:
         report.fail("key", ring.fault)
         return
     if ring.current is not None and ring.current.mechanism is not None:
-        request = canary(ring.current, ring.current.mechanism, config.scope)
+        memory = KeyMemory(ring.settings, StateDir(config.state_dir))
+        request = canary(
+            ring.current,
+            ring.current.mechanism,
+            config.scope,
+            memory.kept_canary(ring.current),
+        )
         await worker.ask(request, config.token.call_timeout)
         report.ok(f"mechanism {ring.current.mechanism}: encrypted and decrypted once")
 
@@ -194,6 +203,15 @@ def _warn_of_foreign(report: Report, key: TokenKey) -> None:
     cka_id = key.ref.cka_id.hex() or "(empty)"
     report.warn(f"key {key.key_id} ({key.cipher}), CKA_ID {cka_id}: {FOREIGN}")
     click.echo(f"  hint: {FOREIGN_HINT}")
+
+
+def _warn_of_odd_keys(report: Report, ring: Keyring) -> None:
+    for each in ring.unidentified:
+        report.warn(each.error.sentence)
+    for key in ring.twins:
+        report.warn(f"key {key.key_id}: {SAME_NAMES}")
+    for key in ring.without_cka_id:
+        report.warn(f"key {key.key_id}: {NO_CKA_ID}")
 
 
 def _describe_key(report: Report, key: TokenKey) -> None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from hsm_kms.clock import now
 from hsm_kms.keys.discovery import Discovery
+from hsm_kms.keys.key_memory import memory_of
 from hsm_kms.keys.rotation import Memory, build_keyring
 from hsm_kms.server import settings
 from hsm_kms.state_dir.directory import StateCorruptError, StateDir
@@ -27,7 +28,7 @@ async def read_ring(config: Config, worker: Worker) -> Keyring:
     Raises:
         HsmKmsError: The token cannot be read, or no mechanism works.
     """
-    listing = await discovery_for(config).read(worker, _last_key(config), fresh=True)
+    listing = await discovery_for(config).read(worker, last_key(config), fresh=True)
     return build_keyring(
         listing.keys,
         settings.key_settings(config),
@@ -37,7 +38,8 @@ async def read_ring(config: Config, worker: Worker) -> Keyring:
     )
 
 
-def _last_key(config: Config) -> LastKey | None:
+def last_key(config: Config) -> LastKey | None:
+    """Return the key last current on this node; None if there is none, or no file."""
     try:
         return StateDir(config.state_dir).last_key()
     except StateCorruptError:
@@ -51,10 +53,7 @@ def remembered(config: Config) -> Memory:
         last, former = state.last_key(), state.former_keys()
     except StateCorruptError:
         return Memory()
-    return Memory(
-        last=last.key_id if last else None,
-        former=frozenset(each.key_id for each in former),
-    )
+    return memory_of(last, former)
 
 
 def discovery_for(config: Config) -> Discovery:

@@ -16,7 +16,9 @@ import math
 from typing import TYPE_CHECKING
 
 from hsm_kms.clock import Suspension
-from hsm_kms.errors import HsmKmsError, WorkerLostError
+from hsm_kms.errors import HsmKmsError, TokenError, WorkerLostError
+from hsm_kms.ipc.messages import Encrypted
+from hsm_kms.ipc.values import KeptCanary
 from hsm_kms.keys.key_id import fingerprint_in
 from hsm_kms.keys.trial import PASSED, Trial
 from hsm_kms.log import get_logger
@@ -26,7 +28,7 @@ from hsm_kms.wrapping.nonce_budget import counts
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from hsm_kms.ipc.values import Cipher, KeyRef
+    from hsm_kms.ipc.values import Cipher, KeyRef, Mechanism
     from hsm_kms.keys.keyring import TokenKey
     from hsm_kms.keys.node_keyring import NodeKeyring
     from hsm_kms.keys.trial import Try
@@ -90,6 +92,7 @@ class Canaries:
             needed: The worker is of no use without this key.
 
         Raises:
+            KeyReplacedError: The key in use is another key than before.
             HsmKmsError: The canary failed under a key that must work, or the worker
                 is lost.
         """
@@ -100,7 +103,7 @@ class Canaries:
             # A canary is counted, and never refused: health depends on it.
             self._budget.spend(key.fingerprint, refuse=False)
         try:
-            await worker.ask(canary(key, key.mechanism, self._scope), seconds)
+            kept = await self._run(worker, key, key.mechanism, seconds)
         except HsmKmsError as error:
             self._proven.pop((worker, key.found_by), None)
             self._failures[worker, key.found_by] = str(error)
@@ -112,7 +115,18 @@ class Canaries:
             # The time before the request: a key that comes due meanwhile has not
             # been proven since.
             self._proven[worker, key.found_by] = began
+            self._node_keyring.memory.canary_passed(key, kept)
             self._failures.pop((worker, key.found_by), None)
+
+    async def _run(
+        self, worker: Worker, key: TokenKey, mechanism: Mechanism, seconds: float
+    ) -> KeptCanary:
+        kept = self._node_keyring.memory.kept_canary(key)
+        request = canary(key, mechanism, self._scope, kept)
+        reply = await worker.ask(request, seconds)
+        if not isinstance(reply, Encrypted):
+            raise TokenError("the worker answered a RunCanary with something else")
+        return KeptCanary(aad=request.aad, iv=reply.iv, ciphertext=reply.ciphertext)
 
     def has_proven(self, worker: Worker, key: TokenKey) -> bool:
         """Return True if the latest canary under `key` on `worker` passed."""

@@ -63,6 +63,7 @@ class FreshWorkerChecks:
         self._next = loop.time() + self._period
         while True:
             await asyncio.sleep(_TICK_SECONDS)
+            self.end_outdated()
             self.recycle()
             if loop.time() < self._next or not self._workers.ready:
                 continue
@@ -85,6 +86,13 @@ class FreshWorkerChecks:
             if worker is not None:
                 await self._inspection.read_fresh(worker)
                 self._alarm.notify("a fresh worker read the keys")
+
+    def end_outdated(self) -> None:
+        """End every worker that is older than the change of a key's names."""
+        for worker in list(self._workers.ready):
+            if self._inspection.is_outdated(worker):
+                why = "another key has the names of a key"
+                self._workers.end(worker, End.KEY, why)
 
     def recycle(self) -> None:
         """Replace one worker that misses a key after a younger worker saw it."""

@@ -50,8 +50,8 @@ HEALTH: Final[dict[type[errors.HsmKmsError], str]] = {
         "restore it, or name another in keys.current"
     ),
     errors.KeyReplacedError: (
-        "another key has the label and CKA_ID of the key last current here; "
-        f"give them back, or name another key in keys.current; {_CHECK}"
+        "another key has the place of the key last current here; "
+        f"restore it, or name another in keys.current; {_CHECK}"
     ),
     errors.NonceBudgetError: (
         "the current key has wrapped as often as is safe; "

@@ -3,22 +3,26 @@
 1. A new worker serves only after it has read the keys and proven them.
 2. A worker that fails an inspection is ended. One that is merely slow is left to the
    hang watch of `token.watchdog`.
-3. A missing key is believed only after a fresh worker has missed it, too.
+3. A missing key is believed only after a fresh worker has missed it, too. That another
+   key has its names is believed at once, and every worker that is older is ended.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 from typing import TYPE_CHECKING, Final
 
 from hsm_kms.errors import (
     HsmKmsError,
     KeyLostError,
     KeyNotFoundError,
+    KeyReplacedError,
     TokenTimeoutError,
     WorkerLostError,
 )
 from hsm_kms.keys.inventory import Inventory
+from hsm_kms.log import get_logger
 
 if TYPE_CHECKING:
     from hsm_kms.health.canaries import Canaries
@@ -31,6 +35,9 @@ if TYPE_CHECKING:
     from hsm_kms.wrapping.standby import Standby
 
 FRESH_SECONDS: Final = 10.0  # younger workers are believed when they miss a key
+
+
+_log = get_logger(__name__)
 
 
 class Inspection:
@@ -66,6 +73,7 @@ class Inspection:
         self._start_timeout = start_timeout
         self._inventory = Inventory()
         self._inspecting = asyncio.Lock()
+        self._outdated_before = -math.inf  # in the loop's time
 
     async def qualify(self, worker: Worker) -> None:
         """Read the keys with a new worker and prove them on it.
@@ -75,7 +83,7 @@ class Inspection:
         """
         listing = await self._read(worker, fresh=True)
         for key in listing.keys:
-            await self._canaries.prove(worker, key, self._start_timeout)
+            await self._prove(worker, key, self._start_timeout)
         if self._misses_current(worker):
             raise WorkerLostError("a fresh worker does not see the current key")
         current = self._would_be_current(listing)
@@ -101,13 +109,15 @@ class Inspection:
                 listing = await self._read(worker, fresh=False)
                 for key in listing.keys:
                     if self._canaries.is_due(worker, key):
-                        await self._canaries.prove(worker, key, self._call_timeout)
+                        await self._prove(worker, key, self._call_timeout)
                 self._doubt(worker)
                 return self._adopt(worker, listing)
             except TokenTimeoutError as error:
                 self._canaries.failed(error)
                 return False
             except HsmKmsError as error:
+                if self.is_outdated(worker):
+                    return False  # it is ended for that
                 self._canaries.failed(error)
                 raise
 
@@ -123,12 +133,43 @@ class Inspection:
         """Return True if `worker` misses a key that a younger worker saw earlier."""
         return self._inventory.is_behind(worker)
 
+    def is_outdated(self, worker: Worker) -> bool:
+        """Return True if another key was found under known names since it started."""
+        return worker.born < self._outdated_before
+
     async def _read(self, worker: Worker, *, fresh: bool) -> KeyListing:
         listing = await self._discovery.read(
             worker, self._node_keyring.last, fresh=fresh
         )
-        self._inventory.note(worker, listing, self._node_keyring.clock())
+        # What this worker read may be from before the change.
+        if self.is_outdated(worker):
+            raise WorkerLostError("another key was found under the names of a key")
+        replaced = self._inventory.note(worker, listing, self._node_keyring.clock())
+        for each in replaced:
+            _log.warning(
+                "another key has the names of a key",
+                key_id=each.key.key_id,
+                found=each.by.key_id,
+                label=each.key.ref.label,
+                cka_id=each.key.ref.cka_id.hex(),
+            )
+        if replaced:
+            self._outdate(worker, fresh=fresh)
         return listing
+
+    def _outdate(self, worker: Worker, *, fresh: bool) -> None:
+        """Have every worker ended that may hold handles from before a change."""
+        now = asyncio.get_running_loop().time()
+        self._outdated_before = worker.born if fresh else now
+
+    async def _prove(self, worker: Worker, key: TokenKey, seconds: float) -> None:
+        """Prove a key on a worker, and distrust a key that is another than before."""
+        try:
+            await self._canaries.prove(worker, key, seconds)
+        except KeyReplacedError as error:
+            if self._node_keyring.memory.distrust(key):
+                _log.warning("another key", key_id=key.key_id, error=str(error))
+                self._outdate(worker, fresh=False)
 
     def _would_be_current(self, listing: KeyListing) -> TokenKey | None:
         """Return the key that the keys read so far make current, None if none."""

@@ -105,6 +105,7 @@ class Monitor:
             self._workers.end(worker, End.CANARY, str(error))
         except Exception as error:  # noqa: BLE001 - a bug must not end the monitor
             _log.error("bug in the monitor", exc_info=error)
+        self._fresh_checks.end_outdated()
         self._health.evaluate()
 
     async def _look_once(self) -> None:

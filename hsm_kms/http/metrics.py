@@ -51,6 +51,8 @@ class Snapshot:
         health: "starting", "ok", "degraded" or "failed".
         key_id_hash: Of the announced key_id, or "".
         keys: Keys held, by state.
+        unidentified: Keys on the token that could not be identified.
+        same_names: Keys held whose CKA_LABEL and CKA_ID another one has, too.
         workers: Workers that serve.
         restarts: Workers that ended, by reason.
         sessions: Sessions held.
@@ -71,6 +73,8 @@ class Snapshot:
     health: str
     key_id_hash: str
     keys: Mapping[str, int] = field(default_factory=dict)
+    unidentified: int = 0
+    same_names: int = 0
     workers: int
     restarts: Mapping[str, int] = field(default_factory=dict)
     sessions: int
@@ -201,6 +205,16 @@ def _of_snapshot(now: Snapshot) -> Iterable[Metric]:
     for name in KeyState:
         held.add_metric([name], float(now.keys.get(name, 0)))
     yield held
+    yield _number(
+        "hsm_kms_keys_unidentified",
+        "Keys on the token that could not be identified.",
+        now.unidentified,
+    )
+    yield _number(
+        "hsm_kms_keys_with_same_names",
+        "Keys held whose CKA_LABEL and CKA_ID another key has, too.",
+        now.same_names,
+    )
     yield _number("hsm_kms_workers", "Token workers that serve.", now.workers)
     yield _number("hsm_kms_sessions", "Token sessions held.", now.sessions)
     yield _number("hsm_kms_sessions_idle", "Token sessions not in use.", now.idle)

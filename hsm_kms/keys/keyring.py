@@ -14,7 +14,7 @@ docs/spec.md has the exact bytes of fingerprint, key_id and CKA_ID.
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from enum import StrEnum
 from types import MappingProxyType
@@ -257,6 +257,17 @@ class Keyring:
     def is_foreign(self, key: TokenKey) -> bool:
         """Return True if `key`, one of `keys`, is foreign and decrypts nothing."""
         return key in self._foreign
+
+    @property
+    def twins(self) -> tuple[TokenKey, ...]:
+        """The keys whose CKA_LABEL and CKA_ID another key has, too."""
+        names = Counter((key.ref, key.cipher) for key in self.keys)
+        return tuple(key for key in self.keys if names[key.ref, key.cipher] > 1)
+
+    @property
+    def without_cka_id(self) -> tuple[TokenKey, ...]:
+        """The keys whose CKA_ID is empty."""
+        return tuple(key for key in self.keys if not key.ref.cka_id)
 
     def for_encrypt(self) -> TokenKey:
         """Return the current key.

@@ -11,24 +11,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 
 from hsm_kms.clock import now
-from hsm_kms.errors import HsmKmsError, KeyLostError, KeyNotFoundError
+from hsm_kms.errors import KeyNotFoundError
 from hsm_kms.keys.key_log import KeyLog
-from hsm_kms.keys.rotation import Memory, build_keyring
+from hsm_kms.keys.key_memory import KeyMemory
+from hsm_kms.keys.odd_keys import OddKeys
+from hsm_kms.keys.rotation import build_keyring
 from hsm_kms.keys.trial import UNTRIED
 from hsm_kms.log import get_logger
-from hsm_kms.state_dir.directory import StateCorruptError, StateWriteError
-from hsm_kms.state_dir.records import FormerKey, LastKey
 
 if TYPE_CHECKING:
     from hsm_kms.keys.inventory import Inventory
     from hsm_kms.keys.keyring import Keyring, KeySettings, TokenKey, UnidentifiedKey
     from hsm_kms.keys.trial import Try
     from hsm_kms.state_dir.directory import StateDir
+    from hsm_kms.state_dir.records import LastKey
 
 Clock: TypeAlias = Callable[[], float]
 
@@ -45,6 +45,7 @@ class NodeKeyring:
 
     Attributes:
         clock: Seconds since the Unix epoch.
+        memory: The key last current, and what is known of its identity.
         ring: The keys as last read; None until they have been read.
     """
 
@@ -52,33 +53,30 @@ class NodeKeyring:
         self, settings: KeySettings, state_dir: StateDir, clock: Clock = now
     ) -> None:
         self._settings = settings
-        self._state_dir = state_dir
         self.clock = clock
-        self._state_fault: HsmKmsError | None = None
-        self._former: tuple[FormerKey, ...] = ()
-        self._last = self._remembered()
+        self.memory = KeyMemory(settings, state_dir)
         self._announced = ""
         self._announced_ring: Keyring | None = None
         self._key_log = KeyLog()
-        self._unsaved: str | None = None  # why the last key could not be saved
+        self._odd_keys = OddKeys()
         self.ring: Keyring | None = None
         self._frozen = False
 
     @property
     def last(self) -> LastKey | None:
         """The key last current on this node; None if there never was one."""
-        return self._last
+        return self.memory.last
 
     @property
     def last_key_id(self) -> str | None:
         """key_id of the key last current on this node; None if there never was one."""
-        return self._last.key_id if self._last else None
+        return self.last.key_id if self.last else None
 
     @property
     def key_id(self) -> str:
         """key_id that Status gives; "" if there never was a current key."""
-        if self._last is not None:
-            return self._last.key_id
+        if self.last is not None:
+            return self.last.key_id
         if self.ring is not None and self.ring.current is not None:
             return self.ring.current.key_id
         return ""
@@ -150,15 +148,16 @@ class NodeKeyring:
             try_key: Returns how the trial of a key that is due went.
             token_serial: Serial number of the token.
         """
-        if self._state_fault is not None:  # an operator may have mended it meanwhile
-            self._last = self._remembered()
+        if self.memory.fault is not None:  # an operator may have mended it meanwhile
+            self.memory.load()
         ring, failures = self._decide(inventory, unidentified, try_key)
-        if self._state_fault is not None and self._settings.current is None:
-            ring = replace(ring, fault=self._state_fault)
+        if self.memory.fault is not None and self._settings.current is None:
+            ring = replace(ring, fault=self.memory.fault)
         if ring.fault is None and ring.current is not None and not self._frozen:
-            self._keep(ring.current, token_serial)
+            self.memory.keep(ring.current, token_serial, self.clock())
         self.ring = ring
         self._key_log.note(ring, failures)
+        self._odd_keys.log(ring)
         self._announced_ring = self._with_announced(ring)
 
     def preview(
@@ -179,9 +178,8 @@ class NodeKeyring:
         try_key: Try,
     ) -> tuple[Keyring, dict[str, str]]:
         """Return the keyring, and by key_id why keys that are due cannot be used."""
-        memory = Memory(
-            last=self.last_key_id,
-            former=frozenset(each.key_id for each in self._former),
+        memory = replace(
+            self.memory.memory(),
             first_seen=inventory.first_seen,
             missed_at=inventory.missed_at,
             not_yet=frozenset(key.name for key in inventory.keys),
@@ -225,63 +223,6 @@ class NodeKeyring:
                 hint="the next Status gives another",
             ),
         )
-
-    def _keep(self, key: TokenKey, token_serial: str) -> None:
-        if self.last_key_id != key.key_id:
-            self._switch(key, token_serial)
-        elif self._unsaved is not None:
-            self._save()
-
-    def _switch(self, key: TokenKey, token_serial: str) -> None:
-        if not key.born_here:
-            _log.warning(
-                "the current key was imported, or could once be read from the token",
-                key_id=key.key_id,
-            )
-        since = datetime.fromtimestamp(self.clock(), UTC).isoformat(timespec="seconds")
-        before = self._last
-        if before is not None:
-            left = FormerKey(key_id=before.key_id, since=before.since, until=since)
-            self._former = (*self._former, left)
-        self._last = LastKey(
-            key_id=key.key_id,
-            cka_id=key.ref.cka_id.hex(),
-            token_serial=token_serial,
-            label=key.ref.label,
-            since=since,
-        )
-        self._state_fault = None
-        _log.info(
-            "current key",
-            key_id=key.key_id,
-            before=before.key_id if before is not None else None,
-        )
-        self._save()
-
-    def _save(self) -> None:
-        """Save the last key; if that fails, the next `adopt` tries again."""
-        if self._last is None:
-            return
-        try:
-            self._state_dir.save_last_key(self._last, self._former)
-        except StateWriteError as error:
-            if error.sentence != self._unsaved:
-                _log.warning("the current key is not saved", error=error.sentence)
-            self._unsaved = error.sentence
-        else:
-            self._unsaved = None
-
-    def _remembered(self) -> LastKey | None:
-        try:
-            self._former = self._state_dir.former_keys()
-            last = self._state_dir.last_key()
-        except StateCorruptError as error:
-            if str(error) != str(self._state_fault):
-                _log.warning("state directory", error=error.sentence)
-            self._state_fault = KeyLostError(str(error), hint=error.hint)
-            return None
-        self._state_fault = None
-        return last
 
 
 def _due(ring: Keyring, moment: float) -> list[TokenKey]:

@@ -28,13 +28,14 @@ from hsm_kms.errors import (
     KeyReusedError,
     KeyUnsuitableError,
 )
+from hsm_kms.keys import identity_faults
 from hsm_kms.keys.key_id import fingerprint_in
 from hsm_kms.keys.keyring import Keyring, KeySettings, Pending, TokenKey
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from hsm_kms.ipc.values import Cipher
+    from hsm_kms.ipc.values import Cipher, KeyRef
     from hsm_kms.keys.keyring import UnidentifiedKey
 
 # A key first seen less than this after its activation time is late: other nodes may
@@ -52,6 +53,9 @@ class Memory:
 
     Args:
         last: key_id of the key last current here, or None.
+        ref: CKA_LABEL and CKA_ID that it had, or None.
+        born_here: True if the token had generated it and never let it out.
+        distrusted: Names of keys that are known to be other keys than before.
         former: key_ids that were current here before that.
         first_seen: When each key was seen first, in seconds since the Unix epoch, by
             fingerprint.
@@ -61,6 +65,9 @@ class Memory:
     """
 
     last: str | None = None
+    ref: KeyRef | None = None
+    born_here: bool = False
+    distrusted: frozenset[tuple[str, Cipher]] = frozenset()
     former: frozenset[str] = frozenset()
     first_seen: Mapping[str, float] = field(
         default_factory=lambda: MappingProxyType({})
@@ -90,6 +97,8 @@ def build_keyring(
     current, fault = _choose(usable, settings, memory, now)
     if not usable and settings.current is None and unidentified:
         fault = unidentified[0].error
+    if isinstance(fault, KeyLostError):
+        fault = identity_faults.unidentified_last(unidentified, memory) or fault
     pending = _pending(usable, current, settings, memory, now) if current else ()
     # A foreign key that is the only one at the first start is current from then on.
     known = {fingerprint_in(each) for each in (memory.last or "", *memory.former)}
@@ -122,17 +131,21 @@ def _named(
     key = _find(keys, wanted)
     if key is None:
         who = f"the key that keys.current names, {wanted},"
-        return None, _missing(keys, wanted, settings, who)
+        return None, _missing(keys, wanted, settings, memory, who)
     if key.key_id != memory.last and key.key_id in memory.former:
         return key, KeyReusedError(
             f"keys.current names {key.key_id}, which was current here before",
             hint="give it a new key_id: set keys.suffix to one never used",
         )
-    return key, _forbidden(key, settings)
+    return key, identity_faults.distrusted(key, memory) or _forbidden(key, settings)
 
 
 def _missing(
-    keys: Sequence[TokenKey], key_id: str, settings: KeySettings, who: str
+    keys: Sequence[TokenKey],
+    key_id: str,
+    settings: KeySettings,
+    memory: Memory,
+    who: str,
 ) -> HsmKmsError:
     """Return why the key with this key_id cannot be the current one.
 
@@ -140,6 +153,7 @@ def _missing(
         keys: The keys found.
         key_id: What it is known by.
         settings: The configuration.
+        memory: What this node remembers.
         who: The key and what knows it, in words; the message goes on with a verb.
     """
     fingerprint = fingerprint_in(key_id)
@@ -154,6 +168,10 @@ def _missing(
             hint="undo what changed on the token or in keys.mechanism, or name "
             "another key in keys.current",
         )
+    if memory.last is not None and fingerprint_in(memory.last) == fingerprint:
+        replaced = identity_faults.replaced(keys, memory)
+        if replaced is not None:
+            return replaced
     return KeyLostError(
         f"{who} is not on the token",
         hint="restore it, or name another key in keys.current: see `hsm-kms keys list`",
@@ -170,7 +188,12 @@ def _as_before(
     base = _find(keys, last)
     if base is None:
         who = f"the key last current here, {last},"
-        return None, _missing(keys, last, settings, who)
+        return None, _missing(keys, last, settings, memory, who)
+    doubt = identity_faults.distrusted(
+        base, memory
+    ) or identity_faults.no_longer_born_here(base, memory)
+    if doubt is not None:
+        return base, doubt
     due = [
         each.key
         for each in _coming(keys, base, settings, memory, now)

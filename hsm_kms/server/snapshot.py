@@ -34,6 +34,8 @@ def snapshot(engine: Engine, lasting: Lasting, http: HttpServer) -> Snapshot:
         health=health.state,
         key_id_hash=key_id_hash(health.key_id) if health.key_id else "",
         keys=_by_state(engine.keys.ring),
+        unidentified=len(ring.unidentified) if (ring := engine.keys.ring) else 0,
+        same_names=len(ring.twins) if ring else 0,
         workers=len(engine.workers.ready),
         restarts=counts.ends,
         sessions=stats.sessions,
@@ -85,6 +87,7 @@ def keys_of(ring: Keyring | None) -> list[dict[str, Any]]:
             "generated_on_token": key.born_here,
             **_coming(pending.get(key.name)),
             "policy_violations": list(key.violations),
+            "same_names": key in ring.twins,
         }
         for key in ring.keys
     ]
@@ -98,6 +101,22 @@ def _coming(pending: Pending | None) -> dict[str, str | None]:
         "current_from": when(at) if at is not None else None,
         "doubt": f"{doubt}; {DOUBT_HINT}" if doubt else None,
     }
+
+
+def unidentified_of(ring: Keyring | None) -> list[dict[str, Any]]:
+    """Return the keys that could not be identified, as /status shows them.
+
+    Args:
+        ring: The keyring as last read; None before that.
+    """
+    return [
+        {
+            "label": each.ref.label,
+            "cka_id": each.ref.cka_id.hex(),
+            "reason": each.error.sentence,
+        }
+        for each in (ring.unidentified if ring is not None else ())
+    ]
 
 
 def status_of(engine: Engine, lasting: Lasting, http: HttpServer) -> dict[str, Any]:
@@ -119,6 +138,7 @@ def status_of(engine: Engine, lasting: Lasting, http: HttpServer) -> dict[str, A
         "key_id": health.key_id,
         "key_id_hash": now.key_id_hash,
         "keys": keys_of(engine.keys.ring),
+        "unidentified_keys": unidentified_of(engine.keys.ring),
         "workers": {"ready": now.workers, "ended": dict(now.restarts)},
         "sessions": {
             "held": now.sessions,

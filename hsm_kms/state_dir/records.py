@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal, Self
 
 from msgspec import Meta, Struct
 
-from hsm_kms.ipc.values import Mechanism  # noqa: TC001 - msgspec reads it
+from hsm_kms.ipc.values import KeptCanary, Mechanism  # noqa: TC001 - msgspec reads it
 
 if TYPE_CHECKING:
     import os
@@ -35,6 +35,9 @@ class LastKey(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         token_serial: Serial number of the token that holds the key.
         label: CKA_LABEL of the key.
         since: When the key became current, ISO 8601.
+        born_here: True if the token generated the key and has never let it out; None
+            if that is not known.
+        canary: A canary wrapped under the key, if only its CKA_ID names it; else None.
     """
 
     key_id: _KeyId
@@ -42,6 +45,8 @@ class LastKey(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     token_serial: _Text
     label: _Text
     since: _Text
+    born_here: bool | None = None
+    canary: KeptCanary | None = None
 
 
 class FormerKey(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

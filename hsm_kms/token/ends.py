@@ -27,6 +27,7 @@ class End(StrEnum):
     CANARY = "canary"  # its canary failed, or it misses a key
     RECYCLED = "recycled"  # a fresh worker sees more keys
     LOGIN = "login"  # it was logged out
+    KEY = "key"  # another key has the names of a key that it holds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +74,9 @@ ENDS: Final[Mapping[End, Ending]] = {
     # Says so: the pool. C_Login holds for a whole process, so every session of it
     # answers CKR_USER_NOT_LOGGED_IN, and requests are made again elsewhere.
     End.LOGIN: Ending(drain=0.0),
+    # Says so: the health monitor. Every worker may hold handles of the key that has
+    # lost its names. Calls under way name the key they mean.
+    End.KEY: Ending(drain=None),
 }
 
 

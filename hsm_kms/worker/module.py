@@ -8,6 +8,7 @@ that is initialised already.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ from hsm_kms.worker import token_selection
 from hsm_kms.worker.cryptoki import Cryptoki, FunctionListPointer, load
 from hsm_kms.worker.errors import WorkerError, from_pkcs11
 from hsm_kms.worker.pin import read_pin
+from hsm_kms.worker.slots import TolerantSlots
 
 if TYPE_CHECKING:
     from pkcs11 import Session, Slot, Token
@@ -48,7 +50,10 @@ class Module:
         # By ctypes first: these errors carry the CK_RV and the loader's message.
         functions = load(settings.module)
         self._lib = _uninitialised_lib(settings.module)
-        self.cryptoki = Cryptoki(same_list(functions, self._lib))
+        theirs = same_list(functions, self._lib)
+        self.cryptoki = Cryptoki(theirs)
+        self._slots = TolerantSlots(theirs.contents)
+        self._slots.install(list_of(self._lib))
         self.needs_login = settings.needs_login
         self.by_cka_id = settings.by_cka_id
         self.os_locking = self.cryptoki.initialize(settings.init_args)
@@ -65,8 +70,12 @@ class Module:
         return " ".join(" ".join(self._library.values()).split())
 
     def tokens(self) -> tuple[TokenSeen, ...]:
-        """Return every slot with a token in it."""
-        return tuple(self._describe(token) for token in self._present())
+        """Return every slot with a token in it that describes itself."""
+        found: list[TokenSeen] = []
+        for token in self._present():
+            with contextlib.suppress(WorkerError):
+                found.append(self._describe(token))
+        return tuple(found)
 
     def token(self) -> TokenSeen | None:
         """Return the chosen token, or None if the settings select none."""
@@ -164,6 +173,8 @@ class Module:
                 failure = from_pkcs11("C_GetTokenInfo", error)
                 if slot.slot_id == self._settings.slot:
                     raise failure from None
+            except UnicodeDecodeError:
+                continue  # its label or serial number is no text
         return tokens
 
     def _describe(self, token: Token) -> TokenSeen:
@@ -200,14 +211,18 @@ def same_list(ours: Any, module: lib) -> Any:
     Raises:
         WorkerError: The first field holds something else.
     """
-    address = id(module) + object.__basicsize__
-    theirs = FunctionListPointer.from_address(address)
+    theirs = list_of(module)
     if bytes(theirs.contents.version) != bytes(ours.contents.version):
         raise WorkerError(
             Cause.INTERNAL,
             "this version of python-pkcs11 keeps its function list elsewhere",
         )
     return ctypes.cast(theirs, FunctionListPointer)
+
+
+def list_of(module: lib) -> Any:
+    """Return the first field of a `lib` object, its pointer to a function list."""
+    return FunctionListPointer.from_address(id(module) + object.__basicsize__)
 
 
 def _aes_mechanisms(slot: Slot) -> tuple[str, ...]:

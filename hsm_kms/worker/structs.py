@@ -169,6 +169,18 @@ class TokenInfo(ctypes.Structure):
     )
 
 
+class SlotInfo(ctypes.Structure):
+    """CK_SLOT_INFO."""
+
+    _fields_ = (
+        ("slotDescription", c_ubyte * 64),
+        ("manufacturerID", c_ubyte * 32),
+        ("flags", c_ulong),
+        ("hardwareVersion", Version),
+        ("firmwareVersion", Version),
+    )
+
+
 class SessionInfo(ctypes.Structure):
     """CK_SESSION_INFO."""
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from hsm_kms.ipc.messages import Reply, Request
-    from hsm_kms.ipc.values import Mechanism
+    from hsm_kms.ipc.values import KeptCanary, Mechanism
     from hsm_kms.keys.keyring import TokenKey
 
 ALGORITHMS: Final = {
@@ -61,13 +61,16 @@ class Budget(Protocol):
         ...
 
 
-def canary(key: TokenKey, mechanism: Mechanism, scope: str) -> RunCanary:
+def canary(
+    key: TokenKey, mechanism: Mechanism, scope: str, kept: KeptCanary | None = None
+) -> RunCanary:
     """The request that wraps and unwraps a canary under a key.
 
     Args:
         key: The key.
         mechanism: How.
         scope: Cluster name, as in the records.
+        kept: An earlier canary that the key must decrypt as well, or None.
     """
     header = Header(
         kind=Kind.CANARY, algorithm=ALGORITHMS[key.cipher], key_id=key.key_id
@@ -77,6 +80,7 @@ def canary(key: TokenKey, mechanism: Mechanism, scope: str) -> RunCanary:
         fingerprint=key.fingerprint,
         mechanism=mechanism,
         aad=header.aad(scope),
+        kept=kept,
     )
 
 

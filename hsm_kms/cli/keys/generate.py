@@ -76,7 +76,7 @@ def find_made(survey: Survey, ref: KeyRef) -> tuple[Found, str]:
 def pending_of(survey: Survey, found: Found) -> Pending | None:
     """When a key is to become current, where it is."""
     for each in survey.ring.pending:
-        if each.key.ref == found.ref:
+        if found.is_key(each.key):
             return each
     return None
 

@@ -18,6 +18,7 @@ from hsm_kms.errors import HsmKmsError
 from hsm_kms.ipc.values import Cipher
 from hsm_kms.keys.key_id import activation_of, fingerprint_in
 from hsm_kms.keys.keyring import FOREIGN, FOREIGN_HINT, KeyState
+from hsm_kms.keys.odd_keys import NO_CKA_ID, SAME_NAMES
 from hsm_kms.keys.policy import born_here, violations
 from hsm_kms.state_dir.directory import StateDir
 
@@ -178,12 +179,9 @@ def _also(survey: Survey, found: Found) -> Iterator[str]:
 def _odd_names(survey: Survey, found: Found) -> Iterator[str]:
     """Yield what to do about names that do not lead to this key alone."""
     if sum(each.ref == found.ref for each in survey.found) > 1:
-        yield (
-            "another key has the same CKA_LABEL and CKA_ID; give each a CKA_ID of its "
-            "own with the tools of the HSM"
-        )
+        yield SAME_NAMES
     elif not found.ref.cka_id and found.keys:
-        yield "it has no CKA_ID; give it one with the tools of the HSM"
+        yield NO_CKA_ID
 
 
 # Leftovers

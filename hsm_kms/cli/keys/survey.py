@@ -52,6 +52,10 @@ class Found:
         """Fingerprint of the AES key alone; None if it could not be identified."""
         return self.names.get(Cipher.GCM)
 
+    def is_key(self, key: TokenKey) -> bool:
+        """Return True if `key` is this AES key, alone or as a pair."""
+        return key.ref == self.ref and key.fingerprint in self.names.values()
+
     @property
     def half_retired(self) -> bool:
         """Whether its HMAC key still has the label of before."""
@@ -91,7 +95,7 @@ class Survey:
         if not found.names:
             return None
         current = self.ring.current
-        if current is not None and current.ref == found.ref:
+        if current is not None and found.is_key(current):
             return current.key_id, current.cipher
         wanted = self.cipher or Cipher.CBC_HMAC
         cipher = wanted if wanted in found.names else Cipher.GCM
@@ -162,7 +166,7 @@ class Survey:
             return
         current = self.ring.current
         hint = "make the next one with `hsm-kms keys rotate`, and wait for its time"
-        if current is not None and current.ref != found.ref:
+        if current is not None and not found.is_key(current):
             hint = (
                 f"its server has not turned to {current.key_id} yet, or keys.current "
                 "names another than it has: see `hsm-kms status`"
@@ -172,7 +176,7 @@ class Survey:
     def is_in_use(self, found: Found) -> bool:
         """Whether this node encrypts under it, or did so last, or is told to."""
         last = {self.memory.last or "", self.ring.settings.current or ""}
-        if self.ring.current is not None and self.ring.current.ref == found.ref:
+        if self.ring.current is not None and found.is_key(self.ring.current):
             return True
         return not {fingerprint_in(each) for each in last}.isdisjoint(
             found.names.values()

@@ -24,7 +24,7 @@ typedef void *V;
   S_(C_GetOperationState, 3, S, B, UP) S_(C_SetOperationState, 5, S, B, U, O, O)        \
   SH(C_Login, 4, S, U, B, U) S_(C_Logout, 1, S) S_(C_CreateObject, 4, S, A, U, OP)      \
   S_(C_CopyObject, 5, S, O, A, U, OP) S_(C_DestroyObject, 2, S, O)                      \
-  S_(C_GetObjectSize, 3, S, O, UP) S_(C_GetAttributeValue, 4, S, O, A, U)               \
+  S_(C_GetObjectSize, 3, S, O, UP) SH(C_GetAttributeValue, 4, S, O, A, U)               \
   S_(C_SetAttributeValue, 4, S, O, A, U) SH(C_FindObjectsInit, 3, S, A, U)              \
   SH(C_FindObjects, 4, S, OP, U, UP) S_(C_FindObjectsFinal, 1, S)                       \
   SH(C_EncryptInit, 3, S, M, O) DH(C_Encrypt, 5, S, B, U, B, UP)                        \

@@ -25,6 +25,7 @@
  *   bad_iv=RV           what C_DecryptInit says of a GCM IV of other than 12 bytes
  *   corrupt=N           one bit of the Nth C_Encrypt from now on is flipped
  *   no_gcm no_ecb no_cbc            mechanisms that are not there
+ *   odd_value_len=BYTE  CKA_VALUE_LEN is CKR_GENERAL_ERROR if CKA_ID ends with BYTE
  *   token_flags=BITS max_session_count=N        for CK_TOKEN_INFO
  *
  * `lost` and `logged_out` happen to processes that were initialised before the line was
@@ -74,7 +75,7 @@ struct shared {
   X(fork) X(exec)
 #define MODES(X)                                                                     \
   X(lost) X(logged_out) X(frozen) X(max_sessions) X(keep_dead) X(cant_lock) X(strict) \
-  X(bad_tag) X(bad_iv) X(corrupt) X(no_gcm) X(no_ecb) X(no_cbc) X(token_flags) X(max_session_count)
+  X(bad_tag) X(bad_iv) X(corrupt) X(no_gcm) X(no_ecb) X(no_cbc) X(odd_value_len) X(token_flags) X(max_session_count)
 #define FIELD(name) uint64_t name;
 #define SET(name)                                          \
   if (!strcmp(key, #name)) {                               \
@@ -463,6 +464,18 @@ static CK_RV hook_C_GetMechanismInfo(U slot, U type, CK_MECHANISM_INFO *info) {
 }
 
 /* ---- login and finding ---- */
+
+static CK_RV hook_C_GetAttributeValue(S session, O object, A template, U count) {
+  U odd = atomic_load(&config)->odd_value_len;
+  CK_BYTE id[256];
+  CK_ATTRIBUTE own = {CKA_ID, id, sizeof id};
+  for (U i = 0; odd && i < count; i++)
+    if (template[i].type == CKA_VALUE_LEN &&
+        real->C_GetAttributeValue(session, object, &own, 1) == CKR_OK &&
+        own.ulValueLen && id[own.ulValueLen - 1] == odd)
+      return CKR_GENERAL_ERROR;
+  return real->C_GetAttributeValue(session, object, template, count);
+}
 
 static void take_snapshot(S session) {
   snapshot.count = 0;

@@ -95,6 +95,7 @@ class Workers:
     def __init__(self):
         self.ready = []
         self.recycled = []
+        self.outdated = []
         self.fresh = 0
         self.error = None
 
@@ -106,8 +107,8 @@ class Workers:
         yield object()
 
     def end(self, worker, end, _why):
-        assert End.RECYCLED == end
-        self.recycled.append(worker)
+        ended = {End.RECYCLED: self.recycled, End.KEY: self.outdated}
+        ended[end].append(worker)
 
 
 class Inspection:
@@ -122,12 +123,16 @@ class Inspection:
     def is_behind(self, worker):
         return worker.behind
 
+    def is_outdated(self, worker):
+        return worker.outdated
+
 
 class Member:
     """A worker that serves."""
 
-    def __init__(self, *, behind=False, retiring=False):
+    def __init__(self, *, behind=False, outdated=False, retiring=False):
         self.behind = behind
+        self.outdated = outdated
         self.retiring = retiring
 
 
@@ -214,3 +219,13 @@ async def test_recycle_one_at_a_time(visited):
     await after(0.5)
 
     assert [workers.ready[1]] == workers.recycled
+
+
+async def test_outdated_workers(visited):
+    """Every worker that is older than the change of a key's names is ended."""
+    _, workers, _, after = visited
+    old = [Member(outdated=True), Member(outdated=True)]
+    workers.ready = [*old, Member()]
+    await after(0.5)
+
+    assert old == workers.outdated

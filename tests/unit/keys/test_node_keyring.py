@@ -40,6 +40,8 @@ def test_first_key(node):
         "token_serial": SERIAL,
         "label": LABEL,
         "since": "2027-01-15T08:00:00+00:00",
+        "born_here": True,
+        "canary": None,
     }
     assert {"version": 1, "last_key": wanted, "former": []} == json.loads(
         node.file.read_text()

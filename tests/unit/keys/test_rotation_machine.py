@@ -210,7 +210,7 @@ class NodeMachine(NodeRules):
         if not hasattr(self, "engine"):
             return
         keyring = self.engine.keyring
-        former = [each.key_id for each in keyring._former]
+        former = [each.key_id for each in keyring.memory.former]
         assert len(former) == len(set(former))
         assert keyring.last_key_id not in former
 

@@ -1,0 +1,181 @@
+"""Remember the key last current on this node, and what is known of its identity.
+
+1. What is remembered is saved in the state directory before any client sees it.
+2. The key that was generated on the token stays so: if the key with its fingerprint no
+   longer is, another key may stand in its place (`rotation` decides).
+3. With `keys.fingerprint: cka_id` a fingerprint does not name the material. A canary
+   that the last key wrapped is kept, and a key that does not decrypt it is distrusted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from hsm_kms.errors import HsmKmsError, KeyLostError
+from hsm_kms.ipc.values import KeyRef
+from hsm_kms.keys.rotation import Memory
+from hsm_kms.log import get_logger
+from hsm_kms.state_dir.directory import StateCorruptError, StateWriteError
+from hsm_kms.state_dir.records import FormerKey, LastKey
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from hsm_kms.ipc.values import Cipher, KeptCanary
+    from hsm_kms.keys.keyring import KeySettings, TokenKey
+    from hsm_kms.state_dir.directory import StateDir
+
+_log = get_logger(__name__)
+
+
+def memory_of(last: LastKey | None, former: Sequence[FormerKey]) -> Memory:
+    """Return what the state directory remembers of keys, for `rotation`.
+
+    Args:
+        last: The key last current on this node; None if there never was one.
+        former: The keys that were current before it.
+    """
+    if last is None:
+        return Memory()
+    return Memory(
+        last=last.key_id,
+        ref=KeyRef(last.label, bytes.fromhex(last.cka_id)),
+        born_here=last.born_here is True,
+        former=frozenset(each.key_id for each in former),
+    )
+
+
+class KeyMemory:
+    """Keep the key last current on this node, and the keys before it.
+
+    Args:
+        settings: The configuration.
+        state_dir: Where they are saved.
+
+    Attributes:
+        last: The key last current on this node; None if there never was one.
+        former: The keys that were current before it, the oldest first.
+        fault: Why the state directory cannot be believed; None if it can.
+    """
+
+    def __init__(self, settings: KeySettings, state_dir: StateDir) -> None:
+        self._by_cka_id = settings.fingerprint == "cka_id"
+        self._state_dir = state_dir
+        self.last: LastKey | None = None
+        self.former: tuple[FormerKey, ...] = ()
+        self.fault: HsmKmsError | None = None
+        self._canaries: dict[tuple[str, Cipher], KeptCanary] = {}
+        self._distrusted: set[tuple[str, Cipher]] = set()
+        self._unsaved: str | None = None  # why the last key could not be saved
+        self.load()
+
+    def load(self) -> None:
+        """Read the state directory; `fault` is set if it cannot be believed."""
+        try:
+            self.former = self._state_dir.former_keys()
+            self.last = self._state_dir.last_key()
+        except StateCorruptError as error:
+            if str(error) != str(self.fault):
+                _log.warning("state directory", error=error.sentence)
+            self.fault = KeyLostError(str(error), hint=error.hint)
+            self.last = None
+        else:
+            self.fault = None
+
+    def memory(self) -> Memory:
+        """Return what `rotation` needs to know."""
+        memory = memory_of(self.last, self.former)
+        return replace(memory, distrusted=frozenset(self._distrusted))
+
+    # The last key
+
+    def keep(self, key: TokenKey, token_serial: str, now: float) -> None:
+        """Remember a key as the current one, and save what has changed.
+
+        Args:
+            key: The current key, which may encrypt.
+            token_serial: Serial number of the token.
+            now: Seconds since the Unix epoch.
+        """
+        before = self.last
+        last = self._record(key, token_serial, now)
+        if before is None or before.key_id != key.key_id:
+            self._switch(key, before, last.since)
+        elif last == before and self._unsaved is None:
+            return
+        self.last = last
+        self.fault = None
+        self._save()
+
+    def _record(self, key: TokenKey, token_serial: str, now: float) -> LastKey:
+        same = self.last is not None and self.last.key_id == key.key_id
+        kept = self.last if same else None
+        canary = kept.canary if kept else None
+        if canary is None and self._by_cka_id:
+            canary = self._canaries.get(key.name)
+        return LastKey(
+            key_id=key.key_id,
+            cka_id=key.ref.cka_id.hex(),
+            token_serial=token_serial,
+            label=key.ref.label,
+            since=kept.since if kept else _iso(now),
+            born_here=key.born_here,
+            canary=canary,
+        )
+
+    def _switch(self, key: TokenKey, before: LastKey | None, since: str) -> None:
+        if not key.born_here:
+            _log.warning(
+                "the current key was imported, or could once be read from the token",
+                key_id=key.key_id,
+            )
+        if before is not None:
+            left = FormerKey(key_id=before.key_id, since=before.since, until=since)
+            self.former = (*self.former, left)
+        _log.info(
+            "current key",
+            key_id=key.key_id,
+            before=before.key_id if before is not None else None,
+        )
+
+    def _save(self) -> None:
+        """Save the last key; if that fails, the next `keep` tries again."""
+        if self.last is None:
+            return
+        try:
+            self._state_dir.save_last_key(self.last, self.former)
+        except StateWriteError as error:
+            if error.sentence != self._unsaved:
+                _log.warning("the current key is not saved", error=error.sentence)
+            self._unsaved = error.sentence
+        else:
+            self._unsaved = None
+
+    # Its identity
+
+    def kept_canary(self, key: TokenKey) -> KeptCanary | None:
+        """Return an earlier canary that `key` must decrypt; None if there is none."""
+        if self.last is None or self.last.key_id != key.key_id:
+            return None
+        return self.last.canary if self._by_cka_id else None
+
+    def canary_passed(self, key: TokenKey, canary: KeptCanary) -> None:
+        """Trust a key: it wrapped this canary, and decrypted the one that was kept."""
+        self._distrusted.discard(key.name)
+        self._canaries[key.name] = canary
+
+    def distrust(self, key: TokenKey) -> bool:
+        """Note that `key` is another key than the one with its names before.
+
+        Returns:
+            True if the key was trusted until now.
+        """
+        news = key.name not in self._distrusted
+        self._distrusted.add(key.name)
+        return news
+
+
+def _iso(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
