@@ -18,7 +18,7 @@ SIGNED = ("--without-scan", "--yes")
 
 # A process of its own: the tests themselves never load a module.
 _MANY = """
-import sys, pkcs11
+import sys, hsm_kms.worker, pkcs11
 module, token, pin, label, count = sys.argv[1:]
 with pkcs11.lib(module).get_token(token_label=token).open(rw=True, user_pin=pin) as s:
     for number in range(int(count)):
@@ -29,7 +29,7 @@ with pkcs11.lib(module).get_token(token_label=token).open(rw=True, user_pin=pin)
 """
 
 _FIXED = """
-import sys, pkcs11
+import sys, hsm_kms.worker, pkcs11
 from pkcs11 import Attribute as A, MechanismFlag as F
 module, token, pin, label, cka_id = sys.argv[1:]
 with pkcs11.lib(module).get_token(token_label=token).open(rw=True, user_pin=pin) as s:
