@@ -10,7 +10,7 @@ import pytest
 
 import hsm_kms
 from hsm_kms.api.call import OBSERVER
-from tests.harness.wait import until
+from tests.harness.wait import patient, until
 from tests.unit.api.api_service import KEY_ID, State, refused, serve
 
 
@@ -169,7 +169,7 @@ async def test_deadline_passes():
     """A call whose deadline passes cancels the wrapper (conformance 42)."""
     async with serve() as service:
         service.wrapper.stall = asyncio.Event()
-        code, _ = await refused(service.call("v2.Decrypt", timeout=1))
+        code, _ = await refused(service.call("v2.Decrypt", timeout=patient(3)))
         await until(lambda: service.wrapper.cancelled)
 
     assert grpc.StatusCode.DEADLINE_EXCEEDED is code

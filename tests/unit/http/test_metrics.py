@@ -83,7 +83,9 @@ async def test_a_client_that_gave_up():
     metrics = Metrics(lambda: IDLE)
     async with serve(observe=metrics.request) as service:
         service.wrapper.stall = asyncio.Event()
-        await refused(service.call("v2.Encrypt", timeout=1))
+        call = service.call("v2.Encrypt")
+        await until(lambda: service.wrapper.asked)
+        call.cancel()
         name = 'hsm_kms_requests_total{code="CANCELLED",method="v2.Encrypt"}'
         await until(lambda: samples(metrics).get(name) == 1)
 

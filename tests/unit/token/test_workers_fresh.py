@@ -10,17 +10,6 @@ import pytest
 
 from hsm_kms.token.ends import End
 from tests.harness.processes import children, stop
-from tests.harness.served import Served
-
-
-@pytest.fixture
-def make(hsm, pin_file, directory):
-    """Make workers on a token with one KEK."""
-
-    def make(**settings):
-        return Served(hsm, pin_file, directory, **settings)
-
-    return make
 
 
 def recycle(served, worker):

