@@ -43,7 +43,6 @@ def spied(make_plugin, hsm, own_pin, directory):
         "module": spy.module,
         "pin_file": str(own_pin),
         "env": hsm.env | spy.env,
-        "workers": 4,
         "sessions_per_worker": 1,
     }
     return make_plugin(hsm, token=token), spy
@@ -136,6 +135,8 @@ def test_no_pin_file(make_plugin, hsm, own_pin, make, cause):
 def test_wrong_pin_is_tried_once(spied, own_pin):
     """Four workers, a restart, a check and a list try a wrong PIN once in all."""
     plugin, spy = spied
+    plugin.config["token"]["workers"] = 4
+    plugin.write_config()
     for _ in range(2):
         plugin.start()
         wait_for(lambda: REJECTED in plugin.log())
