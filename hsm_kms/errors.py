@@ -144,7 +144,7 @@ class TokenError(UnavailableError):
 
 
 class UndecidedError(UnavailableError):
-    """The token did not decrypt, and nothing tells if it or the ciphertext is bad."""
+    """Raised when a decryption failed, because of the token or the ciphertext."""
 
 
 class TokenAbsentError(UnavailableError):

@@ -47,7 +47,7 @@ def unobserved(_method: str, _code: str, _seconds: float, _path: str) -> None:
 
 
 class Call:
-    """One request: its deadline and origin for its body, its outcome for the log.
+    """Hold one request: deadline and origin for its body, outcome for the log.
 
     Args:
         method: API and method for the log, such as "v2.Encrypt".
@@ -95,7 +95,7 @@ class Call:
         return (OBSERVER, "1") in (self._context.invocation_metadata() or ())
 
     async def refuse(self, error: Exception) -> NoReturn:
-        """End the request with the code and the sentence of an error.
+        """End the request with the code and the message of an error.
 
         Raises:
             AbortError: Always, by gRPC, which then answers the client.

@@ -1,4 +1,4 @@
-"""Map each error class to its gRPC status code and its fixed sentence.
+"""Map each error class to its gRPC status code and its fixed message.
 
 A client learns nothing but the sentence, because the API server passes it on to its
 own clients. Causes are in the log and in Status.
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Refusal(NamedTuple):
-    """The status code and the sentence that answer a request."""
+    """Hold the status code and the message that answer a request."""
 
     code: StatusCode
     sentence: str
@@ -108,5 +108,5 @@ REFUSALS: Final[Mapping[type[BaseException], Refusal]] = MappingProxyType(
 
 
 def refusal(error: BaseException) -> Refusal:
-    """Return code and sentence for an error; neither depends on the error's text."""
+    """Return code and message for an error; neither depends on the error's text."""
     return REFUSALS.get(type(error), INTERNAL)

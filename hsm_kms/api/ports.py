@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 class Wrapper(Protocol):
-    """Encrypts and decrypts DEKs. Deadlines are in the event loop's time."""
+    """Encrypt and decrypt DEKs. Deadlines are in the event loop's time."""
 
     async def wrap(self, plaintext: bytes, *, deadline: float | None) -> Sealed:
         """Encrypt a DEK under the current key.
@@ -42,7 +42,7 @@ class Wrapper(Protocol):
 
 
 class HealthSource(Protocol):
-    """Knows the health of this node, without waiting for the token."""
+    """Tell the health of this node, without waiting for the token."""
 
     def announce(self) -> HealthState:
         """Return the state for Status; v2 encrypts under its key_id from now on."""

@@ -31,7 +31,7 @@ RUNTIME_NAME: Final = "hsm-kms"
 
 
 class KmsV1:
-    """The KMS v1 service.
+    """Serve the methods of KMS v1.
 
     Args:
         wrapper: Encrypts and decrypts DEKs.

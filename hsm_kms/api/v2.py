@@ -33,7 +33,7 @@ MAX_ANNOTATION_BYTES: Final = 32768  # keys and values together; also its limit
 
 
 class KmsV2:
-    """The KMS v2 service.
+    """Serve the methods of KMS v2.
 
     Args:
         wrapper: Encrypts and decrypts DEKs.

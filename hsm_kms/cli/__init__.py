@@ -81,11 +81,11 @@ def main() -> None:
         sys.exit(1)
 
 
-def _say(sentence: str, hint: str | None = None) -> None:
-    click.echo(f"hsm-kms: {sentence}", err=True)
+def _say(cause: str, hint: str | None = None) -> None:
+    click.echo(f"hsm-kms: {cause}", err=True)
     if hint:
         click.echo(f"hint: {hint}", err=True)
 
 
-def _as_cause(sentence: str) -> str:
-    return sentence[:1].lower() + sentence[1:].rstrip(".")
+def _as_cause(message: str) -> str:
+    return message[:1].lower() + message[1:].rstrip(".")

@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 
 
 class Lazy(NamedTuple):
-    """Where a command is defined, and what its group's help says of it.
+    """Say where a command is defined, and what its group's help says about it.
 
     Attributes:
-        source: "module:attribute".
-        help: The first line of the command's own help, so that the help of the group
+        source: "module:attribute" of the command.
+        help: First line of the command's own help, so that the help of the group
             imports no command. A test compares the two.
     """
 
@@ -26,7 +26,7 @@ class Lazy(NamedTuple):
 
 
 class LazyGroup(click.Group):
-    """Group that imports a command when it is run or asked for help.
+    """Import a command of the group only when it is run or its help is printed.
 
     Args:
         lazy: The commands by name.
@@ -48,7 +48,7 @@ class LazyGroup(click.Group):
 
 
 class _Commands(MutableMapping[str, click.Command]):
-    """Commands by name; reading one imports its module."""
+    """Map names to commands; reading a command imports its module."""
 
     def __init__(self, lazy: Mapping[str, Lazy]) -> None:
         self._lazy = lazy
@@ -68,7 +68,7 @@ class _Commands(MutableMapping[str, click.Command]):
         return len(self._lazy)
 
     def __setitem__(self, name: str, command: click.Command) -> NoReturn:
-        raise TypeError("the commands of a lazy group are those of its table")
+        raise TypeError("a lazy group has the commands of its table only")
 
     def __delitem__(self, name: str) -> NoReturn:
-        raise TypeError("the commands of a lazy group are those of its table")
+        raise TypeError("a lazy group has the commands of its table only")

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 _WORDS: Final = {
     Outcome.REWRITTEN: "rewritten",
     Outcome.UP_TO_DATE: "up to date already",
-    Outcome.ACCEPTED: "would be taken, nothing was written",
+    Outcome.ACCEPTED: "would be accepted, nothing was written",
     Outcome.GONE: "deleted meanwhile",
     Outcome.REFUSED: "refused",
 }
@@ -127,9 +127,9 @@ def migrate(  # noqa: PLR0913 - one per option
     journal = journals.load(file, scope) if file else journals.begin(scope)
     with _terminable(), running_proxy(kubectl) as proxy, connected(proxy) as api:
         resources = find_resources(api, wanted)
-        by_itself = served_version(api)
+        served = served_version(api)
         if explain:
-            click.echo(_explained(resources, by_itself), nl=False)
+            click.echo(_explained(resources, served), nl=False)
             return
         migration = Migration(
             api,
@@ -142,22 +142,22 @@ def migrate(  # noqa: PLR0913 - one per option
     if file:
         file.unlink(missing_ok=True)
     _report(journal, output, dry_run=dry_run)
-    _advise(journal, by_itself)
+    _advise(journal, served)
     refused = journal.of(Outcome.REFUSED)
     if refused:
         raise HsmKmsError(
             f"{_objects(refused)} refused, and stored as before",
-            hint="see to what refuses them, and run this again",
+            hint="remove the cause of the refusals, and run this again",
         )
 
 
 def _nothing() -> None:
-    """What is saved where nothing is to be saved."""
+    """Save nothing, because --resume was not given."""
 
 
 @contextlib.contextmanager
 def _terminable() -> Iterator[None]:
-    """A SIGTERM ends it like Ctrl-C: in order, and with kubectl."""
+    """Let SIGTERM end the block like Ctrl-C, so that kubectl is stopped too."""
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
@@ -169,21 +169,21 @@ def _explained(resources: Sequence[Resource], version: str | None) -> str:
     if version is None:
         raise HsmKmsError(
             f"this API server does not serve {GROUP}",
-            hint="from Kubernetes 1.35 on it does with the feature gate "
+            hint="from Kubernetes 1.35 on, enable the feature gate "
             "StorageVersionMigrator and --runtime-config="
             f"{GROUP}/v1beta1=true; or run this without --explain",
         )
     click.echo(
         "hint: pipe this into `kubectl create -f -`, then watch `kubectl get "
-        "storageversionmigrations -w`; the kube-controller-manager does it, if it "
-        "has the feature gate StorageVersionMigrator, too",
+        "storageversionmigrations -w`; the kube-controller-manager needs the feature "
+        "gate StorageVersionMigrator too",
         err=True,
     )
     return manifests(resources, version)
 
 
 class _Bar(Watcher):
-    """A progress bar for each resource, on stderr if that is a terminal."""
+    """Show a progress bar for each resource on stderr, if that is a terminal."""
 
     def __init__(self, stack: contextlib.ExitStack) -> None:
         self._stack = stack
@@ -217,14 +217,14 @@ def _run(
 ) -> None:
     if journal.at:
         click.echo(
-            f"going on with what began at {when(journal.started)}: "
-            f"{_objects(journal.objects)} done, next are {journal.at}",
+            f"resuming the migration that began at {when(journal.started)}: "
+            f"{_objects(journal.objects)} done, continuing with {journal.at}",
             err=True,
         )
     again = (
-        "the same command again goes on from there"
+        "run the same command again to resume"
         if file
-        else "begin again, which does no harm; with --resume FILE it would go on"
+        else "run the command again, which does no harm; --resume FILE keeps progress"
     )
     try:
         with contextlib.ExitStack() as stack:
@@ -260,7 +260,7 @@ def _report(journal: Journal, output: str, *, dry_run: bool) -> None:
         summary = f"{name}: {_objects(counts.objects)}"
         click.echo(": ".join([summary, ", ".join(parts)] if parts else [summary]))
         for each in counts.refusals:
-            click.echo(f"  {each.object}: {each.why}")
+            click.echo(f"  {each.object}: {each.reason}")
         more = counts.of(Outcome.REFUSED) - len(counts.refusals)
         if more:
             click.echo(f"  and {more:,} more")
@@ -275,16 +275,16 @@ def _shown(counts: Counts) -> dict[str, Any]:
     return outcomes | {"refusals": msgspec.to_builtins(counts.refusals)}
 
 
-def _advise(journal: Journal, by_itself: str | None) -> None:
+def _advise(journal: Journal, served: str | None) -> None:
     if journal.of(Outcome.ACCEPTED):
-        advice = ["which of them are out of date only `hsm-kms etcd scan` tells"]
+        advice = ["run `hsm-kms etcd scan` to see which objects are out of date"]
     else:
-        advice = ["`hsm-kms etcd scan` shows what is stored now"]
+        advice = ["run `hsm-kms etcd scan` to see what is stored now"]
     if journal.of(Outcome.UP_TO_DATE) and not journal.of(Outcome.REWRITTEN):
         advice.append(
-            "nothing was out of date; an API server learns of a new key within a minute"
+            "nothing was out of date; an API server may use a new key a minute later"
         )
-    if by_itself:
-        advice.append("this cluster can do it by itself, too: see --explain")
+    if served:
+        advice.append("this cluster can migrate on its own, see --explain")
     for each in advice:
         click.echo(f"hint: {each}", err=True)

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoginChoice:
-    """Login of a command, where it differs from the server's.
+    """Describe how a command logs in, if not as the server does.
 
     Args:
         pin_file: PIN file instead of `token.pin_file`, or None.
@@ -76,7 +76,7 @@ async def one_worker(
     Args:
         config: The configuration.
         choice: Login that differs from the server's, or None.
-        read_write: Overrides `token.read_write`.
+        read_write: Overrides `token.read_write`, unless None.
         retry: Try the PIN even if it was rejected before.
 
     Raises:

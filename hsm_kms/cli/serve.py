@@ -1,4 +1,4 @@
-"""Provide `hsm-kms serve`."""
+"""Provide `hsm-kms serve`: run the server."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ def serve(path: Path) -> None:
     """
     config = configuration.load(path)
     log.configure(config.log.level, config.log.format)
-    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # its C core would write to stderr
+    # gRPC's C core would write lines of its own to stderr.
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     from hsm_kms.server import serve as server  # noqa: PLC0415 - grpc takes a third of a second
 
     asyncio.run(server.serve(config, path))

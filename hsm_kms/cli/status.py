@@ -33,7 +33,7 @@ def status(path: Path, socket: Path | None, output: str) -> None:
     """
     server = None
     if socket is None:
-        # pydantic and http.client take longer to load than all else but gRPC.
+        # pydantic and http.client take longer to load than anything else but gRPC.
         from hsm_kms.config.load import load  # noqa: PLC0415
         from hsm_kms.http.client import read_status  # noqa: PLC0415
 
@@ -78,7 +78,8 @@ def _in_short(server: dict[str, Any] | None) -> dict[str, str]:
 def _ask(socket: Path, server: dict[str, Any] | None) -> dict[str, str]:
     if not socket.exists():
         raise HsmKmsError(
-            f"there is no socket {socket}", hint="start `hsm-kms serve`, or see its log"
+            f"the KMS socket {socket} does not exist",
+            hint="start `hsm-kms serve`, or read the server's log",
         )
     import grpc  # noqa: PLC0415 - takes a third of a second
 
@@ -89,7 +90,8 @@ def _ask(socket: Path, server: dict[str, Any] | None) -> dict[str, str]:
     try:
         with grpc.insecure_channel(f"unix:{socket.resolve()}", options) as channel:
             stub = kms_v2_pb2_grpc.KeyManagementServiceStub(channel)  # type: ignore[no-untyped-call]
-            # A new key is announced to the API server alone: its next request uses it.
+            # Without OBSERVER this would announce a new key, which the API server must
+            # learn first: v2 encrypts under the key announced last.
             reply = stub.Status(
                 kms_v2_pb2.StatusRequest(), timeout=SECONDS, metadata=[(OBSERVER, "1")]
             )
@@ -97,9 +99,9 @@ def _ask(socket: Path, server: dict[str, Any] | None) -> dict[str, str]:
         if server is not None and error.code() is grpc.StatusCode.UNIMPLEMENTED:
             known = {name: server[name] for name in ("healthz", "key_id")}
             return known | {"version": V1_VERSION}
-        hint = "see the server's log, and run `hsm-kms check`"
+        hint = "read the server's log, and run `hsm-kms check`"
         if server is not None and server["key_id"] and not server.get("answers", True):
-            hint = f"as health.stop_writes_after has it, since {server['detail']}"
+            hint = f"health.stop_writes_after has passed: {server['detail']}"
         raise HsmKmsError(
             f"no Status from {socket}: {error.code().name}: {error.details()}",
             hint=hint,

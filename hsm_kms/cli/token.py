@@ -65,7 +65,7 @@ def token_group() -> None:
     type=click.Path(path_type=Path, dir_okay=False, exists=True),
     help="Use this PKCS#11 module, and no configuration file.",
 )
-@click.option("--init-args", help="Text that the module needs in C_Initialize, if any.")
+@click.option("--init-args", help="Argument string for C_Initialize, if needed.")
 @click.option(
     "--env",
     "variables",
@@ -105,7 +105,7 @@ def list_tokens(
             if name != "slot":
                 click.echo(f"  {name}: {text if text is not None else 'not reported'}")
     if not shown:
-        click.echo("no slot holds a token", err=True)
+        click.echo("no slot contains a token", err=True)
 
 
 @token_group.command("retry-pin")
@@ -136,7 +136,9 @@ async def _tokens(
             await worker.configure(configure)
             reply = await worker.ask(ListTokens(), SECONDS)
     except TimeoutError:
-        raise TokenTimeoutError(f"no answer within {SECONDS:g} s") from None
+        raise TokenTimeoutError(
+            f"the module did not answer within {SECONDS:g} s"
+        ) from None
     finally:
         await worker.leave()
     return reply.tokens if isinstance(reply, Tokens) else ()

@@ -1,4 +1,4 @@
-"""What the wrapping of each API gives up against `token`, for one configuration."""
+"""Compare the wrapping mode of each API with `token`: what it gives up."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ if TYPE_CHECKING:
 _COLUMNS: Final = (
     ("API", 3),
     ("WRAPPING", 8),
-    ("READING THE SERVER'S MEMORY OPENS", 26),
+    ("A MEMORY DUMP REVEALS", 26),
     ("WORKS WITHOUT THE HSM", 22),
     ("THE HSM'S LOG SHOWS", 19),
     ("COSTS", 22),
 )
 _MEMORY: Final[dict[Wrapping, str]] = {
-    "token": "the DEKs under way at that moment",
-    "fallback": "every DEK wrapped without the HSM; and forges more",
-    "software": "every DEK that a local KEK in it wrapped; and forges more",
+    "token": "the DEKs in requests at that moment",
+    "fallback": "every DEK wrapped by a local KEK in memory; new ones can be forged",
+    "software": "every DEK wrapped by a local KEK in memory; new ones can be forged",
 }
 _LOG: Final[dict[Wrapping, str]] = {
     "token": "every DEK",
-    "fallback": "every DEK but those wrapped without it",
+    "fallback": "every DEK that the HSM wrapped",
     "software": "every local KEK, no DEK",
 }
 
 
 def tradeoff(config: Config) -> Iterator[str]:
-    """A table with a row for each API that is enabled, as lines of text."""
-    yield "What each wrapping gives up against `token` (docs/threat-model.md):"
+    """Yield the lines of a table with one row for each enabled API."""
+    yield "What each wrapping mode gives up compared to `token` (docs/threat-model.md):"
     yield from _lines([name for name, _ in _COLUMNS])
     wrappings = _wrappings(config)
     for api, wrapping in wrappings.items():
@@ -50,7 +50,7 @@ def tradeoff(config: Config) -> Iterator[str]:
             ]
         )
     if "token" in wrappings.values() and len(set(wrappings.values())) > 1:
-        yield "What the local KEKs of the one API forge, the other opens as well."
+        yield "A DEK forged with a local KEK of one API is accepted by the other API."
 
 
 def _wrappings(config: Config) -> dict[str, Wrapping]:
@@ -60,12 +60,12 @@ def _wrappings(config: Config) -> dict[str, Wrapping]:
 
 def _without_hsm(config: Config, wrapping: Wrapping) -> str:
     if wrapping == "token":
-        return "nothing that the token wraps"
-    opened = "Decrypt by local KEKs in memory"
+        return "nothing that the token wrapped"
+    decrypt = "Decrypt with local KEKs in memory"
     if not config.local_keys.max_offline:
-        return f"{opened}; no Encrypt"
+        return f"{decrypt}; no Encrypt"
     limit = format_duration(config.local_keys.max_offline)
-    return f"Encrypt for {limit}, {opened}; nothing after a restart"
+    return f"Encrypt for {limit}, {decrypt}; nothing after a restart"
 
 
 def _cost(config: Config, api: str, wrapping: Wrapping) -> str:
@@ -77,7 +77,7 @@ def _cost(config: Config, api: str, wrapping: Wrapping) -> str:
 
 
 def _lines(cells: Sequence[str]) -> Iterator[str]:
-    """One row, each cell broken into lines of its column's width."""
+    """Yield the lines of one row, each cell wrapped to the width of its column."""
     widths = [width for _, width in _COLUMNS]
     broken = [
         textwrap.wrap(cell, width) for cell, width in zip(cells, widths, strict=True)

@@ -1,6 +1,6 @@
-"""What kube-apiserver stored in etcd, read and counted without any key.
+"""Read, count and verify what kube-apiserver stored in etcd; never write to etcd.
 
-Reads in this order: `source` says what a source of stored objects is, `live`,
-`json_file` and `snapshot` are the three there are; `values` takes one value apart;
-`tally` counts. Nothing here ever writes to etcd. `rpc` is generated.
+Read the files in this order: `source` defines a source of stored objects; `live`,
+`json_file` and `snapshot` are the three sources; `values` parses one value; `tally`
+counts; `verify` has a token decrypt. `rpc` is generated.
 """

@@ -1,4 +1,4 @@
-"""A connection to one endpoint, and what to make of what it refuses."""
+"""Connect to one endpoint of etcd, and translate its errors."""
 
 from __future__ import annotations
 
@@ -18,41 +18,41 @@ if TYPE_CHECKING:
     from hsm_kms.etcd.endpoint import Endpoint, Tls
 
 MAX_ANSWER_BYTES: Final = 32 * 1024**2
-"""Longest answer that is taken in; no object may be longer."""
+"""Longest response that is accepted; no object may be longer."""
 
 LOGIN_HINT: Final = (
-    "--user NAME with ETCDCTL_PASSWORD, or --cert of a client whose CN is a user"
+    "give --user NAME with ETCDCTL_PASSWORD, or a --cert whose CN is an etcd user"
 )
 _DETAILS: Final = {
     "permission denied": (
-        "etcd does not let this user read all of the prefix",
-        "as root: etcdctl role grant-permission ROLE --prefix read PREFIX",
+        "permission denied: the etcd user cannot read all keys below the prefix",
+        "as root run `etcdctl role grant-permission ROLE --prefix read PREFIX`",
     ),
-    "user name is empty": ("etcd wants a user", LOGIN_HINT),
-    "authentication failed": ("etcd refuses the user or the password", LOGIN_HINT),
-    "invalid auth token": ("etcd does not know the login any more", "run it again"),
+    "user name is empty": ("etcd requires a user", LOGIN_HINT),
+    "authentication failed": ("etcd rejected the user or the password", LOGIN_HINT),
+    "invalid auth token": ("the login to etcd has expired", "run the command again"),
     "has been compacted": (
-        "etcd has compacted the revision that was being read",
-        "run it again; where it always takes too long, use --from-snapshot",
+        "etcd compacted the revision while it was being read",
+        "run the command again; if it always takes too long, use --from-snapshot",
     ),
 }
 
 
 class UnreachableError(EtcdError):
-    """No answer; another endpoint may give one."""
+    """Raised when an endpoint does not answer; another endpoint may."""
 
 
 class TooLongError(EtcdError):
-    """The answer is longer than `MAX_ANSWER_BYTES`."""
+    """Raised when a response is longer than `MAX_ANSWER_BYTES`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Login:
-    """A user of etcd.
+    """Name a user of etcd.
 
     Args:
-        name: Their name.
-        password: Their password.
+        name: Name of the user.
+        password: Password of the user.
     """
 
     name: str
@@ -60,13 +60,13 @@ class Login:
 
 
 class Link:
-    """A connection to one endpoint.
+    """Send requests to one endpoint.
 
     Args:
-        endpoint: Where.
-        tls: What to show and to believe, where the endpoint speaks TLS.
-        login: Who to be, or None.
-        seconds: How long one request may take.
+        endpoint: The endpoint.
+        tls: Certificates and CAs, used if the endpoint speaks TLS.
+        login: User and password, or None for no login.
+        seconds: Timeout of one request.
     """
 
     def __init__(
@@ -79,11 +79,11 @@ class Link:
         self._channel = _channel(endpoint, tls)
 
     def close(self) -> None:
-        """Close it."""
+        """Close the connection."""
         self._channel.close()
 
     def connects(self, seconds: float) -> bool:
-        """Whether it connects within this time."""
+        """Return True if the connection can be established within `seconds`."""
         states: queue.SimpleQueue[grpc.ChannelConnectivity] = queue.SimpleQueue()
         state = grpc.ChannelConnectivity.IDLE
         self._channel.subscribe(states.put, try_to_connect=True)
@@ -97,11 +97,11 @@ class Link:
         return state is grpc.ChannelConnectivity.READY
 
     def log_in(self) -> None:
-        """Take a token, where there is a login and etcd has users at all.
+        """Get an auth token from etcd, if there is a login and etcd has users.
 
         Raises:
-            UnreachableError: No answer.
-            EtcdError: It refuses.
+            UnreachableError: The endpoint does not answer.
+            EtcdError: etcd rejected the login.
         """
         if not self._login:
             return
@@ -118,19 +118,19 @@ class Link:
         self._metadata = (("token", answer.token),)
 
     def range(self, request: RangeRequest) -> RangeResponse:
-        """One answer.
+        """Return the response to one Range request.
 
         Raises:
-            UnreachableError: None came.
-            TooLongError: It is longer than `MAX_ANSWER_BYTES`.
-            EtcdError: It refuses.
+            UnreachableError: The endpoint does not answer.
+            TooLongError: The response is longer than `MAX_ANSWER_BYTES`.
+            EtcdError: etcd refused the request.
         """
         try:
             return self._range(request)
         except grpc.RpcError as error:
             if error.code() is not grpc.StatusCode.UNAUTHENTICATED or not self._login:
                 raise _refusal(error, self.endpoint) from None
-        self.log_in()  # a token of etcd's lives for some minutes
+        self.log_in()  # an auth token of etcd expires after some minutes
         try:
             return self._range(request)
         except grpc.RpcError as error:
@@ -161,15 +161,15 @@ def _channel(endpoint: Endpoint, tls: Tls) -> grpc.Channel:
 
 
 def _refusal(error: grpc.RpcError, endpoint: Endpoint) -> EtcdError:
-    """What to say where etcd, or gRPC for it, gives an error for an answer."""
+    """Return the error for a gRPC status of etcd or of the gRPC library."""
     code, details = error.code(), error.details() or ""
     said = f"{code.name}: {printable(details, 300)}"
     if code in {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED}:
         return UnreachableError(said)
-    # etcd has refusals of the same code; the limit on what is received is gRPC's.
+    # etcd uses RESOURCE_EXHAUSTED too; only gRPC's own limit has these words.
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" in details:
-        return TooLongError(f"an answer is longer than {MAX_ANSWER_BYTES >> 20} MiB")
-    for words, (sentence, hint) in _DETAILS.items():
+        return TooLongError(f"a response exceeds {MAX_ANSWER_BYTES >> 20} MiB")
+    for words, (cause, hint) in _DETAILS.items():
         if words in details:
-            return EtcdError(sentence, hint=hint)
-    return EtcdError(f"{endpoint.text} refuses: {said}")
+            return EtcdError(cause, hint=hint)
+    return EtcdError(f"{endpoint.text} refused the request: {said}")

@@ -1,4 +1,4 @@
-"""One endpoint of etcd: how it is written, its TLS, and why it does not answer."""
+"""Parse one endpoint of etcd, load its TLS files, and find out why it fails."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ _HOST_AND_PORT: Final = re.compile(
     r"(\[[0-9a-fA-F:.%]+\]|[A-Za-z0-9._-]+):([0-9]{1,5})"
 )
 _MAX_PORT: Final = 65535
-# What an HTTP/2 client says first: the preface, and empty SETTINGS.
+# An HTTP/2 client begins with this: the preface, and empty SETTINGS.
 _HELLO: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
 
-CA_HINT: Final = "--cacert is the CA that signed it: .../pki/etcd/ca.crt with kubeadm"
+CA_HINT: Final = "give the CA that signed it as --cacert (kubeadm: pki/etcd/ca.crt)"
 CLIENT_HINT: Final = (
-    "--cert and --key are a client's of etcd: .../pki/apiserver-etcd-client.crt "
-    "and .key with kubeadm"
+    "give an etcd client's certificate as --cert and its key as --key "
+    "(kubeadm: pki/apiserver-etcd-client.crt and .key)"
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Where an etcd listens.
+    """Describe where an etcd listens.
 
     Args:
-        text: As it was given.
-        host: Its name or address, without brackets; of a unix socket its path.
-        port: 0 for a unix socket.
-        tls: Whether it is spoken to in TLS.
+        text: The endpoint as it was given.
+        host: Name or address of the host, without brackets; or path of a unix socket.
+        port: TCP port; 0 for a unix socket.
+        tls: True if the endpoint is used with TLS.
     """
 
     text: str
@@ -45,17 +45,20 @@ class Endpoint:
 
     @property
     def target(self) -> str:
-        """As gRPC names it."""
+        """Return the endpoint as a gRPC target."""
         if self.port == 0:
             return f"unix:{self.host}"
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{host}:{self.port}"
 
     def connect(self, seconds: float) -> socket.socket:
-        """A plain connection.
+        """Return a connected socket, without TLS.
+
+        Args:
+            seconds: Timeout to connect, and of each later call on the socket.
 
         Raises:
-            OSError: There is none to be had.
+            OSError: The connection failed.
         """
         if self.port:
             return socket.create_connection((self.host, self.port), seconds)
@@ -67,12 +70,12 @@ class Endpoint:
 
 @dataclass(frozen=True, slots=True)
 class TlsFiles:
-    """The PEM files of --cacert, --cert and --key, as they were read.
+    """Hold the content of the PEM files of --cacert, --cert and --key.
 
     Args:
-        cacert: None for the CAs of this system.
-        cert: None where the client has no certificate.
-        key: The key of it.
+        cacert: CA certificates; None for gRPC's own.
+        cert: Certificate of the client, or None.
+        key: Private key of the client's certificate, or None.
     """
 
     cacert: bytes | None
@@ -82,17 +85,18 @@ class TlsFiles:
 
 @dataclass(frozen=True, slots=True)
 class Tls:
-    """The files, and a context that has found them in order."""
+    """Hold the TLS files, and an SSL context that has accepted them."""
 
     files: TlsFiles
     context: ssl.SSLContext
 
     @staticmethod
     def load(cacert: Path | None, cert: Path | None, key: Path | None) -> Tls:
-        """Read the files.
+        """Read and check the TLS files.
 
         Raises:
-            EtcdError: One cannot be read, is not PEM, or does not fit the other.
+            EtcdError: A file cannot be read or is not PEM, or the key does not belong
+                to the certificate.
         """
         files = TlsFiles(_read(cacert) or _system_cas(), _read(cert), _read(key))
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -103,26 +107,26 @@ class Tls:
             else:
                 context.load_default_certs()
         except (ssl.SSLError, OSError):
-            raise EtcdError(f"{cacert} holds no certificates in PEM") from None
+            raise EtcdError(f"{cacert} contains no PEM certificates") from None
         try:
             if cert:
                 context.load_cert_chain(cert, key, password=_no_password)
         except (ssl.SSLError, OSError):
             raise EtcdError(
-                f"{cert} and {key} are not a certificate and its key in PEM"
+                f"{cert} and {key} are not a PEM certificate and its private key"
             ) from None
         return Tls(files, context)
 
 
 def parse_endpoint(text: str, *, secured: bool) -> Endpoint:
-    """An endpoint as etcdctl takes it.
+    """Parse an endpoint in the forms that etcdctl accepts.
 
     Args:
         text: http://host:port, https://host:port, unix:///path, or host:port.
-        secured: Whether host:port alone stands for TLS.
+        secured: True if host:port without a scheme means TLS.
 
     Raises:
-        ConfigError: It is none of these.
+        ConfigError: The text has none of these forms.
     """
     scheme, separator, rest = text.partition("://")
     if not separator:
@@ -138,15 +142,15 @@ def parse_endpoint(text: str, *, secured: bool) -> Endpoint:
 
 
 def why_not(endpoint: Endpoint, tls: Tls, seconds: float) -> EtcdError | None:
-    """Why an endpoint cannot be talked to; gRPC hardly says.
+    """Find out why an endpoint does not work, because gRPC hardly says.
 
     Args:
-        endpoint: Where.
-        tls: What the client shows and believes.
-        seconds: How long to wait for each step.
+        endpoint: The endpoint.
+        tls: Certificates and CAs of the client.
+        seconds: Timeout of each step.
 
     Returns:
-        Cause and cure, or None where nothing is found wrong.
+        Cause and cure, or None if nothing wrong was found.
     """
     try:
         with endpoint.connect(seconds) as connection:
@@ -166,13 +170,13 @@ def _why_not_tls(
         with tls.context.wrap_socket(
             connection, server_hostname=endpoint.host
         ) as secure:
-            # With TLS 1.3 a server refuses a certificate after the handshake.
+            # With TLS 1.3 a server rejects a certificate only after the handshake.
             secure.sendall(_HELLO)
             if not secure.recv(1):
-                return EtcdError("it ends the connection at once", hint=CLIENT_HINT)
+                return EtcdError("it closes the connection", hint=CLIENT_HINT)
     except ssl.SSLCertVerificationError as error:
         said = printable(error.verify_message)
-        return EtcdError(f"its certificate is not to be trusted: {said}", hint=CA_HINT)
+        return EtcdError(f"its certificate is not trusted: {said}", hint=CA_HINT)
     except ssl.SSLError as error:
         return _refused(error)
     return None
@@ -181,12 +185,14 @@ def _why_not_tls(
 def _refused(error: ssl.SSLError) -> EtcdError:
     reason = (error.reason or "").lower().replace("_", " ")
     if "certificate required" in reason or "handshake failure" in reason:
-        return EtcdError("it wants a client's certificate", hint=CLIENT_HINT)
+        return EtcdError("it requires a client certificate", hint=CLIENT_HINT)
     if "certificate" in reason or "unknown ca" in reason:
-        return EtcdError("it refuses the client's certificate", hint=CLIENT_HINT)
+        return EtcdError("it rejects the client certificate", hint=CLIENT_HINT)
     if "wrong version number" in reason or "record layer failure" in reason:
-        return EtcdError("it does not speak TLS", hint="write http:// before it")
-    return EtcdError(f"TLS fails: {printable(reason or str(error))}")
+        return EtcdError(
+            "it does not use TLS", hint="write http:// before host and port"
+        )
+    return EtcdError(f"TLS failed: {printable(reason or str(error))}")
 
 
 def _why_not_plain(endpoint: Endpoint, connection: socket.socket) -> EtcdError | None:
@@ -195,7 +201,7 @@ def _why_not_plain(endpoint: Endpoint, connection: socket.socket) -> EtcdError |
         return None
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE  # it is only asked whether it speaks TLS
+    context.verify_mode = ssl.CERT_NONE  # this only finds out if the server uses TLS
     try:
         with (
             endpoint.connect(connection.gettimeout() or 1.0) as again,
@@ -206,9 +212,10 @@ def _why_not_plain(endpoint: Endpoint, connection: socket.socket) -> EtcdError |
         speaks_tls = "certificate" in str(error).lower()
     if speaks_tls:
         return EtcdError(
-            "it speaks TLS", hint="write https:// before it, and give --cacert"
+            "it uses TLS",
+            hint="write https:// before host and port, and give --cacert",
         )
-    return EtcdError("it does not speak HTTP/2, so it is no etcd")
+    return EtcdError("it does not speak HTTP/2, so it is not etcd")
 
 
 def _read(path: Path | None) -> bytes | None:
@@ -221,7 +228,7 @@ def _read(path: Path | None) -> bytes | None:
 
 
 def _system_cas() -> bytes | None:
-    """This system's CAs; None where it has no such file, and gRPC's own count."""
+    """Return the CA certificates of this system; None if it has no such file."""
     path = ssl.get_default_verify_paths().cafile
     try:
         return Path(path).read_bytes() if path else None
@@ -230,7 +237,7 @@ def _system_cas() -> bytes | None:
 
 
 def _no_password() -> str:
-    return ""  # instead of asking on the terminal
+    return ""  # otherwise OpenSSL would ask on the terminal
 
 
 def _shown(text: str) -> str:

@@ -1,11 +1,11 @@
-"""The output of `etcdctl get --prefix / -w json`, read as it streams in.
+"""Read the output of `etcdctl get --prefix / -w json` as a stream.
 
-What is not all there must not pass for it: a file that breaks off, that etcdctl
-limited, or that holds something else, is an error.
+An incomplete file must not look complete: a file that is truncated, that etcdctl
+limited, or that is something else, is an error.
 
-The objects stand in one array, each a flat map whose strings are base64: so a map
-ends at the first closing brace, and only one of them is in memory at a time. What
-is left of the output without them is a small document of its own.
+The objects are in one array. Each is a flat map whose strings are base64, so a map ends
+at the first closing brace, and only one map is in memory at a time. Without the maps,
+the output is a small JSON document.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 STDIN: Final = Path("-")
-HINT: Final = "it must be the whole output of `etcdctl get --prefix / -w json`"
+HINT: Final = "give the complete output of `etcdctl get --prefix / -w json`"
 
 _HEAD: Final = re.compile(r'(.*?"kvs"\s*:\s*\[)', re.DOTALL)
 _FIRST: Final = re.compile(r"\s*(\{[^{}]*\}|\])")
@@ -34,11 +34,11 @@ _TAIL: Final = re.compile(r"([^{}]*\})")
 
 
 class JsonFile:
-    """A file of JSON; see `hsm_kms.etcd.source.Source`.
+    """Read a JSON file; see `hsm_kms.etcd.source.Source`.
 
     Args:
         path: The file, or `STDIN`.
-        prefix: What the keys begin with; others are passed over.
+        prefix: Prefix of the keys to return; other keys are skipped.
     """
 
     def __init__(self, path: Path, *, prefix: bytes = DEFAULT_PREFIX) -> None:
@@ -52,7 +52,7 @@ class JsonFile:
         """Open the file.
 
         Raises:
-            EtcdError: It cannot be.
+            EtcdError: The file cannot be opened.
         """
         try:
             file = sys.stdin.buffer if self._path == STDIN else self._path.open("rb")
@@ -67,36 +67,36 @@ class JsonFile:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Close it."""
+        """Close the file, unless it is stdin."""
         if self._stream and self._path != STDIN:
             self._stream.close()
 
     def __iter__(self) -> Iterator[Item]:
-        """Every object below the prefix.
+        """Return an iterator over every object below the prefix.
 
         Raises:
-            EtcdError: The file is broken, not all there, or something else.
+            EtcdError: The file is corrupt, incomplete, or something else.
         """
         return (item for item in self._all() if item.key.startswith(self.prefix))
 
     def get(self, key: bytes) -> Item | None:
-        """The object with this key, or None.
+        """Return the object with this key, or None if there is none.
 
         Raises:
-            EtcdError: The file is broken before it comes.
+            EtcdError: The file is corrupt before that object.
         """
         return next((item for item in self._all() if item.key == key), None)
 
     def total(self) -> int | None:
-        """None: the number stands at the end."""
+        """Return None, because the number is at the end of the file."""
         return None
 
     def share(self) -> float | None:
-        """How much of the file has been read, from 0 to 1; None of a pipe."""
+        """Return how much of the file has been read, from 0 to 1; None for a pipe."""
         return self._stream.share() if self._stream else None
 
     def _all(self) -> Iterator[Item]:
-        """Every object of the file."""
+        """Yield every object of the file."""
         assert self._stream  # noqa: S101 - entered
         outputs = _Outputs(Text(self._stream))
         try:
@@ -106,7 +106,7 @@ class JsonFile:
         except (ValueError, TypeError, ArithmeticError, RecursionError):
             so_far = f"after {outputs.objects} objects"
             raise EtcdError(
-                f"{self.name} breaks off or is no JSON, {so_far}", hint=HINT
+                f"{self.name} is truncated or not JSON, {so_far}", hint=HINT
             ) from None
         except OSError as error:
             raise EtcdError(f"{self.name} cannot be read: {error.strerror}") from None
@@ -118,11 +118,11 @@ class JsonFile:
 
 
 class _Outputs:
-    """One output of etcdctl, or several in a row, of which objects are taken out.
+    """Parse one output of etcdctl, or several in a row.
 
     Attributes:
-        objects: How many so far.
-        revision: As the last header says; None before its output was read to the end.
+        objects: Number of objects so far.
+        revision: Revision in the last header; None before the end of its output.
     """
 
     def __init__(self, text: Text) -> None:
@@ -136,17 +136,19 @@ class _Outputs:
         self._outputs = 0
 
     def pairs(self) -> Iterator[dict[str, Any]]:
-        """The map of each object.
+        """Yield the map of each object.
 
         Raises:
-            ValueError: It is no JSON, or nothing that etcdctl makes.
-            TypeError, ArithmeticError, RecursionError: Likewise.
+            ValueError: The text is not JSON, or etcdctl did not write it.
+            TypeError: As ValueError.
+            ArithmeticError: As ValueError.
+            RecursionError: As ValueError.
         """
         while not self._text.ended():
             head = self._text.take(_HEAD)
             if head is None:
                 if self._note_whole(self._text.rest()):
-                    raise ValueError("breaks off")
+                    raise ValueError("truncated")
                 return
             head = self._note_whole(head)
             yield from self._array()
@@ -163,7 +165,7 @@ class _Outputs:
             pair = self._text.take(_NEXT)
 
     def _note_whole(self, text: str) -> str:
-        """Note outputs without any object, and return what is left of the text."""
+        """Note complete outputs without objects, and return the rest of the text."""
         decoder = json.JSONDecoder()
         while text:
             try:
@@ -175,7 +177,7 @@ class _Outputs:
         return text
 
     def _note(self, output: Any) -> None:
-        """Note what an output says besides its objects."""
+        """Note the header and the counts of an output."""
         self._outputs += 1
         if not isinstance(output, dict):
             return
@@ -187,28 +189,28 @@ class _Outputs:
         self._more = self._more or bool(output.get("more"))
 
     def complaint(self) -> str:
-        """Why all this is not every object there was; "" where nothing is wrong."""
+        """Return why objects may be missing; "" if nothing is wrong."""
         if not self._outputs:
             return "is empty"
         if self._headers != self._outputs:
             return "has no header with a revision"
         if self._more or self._promised > self.objects:
             most = max(self._promised, self.objects)
-            return f"has {self.objects} objects of {most}"
+            return f"has only {self.objects} of {most} objects"
         if self.objects and not self._values:
             return "has keys but no values"
         return ""
 
 
 def _item(pair: dict[str, Any]) -> Item:
-    """A pair as etcd holds it; etcdctl leaves an empty value out.
+    """Return a map of etcdctl as an object; etcdctl omits an empty value.
 
     Raises:
-        ValueError: It is none.
+        ValueError: The map has no key, or key or value is not base64.
     """
     key, value = pair.get("key"), pair.get("value", "")
     if not isinstance(key, str) or not isinstance(value, str):
-        raise ValueError("key and value must be text")  # noqa: TRY004 - as any fault
+        raise ValueError("key and value must be text")  # noqa: TRY004 - one error type
     return Item(_decoded(key), _decoded(value))
 
 

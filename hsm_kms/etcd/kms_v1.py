@@ -1,7 +1,7 @@
-"""Where the name of a KMS v1 value ends, and its wrapped DEK with it.
+"""Find the wrapped DEK in a KMS v1 value.
 
-A value is NAME ":" LENGTH WRAPPED DATA with a length of two bytes. A name may hold
-colons, and so may what follows, so the prefix alone does not tell.
+A value is NAME ":" LENGTH WRAPPED DATA with a length of two bytes. The name may contain
+colons, and so may what follows, so the first colon need not be the end of the name.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ _LIKELY_WRAPPED_BYTES: Final = 4096
 
 
 class Split(NamedTuple):
-    """One way to read a value.
+    """Describe one way to split a value.
 
     Args:
-        name_bytes: Length of the name.
-        wrapped_bytes: Length of the wrapped DEK.
+        name_bytes: Length of the name in bytes.
+        wrapped_bytes: Length of the wrapped DEK in bytes.
     """
 
     name_bytes: int
@@ -30,23 +30,23 @@ class Split(NamedTuple):
 
     @property
     def start(self) -> int:
-        """Where the wrapped DEK begins."""
+        """Return the offset of the wrapped DEK."""
         return self.name_bytes + len(":") + _LENGTH_BYTES
 
     @property
     def end(self) -> int:
-        """Where the data begins."""
+        """Return the offset of the data."""
         return self.start + self.wrapped_bytes
 
 
 def split_v1(rest: bytes) -> tuple[Split, Record | None] | None:
-    """The one way to read a value that is right, or the likeliest.
+    """Return the split at which a record of hsm-kms is found, or else the likeliest.
 
     Args:
-        rest: The value behind its prefix.
+        rest: The value without its prefix.
 
     Returns:
-        The split, and our record if it is ours; None where nothing fits.
+        The split, and the record or None; None if no split fits.
     """
     splits = _splits(rest)
     for split in splits:
@@ -54,14 +54,14 @@ def split_v1(rest: bytes) -> tuple[Split, Record | None] | None:
             record = record_of(rest[split.start : split.end])
             if record:
                 return split, record
-    # Two letters of a name, read as a length, come to more than 8,000.
+    # Two letters of a name, read as a length, are more than 8,000.
     short = (each for each in splits if each.wrapped_bytes <= _LIKELY_WRAPPED_BYTES)
     likeliest = next(short, splits[0] if splits else None)
     return (likeliest, None) if likeliest else None
 
 
 def record_of(wrapped: bytes) -> Record | None:
-    """Our own record, None where it is not one."""
+    """Return the record of hsm-kms in `wrapped`, or None if it is not one."""
     try:
         return Record.decode(wrapped)
     except CiphertextError:
@@ -69,7 +69,7 @@ def record_of(wrapped: bytes) -> Record | None:
 
 
 def _splits(rest: bytes) -> list[Split]:
-    """Every colon behind which a length stands that fits, from the first on."""
+    """Return a split for each colon that is followed by a length that fits."""
     found = []
     at = rest.find(b":", 1, MAX_NAME_BYTES + 1)
     while at > 0:

@@ -1,8 +1,8 @@
-"""A live etcd, read page by page over gRPC; nothing but Range is ever called.
+"""Read a live etcd page by page over gRPC; call nothing but Range and Authenticate.
 
-All pages are of one revision, so what is read is what etcd held at one moment.
-The number of objects in a page follows their size, so that neither side has to
-hold more than a few MiB for it.
+All pages are read at one revision, so they show what etcd held at one moment. The
+number of objects in a page depends on their size, so that neither side needs more than
+a few MiB for a page.
 """
 
 from __future__ import annotations
@@ -21,26 +21,26 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 PAGE_BYTES: Final = 2 * 1024**2
-"""What a page should come to."""
+"""Size that a page should have."""
 
 MAX_PAGE: Final = 250
-"""Most objects asked for at once: etcd has to put them together in memory, and they
-may be far longer than those before."""
+"""Most objects in a page: etcd assembles the page in memory, and the next objects may
+be far longer than the last ones."""
 
 _FIRST_PAGE: Final = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Access:
-    """How to get into an etcd.
+    """Describe how to connect to an etcd.
 
     Args:
-        cacert: PEM file of the server's CA, None for this system's.
+        cacert: PEM file of the server's CA; None for the CAs of this system.
         cert: PEM file of the client's certificate, or None.
-        key: PEM file of its key.
+        key: PEM file of the private key for `cert`, or None.
         login: User and password, or None.
-        dial_timeout: Seconds to connect to one endpoint.
-        command_timeout: Seconds for one request.
+        dial_timeout: Timeout to connect to one endpoint, in seconds.
+        command_timeout: Timeout of one request, in seconds.
     """
 
     cacert: Path | None = None
@@ -52,16 +52,16 @@ class Access:
 
 
 class Etcd:
-    """A live etcd; see `hsm_kms.etcd.source.Source`.
+    """Read a live etcd; see `hsm_kms.etcd.source.Source`.
 
     Args:
-        endpoints: As etcdctl takes them; tried in turn.
-        access: How to get in.
-        prefix: What the keys begin with; empty for all.
+        endpoints: Endpoints in the forms that etcdctl accepts; tried in turn.
+        access: How to connect; None for no TLS files and no login.
+        prefix: Prefix of the keys to read; empty for all keys.
 
     Raises:
-        ConfigError: An endpoint is not one.
-        EtcdError: A file of `access` is not what it should be.
+        ConfigError: An endpoint is not valid.
+        EtcdError: A file of `access` is not valid.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class Etcd:
 
     @property
     def name(self) -> str:
-        """The endpoint that answers, or all of them."""
+        """Return the endpoint that is connected, or all endpoints."""
         if self._link:
             return self._link.endpoint.text
         return ", ".join(each.text for each in self._endpoints)
@@ -93,7 +93,7 @@ class Etcd:
         """Connect to the first endpoint that answers.
 
         Raises:
-            EtcdError: None does.
+            EtcdError: No endpoint answers, or etcd rejected the login.
         """
         self._connect({})
         return self
@@ -110,10 +110,10 @@ class Etcd:
             self._link = None
 
     def __iter__(self) -> Iterator[Item]:
-        """Every object below the prefix, as of one revision.
+        """Yield every object below the prefix, at one revision.
 
         Raises:
-            EtcdError: Not all could be read.
+            EtcdError: Not every object could be read.
         """
         start, end, limit = self.prefix or b"\0", end_of(self.prefix), _FIRST_PAGE
         more = True
@@ -130,27 +130,27 @@ class Etcd:
                 yield Item(pair.key, pair.value)
 
     def get(self, key: bytes) -> Item | None:
-        """The object with this key, or None.
+        """Return the object with this key, or None if there is none.
 
         Raises:
-            EtcdError: It could not be read.
+            EtcdError: The object could not be read.
         """
         answer = self._range(RangeRequest(key=key))
         self.revision = answer.header.revision
         return next((Item(pair.key, pair.value) for pair in answer.kvs), None)
 
     def total(self) -> int | None:
-        """How many objects there are at this revision; None before the first page."""
+        """Return the number of objects at the revision; None before the first page."""
         return self._total
 
     def share(self) -> float | None:
-        """How much has been read, from 0 to 1."""
+        """Return how much has been read, from 0 to 1; None before the first page."""
         if self._total is None:
             return None
         return self._done / max(1, self._total)
 
     def _page(self, start: bytes, end: bytes, limit: int) -> tuple[RangeResponse, int]:
-        """A page, and how many objects were asked for: fewer where they are long."""
+        """Return a page, and the limit that it was read with: lower if it was long."""
         while True:
             request = RangeRequest(
                 key=start, range_end=end, limit=limit, revision=self.revision or 0
@@ -163,10 +163,10 @@ class Etcd:
                 limit = max(1, limit // 8)
 
     def _range(self, request: RangeRequest) -> RangeResponse:
-        """One answer, from whichever endpoint gives one.
+        """Return the response to one request, from any endpoint that answers.
 
         Raises:
-            EtcdError: etcd refuses, or no endpoint answers.
+            EtcdError: etcd refused the request, or no endpoint answers.
         """
         failures: dict[Endpoint, EtcdError] = {}
         while True:
@@ -191,7 +191,7 @@ class Etcd:
         """Connect to the first endpoint that has not failed yet, and log in.
 
         Raises:
-            EtcdError: All have, or etcd refuses the login.
+            EtcdError: All endpoints have failed, or etcd rejected the login.
         """
         access = self._access
         for endpoint in self._endpoints:
@@ -217,24 +217,24 @@ def _none_answers(failures: dict[Endpoint, EtcdError]) -> UnreachableError:
     causes = [f"{endpoint.text}: {error}" for endpoint, error in failures.items()]
     hints = [error.hint for error in failures.values() if error.hint]
     return UnreachableError(
-        f"no etcd answers: {'; '.join(causes)}",
-        hint=hints[0] if hints else "--endpoints says where etcd is",
+        f"cannot connect to etcd: {'; '.join(causes)}",
+        hint=hints[0] if hints else "give the address of etcd as --endpoints",
     )
 
 
 def _next_start(start: bytes, answer: RangeResponse) -> bytes:
-    """Where the next page begins.
+    """Return the first key of the next page.
 
     Raises:
-        EtcdError: It would not go on: this is no etcd, or a broken one.
+        EtcdError: The page was empty or out of order, so reading would never end.
     """
     last = answer.kvs[-1].key if answer.kvs else b""
     if last < start:
-        raise EtcdError("etcd says that there is more, and does not go on")
+        raise EtcdError("etcd reports more objects but does not return them")
     return last + b"\0"
 
 
 def _next_limit(limit: int, objects: int, size: int) -> int:
-    """How many objects to ask for next, judged by those that just came."""
+    """Return the number of objects for the next page, by the size of the last one."""
     fitting = PAGE_BYTES * objects // max(1, size)
     return max(1, min(fitting, 2 * limit, MAX_PAGE))

@@ -1,4 +1,4 @@
-"""Which resource an etcd key belongs to, named as kubectl names it."""
+"""Find out to which resource an etcd key belongs, named as kubectl names it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Final
 
 from hsm_kms.etcd.text import text_of
 
-_MAX_KEY_BYTES: Final = 1024  # of the key looked at: groups and names are far shorter
+_MAX_KEY_BYTES: Final = 1024  # the rest of the key is ignored: names are far shorter
 _MAX_PART_CHARS: Final = 253  # a group, or a name
 _RENAMED: Final = {
     "minions": "nodes",
@@ -18,18 +18,18 @@ _SERVICES: Final = {"specs": "services", "endpoints": "endpoints"}
 
 
 def resource_of(key: bytes, prefix: bytes) -> str:
-    """The resource that a key belongs to.
+    """Return the resource that a key belongs to.
 
-    A built-in resource stands alone (/registry/secrets/...), one of an API group
-    that was added behind the name of its group (/registry/example.com/widgets/...),
+    A built-in resource comes right after the prefix (/registry/secrets/...), a resource
+    of an added API group after the name of its group (/registry/example.com/widgets/),
     and an aggregated API server puts its own prefix before both.
 
     Args:
         key: The key of an object.
-        prefix: What is read of etcd, such as /registry/ or /registry/secrets/.
+        prefix: The prefix that is read, such as /registry/ or /registry/secrets/.
 
     Returns:
-        Such as "secrets" or "widgets.example.com". Hostile where etcd is.
+        A name such as "secrets" or "widgets.example.com". It is as hostile as etcd.
     """
     path = text_of(key.removeprefix(_root(key, prefix))[:_MAX_KEY_BYTES])
     parts = [part[:_MAX_PART_CHARS] for part in path.split("/") if part] or [""]
@@ -45,9 +45,9 @@ def resource_of(key: bytes, prefix: bytes) -> str:
 
 
 def _root(key: bytes, prefix: bytes) -> bytes:
-    """What the API server puts before each key: its --etcd-prefix and a slash.
+    """Return what the API server puts before each key: its --etcd-prefix and a slash.
 
-    It has one part unless it ends in /registry/ like the default.
+    The --etcd-prefix is assumed to have one part, unless it ends in /registry.
     """
     before, registry, _ = prefix.partition(_REGISTRY)
     if registry:

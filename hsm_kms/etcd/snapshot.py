@@ -1,7 +1,8 @@
-"""A snapshot file of etcd, restored into a temporary etcd that only we can reach.
+"""Read a snapshot file of etcd by restoring it into a private, temporary etcd.
 
-A restored snapshot holds what was never encrypted, in clear: folder and sockets
-are this user's alone, nothing listens on TCP, and all of it goes when we go.
+A restored snapshot may contain unencrypted objects. So directory and sockets are
+accessible to this user only, nothing listens on TCP, and all of it is removed at the
+end.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 START_SECONDS: Final = 60.0
 STOP_SECONDS: Final = 5.0
-REQUEST_SECONDS: Final = 60.0  # it has its pages to read from the disk
+REQUEST_SECONDS: Final = 60.0  # a new etcd reads everything from the disk first
 
 _RETRY_SECONDS: Final = 0.1
 _ENDING: Final = (signal.SIGTERM, signal.SIGHUP)
@@ -37,15 +38,15 @@ _OWN_VARIABLES: Final = ("ETCD_", "ETCDCTL_", "ETCDUTL_")
 
 
 class Snapshot:
-    """A snapshot file; see `hsm_kms.etcd.source.Source`.
+    """Read a snapshot file; see `hsm_kms.etcd.source.Source`.
 
-    Wants etcdutl and etcd in PATH, and as much room for temporary files as the
-    snapshot has bytes.
+    This needs etcdutl and etcd in PATH, and as much temporary space as the size of the
+    snapshot.
 
     Args:
-        path: What `etcdctl snapshot save` made.
-        login: A user of that etcd, where it had users; None for none.
-        prefix: What the keys begin with.
+        path: A file that `etcdctl snapshot save` wrote.
+        login: A user of that etcd, or None if it had no users.
+        prefix: Prefix of the keys to read.
     """
 
     def __init__(
@@ -60,14 +61,14 @@ class Snapshot:
 
     @property
     def revision(self) -> int | None:
-        """As of which revision it was taken."""
+        """Return the revision of the snapshot; None before the first page."""
         return self._etcd.revision if self._etcd else None
 
     def __enter__(self) -> Self:
-        """Restore it, and start an etcd on it.
+        """Restore the snapshot, and start an etcd on it.
 
         Raises:
-            EtcdError: A program is missing, or the file is no snapshot.
+            EtcdError: A program is missing, or the file is not a snapshot.
         """
         etcdutl, etcd = _program("etcdutl"), _program("etcd")
         with contextlib.ExitStack() as opened:
@@ -101,31 +102,31 @@ class Snapshot:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Stop the etcd, and remove what was restored."""
+        """Stop the etcd, and remove the restored files."""
         self._open.close()
 
     def __iter__(self) -> Iterator[Item]:
-        """Every object below the prefix.
+        """Return an iterator over every object below the prefix.
 
         Raises:
-            EtcdError: Not all could be read.
+            EtcdError: Not every object could be read.
         """
         return iter(self._restored)
 
     def get(self, key: bytes) -> Item | None:
-        """The object with this key, or None.
+        """Return the object with this key, or None if there is none.
 
         Raises:
-            EtcdError: It could not be read.
+            EtcdError: The object could not be read.
         """
         return self._restored.get(key)
 
     def total(self) -> int | None:
-        """How many objects there are; None before the first page."""
+        """Return the number of objects; None before the first page."""
         return self._restored.total()
 
     def share(self) -> float | None:
-        """How much has been read, from 0 to 1."""
+        """Return how much has been read, from 0 to 1; None before the first page."""
         return self._restored.share()
 
     @property
@@ -141,37 +142,37 @@ _DATA: Final = "data"
 
 
 class _Server:
-    """The temporary etcd."""
+    """Watch the process of the temporary etcd."""
 
     def __init__(self, process: subprocess.Popen[bytes], folder: Path) -> None:
         self._process = process
         self._log = folder / _LOG
 
     def check(self) -> None:
-        """Whether it still runs.
+        """Check that the process still runs.
 
         Raises:
-            EtcdError: It does not; with the last it said.
+            EtcdError: The process has ended; the message has its last line of output.
         """
         code = self._process.poll()
         if code is not None:
             said = _last_line(self._log.read_bytes())
-            raise EtcdError(f"the temporary etcd ended with {code}: {said}")
+            raise EtcdError(f"the temporary etcd exited with code {code}: {said}")
 
 
 def _program(name: str) -> str:
     found = shutil.which(name)
     if not found:
         raise EtcdError(
-            f"a snapshot is read with etcdutl and etcd, and there is no {name} in PATH",
-            hint="both come with etcd's releases",
+            f"{name} is not in PATH; reading a snapshot needs etcdutl and etcd",
+            hint="install both from a release of etcd",
         )
     return str(Path(found).absolute())
 
 
 def _restore(etcdutl: str, path: Path, folder: Path) -> None:
     if not path.is_file():
-        raise EtcdError(f"there is no file {path}")
+        raise EtcdError(f"the file {path} does not exist")
     done = subprocess.run(  # noqa: S603 - a program of the operator's PATH
         [etcdutl, "snapshot", "restore", str(path), "--data-dir", str(folder / _DATA)],
         cwd=folder,
@@ -183,7 +184,7 @@ def _restore(etcdutl: str, path: Path, folder: Path) -> None:
     if done.returncode:
         raise EtcdError(
             f"{path} cannot be restored: {_last_line(done.stderr)}",
-            hint="it must be the file that `etcdctl snapshot save` made",
+            hint="give a file that `etcdctl snapshot save` wrote",
         )
 
 
@@ -193,7 +194,7 @@ def _running(etcd: str, folder: Path) -> Iterator[_Server]:
         *(sys.executable, "-m", "hsm_kms.pdeathsig", str(os.getpid()), etcd),
         *("--data-dir", str(folder / _DATA), "--unsafe-no-fsync", "--log-level=error"),
         *("--listen-client-urls", f"unix://{folder / _CLIENT}"),
-        # It must look like host and port, and is a file in the folder.
+        # The URL must have the form host:port; it names a socket file in the directory.
         *("--listen-peer-urls", "unix://peer:0"),
         *("--advertise-client-urls", "http://localhost:2379"),
     ]
@@ -227,7 +228,7 @@ def _private_folder() -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _interrupted_by_signals() -> Iterator[None]:
-    """SIGTERM and SIGHUP end what runs in here as Ctrl-C does: all is cleared away."""
+    """Let SIGTERM and SIGHUP end the block as Ctrl-C does, so that it cleans up."""
 
     def interrupt(_: int, __: FrameType | None) -> NoReturn:
         raise KeyboardInterrupt
@@ -244,7 +245,7 @@ def _interrupted_by_signals() -> Iterator[None]:
 
 
 def _environment() -> dict[str, str]:
-    """The environment without what configures the operator's own etcd."""
+    """Return the environment without the variables that configure the user's etcd."""
     return {
         name: value
         for name, value in os.environ.items()
@@ -254,4 +255,4 @@ def _environment() -> dict[str, str]:
 
 def _last_line(output: bytes) -> str:
     lines = output.decode("utf-8", "backslashreplace").strip().splitlines()
-    return printable(lines[-1], 300) if lines else "it says nothing"
+    return printable(lines[-1], 300) if lines else "no output"

@@ -1,4 +1,4 @@
-"""What a source of stored objects is: a live etcd, a file of JSON, a snapshot."""
+"""Define a source of stored objects: a live etcd, a JSON file or a snapshot."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 DEFAULT_PREFIX: Final = b"/registry/"
-"""kube-apiserver's own --etcd-prefix."""
+"""Default of kube-apiserver's --etcd-prefix, with a slash."""
 
 
 class EtcdError(HsmKmsError):
-    """What is stored could not be read, or not all of it."""
+    """Raised when not every stored object could be read."""
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One object as etcd holds it.
+    """Hold one object as etcd holds it.
 
     Args:
-        key: Its key, such as /registry/secrets/default/name.
-        value: Its value, in clear or encrypted.
+        key: Key of the object, such as /registry/secrets/default/name.
+        value: Value of the object, encrypted or not.
     """
 
     key: bytes
@@ -33,29 +33,29 @@ class Item:
 
 
 class Source(Protocol):
-    """Where stored objects are read from; a context manager, iterated once.
+    """Read stored objects; a context manager that can be iterated once.
 
-    Memory stays bounded however many objects there are, and however long. Iterating
-    raises EtcdError where not every object could be read.
+    Memory stays bounded for any number and size of objects. Iterating raises EtcdError
+    if not every object could be read.
     """
 
     @property
     def name(self) -> str:
-        """What it reads, for people: endpoints, or a file."""
+        """Return the name of the source for people: endpoints, or a file."""
 
     @property
     def prefix(self) -> bytes:
-        """What the keys that it gives begin with."""
+        """Return the prefix of the keys that are read."""
 
     @property
     def revision(self) -> int | None:
-        """As of which revision of etcd; None before anything was read."""
+        """Return the revision of etcd that is read; None before anything was read."""
 
     def __enter__(self) -> Self:
-        """Open it.
+        """Open the source.
 
         Raises:
-            EtcdError: It cannot be.
+            EtcdError: The source cannot be opened.
         """
 
     def __exit__(
@@ -64,27 +64,27 @@ class Source(Protocol):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Leave nothing open, and nothing behind."""
+        """Close the source, and remove temporary files."""
 
     def __iter__(self) -> Iterator[Item]:
-        """Every object below the prefix, in no particular order."""
+        """Yield every object below the prefix, in no particular order."""
 
     def get(self, key: bytes) -> Item | None:
-        """The object with this key, wherever it is; None where there is none.
+        """Return the object with this key, below the prefix or not; None if not there.
 
         Raises:
-            EtcdError: It could not be read.
+            EtcdError: The object could not be read.
         """
 
     def total(self) -> int | None:
-        """How many objects there are; None before that is known."""
+        """Return the number of objects; None before that is known."""
 
     def share(self) -> float | None:
-        """How much of it has been read, from 0 to 1; None where nothing tells."""
+        """Return how much has been read, from 0 to 1; None if that is unknown."""
 
 
 def end_of(prefix: bytes) -> bytes:
-    """The first key behind all that begin with a prefix, as KV.Range takes it."""
+    """Return the `range_end` of KV.Range for all keys that begin with a prefix."""
     stripped = prefix.rstrip(b"\xff")
     if not stripped:
         return b"\0"  # to the end

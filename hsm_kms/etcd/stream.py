@@ -1,4 +1,4 @@
-"""A file read piece by piece, with no more of it in memory than one piece needs."""
+"""Read a file piece by piece, with no more in memory than one piece needs."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ import stat
 from typing import BinaryIO, Final
 
 MAX_GAP_BYTES: Final = 64 * 1024**2
-"""Most bytes read without an object in them; none of etcd's is that long."""
+"""Most bytes read without the end of an object; no object of etcd is that long."""
 
 _READ_BYTES: Final = 64 * 1024
 _SPACE: Final = re.compile(r"\s*")
 
 
 class EndlessError(Exception):
-    """Far too much was read without an object in it."""
+    """Raised when `MAX_GAP_BYTES` were read without the end of an object."""
 
 
 class Text:
-    """The text of a stream, of which pieces are taken from the front."""
+    """Take pieces from the front of a stream's text."""
 
     def __init__(self, stream: Stream) -> None:
         self._stream = stream
@@ -29,7 +29,7 @@ class Text:
         self._at = 0
 
     def ended(self) -> bool:
-        """Whether nothing but white space is left; that is dropped."""
+        """Return True if nothing but white space is left, and drop white space."""
         while True:
             space = _SPACE.match(self._text, self._at)
             self._at = space.end() if space else self._at
@@ -39,10 +39,13 @@ class Text:
                 return True
 
     def take(self, piece: re.Pattern[str]) -> str | None:
-        """The piece that the text begins with, None where it does not before it ends.
+        """Remove and return the piece that the text begins with.
 
         Args:
-            piece: Exactly one of its groups takes part in a match.
+            piece: Pattern of the piece; exactly one of its groups matches.
+
+        Returns:
+            The group's text, or None if the pattern does not match up to the end.
         """
         while not (found := piece.match(self._text, self._at)):
             if not self._read():
@@ -51,14 +54,14 @@ class Text:
         return found[found.lastindex or 0]
 
     def rest(self) -> str:
-        """All that is left."""
+        """Return the rest of the text."""
         while self._read():
             pass
         rest, self._at = self._text[self._at :], len(self._text)
         return rest
 
     def _read(self) -> bool:
-        """Read more, as much again as there is, so that the whole work is linear."""
+        """Read more: as much as is buffered, so that the work stays linear."""
         self._text = self._text[self._at :]
         self._at = 0
         data = self._stream.read(max(_READ_BYTES, len(self._text)))
@@ -67,7 +70,7 @@ class Text:
 
 
 class Stream:
-    """The file as it is read: counts, and gives up where nothing comes."""
+    """Read a file, count the bytes, and give up if no object ends for too long."""
 
     def __init__(self, file: BinaryIO) -> None:
         status = os.fstat(file.fileno())
@@ -77,10 +80,10 @@ class Stream:
         self._last = 0
 
     def read(self, size: int) -> bytes:
-        """At most this many bytes.
+        """Return at most `size` bytes; none at the end of the file.
 
         Raises:
-            EndlessError: Far too many came without an object in them.
+            EndlessError: `MAX_GAP_BYTES` were read since `found_one` was called.
         """
         data = self._file.read(size)
         self._done += len(data)
@@ -89,11 +92,11 @@ class Stream:
         return data
 
     def found_one(self) -> None:
-        """An object ends here."""
+        """Note that an object has ended."""
         self._last = self._done
 
     def share(self) -> float | None:
-        """How much has been read, from 0 to 1."""
+        """Return how much has been read, from 0 to 1; None if the size is unknown."""
         return self._done / max(1, self._size) if self._size is not None else None
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""Counts stored objects by resource, provider and key, in bounded memory."""
+"""Count stored objects by resource, provider and key, in bounded memory."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from hsm_kms.etcd.source import Item
 
 MAX_ROWS: Final = 10_000
-"""Whoever writes to etcd may invent key_ids without end; beyond these are `others`."""
+"""Most rows: someone who writes to etcd can invent key_ids; more count as `others`."""
 
 SENSITIVE: Final = frozenset({"secrets"})
-"""Resources that are wanted encrypted even where not one object of them is."""
+"""Resources that should be encrypted even if no object of them is."""
 
 _MAX_TEXT_CHARS: Final = 256
 _MAX_EXAMPLE_BYTES: Final = 512
@@ -30,16 +30,16 @@ _MAX_EXAMPLE_BYTES: Final = 512
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """What objects have in common that are counted together.
+    """Hold what the objects have in common that are counted together.
 
     Args:
-        resource: As kubectl names it, such as secrets or widgets.example.com.
-        provider: Which kind of provider wrote them.
-        version: "v1" or "v2" as in the prefix, "" where there is none.
-        name: The provider's name, cut where it is very long.
-        key_id: As stored, cut likewise; None where nothing says.
-        kind: "token", "local KEK", or "" where the record is not ours.
-        problem: What is wrong with them, "" where nothing is.
+        resource: Resource as kubectl names it, such as widgets.example.com.
+        provider: Kind of provider that wrote the objects.
+        version: "v1" or "v2" as in the prefix; "" if the prefix has none.
+        name: Name of the provider, truncated if it is very long.
+        key_id: key_id as stored, truncated if it is very long; None if unknown.
+        kind: "token", "local KEK", or "" if the record is not one of hsm-kms.
+        problem: Why the objects cannot be decrypted, or "".
     """
 
     resource: str
@@ -53,13 +53,13 @@ class Row:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Counted:
-    """A row and what was found of it.
+    """Hold a row with its count.
 
     Args:
-        row: What they have in common.
-        objects: How many there are.
-        example: The key of one of them, cut where it is very long.
-        exposed: Whether they are in clear and are wanted encrypted.
+        row: What the objects have in common.
+        objects: Number of objects.
+        example: Key of one of the objects, truncated if it is very long.
+        exposed: True if the objects are unencrypted and should not be.
     """
 
     row: Row
@@ -69,19 +69,19 @@ class Counted:
 
 
 class Tally:
-    """Objects counted by what can be told of them without a key.
+    """Count objects by what is known of them without a key.
 
     Args:
-        prefix: What every key begins with.
-        watch: key_ids or fingerprints that `of_key` must know exactly, whatever
-            else etcd holds.
-        resources: Resources wanted encrypted, besides `SENSITIVE` and those of
-            which some object is.
+        prefix: Prefix of every key.
+        watch: key_ids or fingerprints for which `of_key` must be exact, whatever else
+            etcd holds.
+        resources: Resources that should be encrypted, in addition to `SENSITIVE` and
+            to resources of which some object is encrypted.
 
     Attributes:
-        total: Objects counted.
-        others: Objects of them in no row, there being `MAX_ROWS` already.
-        unreadable: Objects whose value cannot be taken apart.
+        total: Number of objects counted.
+        others: Number of these objects in no row, because there are `MAX_ROWS` rows.
+        unreadable: Number of these objects whose value cannot be parsed.
     """
 
     def __init__(
@@ -118,8 +118,8 @@ class Tally:
         self._objects[row] += 1
 
     def _count_keys(self, stored: Stored) -> None:
-        # Where a record contradicts what stands beside it, both keys count: the
-        # question is whether a key may go.
+        # If the key_id in a record differs from the key_id beside it, both keys count:
+        # the count answers whether it is safe to delete a key.
         named = {stored.key_id, stored.other_key_id} - {None}
         for fingerprint in {_key_of(each) for each in named if each}:
             if fingerprint in self._by_key or len(self._by_key) < MAX_ROWS:
@@ -128,33 +128,33 @@ class Tally:
                 self._under_other_keys += 1
 
     def of_key(self, key_id: str) -> int:
-        """How many objects are stored under a key.
+        """Return the number of objects that are stored under a key.
 
-        Exact, but for a key that was not watched in an etcd that names more than
-        `MAX_ROWS` keys: then as many as there could be.
+        The number is exact for a watched key, and if etcd names at most `MAX_ROWS`
+        keys. Otherwise it is the largest number possible.
 
         Args:
-            key_id: A key_id or fingerprint; any suffix counts as the same key.
+            key_id: A key_id or fingerprint; the suffix is ignored.
         """
         return self._by_key.get(_key_of(key_id), self._under_other_keys)
 
     def keys(self) -> dict[str, int]:
-        """Objects by fingerprint, or by what another provider calls its key.
+        """Return the number of objects by key, the most objects first.
 
-        The most objects first.
+        The key is a fingerprint, or the key_id of another provider.
         """
         found = Counter({key: count for key, count in self._by_key.items() if count})
         return dict(found.most_common())
 
     @property
     def unencrypted(self) -> int:
-        """How many objects are in clear that are wanted encrypted."""
+        """Return the number of objects that are unencrypted and should not be."""
         return sum(each.objects for each in self.rows() if each.exposed)
 
     def rows(self) -> list[Counted]:
-        """What was found: exposed first, then what has a problem, then by resource.
+        """Return the rows: exposed first, then those with a problem, then by resource.
 
-        Objects in clear of resources that nobody wants encrypted come last.
+        Unencrypted objects of resources that need no encryption come last.
         """
         sensitive = self._sensitive()
         counted = [
@@ -186,14 +186,14 @@ def scan(
     """Count every object of a source.
 
     Args:
-        source: Open.
+        source: The source, open.
         progress: Called with each object.
-        watch: As for `Tally`: name here the key that is to go.
+        watch: As for `Tally`; name here the key that will be deleted.
         resources: As for `Tally`.
 
     Raises:
-        EtcdError: Not every object could be read, or there is none: what read
-            nothing proves nothing.
+        EtcdError: Not every object could be read, or there is no object: an empty scan
+            proves nothing.
     """
     tally = Tally(source.prefix, watch=watch, resources=resources)
     for item in source:
@@ -210,7 +210,7 @@ def scan(
 
 
 def _key_of(key_id: str) -> str:
-    """The fingerprint of a key_id; one that is not ours stands for itself."""
+    """Return the fingerprint of a key_id; a foreign key_id is returned unchanged."""
     if KEY_ID.fullmatch(key_id):
         return fingerprint_in(key_id)
     return _cut(key_id)

@@ -1,14 +1,14 @@
-"""Text that came from etcd, made fit to be shown."""
+"""Make text from etcd safe to show."""
 
 from __future__ import annotations
 
 
 def printable(text: str, most: int = 120) -> str:
-    """Text from etcd as a terminal may show it: ASCII, one line, not endless.
+    """Return text in a form that is safe for a terminal: ASCII, one line, limited.
 
     Args:
-        text: Any.
-        most: Characters shown at most; the rest is dropped, with "..." for it.
+        text: Any text; other characters are escaped.
+        most: Most characters of `text` to show; the rest is replaced by "...".
     """
     cut = text[:most]
     shown = "".join(char if " " <= char <= "~" else _escaped(char) for char in cut)
@@ -16,7 +16,7 @@ def printable(text: str, most: int = 120) -> str:
 
 
 def text_of(data: bytes) -> str:
-    """Bytes from etcd as text; bytes that are not UTF-8 stand there in hexadecimal."""
+    """Return bytes as text; bytes that are not UTF-8 are shown in hexadecimal."""
     return data.decode("utf-8", "backslashreplace")
 
 

@@ -1,4 +1,4 @@
-"""Opens records as the server would, and gives nothing of what is in them away."""
+"""Decrypt records as the server would, and discard the plaintext."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from hsm_kms.keys.listing import Ask
 
 MAX_LOCAL_KEKS: Final = 1024
-"""Local KEKs held open at one time."""
+"""Most local KEKs kept in memory at one time."""
 
 NO_KEY: Final = "no such key on this token"
 RETIRED: Final = "its key is in keys.retired"
@@ -36,16 +36,16 @@ REFUSED: Final = "the token does not decrypt with this key"
 _NESTED: Final = frozenset({Kind.LOCAL_KEK_BY_TOKEN})
 
 
-class _ClosedError(Exception):
-    """A wrapped key cannot be opened; the text says why."""
+class _RefusedError(Exception):
+    """Raised when a wrapped key cannot be decrypted; the text says why."""
 
 
 class TokenOpener:
-    """Opens records with one worker.
+    """Decrypt records with one worker.
 
     Args:
-        ask: Asks a worker that is logged in.
-        ring: The keys of its token.
+        ask: Sends requests to a worker that is logged in.
+        ring: The keyring of the worker's token.
         scope: The configured cluster name.
     """
 
@@ -57,10 +57,10 @@ class TokenOpener:
         self._local_keks: OrderedDict[bytes, LocalKek] = OrderedDict()
 
     async def why_not(self, record: Record) -> str:
-        """Why a record cannot be opened, "" where it can.
+        """Return why a record cannot be decrypted; "" if it can.
 
         Args:
-            record: Of kind 1 or 2.
+            record: A record of kind 1 or 2.
 
         Raises:
             HsmKmsError: The token failed.
@@ -73,7 +73,7 @@ class TokenOpener:
                 await self._by_token(record)
         except CiphertextError:
             return NOT_AUTHENTIC
-        except _ClosedError as error:
+        except _RefusedError as error:
             return str(error)
         return ""
 
@@ -101,9 +101,9 @@ class TokenOpener:
         try:
             reply = await self._ask(request)
         except (KeyNotFoundError, KeyAmbiguousError):
-            raise _ClosedError(NO_KEY) from None
+            raise _RefusedError(NO_KEY) from None
         except MechanismError as error:
-            raise _ClosedError(f"{REFUSED}: {error}") from None
+            raise _RefusedError(f"{REFUSED}: {error}") from None
         if not isinstance(reply, Decrypted):
             raise TokenError("the worker answered a Decrypt with something else")
         return reply.plaintext
@@ -113,18 +113,18 @@ class TokenOpener:
         try:
             return self._ring.for_decrypt(record.header.key_id, cipher)
         except KeyRetiredError:
-            raise _ClosedError(RETIRED) from None
+            raise _RefusedError(RETIRED) from None
         except KeyForeignError:
-            raise _ClosedError(FOREIGN) from None
+            raise _RefusedError(FOREIGN) from None
         except UnknownKeyIdError:
-            raise _ClosedError(NO_KEY) from None
+            raise _RefusedError(NO_KEY) from None
 
     async def _prove(self, key: TokenKey) -> None:
-        """Give the session a known-good record to judge others by, where it can."""
+        """Give the session a known-good record, which settles ambiguous errors."""
         if key.mechanism is None or key.key_id in self._proven:
             return
         self._proven.add(key.key_id)
         try:
             await self._ask(canary(key, key.mechanism, self._scope))
         except MechanismError:
-            return  # a key that may only decrypt is looked at all the same
+            return  # a key that cannot encrypt can still decrypt

@@ -1,12 +1,11 @@
-"""One stored value taken apart, without any key (docs/etcd.md).
+"""Parse one stored value without any key (docs/etcd.md).
 
-The rules this file holds to:
+The rules that this file keeps:
 
-1.  Any bytes whatsoever give a `Stored`; what is wrong with them is a sentence.
-2.  The sentences are from a fixed set and quote nothing.
-3.  What a value says of itself is not authenticated: it is a claim, which `text`
-    makes fit for a terminal.
-4.  A record counts as ours only where it parses and nothing contradicts it.
+1.  Any bytes give a `Stored`; a message says what is wrong with them.
+2.  The messages are from a fixed set and quote nothing.
+3.  What a value says about itself is not authenticated; `text` makes it safe to print.
+4.  A record counts as a record of hsm-kms only if it parses and nothing contradicts it.
 """
 
 from __future__ import annotations
@@ -23,12 +22,12 @@ from hsm_kms.etcd.text import text_of
 from hsm_kms.wrapping.record import Kind, Record
 
 ENCRYPTED: Final = b"k8s:enc:"
-"""What every encrypted value begins with, and no other."""
+"""Prefix of every encrypted value, and of no unencrypted one."""
 
 MAX_KEY_ID_BYTES: Final = 1024
 MAX_WRAPPED_BYTES: Final = 1024
 MAX_ANNOTATIONS: Final = 64
-"""How many annotation names are kept; the API server allows 32 KiB in all."""
+"""Most annotation names that are kept; the API server allows 32 KiB in total."""
 
 _GCM_BYTES: Final = 12 + 16  # nonce and tag
 _CBC_BYTES: Final = 16 + 16  # IV and one block
@@ -36,22 +35,22 @@ _SECRETBOX_BYTES: Final = 24 + 16  # nonce and tag
 _SEED_DATA_BYTES: Final = 32 + _GCM_BYTES  # info for HKDF before them
 _BLOCK_BYTES: Final = 16
 
-CUT: Final = "the value ends too early"
+CUT: Final = "the value is truncated"
 NO_NAME: Final = "the value does not say which provider or key wrote it"
 NAME_NOT_TEXT: Final = "the name of the provider is not text"
-GARBLED: Final = "the envelope is cut or garbled"
+GARBLED: Final = "the envelope is truncated or corrupt"
 NO_KEY_ID: Final = "the envelope has no key_id"
 LONG_KEY_ID: Final = "the key_id is longer than the API server accepts"
 NO_WRAPPED: Final = "the envelope has no wrapped seed or DEK"
 LONG_WRAPPED: Final = "the wrapped seed is longer than the API server accepts"
-SOURCE_UNKNOWN: Final = "the envelope holds a kind of seed that nobody knows"
-SHORT_DATA: Final = "the encrypted data is too short to be any"
-PART_BLOCK: Final = "the encrypted data is not in whole blocks"
-CONTRADICTION: Final = "the key_id beside the record is not the one in the record"
+SOURCE_UNKNOWN: Final = "the envelope has an unknown type of seed"
+SHORT_DATA: Final = "the encrypted data is too short"
+PART_BLOCK: Final = "the encrypted data is not a whole number of blocks"
+CONTRADICTION: Final = "the key_id beside the record differs from that in the record"
 
 
 class Provider(StrEnum):
-    """Which kind of provider wrote a value."""
+    """Name the kind of provider that wrote a value."""
 
     IDENTITY = "identity"
     KMS_V2 = "kms v2"
@@ -64,22 +63,22 @@ class Provider(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stored:
-    """What one value says of itself; hostile until proven otherwise.
+    """Hold what one value says about itself; hostile until proven otherwise.
 
     Args:
-        provider: Which kind of provider wrote it; IDENTITY where it is in clear.
-        name: The provider's or key's name in the prefix, "" for identity; of an
-            unknown prefix what stands in the name's place.
-        version: "v1" or "v2" as in the prefix, "" where there is none.
-        key_id: As stored beside the wrapped seed in v2, else from our record;
-            None where neither says.
-        record: Our own record, None where the wrapped part is not ours.
-        wrapped: The wrapped seed or DEK, None where there is none.
-        source: What is wrapped: "seed", "DEK", or "" where nothing is.
-        data_bytes: Length of the encrypted data, in clear of the whole value.
+        provider: Kind of provider that wrote the value; IDENTITY if unencrypted.
+        name: Name of the provider or key in the prefix; "" for identity. Of an unknown
+            prefix, the part in the place of the name.
+        version: "v1" or "v2" as in the prefix; "" if the prefix has none.
+        key_id: In v2 the key_id beside the wrapped seed, otherwise that of the record;
+            None if there is neither.
+        record: The record of hsm-kms; None if the wrapped part is not one.
+        wrapped: The wrapped seed or DEK, or None.
+        source: What is wrapped: "seed", "DEK", or "" if nothing is.
+        data_bytes: Length of the encrypted data; of an unencrypted value, its length.
         annotations: Names of the annotations, at most `MAX_ANNOTATIONS`.
-        other_key_id: The key_id inside a record that contradicts `key_id`.
-        problem: Why it cannot be taken apart, or could never be decrypted; "".
+        other_key_id: The key_id inside a record that contradicts `key_id`, or None.
+        problem: Why the value cannot be parsed, or can never be decrypted; or "".
     """
 
     provider: Provider
@@ -96,7 +95,7 @@ class Stored:
 
     @property
     def kind(self) -> str:
-        """What wrapped a record of ours: "token" or "local KEK"; "" if not ours."""
+        """Return what made the record: "token" or "local KEK"; "" without a record."""
         if self.record is None:
             return ""
         local = self.record.header.kind is Kind.DEK_BY_LOCAL_KEK
@@ -104,10 +103,10 @@ class Stored:
 
 
 def explain(value: bytes) -> Stored:
-    """Take one value apart; any bytes will do, and nothing is raised.
+    """Parse one value; any bytes are accepted, and no error is raised.
 
     Args:
-        value: As etcd holds it, of any length.
+        value: The value as etcd holds it, of any length.
     """
     if not value.startswith(ENCRYPTED):
         return Stored(provider=Provider.IDENTITY, data_bytes=len(value))
@@ -174,7 +173,7 @@ def _kms_v2(rest: bytes) -> Stored:
 
 
 def _wrong_with(envelope: EncryptedObject) -> str:
-    """Why the API server would refuse this envelope."""
+    """Return why the API server would refuse this envelope; "" if it would not."""
     least = _GCM_BYTES if _source(envelope) == "DEK" else _SEED_DATA_BYTES
     checks = (
         (not _source(envelope), SOURCE_UNKNOWN),
@@ -184,7 +183,7 @@ def _wrong_with(envelope: EncryptedObject) -> str:
         (len(envelope.encryptedDEKSource) > MAX_WRAPPED_BYTES, LONG_WRAPPED),
         (len(envelope.encryptedData) < least, SHORT_DATA),
     )
-    return next((sentence for wrong, sentence in checks if wrong), "")
+    return next((problem for wrong, problem in checks if wrong), "")
 
 
 def _source(envelope: EncryptedObject) -> str:
@@ -197,7 +196,7 @@ def _source(envelope: EncryptedObject) -> str:
 
 
 def _annotations(envelope: EncryptedObject) -> list[str]:
-    # Only a client that went past the API server writes more, or longer ones.
+    # More or longer names can only come from a client that bypassed the API server.
     names = sorted(name[:MAX_NAME_BYTES] for name in envelope.annotations)
     return names[:MAX_ANNOTATIONS]
 
@@ -225,7 +224,7 @@ def _kms_v1(rest: bytes) -> Stored:
 
 
 def _by_key(provider: Provider, rest: bytes) -> Stored:
-    """A provider whose key stands in the EncryptionConfiguration itself."""
+    """Parse a value of a provider whose key is in the EncryptionConfiguration."""
     name, data, problem = _named(rest)
     size = len(data or b"")
     if not problem and size < _LEAST_BYTES[provider]:
@@ -238,14 +237,14 @@ def _by_key(provider: Provider, rest: bytes) -> Stored:
 
 
 def _unknown(rest: bytes) -> Stored:
-    """What begins like an encrypted value but names no provider known here."""
+    """Parse a value that begins like an encrypted one but has an unknown prefix."""
     words = rest[:MAX_NAME_BYTES].split(b":", 2)[:2]
     name = text_of(b":".join(words))
     return Stored(provider=Provider.UNKNOWN, name=name, data_bytes=len(rest))
 
 
 def _named(rest: bytes) -> tuple[str, bytes | None, str]:
-    """Name, what follows its colon (None where there is none), what is wrong."""
+    """Return the name, the rest after its colon or None, and the problem or ""."""
     at = rest.find(b":", 0, MAX_NAME_BYTES + 1)
     if at < 0:
         return "", None, CUT if len(rest) <= MAX_NAME_BYTES else NO_NAME

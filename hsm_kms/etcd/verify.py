@@ -1,11 +1,11 @@
-"""Whether the token opens every wrapped seed and DEK that etcd holds.
+"""Verify that the token decrypts every wrapped seed and DEK that etcd holds.
 
-1.  Each distinct wrapped key is opened once, however many objects carry it. What was
-    in it is thrown away; that it was opened is kept as a digest, in memory.
-2.  What cannot be opened is counted and stops nothing. A token that fails does stop
-    it, because then nothing is known of the rest.
-3.  What another provider wrote is counted and not vouched for. What looks like ours
-    and is not whole counts as ours, and cannot be opened.
+1.  Each distinct wrapped key is decrypted once, for any number of objects with it. The
+    plaintext is discarded; a digest of the wrapped key is kept in memory.
+2.  A wrapped key that cannot be decrypted is counted, and the run goes on. If the token
+    fails, the run stops, because nothing is known about the remaining keys.
+3.  Values of another provider are counted but not checked. A damaged value that looks
+    like one of hsm-kms counts as one that cannot be decrypted.
 """
 
 from __future__ import annotations
@@ -28,45 +28,45 @@ if TYPE_CHECKING:
     from hsm_kms.etcd.source import Item
 
 MAX_REMEMBERED: Final = 2**20
-"""Wrapped keys of which it is known how they went; more may be opened again."""
+"""Most wrapped keys whose result is remembered; others may be decrypted again."""
 
 MAX_FAILURES: Final = 1000
-"""Rows of what cannot be opened: whoever writes to etcd may invent key_ids."""
+"""Most rows of failures, because someone who writes to etcd can invent key_ids."""
 
 NOT_A_RECORD: Final = "the wrapped key is malformed"
-NOT_LISTED: Final = "more than can be listed"
+NOT_LISTED: Final = "too many reasons to list"
 
 _EXAMPLE_BYTES: Final = 512
 _DIGEST_BYTES: Final = 16
 _MAX_NAME_CHARS: Final = 256
 _KMS: Final = frozenset({Provider.KMS_V1, Provider.KMS_V2})
-# Version, kind, algorithm, length and fingerprint: how every record of ours begins.
+# Every record begins with version, kind, algorithm, length and fingerprint.
 _HEAD: Final = re.compile(
     rb"\x01[\x01-\x04][\x01\x02].([a-z2-7]{%d})" % FINGERPRINT_CHARS, re.DOTALL
 )
 
 
 class Opener(Protocol):
-    """Opens records; `hsm_kms.etcd.token_opener.TokenOpener` does."""
+    """Decrypt records; `hsm_kms.etcd.token_opener.TokenOpener` does."""
 
     async def why_not(self, record: Record) -> str:
-        """Why a record cannot be opened, "" where it can."""
+        """Return why a record cannot be decrypted; "" if it can."""
 
 
 @dataclass(slots=True, kw_only=True)
 class Failure:
-    """Wrapped keys that cannot be opened, all for one reason.
+    """Count the wrapped keys that cannot be decrypted for one reason.
 
     Args:
-        key_id: That they name; "" where none can be made out.
-        why: In words.
-        example: The etcd key of an object that carries one, cut where it is long.
-        wrapped_keys: How many there are.
-        objects: How many objects carry them.
+        key_id: The key_id that the values name; "" if none is readable.
+        reason: Why they cannot be decrypted.
+        example: Key of an object with such a wrapped key, truncated if it is long.
+        wrapped_keys: Number of such wrapped keys.
+        objects: Number of objects with these wrapped keys.
     """
 
     key_id: str
-    why: str
+    reason: str
     example: bytes
     wrapped_keys: int = 0
     objects: int = 0
@@ -74,16 +74,16 @@ class Failure:
 
 @dataclass(slots=True, kw_only=True)
 class Verdict:
-    """What was found.
+    """Hold the result of a run.
 
     Args:
-        total: Objects read.
-        objects: Those of them that carry a key wrapped by hsm-kms.
-        wrapped_keys: Distinct wrapped keys among these.
-        failed_keys: Those of them that cannot be opened.
-        failures: By key_id and reason.
-        others: Objects by other providers, by provider and its name.
-        stopped: Why the rest was not looked at, or None.
+        total: Number of objects read.
+        objects: Number of these objects with a key that hsm-kms wrapped.
+        wrapped_keys: Number of distinct wrapped keys in these objects.
+        failed_keys: Number of these wrapped keys that cannot be decrypted.
+        failures: The failures, by key_id and reason.
+        others: Number of objects of other providers, by provider and its name.
+        stopped: Why the remaining objects were not checked, or None.
     """
 
     total: int = 0
@@ -96,18 +96,18 @@ class Verdict:
 
     @property
     def failed_objects(self) -> int:
-        """How many objects cannot be opened."""
+        """Return the number of objects whose wrapped key cannot be decrypted."""
         return sum(failure.objects for failure in self.failures.values())
 
 
 class Verification:
-    """Has every wrapped key opened, object by object.
+    """Have every wrapped key decrypted, object by object.
 
     Args:
-        opener: Opens them.
+        opener: Decrypts records.
 
     Attributes:
-        verdict: What was found so far.
+        verdict: The result so far.
     """
 
     def __init__(self, opener: Opener) -> None:
@@ -118,10 +118,10 @@ class Verification:
     async def run(
         self, items: Iterable[Item], progress: Callable[[Item], object]
     ) -> Verdict:
-        """Look at every object, until the token fails.
+        """Check every object, until the token fails.
 
         Args:
-            items: What etcd holds; a source.
+            items: The stored objects; a source.
             progress: Called with each object.
 
         Raises:
@@ -129,15 +129,15 @@ class Verification:
         """
         for item in items:
             try:
-                await self._look_at(item)
+                await self._check(item)
             except HsmKmsError as error:
                 self.verdict.stopped = error
                 break
             progress(item)
-            await asyncio.sleep(0)  # a Ctrl-C is heard here
+            await asyncio.sleep(0)  # lets the event loop handle Ctrl-C
         return self.verdict
 
-    async def _look_at(self, item: Item) -> None:
+    async def _check(self, item: Item) -> None:
         stored = explain(item.value)
         if not _ours(stored):
             self.verdict.others[stored.provider, stored.name[:_MAX_NAME_CHARS]] += 1
@@ -173,13 +173,13 @@ class Verification:
             name = "", NOT_LISTED
         if name not in failures:
             failures[name] = Failure(
-                key_id=name[0], why=name[1], example=key[:_EXAMPLE_BYTES]
+                key_id=name[0], reason=name[1], example=key[:_EXAMPLE_BYTES]
             )
         return failures[name]
 
 
 def _key_id(stored: Stored) -> str:
-    """What a value says of its key, be it no more than how its record begins."""
+    """Return the key_id that a value names, even if only its record's start does."""
     if stored.key_id:
         return stored.key_id
     head = _HEAD.match(stored.wrapped or b"")
@@ -187,13 +187,13 @@ def _key_id(stored: Stored) -> str:
 
 
 def _digest(stored: Stored, value: bytes) -> bytes:
-    """What two objects have in common that end alike."""
+    """Return a digest that is equal for two values with the same result."""
     what = stored.problem.encode() + b"\0" + (stored.wrapped or value)
     return hashlib.sha256(what).digest()[:_DIGEST_BYTES]
 
 
 def _ours(stored: Stored) -> bool:
-    """Whether hsm-kms wrote it, or nobody can tell any more who did."""
+    """Return True if hsm-kms wrote the value, or if its provider is not certain."""
     if stored.provider not in _KMS:
         return False
     if stored.record or stored.other_key_id or stored.problem:

@@ -66,7 +66,7 @@ class Monitor:
 
     @property
     def error(self) -> HsmKmsError | None:
-        """Why the latest worker could not start; None if it could, or none tried."""
+        """Return why the latest worker could not start; None if no start failed."""
         return self._workers.last_error
 
     async def first_news(self) -> None:

@@ -60,7 +60,7 @@ class HealthState:
 
     @property
     def ready(self) -> bool:
-        """True if Status says ok, and so /readyz."""
+        """Return Return True if Status says ok, and so /readyz."""
         return self.answers and self.healthz == "ok"
 
 
@@ -69,11 +69,11 @@ class TokenWorkers(Protocol):
 
     @property
     def ready(self) -> Sequence[object]:
-        """The workers that serve."""
+        """Return the workers that serve."""
 
     @property
     def last_error(self) -> HsmKmsError | None:
-        """Why the latest worker could not start; None if it could."""
+        """Return why the latest worker could not start; None if it did."""
 
 
 class Substitute(Protocol):
@@ -81,11 +81,11 @@ class Substitute(Protocol):
 
     @property
     def encrypts_without_token(self) -> bool:
-        """True if Encrypt would go on without the token."""
+        """Return Return True if Encrypt would go on without the token."""
 
     @property
     def spent(self) -> HsmKmsError | None:
-        """Why the token must not wrap under the current key any more, or None."""
+        """Return why the token must not wrap under the current key, or None."""
 
 
 class Health:
@@ -143,12 +143,12 @@ class Health:
 
     @property
     def detail(self) -> str:
-        """Cause and cure with names and paths, for the log and the admin socket."""
+        """Return cause and cure with names and paths, for log and admin socket."""
         return self._detail
 
     @property
     def settled(self) -> bool:
-        """True if all is well and nothing is in doubt."""
+        """Return Return True if all is well and nothing is in doubt."""
         return self._state.state == "ok" and self._doubt_since is None
 
     def call_failed(self) -> None:
@@ -163,7 +163,7 @@ class Health:
 
     @property
     def _call_failed(self) -> bool:
-        """True if a request has failed since an inspection passed."""
+        """Return Return True if a request has failed since an inspection passed."""
         return self._call_failed_after == self._canaries.passes
 
     def evaluate(self) -> None:

@@ -19,7 +19,7 @@ CKR_VENDOR_DEFINED = 0x8000_0000
 
 
 class Fault(StrEnum):
-    """Class of a return value: where its cause lies."""
+    """Name the class of a return value: where its cause lies."""
 
     REQUEST = "request"  # the input is bad; the session works
     AMBIGUOUS = "ambiguous"  # input, session or device: a new session may work
@@ -32,7 +32,7 @@ class Fault(StrEnum):
 
 
 class Cause(StrEnum):
-    """Cause of a failure that is no single CK_RV."""
+    """Name the cause of a failure that is no single CK_RV."""
 
     MODULE = "module"  # the module cannot be loaded, or is no PKCS#11 module
     NO_TOKEN = "no-token"  # noqa: S105 - a PKCS#11 token

@@ -23,7 +23,7 @@ class _Message(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class _Secret(_Message, frozen=True, kw_only=True):
-    """A message whose fields must not be printed."""
+    """Base of the messages whose fields must not be printed."""
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__}>"
@@ -33,7 +33,7 @@ class _Secret(_Message, frozen=True, kw_only=True):
 
 
 class Configure(_Message, frozen=True, kw_only=True):
-    """First message on the control pair: load the module, find the token.
+    """Load the module and find the token: the first message on the control pair.
 
     Args:
         module: Absolute path of the PKCS#11 module.
@@ -233,7 +233,7 @@ class Leave(_Message, frozen=True, kw_only=True):
 
 
 class Started(_Message, frozen=True, kw_only=True):
-    """The module is loaded; `token` is None if no selector was given."""
+    """Report that the module is loaded; `token` is None without a selector."""
 
     os_locking: bool
     library: str
@@ -241,17 +241,17 @@ class Started(_Message, frozen=True, kw_only=True):
 
 
 class Tokens(_Message, frozen=True, kw_only=True):
-    """Answer to `ListTokens`."""
+    """Reply to `ListTokens`."""
 
     tokens: tuple[TokenSeen, ...]
 
 
 class Done(_Message, frozen=True, kw_only=True):
-    """The request succeeded and has no result."""
+    """Report that the request succeeded and has no result."""
 
 
 class KeyPage(_Message, frozen=True, kw_only=True):
-    """Answer to `FindKeys` and `GenerateKey`.
+    """Reply to `FindKeys` and `GenerateKey`.
 
     Args:
         keys: The keys.
@@ -263,32 +263,32 @@ class KeyPage(_Message, frozen=True, kw_only=True):
 
 
 class Probed(_Message, frozen=True, kw_only=True):
-    """Answer to `Probe`."""
+    """Reply to `Probe`."""
 
     mechanism: Mechanism
 
 
 class Encrypted(_Message, frozen=True, kw_only=True):
-    """Answer to `Encrypt` and `RunCanary`; `ciphertext` ends with the tag."""
+    """Reply to `Encrypt` and `RunCanary`; `ciphertext` ends with the tag."""
 
     iv: bytes
     ciphertext: bytes
 
 
 class Decrypted(_Secret, frozen=True, kw_only=True):
-    """Answer to `Decrypt`: authenticated plaintext."""
+    """Reply to `Decrypt`: authenticated plaintext."""
 
     plaintext: bytes
 
 
 class Random(_Secret, frozen=True, kw_only=True):
-    """Answer to `GenerateRandom`."""
+    """Reply to `GenerateRandom`."""
 
     data: bytes
 
 
 class Failure(_Message, frozen=True, kw_only=True):
-    """The request failed.
+    """Report that the request failed.
 
     Args:
         cause: A `ckr.Fault` or a `ckr.Cause`.

@@ -20,7 +20,7 @@ class KeyRef(msgspec.Struct, frozen=True):
 
 
 class TokenSeen(msgspec.Struct, frozen=True, kw_only=True):
-    """A slot with a token in it, as C_GetTokenInfo describes it.
+    """Describe a slot with a token in it, as C_GetTokenInfo does.
 
     `max_sessions` is None if the token reports no session limit.
     """
@@ -36,7 +36,7 @@ class TokenSeen(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Problem(msgspec.Struct, frozen=True, kw_only=True):
-    """Why a key could not be identified.
+    """Say why a key could not be identified.
 
     Args:
         cause: A `ckr.Fault` or a `ckr.Cause`.
@@ -52,7 +52,7 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class KeySeen(msgspec.Struct, frozen=True, kw_only=True):
-    r"""A key, its attributes and its fingerprint, all read from one handle.
+    r"""Describe a key by its attributes and its fingerprint, read from one handle.
 
     Args:
         ref: CKA_LABEL and CKA_ID. What is not UTF-8 in a label is shown as `\\xNN`.
@@ -74,7 +74,7 @@ class KeySeen(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class KeptCanary(msgspec.Struct, frozen=True, kw_only=True):
-    """A canary that outlives the worker that wrapped it.
+    """Hold a canary that outlives the worker that wrapped it.
 
     Args:
         aad: Additional authenticated data.
@@ -88,14 +88,14 @@ class KeptCanary(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Cipher(StrEnum):
-    """Cipher that protects a record, as the record's algorithm field names it."""
+    """Name the cipher that protects a record, as its algorithm field does."""
 
     GCM = "aes-gcm"
     CBC_HMAC = "aes-cbc-hmac-sha256"
 
 
 class Mechanism(StrEnum):
-    """Way in which the token wraps: the cipher, and who generates the IV."""
+    """Name how the token wraps: the cipher, and who generates the IV."""
 
     GCM_CALLER = "aes-gcm-caller-iv"
     GCM_TOKEN = "aes-gcm-token-iv"  # noqa: S105 - a PKCS#11 token

@@ -41,7 +41,7 @@ _Object: TypeAlias = "tuple[KeyRef, str, Cipher]"
 
 @dataclass(slots=True)
 class _Held:
-    """A key that is held.
+    """Hold what is known of one key.
 
     Args:
         key: The key, as listed last.
@@ -56,7 +56,7 @@ class _Held:
 
 @dataclass(slots=True)
 class _View:
-    """What one worker sees.
+    """Hold what one worker sees.
 
     Args:
         born: When it was started.
@@ -131,7 +131,7 @@ class Inventory:
 
     @property
     def keys(self) -> tuple[TokenKey, ...]:
-        """The keys held, in a stable order."""
+        """Return the keys held, in a stable order."""
         held = (each.key for each in self._held.values())
         return tuple(sorted(held, key=lambda key: (key.age, key.cipher)))
 

@@ -93,17 +93,17 @@ class TokenKey:
 
     @property
     def name(self) -> tuple[str, Cipher]:
-        """What a record names the key by, without its suffix."""
+        """Return the name of the key in records, without the suffix."""
         return self.fingerprint, self.cipher
 
     @property
     def found_by(self) -> tuple[KeyRef, str, Cipher]:
-        """What a session finds the key by, and which KEK of a pair it is."""
+        """Return how a session finds the key, and which KEK of a pair it is."""
         return self.ref, self.fingerprint, self.cipher
 
     @property
     def age(self) -> tuple[int, str]:
-        """Sort key: activation time; fingerprint if two keys have the same time."""
+        """Return the sort key: activation time; fingerprint if two times are equal."""
         return self.activation, self.fingerprint
 
 
@@ -157,7 +157,7 @@ class KeySettings:
 
     @property
     def which(self) -> str:
-        """How the KEKs differ from other keys on the token, in words."""
+        """Return how the KEKs differ from other keys on the token, in words."""
         labelled = [] if self.label is None else [f"labelled {self.label!r}"]
         return " and ".join(labelled + (["in keys.ids"] if self.ids else []))
 

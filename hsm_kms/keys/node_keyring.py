@@ -64,17 +64,17 @@ class NodeKeyring:
 
     @property
     def last(self) -> LastKey | None:
-        """The key last current on this node; None if there never was one."""
+        """Return the key last current on this node; None if there never was one."""
         return self.memory.last
 
     @property
     def last_key_id(self) -> str | None:
-        """key_id of the key last current on this node; None if there never was one."""
+        """Return the key_id last current on this node; None if there never was one."""
         return self.last.key_id if self.last else None
 
     @property
     def key_id(self) -> str:
-        """key_id that Status gives; "" if there never was a current key."""
+        """Return the key_id that Status gives; "" if there never was a current key."""
         if self.last is not None:
             return self.last.key_id
         if self.ring is not None and self.ring.current is not None:
@@ -83,17 +83,17 @@ class NodeKeyring:
 
     @property
     def current(self) -> TokenKey | None:
-        """The current key as last read; None if there is none."""
+        """Return the current key as last read; None if there is none."""
         return self.ring.current if self.ring is not None else None
 
     @property
     def announced(self) -> str:
-        """key_id that Status gave last; "" before the first Status."""
+        """Return the key_id that Status gave last; "" before the first Status."""
         return self._announced
 
     @property
     def announced_ring(self) -> Keyring | None:
-        """The keyring whose current key is the one that Status gave last.
+        """Return the keyring whose current key is the one that Status gave last.
 
         None until the keys have been read.
         """

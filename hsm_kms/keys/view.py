@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
 
 class Inspector(Protocol):
-    """Reads the keys of the token in the background; the health monitor does."""
+    """Read the keys of the token in the background; the health monitor does."""
 
     @property
     def error(self) -> HsmKmsError | None:
-        """Why the latest worker could not start; None if it could, or none tried."""
+        """Return why the latest worker could not start; None if no start failed."""
 
     async def first_news(self) -> None:
         """Wait until the keys have been read, or a worker could not start."""
@@ -53,7 +53,7 @@ class KeyView(ABC):
     @property
     @abstractmethod
     def ring(self) -> Keyring | None:
-        """The keyring for requests; None until the keys have been read."""
+        """Return the keyring for requests; None until the keys have been read."""
 
     async def ring_soon(self, until: float) -> Keyring:
         """Return the keyring; right after the start, wait for the first one.
@@ -93,7 +93,7 @@ class CurrentKeys(KeyView):
 
     @property
     def ring(self) -> Keyring | None:
-        """The keyring as last read; None until then."""
+        """Return the keyring as last read; None until then."""
         return self._node_keyring.ring
 
 
@@ -102,5 +102,5 @@ class AnnouncedKeys(KeyView):
 
     @property
     def ring(self) -> Keyring | None:
-        """The keyring with the announced key as its current one; None until read."""
+        """Return the keyring with the announced key as current; None until read."""
         return self._node_keyring.announced_ring

@@ -1,10 +1,11 @@
-"""Have the API server store objects again, so that it encrypts them anew.
+"""Have the API server re-encrypt stored objects.
 
-Reads in this order: `kubectl` starts the user's own kubectl as a proxy, `api` talks
-to the API server through it, `resources` finds out where a resource is served,
-`rewrite` does it, `refusals` says why an object was not written, `journal` remembers
-how far it came, `manifest` has the API server do it by itself.
+Read the files in this order: `kubectl` starts the user's kubectl as a proxy; `api`
+sends requests to the API server through it; `resources` finds out where a resource is
+served; `rewrite` sends the objects back; `refusals` says why an object was not written;
+`journal` keeps the progress; `manifest` makes a StorageVersionMigration, with which the
+cluster migrates on its own.
 
-Nothing here knows what an object holds: its bytes go back as they came. They are
-never printed, logged, written to disk or put into an argument.
+No code here interprets an object: it is sent back byte for byte. It is never printed,
+logged, written to disk or put into an argument.
 """

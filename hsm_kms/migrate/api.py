@@ -1,8 +1,8 @@
-"""Requests to the API server, made again where that may help.
+"""Send requests to the API server, and retry them if that may help.
 
-A request is made again when the API server asks for it (429, 503 with Retry-After),
-when it cannot be reached and when a connection breaks: then a PUT may have been done
-already, which its resourceVersion turns into a conflict.
+A request is retried if the API server asks for it (429, 503 with Retry-After), if the
+API server cannot be reached, and if the connection breaks. In the last case a PUT may
+have been applied already; its resourceVersion then causes a conflict.
 """
 
 from __future__ import annotations
@@ -32,38 +32,37 @@ _UNAUTHORIZED: Final = http.HTTPStatus.UNAUTHORIZED
 _MAX_TEXT_CHARS: Final = 300
 
 _RIGHTS: Final = (
-    "the user of the kubeconfig needs the rights to get, list and update what is "
-    "migrated"
+    "allow the user of the kubeconfig to get, list and update the resources to migrate"
 )
 
 _T = TypeVar("_T")
 
 
 class ApiError(HsmKmsError):
-    """The API server cannot be reached, or says no to more than one object."""
+    """Raised when the API server cannot be reached, or refuses more than one object."""
 
 
 class ListMeta(msgspec.Struct, frozen=True, rename="camel"):
-    """`metadata` of a list and of a Status."""
+    """Describe `metadata` of a list and of a Status."""
 
     token: str = msgspec.field(name="continue", default="")
     remaining_item_count: int | None = None
 
 
 class Cause(msgspec.Struct, frozen=True):
-    """One fault of an object; its `message` may quote the object, and is not read."""
+    """Describe one fault of an object, without the message, which may quote it."""
 
     field: str = ""
 
 
 class Details(msgspec.Struct, frozen=True):
-    """`details` of a Status."""
+    """Describe `details` of a Status."""
 
     causes: tuple[Cause, ...] = ()
 
 
 class Status(msgspec.Struct, frozen=True):
-    """How the API server says no."""
+    """Describe the Status with which the API server refuses a request."""
 
     kind: str = ""
     message: str = ""
@@ -74,12 +73,12 @@ class Status(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """What came back.
+    """Hold the response to a request.
 
     Args:
-        code: The HTTP status.
-        body: May hold a Secret.
-        retry_after: Seconds that the API server wants to be left alone, or None.
+        code: The HTTP status code.
+        body: The body, which may contain a Secret.
+        retry_after: Seconds to wait before a retry, as the API server asks; or None.
     """
 
     code: int
@@ -88,7 +87,7 @@ class Answer:
 
     @property
     def status(self) -> Status | None:
-        """The Status in it; None where it is something else."""
+        """Return the Status in the body, or None if the body is something else."""
         try:
             found = msgspec.json.decode(self.body, type=Status)
         except msgspec.MsgspecError:
@@ -97,41 +96,45 @@ class Answer:
 
     @property
     def unreached(self) -> bool:
-        """Whether kubectl speaks here itself, because it found no API server."""
+        """Return True if kubectl answered, because it did not reach the API server."""
         return self.code >= http.HTTPStatus.INTERNAL_SERVER_ERROR and not self.status
 
     @property
     def passing(self) -> bool:
-        """Whether the same request may succeed later."""
+        """Return True if the same request may succeed later."""
         return self.unreached or self.code in {429, 502, 503, 504}
 
     @property
     def text(self) -> str:
-        """What the API server or kubectl says; not for answers about one object."""
+        """Return the message of the API server or kubectl.
+
+        The message may quote an object. It must not be printed if the request was about
+        one object.
+        """
         status = self.status
         said = status.message if status else self.body.decode(errors="replace")
         return printable(said.strip(), _MAX_TEXT_CHARS)
 
 
 class Api(Protocol):
-    """An API server."""
+    """Send requests to an API server."""
 
     def get(self, path: str, **query: str) -> Answer:
-        """One GET."""
+        """Send a GET and return the response."""
 
     def put(self, path: str, body: bytes, **query: str) -> Answer:
-        """One PUT of JSON."""
+        """Send a PUT of JSON and return the response."""
 
 
 class ProxiedApi:
-    """The API server behind a `kubectl proxy`.
+    """Send requests to the API server behind a `kubectl proxy`.
 
-    Until it has answered once, nothing is tried twice: a wrong kubeconfig shows at
-    once.
+    No request is retried before the first response, so that a wrong kubeconfig is
+    reported at once.
 
     Args:
-        proxy: Running.
-        sleep: Waits for so many seconds.
+        proxy: The proxy, running.
+        sleep: Function that waits for a number of seconds.
     """
 
     def __init__(
@@ -143,18 +146,18 @@ class ProxiedApi:
         self._met = False
 
     def get(self, path: str, **query: str) -> Answer:
-        """One GET.
+        """Send a GET and return the response.
 
         Raises:
-            HsmKmsError: Nobody answers, or only to put us off.
+            HsmKmsError: The API server cannot be reached, or asked to retry too often.
         """
         return self._insist("GET", path, None, query)
 
     def put(self, path: str, body: bytes, **query: str) -> Answer:
-        """One PUT of JSON.
+        """Send a PUT of JSON and return the response.
 
         Raises:
-            HsmKmsError: Nobody answers, or only to put us off.
+            HsmKmsError: The API server cannot be reached, or asked to retry too often.
         """
         return self._insist("PUT", path, body, query)
 
@@ -168,26 +171,26 @@ class ProxiedApi:
         url = f"{path}?{urllib.parse.urlencode(query)}" if query else path
         answer = self._once(method, url, body)
         for pause in _PAUSES if self._met else ():
-            # An exec plugin fetches a new token after a 401, for the next request.
+            # After a 401 an exec plugin fetches a new token, for the next request.
             if answer and not answer.passing and answer.code != _UNAUTHORIZED:
                 break
             wanted = answer.retry_after if answer else None
             self._sleep(min(wanted or pause, _MAX_PAUSE))
             answer = self._once(method, url, body)
         if answer is None:
-            raise ApiError("the connection to the API server breaks again and again")
+            raise ApiError("the connection to the API server was lost repeatedly")
         if answer.passing:
             raise _put_off(answer)
         if answer.code == _UNAUTHORIZED:
             raise ApiError(
-                f"the API server does not accept these credentials: {answer.text}",
-                hint="--kubeconfig and --context say whose are used",
+                f"the API server rejected the credentials: {answer.text}",
+                hint="choose credentials with --kubeconfig and --context",
             )
         self._met = True
         return answer
 
     def _once(self, method: str, url: str, body: bytes | None) -> Answer | None:
-        """The answer, or None where the connection broke."""
+        """Return the response, or None if the connection broke."""
         headers = {"Content-Type": "application/json"} if body is not None else {}
         try:
             self._connection.request(method, url, body, headers)
@@ -205,46 +208,46 @@ class ProxiedApi:
 
 @contextlib.contextmanager
 def connected(proxy: Proxy) -> Iterator[ProxiedApi]:
-    """The API server behind a proxy, for as long as it is used."""
+    """Yield a connection to the API server behind a proxy, and close it at the end."""
     with contextlib.closing(ProxiedApi(proxy)) as api:
         yield api
 
 
 def decoded(body: bytes, kind: type[_T]) -> _T:
-    """What the API server sent, as far as it is looked at here.
+    """Decode the fields of a response that are needed.
 
     Args:
-        body: JSON, which may hold a Secret: an error does not quote it.
-        kind: A `msgspec.Struct`.
+        body: JSON, which may contain a Secret; an error does not quote it.
+        kind: A `msgspec.Struct` with these fields.
 
     Raises:
-        ApiError: It is something else.
+        ApiError: The body does not have these fields.
     """
     try:
         return msgspec.json.decode(body, type=kind)
     except msgspec.MsgspecError:
-        raise ApiError("the API server answers in a way unknown here") from None
+        raise ApiError("the API server sent an unexpected response") from None
 
 
 def refused(what: str, answer: Answer) -> ApiError:
-    """The error for an answer that is not OK, to a request about many objects.
+    """Return the error for a response that is not OK, to a request about many objects.
 
     Args:
-        what: What the API server does not do, such as "list secrets".
-        answer: Its answer.
+        what: What the API server refused, such as "list secrets".
+        answer: The response.
     """
     if answer.code == http.HTTPStatus.FORBIDDEN:
-        return ApiError(f"no right to {what}: {answer.text}", hint=_RIGHTS)
-    return ApiError(f"the API server does not {what}: {answer.code} {answer.text}")
+        return ApiError(f"forbidden to {what}: {answer.text}", hint=_RIGHTS)
+    return ApiError(f"cannot {what}: {answer.code} {answer.text}")
 
 
 def _put_off(answer: Answer) -> ApiError:
     if answer.unreached:
         return ApiError(
-            f"kubectl does not reach the API server: {answer.text}",
-            hint="see whether `kubectl get --raw /readyz` works",
+            f"kubectl cannot reach the API server: {answer.text}",
+            hint="run `kubectl get --raw /readyz` to check the connection",
         )
-    return ApiError(f"the API server puts us off: {answer.code} {answer.text}")
+    return ApiError(f"the API server is overloaded: {answer.code} {answer.text}")
 
 
 def _seconds(text: str | None) -> float | None:

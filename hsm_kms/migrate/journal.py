@@ -1,8 +1,8 @@
-"""How far a migration came, in a file of the user's choice.
+"""Keep the progress of a migration in a file of the user's choice.
 
-It holds names and counts, never what is in an object. It is written before each page
-of a list, so a second run begins with the page in which the first one stopped: what
-that one had written already is then left as it is.
+The file holds names and counts, never the content of an object. It is written before
+each page of a list, so a second run resumes with the page in which the first run
+stopped. Objects of that page that are up to date are not written again.
 """
 
 from __future__ import annotations
@@ -21,37 +21,37 @@ if TYPE_CHECKING:
 
 VERSION: Final = 1
 MAX_LISTED: Final = 50
-"""Refused objects that are named; more are only counted."""
+"""Most refused objects that are named; others are only counted."""
 
 
 class Outcome(StrEnum):
-    """What became of one object."""
+    """Name the result for one object."""
 
     REWRITTEN = "rewritten"
-    UP_TO_DATE = "up_to_date"  # stored already as the API server would store it now
-    ACCEPTED = "accepted"  # in a dry run
-    GONE = "gone"  # deleted meanwhile
+    UP_TO_DATE = "up_to_date"  # its stored form would not change
+    ACCEPTED = "accepted"  # by a dry run
+    GONE = "gone"  # deleted since it was listed
     REFUSED = "refused"
 
 
 class Refused(msgspec.Struct, frozen=True):
-    """One object that was not written.
+    """Name one object that was not written.
 
     Args:
         object: namespace/name, or name.
-        why: Holds nothing of what is in it.
+        reason: Why it was refused, without any content of the object.
     """
 
     object: str
-    why: str
+    reason: str
 
 
 class Counts(msgspec.Struct):
-    """What became of the objects of one resource.
+    """Count the results for the objects of one resource.
 
     Args:
-        outcomes: How many of each.
-        refusals: Those that were refused; not more than fit in `MAX_LISTED`.
+        outcomes: Number of objects by result.
+        refusals: Refused objects; at most `MAX_LISTED` in all resources together.
     """
 
     outcomes: dict[Outcome, int] = {}
@@ -59,11 +59,11 @@ class Counts(msgspec.Struct):
 
     @property
     def objects(self) -> int:
-        """How many there were."""
+        """Return the number of objects."""
         return sum(self.outcomes.values())
 
     def of(self, outcome: Outcome) -> int:
-        """How many of one kind."""
+        """Return the number of objects with one result."""
         return self.outcomes.get(outcome, 0)
 
     def add(self, outcome: Outcome) -> None:
@@ -72,12 +72,12 @@ class Counts(msgspec.Struct):
 
 
 class Scope(msgspec.Struct, frozen=True):
-    """What is migrated: a journal of one is no use for another.
+    """Say what is migrated; a journal is valid for one scope only.
 
     Args:
-        server: URL of the API server, as the kubeconfig has it.
-        namespace: The only namespace, or None.
-        resources: As they were named.
+        server: URL of the API server in the kubeconfig.
+        namespace: The only namespace to migrate, or None for all.
+        resources: The resources as the user named them.
     """
 
     server: str
@@ -86,16 +86,16 @@ class Scope(msgspec.Struct, frozen=True):
 
 
 class Journal(msgspec.Struct):
-    """How far a migration came.
+    """Hold the progress of a migration.
 
     Args:
         scope: What is migrated.
-        started: When it began, in seconds since the Unix epoch.
-        token: Where the API server goes on with the list of the resource in `at`;
-            "" for its beginning.
-        at: The resource being migrated; those of `counts` before it are done.
-        counts: What became of the objects, by resource.
-        version: Of this layout.
+        started: When the migration began, in seconds since the Unix epoch.
+        token: `continue` token for the list of the resource in `at`; "" for the
+            beginning of that list.
+        at: The resource that is being migrated; those before it in `counts` are done.
+        counts: Results by resource.
+        version: Version of this file format.
     """
 
     scope: Scope
@@ -107,30 +107,30 @@ class Journal(msgspec.Struct):
 
     @property
     def objects(self) -> int:
-        """How many objects are done."""
+        """Return the number of objects that are done."""
         return sum(counts.objects for counts in self.counts.values())
 
     @property
     def listed(self) -> int:
-        """How many refused objects are named."""
+        """Return the number of refused objects that are named."""
         return sum(len(counts.refusals) for counts in self.counts.values())
 
     def of(self, outcome: Outcome) -> int:
-        """How many objects ended so."""
+        """Return the number of objects with one result."""
         return sum(counts.of(outcome) for counts in self.counts.values())
 
 
 def begin(scope: Scope) -> Journal:
-    """One of a migration that begins now."""
+    """Return the journal of a migration that begins now."""
     return Journal(scope=scope, started=now())
 
 
 def load(path: Path, scope: Scope) -> Journal:
-    """The journal in a file, or a new one where there is no file.
+    """Return the journal in a file, or a new journal if there is no file.
 
     Raises:
-        ConfigError: The file is no journal, or one of another migration.
-        HsmKmsError: It cannot be read.
+        ConfigError: The file is not a journal, or belongs to another migration.
+        HsmKmsError: The file cannot be read.
     """
     try:
         found = msgspec.json.decode(files.read(path), type=Journal)
@@ -140,19 +140,19 @@ def load(path: Path, scope: Scope) -> Journal:
         raise HsmKmsError(f"{path} cannot be read: {error.strerror}") from None
     except msgspec.MsgspecError:
         raise ConfigError(
-            [f"{path} is not what --resume left; remove it to begin again"]
+            [f"{path} is not a progress file of --resume; remove it to start over"]
         ) from None
     if found.version != VERSION or found.scope != scope:
         wrong = f"{path} belongs to another cluster, namespace or list of resources"
-        raise ConfigError([f"{wrong}; name another file, or remove it to begin again"])
+        raise ConfigError([f"{wrong}; give another file, or remove it to start over"])
     return found
 
 
 def save(path: Path, journal: Journal) -> None:
-    """Write it, durably.
+    """Write a journal durably.
 
     Raises:
-        HsmKmsError: It cannot be written; what was there still is.
+        HsmKmsError: The file cannot be written; the old one is unchanged.
     """
     try:
         files.replace(path, msgspec.json.encode(journal))

@@ -1,13 +1,14 @@
-"""The user's own kubectl, as a proxy that only this process can reach.
+"""Run the user's own kubectl as a proxy that only this process can reach.
 
-kubectl logs in however the kubeconfig says (certificates, tokens, exec plugins,
-impersonation, proxies), once, and keeps its connection to the API server; we speak
-plain HTTP to it over a socket in a private directory. One kubectl for each object
-would take thirty times as long and log in each time.
+kubectl logs in once, in the way that the kubeconfig says (certificates, tokens, exec
+plugins, impersonation, proxies), and keeps its connection to the API server. This
+process sends plain HTTP to the proxy over a socket in a private directory. One kubectl
+per object would take thirty times as long and log in each time.
 
-1.  The directory is 0700: whoever reaches the socket has the user's rights.
-2.  The proxy passes on GET and PUT below /api and /apis, and nothing else.
-3.  It ends with us, however we end.
+1.  The directory has mode 0700, because anyone who reaches the socket has the user's
+    rights.
+2.  The proxy forwards GET and PUT below /api and /apis, and nothing else.
+3.  The proxy ends with this process, even if this process is killed.
 """
 
 from __future__ import annotations
@@ -39,24 +40,24 @@ _FLAGS: Final = (
     "--accept-paths=^/apis?(/.*)?$",
     "--reject-methods=^POST$,^PATCH$,^DELETE$,^HEAD$,^OPTIONS$",
 )
-# A SIGKILL leaves nobody to stop it: the kernel does.
+# If this process is killed by SIGKILL, the kernel kills the proxy.
 _TIED: Final = (sys.executable, "-I", "-m", "hsm_kms.pdeathsig")
 _NOWHERE: Final = "current-context must exist in order to minify"
-"""What kubectl says where there is no kubeconfig: it may run in a pod."""
+"""Message of kubectl if there is no kubeconfig, as in a pod."""
 
 
 class KubectlError(HsmKmsError):
-    """kubectl cannot be used, or ended."""
+    """Raised when kubectl cannot be used, or has ended."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kubectl:
-    """Which kubectl, and which cluster.
+    """Say which kubectl to run, and for which cluster.
 
     Args:
-        program: A path, or a name looked for in PATH.
-        kubeconfig: Handed on as --kubeconfig, or None.
-        context: Handed on as --context, or None.
+        program: Path of kubectl, or a name to find in PATH.
+        kubeconfig: Value of kubectl's --kubeconfig, or None.
+        context: Value of kubectl's --context, or None.
     """
 
     program: str = "kubectl"
@@ -64,16 +65,16 @@ class Kubectl:
     context: str | None = None
 
     def command(self, *arguments: str) -> list[str]:
-        """The command line.
+        """Return the command line of a kubectl command.
 
         Raises:
-            KubectlError: There is no such program.
+            KubectlError: The program does not exist.
         """
         found = shutil.which(self.program)
         if found is None:
             raise KubectlError(
-                f"there is no program {self.program!r}",
-                hint="install kubectl, or say where it is with --kubectl",
+                f"the program {self.program!r} was not found",
+                hint="install kubectl, or give its path with --kubectl",
             )
         options = []
         if self.kubeconfig is not None:
@@ -83,7 +84,7 @@ class Kubectl:
         return [str(Path(found).absolute()), *options, *arguments]
 
     def server(self) -> str:
-        """URL of the API server, as the kubeconfig has it; "" in a pod without one.
+        """Return the URL of the API server in the kubeconfig; "" in a pod without one.
 
         Raises:
             KubectlError: kubectl cannot be run, or the kubeconfig cannot be read.
@@ -97,16 +98,16 @@ class Kubectl:
             return ""
         raise KubectlError(
             f"kubectl cannot use this kubeconfig: {said}",
-            hint="--kubeconfig and --context say which cluster is meant",
+            hint="choose the cluster with --kubeconfig and --context",
         )
 
 
 class Proxy:
-    """A running `kubectl proxy`.
+    """Watch a running `kubectl proxy`.
 
     Args:
-        socket: Where it listens.
-        process: The program.
+        socket: Path of the socket on which the proxy listens.
+        process: The process of the proxy.
     """
 
     def __init__(self, socket: Path, process: subprocess.Popen[bytes]) -> None:
@@ -114,30 +115,31 @@ class Proxy:
         self._process = process
 
     def check(self) -> None:
-        """See whether it still runs.
+        """Check that the proxy still runs.
 
         Raises:
-            KubectlError: It does not.
-            KeyboardInterrupt: The terminal's Ctrl-C has ended it, and means us too.
+            KubectlError: The proxy has ended.
+            KeyboardInterrupt: Ctrl-C has ended the proxy; it is meant for both.
         """
         code = self._process.poll()
         if code == -signal.SIGINT:
             raise KeyboardInterrupt
         if code is not None:
             raise KubectlError(
-                f"kubectl has ended with code {code}",
-                hint="see what it wrote above, and try `kubectl get --raw /readyz`",
+                f"kubectl exited with code {code}",
+                hint="read its output above, and run `kubectl get --raw /readyz`",
             )
 
 
 @contextlib.contextmanager
 def running_proxy(kubectl: Kubectl) -> Iterator[Proxy]:
-    """Run `kubectl proxy` on a socket in a directory of its own.
+    """Run `kubectl proxy` on a socket in a private directory.
 
-    Its stdin and stderr are ours: an exec plugin may have something to ask.
+    The proxy shares stdin and stderr with this process, because an exec plugin may ask
+    for something.
 
     Raises:
-        KubectlError: It does not start.
+        KubectlError: The proxy does not start.
     """
     with tempfile.TemporaryDirectory(prefix="hsm-kms-") as directory:
         path = Path(directory) / "api"
@@ -198,5 +200,5 @@ def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
 
 
 def _said(stderr: str) -> str:
-    text = stderr.strip().removeprefix("error: ") or "it does not say why"
+    text = stderr.strip().removeprefix("error: ") or "no error message"
     return printable(text, _MAX_TEXT_CHARS)

@@ -1,4 +1,4 @@
-"""StorageVersionMigration: the API server's own way to write objects anew."""
+"""Make StorageVersionMigrations, with which a cluster re-encrypts on its own."""
 
 from __future__ import annotations
 
@@ -17,20 +17,23 @@ _WITH_VERSION: Final = "v1alpha1"
 
 
 def served_version(api: Api) -> str | None:
-    """The version of StorageVersionMigration this API server prefers, or None.
+    """Return the version of StorageVersionMigration that the API server prefers.
+
+    Returns:
+        The version, or None if the API server does not serve the group.
 
     Raises:
-        HsmKmsError: The API server does not say.
+        HsmKmsError: The API server could not be asked.
     """
     return next(iter(served_versions(api, GROUP)), None)
 
 
 def manifests(resources: Sequence[Resource], version: str) -> str:
-    """One StorageVersionMigration for each resource, as YAML.
+    """Return one StorageVersionMigration for each resource, as YAML.
 
     Args:
-        resources: What is to be migrated.
-        version: Of storagemigration.k8s.io.
+        resources: The resources to migrate.
+        version: Version of storagemigration.k8s.io.
     """
     import yaml  # noqa: PLC0415 - only --explain needs it
 

@@ -1,7 +1,7 @@
-"""Why an object was not written, in words that cannot hold what is in it.
+"""Say why an object was not written, without quoting the object.
 
-A webhook writes its refusal itself, and a validation error may quote the object. So
-only known shapes of text are repeated, and of those only the names in them.
+A webhook chooses the text of its refusal, and a validation error may quote the object.
+So only messages of known forms are repeated, and only the names in them.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ _FIELD: Final = re.compile(r"[A-Za-z][A-Za-z0-9.\[\]_-]{0,99}")
 
 
 def why_not(answer: Answer) -> str:
-    """Why the API server did not write an object.
+    """Return why the API server did not write an object.
 
     Args:
-        answer: Its answer to the PUT.
+        answer: The response to the PUT.
     """
     status = answer.status
     if status is None:

@@ -1,7 +1,7 @@
-"""Which resources are meant, and where the API server serves them.
+"""Find the resources to migrate, and where the API server serves them.
 
-They are named as in an EncryptionConfiguration: `secrets`, `deployments.apps`,
-`widgets.example.com`; `*.apps` is a whole group, `*.` the core group, `*.*` all.
+Resources are named as in an EncryptionConfiguration: `secrets`, `deployments.apps`,
+`widgets.example.com`; `*.apps` is a whole group, `*.` the core group, `*.*` everything.
 """
 
 from __future__ import annotations
@@ -30,30 +30,30 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """A resource as somebody named it.
+    """Hold the name of a resource as the user gave it.
 
     Args:
-        name: Its plural name, or "*".
-        group: "" for the core group, or "*".
+        name: Plural name of the resource, or "*".
+        group: Group of the resource; "" for the core group, "*" for all groups.
     """
 
     name: str
     group: str
 
     def __str__(self) -> str:
-        """As it was named."""
+        """Return the name as the user gave it."""
         return f"{self.name}.{self.group}" if self.group else self.name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resource:
-    """A resource that the API server serves.
+    """Describe a resource that the API server serves.
 
     Args:
-        name: Its plural name.
-        group: "" for the core group.
-        version: The one the API server prefers.
-        namespaced: Its objects are in namespaces.
+        name: Plural name of the resource.
+        group: Group of the resource; "" for the core group.
+        version: Version that the API server prefers.
+        namespaced: True if the objects are in namespaces.
     """
 
     name: str
@@ -62,14 +62,15 @@ class Resource:
     namespaced: bool
 
     def __str__(self) -> str:
-        """As kubectl names it."""
+        """Return the name of the resource as kubectl writes it."""
         return f"{self.name}.{self.group}" if self.group else self.name
 
     def path(self, namespace: str | None = None) -> str:
-        """Where its objects are listed.
+        """Return the URL path that lists the objects.
 
         Args:
-            namespace: Only those in one; None, or no namespaces: all.
+            namespace: The only namespace to list, or None for all. It is ignored if
+                the objects are in no namespace.
         """
         root = f"/apis/{self.group}" if self.group else "/api"
         inside = f"/namespaces/{namespace}" if namespace and self.namespaced else ""
@@ -97,7 +98,7 @@ class _Group(msgspec.Struct, frozen=True, rename="camel"):
 
     @property
     def by_preference(self) -> list[str]:
-        """Its versions, the preferred one first."""
+        """Return the versions of the group, the preferred one first."""
         every = [self.preferred_version, *self.versions]
         return list(dict.fromkeys(each.version for each in every))
 
@@ -107,23 +108,24 @@ class _GroupList(msgspec.Struct, frozen=True):
 
 
 def parse_resource(text: str) -> Wanted:
-    """Read the name of a resource.
+    """Parse the name of a resource.
 
     Raises:
-        ConfigError: It is not one.
+        ConfigError: The text is not the name of a resource.
     """
     found = _NAME.fullmatch(text)
     if found is None:
         forms = "secrets, deployments.apps, *.apps, or *.* for everything"
-        raise ConfigError([f"{text!r} names no resource; it is {forms}"])
+        raise ConfigError([f"{text!r} is not a resource; give {forms}"])
     return Wanted(found[1] or found[3], found[2] or found[4] or "")
 
 
 def find_resources(api: Api, wanted: Sequence[Wanted]) -> list[Resource]:
-    """Where the API server serves these resources, each once.
+    """Return the resources that the API server serves under these names, each once.
 
     Raises:
-        HsmKmsError: It does not serve one, or not so that it can be migrated.
+        HsmKmsError: The API server does not serve one of them, or does not allow to
+            list and update it.
     """
     found: dict[str, Resource] = {}
     for each in wanted:
@@ -133,14 +135,14 @@ def find_resources(api: Api, wanted: Sequence[Wanted]) -> list[Resource]:
 
 
 def served_versions(api: Api, group: str) -> list[str]:
-    """The versions of a group, the preferred one first; none where it is not served.
+    """Return the versions of a group, the preferred one first; none if not served.
 
     Args:
         api: The API server.
-        group: "" for the core group.
+        group: The group; "" for the core group.
 
     Raises:
-        HsmKmsError: The API server does not say.
+        HsmKmsError: The API server could not be asked.
     """
     if not group:
         return ["v1"]
@@ -159,9 +161,9 @@ def _find(api: Api, wanted: Wanted) -> list[Resource]:
     ]
     if not found:
         raise ApiError(
-            f"the API server serves no {wanted} that can be listed and updated",
-            hint="outside the core group the group belongs to the name, as in "
-            "deployments.apps; `kubectl api-resources` lists them",
+            f"the API server has no resource {wanted} that can be listed and updated",
+            hint="add the API group to the name, as in deployments.apps; "
+            "`kubectl api-resources` lists all resources",
         )
     return found
 
@@ -174,7 +176,7 @@ def _groups(api: Api, wanted: Wanted) -> list[str]:
 
 
 def _served(api: Api, group: str) -> Iterator[Resource]:
-    """What can be migrated of a group, in the preferred version first."""
+    """Yield the resources of a group that can be migrated, preferred version first."""
     for version in served_versions(api, group):
         root = f"/apis/{group}" if group else "/api"
         answer = api.get(f"{root}/{version}")
@@ -190,5 +192,5 @@ def _served(api: Api, group: str) -> Iterator[Resource]:
 
 def _told(answer: Answer, kind: type[_T]) -> _T:
     if answer.code != http.HTTPStatus.OK:
-        raise refused("tell what it serves", answer)
+        raise refused("discover the API's resources", answer)
     return decoded(answer.body, kind)

@@ -1,12 +1,12 @@
-"""List objects page by page, and send each one back as it came.
+"""List objects page by page, and send each object back unchanged.
 
-1.  An object is sent back byte by byte as the API server gave it, with its uid and
-    resourceVersion: should it have changed, or be another of the same name, the
-    answer is a conflict, and it is read again. Nothing is brought back to life.
-2.  The API server writes an unchanged object only where what it has stored is not
-    what it would store now: under another key, by another provider, in clear. Then
-    its resourceVersion changes, which is how the two are told apart.
-3.  One object that is refused stops nothing; all of them refused does.
+1.  An object is sent back byte for byte, with its uid and resourceVersion. If it was
+    changed, or replaced by another object of the same name, the response is a conflict,
+    and the object is read again. A deleted object is not restored.
+2.  The API server writes an unchanged object only if its stored form would change: it
+    is stored under another key, by another provider, or unencrypted. Then the
+    resourceVersion changes; otherwise the object was up to date.
+3.  A refused object does not stop the migration, but many refused objects in a row do.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ if TYPE_CHECKING:
     from hsm_kms.migrate.resources import Resource
 
 PAGE: Final = 100  # objects; a Secret has up to 1 MiB
-CONFLICTS: Final = 10  # tries, of an object that somebody else keeps writing
-REFUSED_IN_A_ROW: Final = 20  # then it is not the objects
+CONFLICTS: Final = 10  # tries for an object that another client keeps changing
+REFUSED_IN_A_ROW: Final = 20  # after these the cause is not in the objects
 
-_LISTS: Final = 5  # tries, of a list that is always out of date
+_LISTS: Final = 5  # tries for a list whose `continue` token has expired
 _OUT_OF_DATE: Final = {http.HTTPStatus.GONE, http.HTTPStatus.BAD_REQUEST}
 
 
@@ -48,7 +48,7 @@ class _Meta(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class _RefusedError(Exception):
-    """An object was not written; the text holds nothing of it."""
+    """Raised when an object was not written; the text does not quote the object."""
 
     def __init__(self, why: str, code: int = 0) -> None:
         super().__init__(why)
@@ -65,10 +65,10 @@ class _Page(msgspec.Struct, frozen=True):
 
 
 class Pace:
-    """At most so many a second.
+    """Limit the rate of writes.
 
     Args:
-        rate: Per second.
+        rate: Most objects per second.
     """
 
     def __init__(self, rate: float) -> None:
@@ -76,7 +76,7 @@ class Pace:
         self._next = time.monotonic()
 
     def wait(self) -> None:
-        """Wait until the next one may go."""
+        """Wait until the next object may be written."""
         pause = self._next - time.monotonic()
         if pause > 0:
             time.sleep(pause)
@@ -84,30 +84,30 @@ class Pace:
 
 
 class Watcher:
-    """What a migration tells of itself; this one keeps silent."""
+    """Receive the progress of a migration; this base class ignores it."""
 
     def page(self, resource: Resource, objects: int, left: int) -> None:
-        """A page has come.
+        """Note that a page was listed.
 
         Args:
-            resource: Of its objects.
-            objects: How many they are.
-            left: How many come after them, 0 where the API server does not say.
+            resource: Resource of the objects.
+            objects: Number of objects in the page.
+            left: Number of objects after the page; 0 if the API server does not say.
         """
 
     def done(self) -> None:
-        """One object is done."""
+        """Note that one object is done."""
 
 
 class Migration:
-    """Writes objects anew.
+    """Send objects back, so that the API server re-encrypts them.
 
     Args:
         api: The API server.
-        journal: Where it stands; brought up to date as it goes on.
-        save: Called with each page, before the first object of it.
-        pace: How fast.
-        dry_run: Have the API server go through the motions, and write nothing.
+        journal: The progress; updated during the run.
+        save: Function that saves the journal; called before each page.
+        pace: Limit of the rate.
+        dry_run: Send dry-run requests, so that the API server writes nothing.
     """
 
     def __init__(
@@ -127,14 +127,14 @@ class Migration:
         self._in_a_row = 0
 
     def run(self, resources: Sequence[Resource], watcher: Watcher) -> None:
-        """Go on from where the journal stands.
+        """Migrate the resources, from where the journal stands.
 
         Args:
-            resources: In the same order each time.
-            watcher: Told of each page and object.
+            resources: The resources, in the same order in each run.
+            watcher: Receives the progress.
 
         Raises:
-            HsmKmsError: It cannot go on; the journal says where it stands.
+            HsmKmsError: The migration cannot go on; the journal has the progress.
         """
         names = [str(resource) for resource in resources]
         start = names.index(self._journal.at) if self._journal.at in names else 0
@@ -164,10 +164,11 @@ class Migration:
                 return
 
     def _page(self, resource: Resource) -> _Page:
-        """The page where the journal stands.
+        """Return the page at which the journal stands.
 
-        A list that takes longer than etcd keeps old revisions goes on in a later
-        one: what came in between is written under the new key anyway.
+        If listing takes longer than etcd keeps old revisions, the list continues at a
+        later revision. Objects created in between are encrypted with the new key
+        already.
         """
         path = resource.path(self._journal.scope.namespace)
         answer = self._listed(path)
@@ -196,7 +197,7 @@ class Migration:
         except _RefusedError as error:
             counts.add(Outcome.REFUSED)
             if self._journal.listed < MAX_LISTED:
-                counts.refusals.append(Refused(object=str(meta), why=str(error)))
+                counts.refusals.append(Refused(object=str(meta), reason=str(error)))
             self._in_a_row += 1
             self._stop_if_hopeless(resource, error)
         else:
@@ -218,7 +219,7 @@ class Migration:
             if answer.code != http.HTTPStatus.OK:
                 raise _RefusedError(why_not(answer), answer.code)
             body, meta = answer.body, decoded(answer.body, _Object).metadata
-        raise _RefusedError("it is changed by somebody else all the time")
+        raise _RefusedError("another client keeps changing it")
 
     def _outcome(self, meta: _Meta, answer: Answer) -> Outcome:
         if self._query:
@@ -232,7 +233,6 @@ class Migration:
         broken = error.code >= http.HTTPStatus.INTERNAL_SERVER_ERROR
         if self._in_a_row >= REFUSED_IN_A_ROW and (broken or not taken):
             raise ApiError(
-                f"{self._in_a_row} {resource} in a row were refused, the last one "
-                f"because of: {error}",
-                hint="see the log of the API server",
+                f"{self._in_a_row} {resource} in a row were refused, the last: {error}",
+                hint="read the log of the API server",
             ) from None

@@ -1,1 +1,1 @@
-"""The server's side of the token: worker processes, and their sessions on loan."""
+"""Keep the worker processes, and lend their sessions: the server's side of a token."""

@@ -21,7 +21,7 @@ _log = get_logger(__name__)
 
 
 class Breaker:
-    """Counts the token's failures in a row, of all sessions together."""
+    """Count the token's failures in a row, of all sessions together."""
 
     def __init__(self) -> None:
         self._in_a_row = 0

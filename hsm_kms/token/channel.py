@@ -32,7 +32,7 @@ _incoming = memoryview(bytearray(framing.MAX_MESSAGE_BYTES))
 
 
 class Channel:
-    """The server's end of a pair.
+    """Hold the server's end of a pair.
 
     Args:
         pair: The server's socket.

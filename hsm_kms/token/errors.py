@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 
 class SessionEffect(StrEnum):
-    """What happens to the session that reported the failure."""
+    """Name what happens to the session that reported the failure."""
 
     KEPT = "kept"  # it is lent again
     LENT_LAST = "lent last"  # it is lent again, after every other idle session
@@ -49,7 +49,7 @@ class SessionEffect(StrEnum):
 
 
 class BreakerEffect(StrEnum):
-    """What the breaker learns from the failure."""
+    """Name what the breaker learns from the failure."""
 
     COUNTS = "counts"  # the token is at fault: one more failure in a row
     RESETS = "resets"  # the token works: it judged what it was given
@@ -58,7 +58,7 @@ class BreakerEffect(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """What one cause means.
+    """Say what one cause means.
 
     Args:
         error: Class of the error that the caller gets.

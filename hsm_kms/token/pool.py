@@ -42,7 +42,7 @@ _PATIENT: Final = 0.5  # of call_timeout: an unanswered call this old is a fault
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolStats:
-    """A snapshot: sessions held, of them idle, and requests waiting for one."""
+    """Count the sessions held, of them idle, and the requests waiting for one."""
 
     sessions: int
     idle: int
@@ -50,7 +50,7 @@ class PoolStats:
 
 
 class Pool:
-    """The sessions of all workers.
+    """Hold the sessions of all workers.
 
     Args:
         session_wait: Longest wait for a session, in seconds.

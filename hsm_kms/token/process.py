@@ -80,12 +80,12 @@ class Worker:
 
     @property
     def pid(self) -> int:
-        """Process id of the worker."""
+        """Return the process ID of the worker."""
         return self._process.pid
 
     @property
     def token_serial(self) -> str:
-        """Serial number of the token; "" before the worker is configured."""
+        """Return the token's serial number; "" before the worker is configured."""
         token = self.started.token if self.started else None
         return token.serial if token else ""
 

@@ -1,4 +1,4 @@
-"""Settings of the token workers."""
+"""Define the settings of the token workers."""
 
 from __future__ import annotations
 

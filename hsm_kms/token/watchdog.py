@@ -35,7 +35,7 @@ class Watched(Protocol):
 
     @property
     def ready(self) -> Sequence[Worker]:
-        """Workers that serve now."""
+        """Return the workers that serve now."""
 
     @property
     def has_spare(self) -> bool:

@@ -34,7 +34,7 @@ _NO_LIMIT: Final = 2**63  # CK_UNAVAILABLE_INFORMATION, and opencryptoki's 2^64 
 
 
 class Parameter:
-    """A CK_MECHANISM, with everything that it points to kept alive."""
+    """Hold a CK_MECHANISM, and keep everything that it points to alive."""
 
     def __init__(self, mechanism: int, parameter: Any, *keep: object) -> None:
         self._keep = (parameter, *keep)
@@ -112,7 +112,7 @@ def load(path: str) -> Any:
 
 
 class Cryptoki:
-    """The functions of one loaded module.
+    """Call the functions of one loaded module.
 
     Args:
         functions: A `FunctionListPointer`.

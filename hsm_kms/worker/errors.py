@@ -11,7 +11,7 @@ from hsm_kms.ipc.messages import Failure
 
 
 class WorkerError(Exception):
-    """A failure that the worker reports in place of a result.
+    """Raised when a request failed; the worker reports it in place of a result.
 
     Args:
         cause: A `ckr.Fault` or a `ckr.Cause`.

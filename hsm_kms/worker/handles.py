@@ -25,7 +25,7 @@ Name: TypeAlias = tuple[KeyRef, str, bool]
 
 
 class Handles:
-    """The keys that one session has found, each with the fingerprint it computed.
+    """Hold the keys that one session has found, each with its computed fingerprint.
 
     Args:
         module: The module.

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 class Remedy(StrEnum):
-    """What a session does before it tries a request again."""
+    """Name what a session does before it tries a request again."""
 
     REOPEN = "reopen"  # C_OpenSession, and the key handles are found again
     FIND = "find"  # the key handles are found again, if the user is logged in

@@ -50,7 +50,7 @@ _REFUSED_AT_ONCE: Final = frozenset({"C_EncryptInit", "C_SignInit"})
 
 
 class Listing:
-    """The objects that one search found, described and identified page by page.
+    """Describe and identify the objects that one search found, page by page.
 
     A page leaves out an object that was deleted meanwhile.
 

@@ -33,7 +33,7 @@ _IV_KEY: Final = os.urandom(_RANDOM_BYTES)  # of this process alone, made as it 
 
 
 class Keyed(NamedTuple):  # not a dataclass: each worker would load `inspect` for it
-    """A key on a session.
+    """Name a key on a session.
 
     Args:
         c: The module.

@@ -36,7 +36,7 @@ _CKU_SO = 0
 
 
 class Module:
-    """A loaded and initialised PKCS#11 module, and the token chosen in it.
+    """Hold a loaded and initialised PKCS#11 module, and the token chosen in it.
 
     Args:
         settings: The module to load and the token to choose.

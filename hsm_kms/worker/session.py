@@ -55,7 +55,7 @@ _OnKey: TypeAlias = Encrypt | Decrypt | RunCanary | Probe
 
 
 class TokenSession:
-    """A PKCS#11 session and the key handles found on it; used by one thread alone.
+    """Hold a PKCS#11 session and the key handles found on it, for one thread alone.
 
     Args:
         module: The module of this process.

@@ -1,4 +1,4 @@
-"""`hsm-kms etcd` run in this process, and a file for it to read."""
+"""Run `hsm-kms etcd` in this process, and make a file for it to read."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ COMMAND = [*HSM_KMS, "etcd"]
 
 
 class EtcdCli:
-    """Runs commands of `hsm-kms etcd` in this process; none of ETCDCTL_* is set."""
+    """Run commands of `hsm-kms etcd` in this process, without ETCDCTL_* variables."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         for name in [name for name in os.environ if name.startswith("ETCDCTL_")]:
@@ -42,13 +42,13 @@ class EtcdCli:
         return Ended.of(result)
 
     def scan(self, path: Path, *arguments: object, code: int = 0) -> tuple[str, str]:
-        """Scan a file; what came on stdout and stderr."""
+        """Scan a file, and return stdout and stderr."""
         done = self.run("scan", "--from-json", path, *arguments)
         assert code == done.code, done
         return done.out, done.err
 
     def show(self, *arguments: object, code: int = 0, stdin: bytes = b"") -> str:
-        """Show a value; what came on stdout, or else on stderr."""
+        """Show a value, and return stdout, or else stderr."""
         done = self.run("show", *arguments, stdin=stdin)
         assert code == done.code, done
         return done.out or done.err

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class Keys:
-    """The commands with one configuration."""
+    """Run the commands with one configuration."""
 
     def __init__(self, plugin: Plugin) -> None:
         self.plugin = plugin
@@ -35,31 +35,31 @@ class Keys:
         self.plugin.write_config()
 
     def run(self, command: str, *arguments: str) -> Ended:
-        """`hsm-kms keys COMMAND`, without a terminal."""
+        """Run `hsm-kms keys COMMAND` without a terminal."""
         ended = Ended.of(self.plugin.cli("keys", command, *arguments))
         assert PIN not in ended.out + ended.err
         return ended
 
     def json(self, command: str, *arguments: str) -> Any:
-        """The same, which must succeed, as JSON."""
+        """Run a command that must succeed, and return its JSON."""
         ended = self.run(command, *arguments, "-o", "json")
         assert ended.code == 0, ended.err
         return json.loads(ended.out)
 
     def generate(self, *arguments: str) -> str:
-        """`keys generate`; the key_id."""
+        """Run `keys generate`, and return the key_id."""
         return str(self.json("generate", *arguments)["key_id"])
 
     def rotate(self, *arguments: str) -> str:
-        """`keys rotate`; the key_id."""
+        """Run `keys rotate`, and return the key_id."""
         return str(self.json("rotate", *arguments)["key_id"])
 
     def states(self) -> dict[str, str]:
-        """The state of each key by its key_id, or "-" where it has none."""
+        """Return the state of each key by its key_id, or "-" if it has none."""
         return {key["key_id"] or "-": key["state"] for key in self.json("list")}
 
     def refusal(self, command: str, *arguments: str, code: int = 1) -> str:
-        """What is said of a command that must fail."""
+        """Return the error of a command that must fail."""
         ended = self.run(command, *arguments)
         assert (code, "") == (ended.code, ended.out), ended
         assert "Traceback" not in ended.err
@@ -67,7 +67,7 @@ class Keys:
 
 
 def ask_worker(plugin: Plugin, requests: Sequence[Request]) -> list[Reply]:
-    """What a worker with a read-write session answers."""
+    """Return what a worker with a read-write session answers."""
     pin_file = Path(plugin.config["token"]["pin_file"])
 
     async def ask() -> list[Reply]:
@@ -84,7 +84,7 @@ def ask_worker(plugin: Plugin, requests: Sequence[Request]) -> list[Reply]:
 
 
 def retired_long_ago(keys: Keys, key_id: str) -> None:
-    """As if `keys retire` had been run in January."""
+    """Set the time of `keys retire` back to January."""
     [key] = [key for key in keys.json("list") if key["key_id"] == key_id]
     ref = KeyRef(key["label"], bytes.fromhex(key["cka_id"]))
     label = f"{LABEL}/retired/20260101T000000Z"
@@ -95,14 +95,14 @@ def retired_long_ago(keys: Keys, key_id: str) -> None:
 
 
 def stored_value(plugin: Plugin) -> bytes:
-    """One object as the v1 API of an API server stores it."""
+    """Return one object as an API server stores it with KMS v1."""
     wrapped = plugin.v1_encrypt(b"d" * 32)
     length = len(wrapped).to_bytes(2, "big")
     return b"k8s:enc:kms:v1:hsm-kms:" + length + wrapped + bytes(40)
 
 
 def etcd_json(path: Path, *values: bytes) -> tuple[str, str]:
-    """A file as `etcdctl get --prefix / -w json` writes it."""
+    """Write a file as `etcdctl get --prefix / -w json` does, and return its options."""
     pairs = [
         {
             "key": base64.b64encode(b"/registry/secrets/d/%d" % number).decode(),

@@ -1,4 +1,4 @@
-"""A kubectl whose API server answers by a scenario: `kubectl_stub.py FILE ARGUMENT...`.
+"""Act as kubectl with an API server that follows a scenario: FILE ARGUMENT...
 
 For what a real API server does too rarely: the answers named in "faults" are given
 instead of the usual ones, by method and number ("PUT 3" is the third PUT; the third
@@ -19,7 +19,7 @@ LISTS = 2  # GETs before the first list: the resources, and storagemigration.k8s
 
 
 class Cluster:
-    """Secrets of one namespace, all of them stored under an old key."""
+    """Hold the Secrets of one namespace, all of them stored under an old key."""
 
     def __init__(self, scenario):
         self.faults = scenario.get("faults", {})
@@ -36,7 +36,7 @@ class Cluster:
         return {"metadata": meta, "data": {"text": scenario.get("text", "dGV4dA==")}}
 
     def answer(self, method, url, body):
-        """Code, headers and body; the code None breaks the connection."""
+        """Return code, headers and body; the code None breaks the connection."""
         with self.log.open("a") as log:
             log.write(f"{method} {url}\n")
         self.seen[method] += 1
@@ -80,7 +80,7 @@ class Cluster:
 
 
 def status(code, reason, message="", **metadata):
-    """A metav1.Status."""
+    """Return a metav1.Status."""
     return {
         "kind": "Status",
         "code": code,
@@ -91,7 +91,7 @@ def status(code, reason, message="", **metadata):
 
 
 class Handler(BaseHTTPRequestHandler):
-    """HTTP/1.1 over the server's socket."""
+    """Serve HTTP/1.1 over the server's socket."""
 
     protocol_version = "HTTP/1.1"
 

@@ -1,4 +1,4 @@
-"""`hsm-kms migrate` with a kubectl that plays a scenario; see `kubectl_stub`."""
+"""Run `hsm-kms migrate` with a kubectl that follows a scenario; see `kubectl_stub`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TEXT = "c2VjcmV0LXRleHQ="  # what is in every Secret here
 
 
 class Command:
-    """Runs `hsm-kms migrate` by the command line that `command` makes."""
+    """Run `hsm-kms migrate` by the command line that `command` makes."""
 
     timeout = patient(60)
 
@@ -38,7 +38,7 @@ class Command:
 
 
 class Migrating(Command):
-    """`hsm-kms migrate` with a kubectl that plays a scenario."""
+    """Run `hsm-kms migrate` with a kubectl that follows a scenario."""
 
     def __init__(self, directory):
         self.directory = directory

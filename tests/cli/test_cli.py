@@ -1,4 +1,4 @@
-"""The command line: sessions in tests/cli/transcripts, and what they cannot show."""
+"""Test the command line: the sessions in tests/cli/transcripts, and more."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def spawn(*arguments, env):
 
 
 def commands_of(text):
-    """Each command of a transcript: line, stdout, stderr, exit code."""
+    """Yield each command of a transcript: line, stdout, stderr, exit code."""
     for block in re.split(r"^\$ ", text, flags=re.MULTILINE)[1:]:
         command, *lines = block.strip().splitlines()
         code = 0
@@ -58,7 +58,7 @@ def commands_of(text):
 
 
 def pattern(line):
-    """A line of a transcript as a regular expression."""
+    """Return a line of a transcript as a regular expression."""
     found = re.escape(line)
     for word, expression in PATTERNS.items():
         found = found.replace(re.escape(word), expression)
@@ -66,7 +66,7 @@ def pattern(line):
 
 
 def assert_lines(wanted, text):
-    """Line by line as wanted; "..." at the end stands for any more."""
+    """Compare line by line; "..." at the end stands for any more."""
     lines = text.splitlines()
     if wanted[-1:] == ["..."]:
         wanted = wanted[:-1]
@@ -77,7 +77,7 @@ def assert_lines(wanted, text):
 
 @pytest.fixture
 def words(make_plugin, empty_hsm, directory, pin_file):
-    """What the capital words of a transcript stand for, on an empty token."""
+    """Return what the capital words of a transcript stand for, on an empty token."""
     plugin = make_plugin(empty_hsm)
     no_pin = make_plugin(empty_hsm, token={"pin_file": str(directory / "no-pin")})
     shared = make_plugin(empty_hsm, token={"shared": True})
@@ -94,7 +94,7 @@ def words(make_plugin, empty_hsm, directory, pin_file):
 
 @pytest.mark.parametrize("path", TRANSCRIPTS, ids=lambda path: path.stem)
 def test_transcript(path, words, empty_hsm):
-    """Each command of the transcript prints and exits as it says.
+    """Each command of a transcript prints and exits as the transcript says.
 
     KEY_1 and so on are the key_ids of the keys it generated.
     """
@@ -110,7 +110,7 @@ def test_transcript(path, words, empty_hsm):
 
 
 def filled_in(lines, words):
-    """A command of a transcript, with what its capital words stand for."""
+    """Return a command of a transcript with its capital words replaced."""
 
     def fill(text):
         return re.sub(r"\b[A-Z_]+\d?\b", lambda m: words.get(m[0], m[0]), text)
@@ -127,7 +127,7 @@ def all_commands(command, path=()):
 
 @pytest.mark.parametrize("path", list(all_commands(cli)), ids=" ".join)
 def test_help(path, capsys):
-    """Every command has help that begins with how to use it."""
+    """Every command has a help text that begins with its usage."""
     code = cli.main([*path, "--help"], "hsm-kms", standalone_mode=False)
 
     assert 0 == code
@@ -136,7 +136,7 @@ def test_help(path, capsys):
 
 
 def test_status(plugin):
-    """`status` shows what Status says, as text and as JSON, and exits with 0."""
+    """`status` prints Status as text or JSON, and exits with 0 if healthz is ok."""
     key_id = plugin.status().key_id
     text, by_socket = (
         plugin.cli("status"),
@@ -152,7 +152,7 @@ def test_status(plugin):
 
 
 def test_status_not_well(make_plugin, hsm):
-    """`status` exits with 1 where healthz is a sentence, or no Status comes at all."""
+    """`status` exits with 1 if healthz is an error message, or if Status fails."""
     plugin = make_plugin(hsm, token={"token_label": "another"}).start()
     never = plugin.cli("status")
     plugin.stop()
@@ -165,13 +165,13 @@ def test_status_not_well(make_plugin, hsm):
 
     assert (1, "") == (never.returncode, never.stdout)
     assert never.stderr.startswith(f"hsm-kms: no Status from {plugin.socket}: UNAVAIL")
-    assert "\nhint: see the server's log, and run `hsm-kms check`\n" in never.stderr
+    assert "\nhint: read the server's log, and run `hsm-kms check`\n" in never.stderr
     assert 1 == lost.returncode
     assert re.match(r"healthz: the .+\nkey_id: [a-z2-7]{26}\n", lost.stdout)
 
 
 def test_status_of_kms_v1_alone(make_plugin, hsm):
-    """KMS v1 has no Status: what it would say comes from the admin socket."""
+    """With KMS v1 alone, `status` prints what the admin socket says."""
     apis = {"v1": {"enabled": True}, "v2": {"enabled": False}}
     plugin = make_plugin(hsm, apis=apis).start()
     wait_for(lambda: "healthz: ok\n" in plugin.cli("status").stdout)
@@ -219,7 +219,7 @@ def test_keys_json(make_plugin, hsm):
 
 
 def test_token_list_json(hsm):
-    """`token list -o json` describes each token without any configuration."""
+    """`token list -o json` describes each token."""
     listed = run(
         "token", "list", "--module", softhsm_module(), "-o", "json", env=hsm.env
     )
@@ -231,7 +231,7 @@ def test_token_list_json(hsm):
 
 
 def test_pin_prompt(make_plugin, hsm, directory):
-    """The PIN is asked for on the terminal, is not echoed, and is in no argument."""
+    """--pin-prompt asks for the PIN without echo, and puts it into no argument."""
     none = {"pin_file": str(directory / "none")}
     plugin = make_plugin(hsm, token=none)
     outer, inner = pty.openpty()
@@ -259,7 +259,7 @@ def test_pin_prompt(make_plugin, hsm, directory):
 
 
 def test_pin_prompt_without_terminal(make_plugin, hsm):
-    """Without a terminal and without input there is a sentence, and no traceback."""
+    """--pin-prompt without a terminal and input ends with an error message."""
     result = make_plugin(hsm).cli("keys", "list", "--pin-prompt", spawn=True)
 
     assert 1 == result.returncode
@@ -268,7 +268,7 @@ def test_pin_prompt_without_terminal(make_plugin, hsm):
 
 
 def test_config_show(make_plugin, hsm):
-    """`config show` gives defaults and what was set, without what may be a secret."""
+    """`config show` prints defaults and settings, and hides what may be secret."""
     token = {"init_args": "secret=init", "env": hsm.env | {"VENDOR_PASSWORD": "secret"}}
     shown = make_plugin(hsm, token=token).cli("config", "show")
 
@@ -280,7 +280,7 @@ def test_config_show(make_plugin, hsm):
 
 
 def test_generate_while_serving(plugin):
-    """A second key beside a serving one changes nothing until it is named."""
+    """A second key changes nothing on a running server until keys.current names it."""
     before = plugin.status().key_id
     plugin.cli("keys", "generate", "--another")
     listed = json.loads(plugin.cli("keys", "list", "-o", "json").stdout)

@@ -1,4 +1,4 @@
-"""`check`, and the faults of a configuration file that end `serve`."""
+"""Test `check`, and the faults of a configuration file that end `serve`."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ FAULTY = {
 
 @pytest.mark.parametrize("name", FAULTY)
 def test_serve_refuses(directory, name):
-    """`serve` exits with 2, all faults in lines of their own, and quotes no value."""
+    """`serve` exits with 2, prints one line per fault, and quotes no value."""
     text, faults = FAULTY[name]
     path = directory / "config.yaml"
     path.write_text(text)
@@ -74,7 +74,7 @@ def test_serve_refuses(directory, name):
 
 @pytest.mark.parametrize("command", [["serve"], ["check"], ["config", "show"]])
 def test_no_file(directory, command):
-    """A configuration file that is not there is told by its path, with exit code 2."""
+    """A missing configuration file ends `serve` with exit code 2, naming its path."""
     path = directory / "none.yaml"
     result = run(*command, "--config", str(path))
 
@@ -85,7 +85,7 @@ def test_no_file(directory, command):
 
 
 def test_check(make_plugin, hsm):
-    """Where all is well each line has its mark, and the order is that of the parts."""
+    """If all checks pass, each line has its mark, in the order of the checks."""
     plugin = make_plugin(hsm)
     result = plugin.cli("check")
     digest = hashlib.sha256(Path(softhsm_module()).read_bytes()).hexdigest()
@@ -108,7 +108,7 @@ def test_check(make_plugin, hsm):
     for expected, line in zip(wanted, lines[: len(wanted)], strict=True):
         assert re.fullmatch(f"✓ {expected}", line)
     assert (
-        "What each wrapping gives up against `token` (docs/threat-model.md):"
+        "What each wrapping mode gives up compared to `token` (docs/threat-model.md):"
         == (lines[len(wanted)])
     )
 
@@ -161,7 +161,7 @@ TRADEOFFS = {
             [
                 "v2",
                 "token",
-                "the DEKs under way",
+                "the DEKs in requests",
                 "nothing",
                 "every DEK",
                 "2 token calls",
@@ -169,7 +169,7 @@ TRADEOFFS = {
             [
                 "v1",
                 "token",
-                "the DEKs under way",
+                "the DEKs in requests",
                 "nothing",
                 "every DEK",
                 "1 token call",
@@ -179,8 +179,14 @@ TRADEOFFS = {
     "defaults": (
         {"apis": {"v1": {"enabled": True}}},
         [
-            ["v2", "token", "the DEKs under way"],
-            ["v1", "software", "every DEK that", "Encrypt for 1d", "every local KEK"],
+            ["v2", "token", "the DEKs in requests"],
+            [
+                "v1",
+                "software",
+                "every DEK wrapped",
+                "Encrypt for 1d",
+                "every local KEK",
+            ],
         ],
     ),
     "v2 alone, without read-back": (
@@ -193,8 +199,8 @@ TRADEOFFS = {
     "no outage": (
         {"apis": {"v2": {"wrapping": "software"}}, "local_keys": {"max_offline": "0s"}},
         [
-            ["v2", "software", "Decrypt by local KEKs", "token calls per local"],
-            ["v1", "token", "the DEKs under way"],
+            ["v2", "software", "Decrypt with local", "token calls per local"],
+            ["v1", "token", "the DEKs in requests"],
         ],
     ),
 }
@@ -202,23 +208,23 @@ TRADEOFFS = {
 
 @pytest.mark.parametrize("name", TRADEOFFS)
 def test_tradeoff(make_plugin, hsm, name):
-    """`check` ends with a row for each API that is enabled, as it is configured."""
+    """`check` ends with a row for each enabled API and its wrapping mode."""
     sections, wanted = TRADEOFFS[name]
     shown = make_plugin(hsm, **sections).cli("check", "--offline").stdout
-    table = shown.partition("What each wrapping gives up")[2].splitlines()[1:]
+    table = shown.partition("What each wrapping mode gives up")[2].splitlines()[1:]
     rows = [line for line in table if re.match("  v[12]", line)]
     mixed = {"token"} < {row[1] for row in wanted}
 
-    assert re.match("  API  WRAPPING  READING", table[0])
+    assert re.match("  API  WRAPPING  A MEMORY DUMP", table[0])
     for expected, row in zip(wanted, rows, strict=True):
         found = r".*  ".join(map(re.escape, expected))
         assert re.match(f"  {found}", row), row
-    assert mixed is table[-1].startswith("What the local KEKs of the one API forge")
+    assert mixed is table[-1].startswith("A DEK forged with a local KEK of one API")
     assert max(map(len, table)) <= 120
 
 
 def test_offline_finds_faults(make_plugin, hsm, directory):
-    """`check --offline` finds all that can be seen without the token."""
+    """`check --offline` finds every fault that is visible without the token."""
     token = {"module": str(directory / "no.so"), "pin_file": str(directory / "no-pin")}
     result = make_plugin(hsm, token=token, state_dir="/proc/self/none").cli(
         "check", "--offline"
@@ -232,7 +238,7 @@ def test_offline_finds_faults(make_plugin, hsm, directory):
 
 
 def test_session_budget(make_plugin, hsm):
-    """`check` adds up the sessions that workers, a spare and a command may open."""
+    """`check` adds up the sessions of workers, a spare worker and a command."""
     token = {"workers": 3, "sessions_per_worker": 7}
     result = make_plugin(hsm, token=token).cli("check")
 

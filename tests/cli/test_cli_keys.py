@@ -21,13 +21,13 @@ SIGNED = ("--without-scan", "--yes")
 
 @pytest.fixture
 def keys(make_plugin, hsm):
-    """The commands on a token that all nodes share, with one key."""
+    """Run the commands on a token that all nodes share, with one key."""
     return Keys(make_plugin(hsm, token={"shared": True}, keys={"discover": "1s"}))
 
 
 @pytest.fixture
 def two(keys):
-    """The same with a second key, which is named as the current one."""
+    """Run the commands with a second key, which keys.current names."""
     (keys.old,) = keys.states()
     keys.new = keys.generate("--another")
     keys.configure("keys", current=keys.new)
@@ -35,7 +35,7 @@ def two(keys):
 
 
 def test_rotate_json(keys):
-    """A new key is pending until the time that its CKA_ID and the answer tell."""
+    """A new key is pending until the time in its CKA_ID and in the output."""
     (old,) = keys.states()
     before = now()
     made = keys.json("rotate", "--activate-in", "3m")
@@ -53,19 +53,19 @@ def test_rotate_json(keys):
 
 
 def test_rotate_by_force(keys):
-    """A key beside a pending one, and one at once: with --force, and only then."""
+    """A second pending key, or one active at once, needs --force."""
     (old,) = keys.states()
     refused = keys.refusal("rotate", "--activate-in", "1s")
     first = keys.rotate()
-    assert "pending already" in keys.refusal("rotate")
+    assert "is already pending" in keys.refusal("rotate")
     second = keys.rotate("--force", "--activate-in", "0s")
 
-    assert "--force does it all the same" in refused
+    assert "or --force to do it anyway" in refused
     assert {old: "decrypt-only", first: "pending", second: "current"} == keys.states()
 
 
 def test_rotate_too_far(keys):
-    """Whoever types d for m is told."""
+    """An activation time more than a year ahead is refused."""
     assert "at most 366d" in keys.refusal("rotate", "--activate-in", "600d", code=2)
 
 
@@ -74,19 +74,19 @@ def test_rotate_too_far(keys):
     [
         ("token", {"shared": False}, "token.shared is false"),
         ("keys", {"current": "a" * 26}, "keys.current names aaa"),
-        ("keys", {"ids": ["ff"]}, "keys.ids lists the keys"),
+        ("keys", {"ids": ["ff"]}, "keys.ids lists the CKA_IDs"),
     ],
     ids=["not shared", "named", "listed"],
 )
 def test_rotate_refused(keys, section, values, words):
-    """Where an activation time would not count, no key is made."""
+    """If activation times do not count, `rotate` generates no key."""
     keys.configure(section, **values)
 
     assert words in keys.refusal("rotate")
 
 
 def test_rotate_behind_the_current_key(make_plugin, empty_hsm):
-    """By a clock that is far behind the current key's time none is made."""
+    """If the clock is behind the current key's time, `rotate` generates no key."""
     later = int(now()) + 86400
     make_key(empty_hsm, b"hkms\x01" + later.to_bytes(8, "big") + bytes(8), PRIVATE=True)
     plugin = make_plugin(empty_hsm, token={"shared": True})
@@ -97,11 +97,11 @@ def test_rotate_behind_the_current_key(make_plugin, empty_hsm):
     plugin.stop()
     keys.configure("keys", current=None)
 
-    assert "see whether this node's clock is right" in keys.refusal("rotate")
+    assert "check whether the clock of this node is right" in keys.refusal("rotate")
 
 
 def test_retire_and_undo(two):
-    """Servers refuse what a retired key wrapped, and open it again after --undo."""
+    """A retired key does not decrypt; after --undo it does again."""
     plugin = two.plugin
     two.configure("keys", current=two.old)
     plugin.start().wait_healthz("ok")
@@ -116,7 +116,9 @@ def test_retire_and_undo(two):
     assert (two.old, None) == (shown["key_id"], shown["keys_retired"])
     assert {two.new: "current", two.old: "retired"} == two.states()
     assert shown["retired_since"] == two.json("list")[1]["retired_since"]
-    assert f"{two.old} is retired since" in two.run("retire", two.old, *SIGNED).out
+    assert (
+        f"{two.old} has been retired since" in two.run("retire", two.old, *SIGNED).out
+    )
     back = two.json("retire", two.old, "--undo")
     assert (LABEL, None) == (back["label"], back["retired_since"])
     wait_for(lambda: "OK" == code_of(lambda: opened(plugin, sealed)))
@@ -130,7 +132,7 @@ def opened(plugin, sealed):
 
 
 def test_retire_looks_into_etcd(two, tmp_path, monkeypatch):
-    """Nothing is retired while anything is stored under it, or nobody has looked."""
+    """`retire` refuses if an object is stored under the key, or nothing was scanned."""
     plugin = two.plugin
     two.configure("keys", current=two.old)
     plugin.start().wait_healthz("ok")
@@ -156,7 +158,7 @@ def test_retire_looks_into_etcd(two, tmp_path, monkeypatch):
 
 
 def test_retire_refused(keys):
-    """Not the current key, not a pending one, not one that keys.current names."""
+    """`retire` refuses the current key, a pending key and the key in keys.current."""
     (old,) = keys.states()
     new = keys.rotate()
 
@@ -173,7 +175,7 @@ def test_retire_refused(keys):
 
 
 def test_retire_what_must_not_change(make_plugin, empty_hsm):
-    """Where the token keeps the label: keys.retired, and the time in the state."""
+    """If labels cannot change, `retire` prints keys.retired and records the time."""
     fixed = {"PRIVATE": True, "MODIFIABLE": False}
     make_key(empty_hsm, b"old", **fixed)
     keys = Keys(make_plugin(empty_hsm, keys={"discover": "1s"}))
@@ -189,7 +191,7 @@ def test_retire_what_must_not_change(make_plugin, empty_hsm):
     keys.configure("keys", retired=[old])
     [shown] = [key for key in keys.json("list") if key["key_id"] == old]
     assert ("retired", True) == (shown["state"], bool(shown["retired_since"]))
-    assert "is retired since" in keys.run("retire", old, *SIGNED).out
+    assert "has been retired since" in keys.run("retire", old, *SIGNED).out
     assert "less than 24 hours ago" in keys.refusal(
         "destroy", old, "--confirm", old, *UNREACHABLE
     )
@@ -205,7 +207,7 @@ def test_retire_what_must_not_change(make_plugin, empty_hsm):
     assert "is not a state file" in keys.refusal(
         "destroy", old, "--confirm", old, *UNREACHABLE
     )
-    assert "what earlier commands left is not known" in keys.run("list").err
+    assert "leftovers of earlier commands are unknown" in keys.run("list").err
     noted.unlink()
     assert "this node does not know when" in keys.refusal(
         "destroy", old, "--confirm", old, *UNREACHABLE
@@ -213,7 +215,7 @@ def test_retire_what_must_not_change(make_plugin, empty_hsm):
 
 
 def test_advice_after_90_days(make_plugin, empty_hsm):
-    """An old current key is listed with a hint; a young one without."""
+    """`list` advises to rotate a current key that is older than 90 days."""
     young = Keys(make_plugin(empty_hsm))
     old = int(now()) - 91 * 86400
     make_key(empty_hsm, b"hkms\x01" + old.to_bytes(8, "big") + bytes(8), PRIVATE=True)
@@ -221,6 +223,6 @@ def test_advice_after_90_days(make_plugin, empty_hsm):
     young.generate("--another")
     young.configure("keys", current=young.json("list")[1]["key_id"])
 
-    assert "the current key is 91 d old, and 90 d is the advice" in told.err
+    assert "the current key is 91 d old; rotate it at least every 90 d" in told.err
     assert "  91 d " in told.out
     assert "" == young.run("list").err

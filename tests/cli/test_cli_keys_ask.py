@@ -1,4 +1,4 @@
-"""What the `keys` commands ask on a terminal, and that ^C means no."""
+"""Test what the `keys` commands ask on a terminal, and that Ctrl-C means no."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from tests.harness.wait import SECONDS
 
 @pytest.fixture
 def keys(make_plugin, hsm):
-    """The commands on a token that all nodes share, with one key."""
+    """Run the commands on a token that all nodes share, with one key."""
     return Keys(make_plugin(hsm, token={"shared": True}))
 
 
 class Terminal:
-    """A command with a terminal of its own."""
+    """Run a command with a terminal of its own."""
 
     def __init__(self, keys, *arguments):
         self._outer, inner = pty.openpty()
@@ -42,18 +42,18 @@ class Terminal:
         self.text = ""
 
     def until(self, words):
-        """Read until it has said this."""
+        """Read until the command has printed this."""
         while words not in self.text:
             readable, _, _ = select.select([self._outer], [], [], SECONDS)
             assert readable, self.text
             self.text += os.read(self._outer, 1000).decode()
 
     def type(self, text):
-        """Type this."""
+        """Type this line."""
         os.write(self._outer, text.encode())
 
     def interrupt(self):
-        """Press ^C until the command has ended."""
+        """Press Ctrl-C until the command has ended."""
         self._until_ended(lambda: self.type("\x03"))
 
     def terminate(self):
@@ -73,7 +73,7 @@ class Terminal:
                 self.process.wait(1)
 
     def end(self):
-        """The exit code."""
+        """Return the exit code."""
         try:
             while select.select([self._outer], [], [], SECONDS)[0]:
                 self.text += os.read(self._outer, 1000).decode()
@@ -90,7 +90,7 @@ class Terminal:
     ids=["yes", "no", "enter"],
 )
 def test_confirm(keys, typed, code, left):
-    """Yes does it; no and nothing leave everything as it was."""
+    """Only the answer yes changes the token."""
     new = keys.rotate()
     terminal = Terminal(keys, "cancel", new)
     terminal.until("destroy this key? [y/N]")
@@ -103,7 +103,7 @@ def test_confirm(keys, typed, code, left):
 
 
 def test_interrupted_while_asking(keys):
-    """^C at the question means no."""
+    """Ctrl-C at the question means no."""
     terminal = Terminal(keys, "cancel", keys.rotate())
     terminal.until("destroy this key? [y/N]")
     terminal.interrupt()
@@ -115,7 +115,7 @@ def test_interrupted_while_asking(keys):
 
 
 def test_terminated_while_asking(keys):
-    """SIGTERM at the question: nothing is done, no worker stays."""
+    """SIGTERM at the question changes nothing, and leaves no worker."""
     new = keys.rotate()
     terminal = Terminal(keys, "cancel", new)
     terminal.until("destroy this key? [y/N]")
@@ -126,7 +126,7 @@ def test_terminated_while_asking(keys):
 
 
 def test_bars_and_questions_go_to_stderr(keys):
-    """What a script reads from stdout is the answer alone."""
+    """Questions and progress bars go to stderr, so stdout has the result only."""
     new = keys.rotate()
     (old,) = [key_id for key_id in keys.states() if key_id != new]
     keys.configure("keys", current=new)

@@ -1,4 +1,4 @@
-"""`keys destroy`: what it wants, and what is left where it is interrupted."""
+"""Test `keys destroy`: its conditions, and what an interrupted run leaves."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SIGNED = ("--without-scan", "--yes")
 
 
 def made(plugin):
-    """The commands on a token with two keys; the new one is named as current."""
+    """Run the commands on a token with two keys; keys.current names the new one."""
     keys = Keys(plugin)
     keys.old = next(iter(keys.states()), None) or keys.generate()
     keys.new = keys.generate("--another")
@@ -29,19 +29,19 @@ def made(plugin):
 
 @pytest.fixture
 def two(make_plugin, hsm):
-    """Two keys of a token that all nodes share."""
+    """Provide two keys of a token that all nodes share."""
     return made(make_plugin(hsm, token={"shared": True}))
 
 
 @pytest.fixture
 def shim(directory) -> Shim:
-    """A shim that does nothing yet."""
+    """Provide a shim without rules."""
     return Shim(directory)
 
 
 @pytest.fixture
 def pairs(make_plugin, empty_hsm, shim):
-    """Two pairs of an AES and an HMAC key, behind the shim."""
+    """Provide two pairs of an AES key and an HMAC key, behind the shim."""
     env = {**empty_hsm.env, **shim.env}
     token = {"module": str(shim.module), "env": env, "shared": True}
     section = {"mechanism": "aes-cbc-hmac-sha256"}
@@ -49,13 +49,13 @@ def pairs(make_plugin, empty_hsm, shim):
 
 
 def wanted(keys, endpoint):
-    """The command with everything that it wants."""
+    """Return the command with every option that it requires."""
     confirmed = ("destroy", keys.old, "--confirm", keys.old, "--backups-expired")
     return *confirmed, "--endpoints", endpoint
 
 
 def test_destroy_refused(two, tmp_path, monkeypatch):
-    """Each thing that is wanted is said; the key stays."""
+    """Each missing condition is reported, and the key is kept."""
     old, new = two.old, two.new
     monkeypatch.delenv("ETCDCTL_ENDPOINTS", raising=False)
     wanted = ("destroy", old, "--confirm", old)
@@ -64,7 +64,7 @@ def test_destroy_refused(two, tmp_path, monkeypatch):
     assert "no etcd endpoint" in two.refusal(*wanted, code=2)
     assert "do not show what is stored now" in two.refusal(*wanted, *stale, code=2)
     assert "give --confirm KEY_ID" in two.refusal("destroy", old, *UNREACHABLE, code=2)
-    assert "another key_id" in two.refusal(
+    assert "names another key_id" in two.refusal(
         "destroy", old, "--confirm", new, *UNREACHABLE, code=2
     )
     assert f"{old} is not retired" in two.refusal(*wanted, *UNREACHABLE)
@@ -80,7 +80,7 @@ def test_destroy_refused(two, tmp_path, monkeypatch):
 
 
 def test_destroy_says_when_it_was_used(two):
-    """The state directory knows which day this node wrote with it last."""
+    """`destroy` prints when this node last used the key."""
     plugin = two.plugin
     for key_id in (two.old, two.new):
         two.configure("keys", current=key_id)
@@ -93,7 +93,7 @@ def test_destroy_says_when_it_was_used(two):
 
 
 def test_destroyed(two):
-    """With nothing stored under it the key goes, and no other."""
+    """If nothing is stored under it, the key is destroyed, and no other key."""
     two.json("retire", two.old, *SIGNED)
     retired_long_ago(two, two.old)
     two.plugin.start().wait_healthz("ok")
@@ -128,7 +128,7 @@ def test_planted_key_is_removed(two):
 
 
 def test_something_is_left(two):
-    """One object under the key, or one that could be, keeps it."""
+    """One object that is or may be stored under the key prevents its destruction."""
     two.configure("keys", current=two.old)
     two.plugin.start().wait_healthz("ok")
     under = {b"/registry/secrets/d/old": stored_value(two.plugin)}
@@ -162,7 +162,7 @@ def test_something_is_left(two):
     ],
 )
 def test_interrupted_work(pairs, shim, when, left, rest):
-    """The same command again ends it; what is left is explained till then."""
+    """The same command finishes an interrupted one; until then `list` explains it."""
     pairs.json("retire", pairs.old, *SIGNED)
     retired_long_ago(pairs, pairs.old)
     clear = {b"/registry/pods/d/x": b"k8s-in-clear"}
@@ -178,7 +178,7 @@ def test_interrupted_work(pairs, shim, when, left, rest):
     assert [pairs.new] == list(listed)
     assert (left, rest) == (found and found["state"], again["destroyed"])
     if left == "unfinished":
-        assert f"`hsm-kms keys destroy {pairs.old}` ends it" in found["reason"]
+        assert f"run `hsm-kms keys destroy {pairs.old}` to finish" in found["reason"]
     # Where the AES key was gone already nothing can be stored under it.
     assert (1 if left == "retired" else None) == again["scanned"]
     assert {pairs.new: "current"} == pairs.states()

@@ -1,4 +1,4 @@
-"""`keys list` and its kin on tokens that somebody has put odd things on."""
+"""Test `keys list` and other commands on tokens with unusual objects."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ with pkcs11.lib(module).get_token(token_label=token).open(rw=True, user_pin=pin)
 
 
 def our_cka_id(activation, salt=b"00000000"):
-    """CKA_ID in the form of a key made by hsm-kms."""
+    """Return a CKA_ID in the form of a key made by hsm-kms."""
     return b"hkms\x01" + int(activation).to_bytes(8, "big") + salt
 
 
 @pytest.fixture
 def keys(make_plugin, hsm):
-    """The commands on a token that all nodes share, with one key."""
+    """Run the commands on a token that all nodes share, with one key."""
     return keys_rig.Keys(make_plugin(hsm, token={"shared": True}))
 
 
@@ -71,7 +71,7 @@ def test_planted(keys, hsm):
 
 
 def test_one_time_for_two(keys, hsm):
-    """Of two keys with one time it is said which comes later."""
+    """If two keys have one activation time, `list` says which comes later."""
     (old,) = keys.states()
     at = now() + 3600
     for salt in (b"salt-one", b"salt-two"):
@@ -96,7 +96,7 @@ def test_two_objects_one_name(keys, hsm):
 
 
 def test_cannot_be_identified(keys, hsm):
-    """A key that tells nothing of itself is listed as refused, without a key_id."""
+    """A key that cannot be identified is listed as refused, without a key_id."""
     make_key(hsm, b"no-encrypt", usage=("DECRYPT",), PRIVATE=True)
     [odd] = [key for key in keys.json("list") if key["key_id"] is None]
 
@@ -106,7 +106,7 @@ def test_cannot_be_identified(keys, hsm):
 
 
 def test_odd_retired_labels(keys, hsm):
-    """Whatever begins like a retired key is listed, and not destroyed on its word."""
+    """A label that only begins like a retired one does not allow to destroy the key."""
     (old,) = keys.states()
     for number, label in enumerate(("", "soon", "20990101T000000Z")):
         make_key(hsm, b"r%d" % number, label=f"{LABEL}/retired/{label}", PRIVATE=True)
@@ -129,7 +129,7 @@ def test_odd_retired_labels(keys, hsm):
 
 
 def test_listed_by_id(make_plugin, hsm):
-    """Without a label keys are found by CKA_ID: only the configuration retires them."""
+    """Without a label, keys are found by CKA_ID, and only keys.retired retires them."""
     make_key(hsm, b"\x07", label="whatever", PRIVATE=True)
     make_key(hsm, b"\x08", label="", PRIVATE=True)
     section = {"label": None, "ids": ["07", "08"]}
@@ -154,7 +154,7 @@ def test_more_keys_than_fit_one_answer(keys, hsm):
 
 
 def test_names_too_long_for_any_message(keys, hsm):
-    """A CKA_ID that fills an answer by itself takes no other key down."""
+    """A key whose CKA_ID is too long for a message hides no other key."""
     (old,) = keys.states()
     make_key(hsm, b"x" * 60_000, PRIVATE=True)
 
@@ -162,7 +162,7 @@ def test_names_too_long_for_any_message(keys, hsm):
 
 
 def test_pages(keys, hsm):
-    """A page tells where the next begins; what changed is found under its new name."""
+    """A page says where the next begins, and shows keys under their new names."""
     for number in range(5):
         make_key(hsm, bytes([number]), label="five", PRIVATE=True)
     ref, after = KeyRef("five", b"\x00"), KeyRef("six", b"\x00")
@@ -184,7 +184,7 @@ def test_pages(keys, hsm):
 
 
 def test_json_of_leftovers(keys, hsm):
-    """What is no key has the same members as a key, or none of them could be read."""
+    """A leftover has the same JSON members as a key."""
     keygen = ("--keygen", "--key-type", "GENERIC:32", "--label", f"{LABEL}-hmac")
     hsm.pkcs11_tool(*keygen, "--id", b"loneh".hex(), "--sensitive", "--private")
     key, half = keys.json("list")
@@ -208,7 +208,7 @@ def test_json_of_leftovers(keys, hsm):
     ids=lambda command: command[0],
 )
 def test_state_that_cannot_be_believed(keys, command):
-    """Where it is not known what was current here, no key comes to an end."""
+    """If a state file is corrupt, no command deletes a key."""
     new = keys.rotate()
     (keys.plugin.state_dir / "last-key.json").write_text("{")
     name, *options = (new if word == "KEY_ID" else word for word in command)
@@ -219,7 +219,7 @@ def test_state_that_cannot_be_believed(keys, command):
 
 
 def test_partner_that_must_not_change(make_plugin, empty_hsm):
-    """An HMAC key that keeps its label does not keep its AES key from retiring."""
+    """A key is retired even if the label of its HMAC key cannot change."""
     section = {"mechanism": "aes-cbc-hmac-sha256"}
     keys = keys_rig.Keys(make_plugin(empty_hsm, keys=section))
     make_key(empty_hsm, b"old", PRIVATE=True)

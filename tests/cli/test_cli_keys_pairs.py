@@ -1,4 +1,4 @@
-"""Pairs of an AES key and an HMAC key: a crash between the two, and what ends it."""
+"""Test pairs of an AES key and an HMAC key after a crash between the two."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ON = list(zip(CRASHES, ["retire", "undo", "retire", "undo"], strict=True))
 
 @pytest.fixture
 def shim(directory) -> Shim:
-    """A shim that does nothing yet."""
+    """Provide a shim without rules."""
     return Shim(directory)
 
 
@@ -47,13 +47,13 @@ def on(make_plugin, shim):
 
 @pytest.fixture
 def keys(on, empty_hsm):
-    """The commands on an empty token."""
+    """Run the commands on an empty token."""
     return on(empty_hsm)
 
 
 @pytest.fixture(scope="session")
 def pairs(session_directory, token_template, pin_file):
-    """A token with two pairs, and their key_ids: the older one, and `--another`."""
+    """Provide a token with two pairs, and their key_ids: the older one, and `--another`."""
     hsm = token_template.copy(session_directory / "pairs")
     directory = hsm.directory / "p"
     directory.mkdir(mode=0o700)
@@ -67,7 +67,7 @@ def pairs(session_directory, token_template, pin_file):
 
 @pytest.fixture
 def one(on, pairs, directory):
-    """The commands on a token with one pair."""
+    """Run the commands on a token with one pair."""
     keys = on(pairs[0].copy(directory / "one"))
     keys.old = pairs[2]
     return keys
@@ -75,7 +75,7 @@ def one(on, pairs, directory):
 
 @pytest.fixture
 def two(on, pairs, directory):
-    """The commands on a token with two pairs, of which the new one is current."""
+    """Run the commands on a token with two pairs, of which the new one is current."""
     _, hsm, old, new = pairs
     keys = on(hsm.copy(directory / "two"))
     keys.old, keys.new = old, new
@@ -92,14 +92,14 @@ def crash(keys, shim, function, when, *command):
 
 
 def objects(hsm):
-    """How many AES keys and HMAC keys are on the token."""
+    """Return the number of AES keys and of HMAC keys on the token."""
     listed = hsm.pkcs11_tool("--list-objects", "--type", "secrkey").stdout
     return listed.count("AES length"), listed.count("Generic secret")
 
 
 @pytest.mark.parametrize("when", CRASHES)
 def test_generate(keys, shim, empty_hsm, when):
-    """Half a pair is explained, removed by the next run, and a whole one made."""
+    """The next `generate` explains and removes half a pair, then makes a whole one."""
     crash(keys, shim, "C_GenerateKey", when, "generate")
     left = objects(empty_hsm)
     listed = keys.json("list")
@@ -112,8 +112,8 @@ def test_generate(keys, shim, empty_hsm, when):
         assert [("unfinished", None)] == [
             (each["state"], each["key_id"]) for each in listed
         ]
-        assert "the next removes it" in listed[0]["reason"]
-        assert "it is removed" in again.err
+        assert "the next run of either removes it" in listed[0]["reason"]
+        assert "removing the HMAC key (CKA_ID " in again.err
     assert (1 if left == (1, 1) else 0) == again.code  # the pair was whole
     assert (1, 1) == objects(empty_hsm)
     assert ["current"] == list(keys.states().values())
@@ -121,7 +121,7 @@ def test_generate(keys, shim, empty_hsm, when):
 
 @pytest.mark.parametrize("when", CRASHES)
 def test_rotate(one, shim, when):
-    """The same beside a current pair: that one is never touched."""
+    """The next `rotate` replaces half a pair, and never touches the current pair."""
     crash(one, shim, "C_GenerateKey", when, "rotate")
     whole = objects(one.plugin.hsm) == (2, 2)
     states = one.states()
@@ -137,7 +137,7 @@ def test_rotate(one, shim, when):
 
 @pytest.mark.parametrize("when", CRASHES)
 def test_cancel(one, shim, when):
-    """The same key_id again ends it, whichever of the two is gone."""
+    """The same `cancel` finishes an interrupted one, whichever key is gone."""
     new = one.rotate()
     crash(one, shim, "C_DestroyObject", when, "cancel", new, "--yes")
     left = objects(one.plugin.hsm)
@@ -146,9 +146,9 @@ def test_cancel(one, shim, when):
 
     assert {"abort": (2, 2), "skip=1 abort after": (1, 1)}.get(when, (1, 2)) == left
     if left == (1, 2):
-        assert f"`hsm-kms keys cancel {new}` ends it" in listed.out
+        assert f"run `hsm-kms keys cancel {new}` to finish" in listed.out
     if left == (2, 2):
-        assert "nothing was destroyed" in listed.err
+        assert "before it destroyed anything" in listed.err
     assert sum(left) - 2 == again["destroyed"]
     assert {one.old: "current"} == one.states()
     assert (1, 1) == objects(one.plugin.hsm)
@@ -157,7 +157,7 @@ def test_cancel(one, shim, when):
 
 @pytest.mark.parametrize(("when", "then"), ON)
 def test_retire(two, shim, when, then):
-    """Half retired, the key goes on either way, by the key_id it always had."""
+    """A half-retired key can be retired or restored, under the same key_id."""
     old, new = two.old, two.new
     crash(two, shim, "C_SetAttributeValue", when, "retire", old, *SIGNED)
     retired = two.states()[old] == "retired"
@@ -175,7 +175,7 @@ def test_retire(two, shim, when, then):
 
 @pytest.mark.parametrize(("when", "then"), ON)
 def test_undo(two, shim, when, then):
-    """The same on the way back."""
+    """An interrupted --undo can be finished or reversed."""
     old, new = two.old, two.new
     two.json("retire", old, *SIGNED)
     crash(two, shim, "C_SetAttributeValue", when, "retire", old, "--undo")
@@ -193,7 +193,7 @@ def test_undo(two, shim, when, then):
 
 
 def test_killed(keys, shim, empty_hsm):
-    """SIGKILL of the command itself between the two keys of a pair."""
+    """A command that is killed between two keys of a pair can be finished."""
     shim.set("C_GenerateKey skip=1 hang")
     command = [*HSM_KMS, "keys", "generate"]
     with subprocess.Popen(
@@ -204,14 +204,14 @@ def test_killed(keys, shim, empty_hsm):
         process.kill()
     shim.clear()
 
-    assert "another command is changing keys on this node" in busy
+    assert "another `hsm-kms keys` command is running on this node" in busy
     assert (0, 1) == objects(empty_hsm)
     keys.generate()
     assert (1, 1) == objects(empty_hsm)
 
 
 def test_first_pair_found_out(keys, shim, empty_hsm):
-    """Without GCM, and nobody said so: an AES key that lacks its HMAC key gets it."""
+    """On a token without GCM, `generate` completes a lone AES key with its HMAC key."""
     keys.configure("keys", mechanism="auto")
     shim.set("no_gcm", "C_GenerateKey skip=1 abort")
     keys.refusal("generate")
@@ -219,24 +219,24 @@ def test_first_pair_found_out(keys, shim, empty_hsm):
     listed = keys.run("list")
     again = keys.run("generate")
 
-    assert (1, "  it was not identified" in listed.out) == (listed.code, True)
+    assert (1, "  the key could not be identified" in listed.out) == (listed.code, True)
     assert "the AES key has no HMAC key beside it" in listed.err
-    assert "an earlier run was interrupted; the HMAC key is made now" in again.err
+    assert "an earlier run was interrupted; generating the HMAC key now" in again.err
     assert (0, (1, 1)) == (again.code, objects(empty_hsm))
     assert ["current"] == list(keys.states().values())
 
 
 def test_aes_key_of_others_gets_no_partner(keys, shim, empty_hsm):
-    """A lone AES key that was imported is not made a pair of ours."""
+    """An imported AES key gets no HMAC key."""
     empty_hsm.import_aes(b"k" * 32, label="k8s-kek", cka_id=b"imp")
     refused = keys.refusal("generate")
 
-    assert "it is no rest of an earlier run" in refused
+    assert "no interrupted run left this" in refused
     assert (1, 0) == objects(empty_hsm)
 
 
 def test_lone_halves(keys, empty_hsm):
-    """Halves that nothing here has begun: explained, and removed only by name."""
+    """Halves of unknown origin are explained, and removed only by their CKA_ID."""
     old = keys.generate()
     make_key(empty_hsm, b"aes alone", PRIVATE=True)
     keygen = ("--keygen", "--key-type", "GENERIC:32", "--label", "k8s-kek-hmac")
@@ -250,8 +250,10 @@ def test_lone_halves(keys, empty_hsm):
 
     assert ("current", "unfinished") == (states.pop(old), states.pop("-"))
     assert ["refused"] == list(states.values())
-    assert "it has no HMAC key beside it, which this token needs" in listed
-    assert f"`hsm-kms keys cancel {mac}` removes it" in listed
+    assert (
+        "it has no HMAC key, which it needs because this token lacks AES-GCM" in listed
+    )
+    assert f"run `hsm-kms keys cancel {mac}` to remove it" in listed
     assert (0, True) == (rotated.code, f"keys cancel {mac}" in rotated.err)
     assert "is neither a pending key nor half of a pair" in keys.refusal(
         "cancel", aes + "00", "--yes"
@@ -263,7 +265,7 @@ def test_lone_halves(keys, empty_hsm):
 
 
 def test_other_name(keys, shim):
-    """A key that was current by GCM, and got an HMAC key since, keeps its name."""
+    """A key that was current with GCM keeps its key_id when it gets an HMAC key."""
     keys.configure("token", module=softhsm_module())
     keys.configure("keys", mechanism="aes-gcm")
     alone = keys.generate()
@@ -278,4 +280,4 @@ def test_other_name(keys, shim):
     [pair] = keys.json("list")
 
     assert [{"key_id": alone, "cipher": "aes-gcm"}] == pair["also"]
-    assert f"by aes-gcm it is {alone}" in keys.run("list").out
+    assert f"with aes-gcm its key_id is {alone}" in keys.run("list").out

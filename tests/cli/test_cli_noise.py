@@ -1,4 +1,4 @@
-"""What a module or the loader prints reaches no output of a command."""
+"""Test that output of a module or the loader reaches no output of a command."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.harness.noise import LINES, noisy_env, noisy_module
 
 @pytest.fixture
 def noisy(make_plugin, hsm):
-    """A configuration whose module prints to stdout and stderr; no server runs."""
+    """Provide a configuration whose module prints to stdout and stderr, no server."""
     token = {
         "module": str(noisy_module()),
         "env": hsm.env | noisy_env(),
@@ -24,7 +24,7 @@ def noisy(make_plugin, hsm):
 
 
 def assert_quiet(done):
-    """The command succeeded, and printed nothing of the module or of the loader."""
+    """Assert that the command succeeded, and printed nothing of module or loader."""
     assert 0 == done.returncode, done.stderr
     for words in (*LINES, "worker stderr", "calling init"):
         assert words not in done.stdout
@@ -41,7 +41,7 @@ def test_json_stays_json(noisy, spawn):
 
 
 def test_each_command_prints_its_own_words(noisy):
-    """Nothing of the module is printed by the commands that use the token."""
+    """Commands that use the token print nothing of the module."""
     for command in (
         ("check",),
         ("keys", "list"),

@@ -1,4 +1,4 @@
-"""`hsm-kms etcd scan`: what people and scripts see."""
+"""Test `hsm-kms etcd scan`: its text and its JSON."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ HOSTILE = "\x1b]0;owned\x07\u202e"
 
 @pytest.fixture
 def cli(monkeypatch):
-    """The commands."""
+    """Provide the commands."""
     return EtcdCli(monkeypatch)
 
 
 @pytest.fixture
 def dump(tmp_path):
-    """A file with the output of etcdctl."""
+    """Provide a file with the output of etcdctl."""
     return written(tmp_path / "dump.json", OBJECTS)
 
 
 def test_scan(dump, cli):
-    """The table of what is encrypted, a line for what is not, and objects by key."""
+    """`scan` prints encrypted objects by row, others in one line, and counts by key."""
     out, err = cli.scan(dump)
 
     assert "" == err
@@ -57,7 +57,7 @@ def test_scan(dump, cli):
 
 
 def test_scan_names_all_that_is_in_clear(dump, cli):
-    """--all gives every resource its line."""
+    """With --all every resource has a row."""
     out, _ = cli.scan(dump, "--all")
 
     assert re.search(r"^ +1  pods +unencrypted$", out, re.MULTILINE)
@@ -65,7 +65,7 @@ def test_scan_names_all_that_is_in_clear(dump, cli):
 
 
 def test_scan_puts_first_what_should_not_be_in_clear(tmp_path, cli):
-    """A Secret in clear, then a value that is cut, each with one to look at."""
+    """Unencrypted Secrets come first, then damaged values, each with an example."""
     held = OBJECTS | {
         "/registry/secrets/default/plain": IN_CLEAR,
         "/registry/secrets/default/cut": v2()[:-50],
@@ -77,14 +77,14 @@ def test_scan_puts_first_what_should_not_be_in_clear(tmp_path, cli):
     assert "         such as /registry/secrets/default/plain" == lines[4]
     assert re.fullmatch(r" +1  secrets +kms v2 +hsm", lines[5])
     assert (
-        "         the envelope is cut or garbled; such as /registry/secrets/default/cut"
-        == lines[6]
-    )
+        "         the envelope is truncated or corrupt; "
+        "such as /registry/secrets/default/cut"
+    ) == lines[6]
     assert "hunter2" not in out
 
 
 def test_scan_as_json(dump, cli):
-    """For scripts the same, and more."""
+    """`scan -o json` prints the same, and more."""
     out, _ = cli.scan(dump, "-o", "json", "--resource", "pods")
     told = json.loads(out)
 
@@ -116,7 +116,7 @@ def test_scan_as_json(dump, cli):
 
 
 def test_may_the_key_go(dump, cli):
-    """--fail-if key_id= says yes for one that nothing is stored under, and no else."""
+    """--fail-if key_id= succeeds only if nothing is stored under the key."""
     yes, err = cli.scan(dump, "--fail-if", f"key_id={OTHER_KEY_ID}")
     _, no = cli.scan(dump, "--fail-if", f"key_id={KEY_ID}.suffix", code=1)
 
@@ -129,7 +129,7 @@ def test_may_the_key_go(dump, cli):
 
 
 def test_fail_if_anything_is_in_clear(dump, tmp_path, cli):
-    """--fail-if unencrypted counts what is wanted encrypted, --resource included."""
+    """--fail-if unencrypted counts Secrets and the resources of --resource."""
     yes, _ = cli.scan(dump, "--fail-if", "unencrypted")
     _, no = cli.scan(dump, "--fail-if", "unencrypted", "--resource", "pods", code=1)
 
@@ -138,7 +138,7 @@ def test_fail_if_anything_is_in_clear(dump, tmp_path, cli):
 
 
 def test_fail_if_for_scripts(dump, cli):
-    """With -o json the answers are in the JSON, and the exit code is the same."""
+    """With -o json the conditions are in the JSON, with the same exit code."""
     conditions = ["--fail-if", f"key_id={KEY_ID}", "--fail-if", "unencrypted"]
     out, err = cli.scan(dump, "-o", "json", *conditions, code=1)
 
@@ -153,14 +153,14 @@ def test_fail_if_for_scripts(dump, cli):
     "condition", ["key_id=", "key_id=abc", f"key_id={KEY_ID[:-1]}", "encrypted", ""]
 )
 def test_a_mistyped_condition_is_bad_usage(condition, dump, cli):
-    """A key_id that is none would be found nowhere, and is refused."""
+    """A mistyped condition is refused, because it would match nothing."""
     _, err = cli.scan(dump, "--fail-if", condition, code=2)
 
     assert "is neither unencrypted nor key_id= and a key_id" in err
 
 
 def test_a_scan_of_nothing_proves_nothing(dump, cli):
-    """Where the prefix matches nothing, that is an error, not a zero."""
+    """A prefix that matches nothing is an error, not a count of zero."""
     _, err = cli.scan(
         dump, "--prefix", "/kubernetes.io/", "--fail-if", "unencrypted", code=1
     )
@@ -170,17 +170,17 @@ def test_a_scan_of_nothing_proves_nothing(dump, cli):
 
 
 def test_a_broken_file_proves_nothing(tmp_path, cli):
-    """A file that breaks off is an error, whatever was counted before."""
+    """A truncated file is an error, whatever was counted before."""
     path = tmp_path / "dump.json"
     path.write_bytes(etcdctl_json(OBJECTS)[:-40])
     out, err = cli.scan(path, "--fail-if", f"key_id={OTHER_KEY_ID}", code=1)
 
     assert "" == out
-    assert "breaks off or is no JSON" in err
+    assert "is truncated or not JSON" in err
 
 
 def test_nothing_hostile_reaches_the_terminal(tmp_path, cli):
-    """Control characters in names, key_ids and keys are written out."""
+    """Control characters in names, key_ids and keys are escaped."""
     held = {
         f"/registry/secrets/{HOSTILE}/a": v2(b"x", HOSTILE, key_id=HOSTILE),
         f"/registry/{HOSTILE}/n/b": v1(b"y" * 40, HOSTILE.encode()),

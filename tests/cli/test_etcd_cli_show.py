@@ -1,4 +1,4 @@
-"""`hsm-kms etcd show`: one value explained."""
+"""Test `hsm-kms etcd show`, which explains one value."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from tests.harness.etcd_server import EtcdServer
 
 @pytest.fixture
 def cli(monkeypatch):
-    """The commands."""
+    """Provide the commands."""
     return EtcdCli(monkeypatch)
 
 
 @pytest.fixture
 def dump(tmp_path):
-    """A file with the output of etcdctl."""
+    """Provide a file with the output of etcdctl."""
     return written(tmp_path / "dump.json", OBJECTS)
 
 
 def test_show(dump, cli):
-    """One value, and which key opens it."""
+    """`show` explains a value, and says which key decrypts it."""
     assert [
         "key: /registry/secrets/default/a",
         "resource: secrets",
@@ -49,46 +49,46 @@ def test_show(dump, cli):
         "  iv_bytes: 12",
         "  ciphertext_bytes: 48",
         (
-            f"opened_by: the key {KEY_ID} on the token, with the scope it was "
+            f"decrypted_by: the key {KEY_ID} on the token, with the scope it was "
             "encrypted with (not stored)"
         ),
     ] == cli.show("/registry/secrets/default/a", "--from-json", dump).splitlines()
 
 
 def test_show_by_a_local_kek(dump, cli):
-    """The record of a local KEK is shown inside; a key may be given without prefix."""
+    """`show` explains the record of the local KEK too; a key may omit the prefix."""
     told = json.loads(cli.show("secrets/default/c", "--from-json", dump, "-o", "json"))
 
     assert "dek by local kek" == told["record"]["kind"]
     assert "local kek by token" == told["record"]["local_kek"]["kind"]
     assert (
         f"a local KEK, which the key {KEY_ID} on the token decrypts"
-        in told["opened_by"]
+        in told["decrypted_by"]
     )
 
 
 def test_show_never_shows_a_value(dump, cli):
-    """What is in clear is said to be, and not shown."""
+    """`show` says that a value is unencrypted, but does not print it."""
     shown = cli.show("/registry/pods/default/e", "--from-json", dump)
 
-    assert "opened_by: nothing: anyone who can read etcd can read it" in shown
+    assert "decrypted_by: nothing: anyone who can read etcd can read it" in shown
     assert "hunter2" not in shown
 
 
 @pytest.mark.parametrize(
     ("value", "words"),
     [
-        (v2(b"foreign", "aws", key_id="arn:1"), "the record is not one of hsm-kms"),
+        (v2(b"foreign", "aws", key_id="arn:1"), "hsm-kms did not make the record"),
         (b"k8s:enc:aescbc:v1:key1:" + bytes(32), "key of that name in the Encryption"),
         (b"k8s:enc:kms:v3:new:", "provider: unknown\nname: kms:v3"),
         (v2(record(OTHER_KEY_ID)), f"key_id_in_record: {OTHER_KEY_ID}"),
-        (v2()[:-9], "problem: the envelope is cut or garbled"),
-        (v2() + b"\n", f"opened_by: the key {KEY_ID}"),  # as etcdctl prints it
+        (v2()[:-9], "problem: the envelope is truncated or corrupt"),
+        (v2() + b"\n", f"decrypted_by: the key {KEY_ID}"),  # as etcdctl prints it
         (b"", "provider: identity"),
     ],
 )
 def test_show_a_value_from_a_file(value, words, tmp_path, cli):
-    """A raw value, as `etcdctl get KEY --print-value-only` prints it, does as well."""
+    """`show` explains a raw value that `etcdctl get --print-value-only` printed."""
     path = tmp_path / "value"
     path.write_bytes(value)
 
@@ -97,24 +97,24 @@ def test_show_a_value_from_a_file(value, words, tmp_path, cli):
 
 
 def test_show_what_is_not_there(dump, tmp_path, cli):
-    """A key that etcd does not have, or a file that is not there, is named."""
+    """A key or a file that does not exist is named in the error."""
     none = cli.show("secrets/default/z", "--from-json", dump, code=1)
     no_file = cli.show("--value-file", tmp_path / "none", code=1)
 
     assert none.startswith(
-        f"hsm-kms: there is no /registry/secrets/default/z in {dump}\n"
+        f"hsm-kms: /registry/secrets/default/z does not exist in {dump}\n"
     )
     assert "none cannot be read: No such file or directory" in no_file
 
 
 @pytest.mark.parametrize("arguments", [[], ["key", "--value-file", "file"]])
 def test_show_wants_one_thing(arguments, cli):
-    """Either a key or a file is shown."""
+    """`show` takes either a key or a file."""
     assert "give either a KEY or --value-file" in cli.show(*arguments, code=2)
 
 
 def test_show_from_etcd(cli):
-    """A live etcd is asked for that one key."""
+    """`show` asks a live etcd for that one key only."""
     with EtcdServer({k.encode(): v for k, v in OBJECTS.items()}) as server:
         shown = cli.show("/registry/secrets/default/a", "--endpoints", server.endpoint)
 

@@ -1,4 +1,4 @@
-"""Where `hsm-kms etcd` reads: etcdctl's options, a pipe, a snapshot; its progress."""
+"""Test where `hsm-kms etcd` reads: options of etcdctl, a pipe, a snapshot."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from tests.harness.wait import patient
 
 @pytest.fixture
 def cli(monkeypatch):
-    """The commands."""
+    """Provide the commands."""
     return EtcdCli(monkeypatch)
 
 
 @pytest.fixture
 def dump(tmp_path):
-    """A file with the output of etcdctl."""
+    """Provide a file with the output of etcdctl."""
     return written(tmp_path / "dump.json", OBJECTS)
 
 
@@ -37,7 +37,7 @@ def test_from_a_pipe(cli):
 
 
 def test_the_environment_of_etcdctl(tmp_path, cli):
-    """Endpoint, certificates, user and password come from etcdctl's variables."""
+    """Endpoints, certificates, user and password are read from ETCDCTL_* variables."""
     pki = make_certificates(tmp_path / "pki")
     knobs = Knobs(
         {k.encode(): v for k, v in OBJECTS.items()}, users={"root": "hunter2"}
@@ -64,7 +64,7 @@ def test_the_environment_of_etcdctl(tmp_path, cli):
 
 
 def test_nobody_listens():
-    """Cause and cure come in two lines, and nothing from gRPC's own log."""
+    """If no etcd listens, cause and hint are printed, and nothing of gRPC's log."""
     done = subprocess.run(
         [*COMMAND, "scan", "--endpoints", "127.0.0.1:1"],
         check=False,
@@ -75,8 +75,8 @@ def test_nobody_listens():
 
     assert (1, "") == (done.returncode, done.stdout)
     assert (
-        "hsm-kms: no etcd answers: 127.0.0.1:1: connection refused\n"
-        "hint: --endpoints says where etcd is\n" == done.stderr
+        "hsm-kms: cannot connect to etcd: 127.0.0.1:1: connection refused\n"
+        "hint: give the address of etcd as --endpoints\n" == done.stderr
     )
 
 
@@ -84,7 +84,7 @@ def test_nobody_listens():
     ("options", "words"),
     [
         (["--from-json", "a", "--from-snapshot", "b"], "exclude each other"),
-        (["--cert", "a"], "--cert and --key belong together"),
+        (["--cert", "a"], "--cert and --key must be given together"),
         (["--password", "x"], "--password needs --user"),
         (["--user", "a:b", "--password", "x"], "in both --user and --password"),
         (["--endpoints", "etcd"], "is not host:port"),
@@ -101,17 +101,17 @@ def test_bad_usage(options, words, cli):
 
 
 def test_a_snapshot_without_its_tools(tmp_path, cli):
-    """Without etcdutl in PATH a snapshot cannot be read, and that is said."""
+    """If etcdutl is not in PATH, the error says so."""
     done = cli.run(
         "scan", "--from-snapshot", tmp_path / "s.db", env={"PATH": "/nowhere"}
     )
 
     assert 1 == done.code
-    assert "there is no etcdutl in PATH" in done.err
+    assert "etcdutl is not in PATH" in done.err
 
 
 def test_progress_on_a_terminal(dump):
-    """On a terminal a bar tells how far it is; elsewhere nothing does."""
+    """A progress bar is shown on a terminal only."""
     reading, terminal = pty.openpty()
     process = subprocess.Popen(
         [*COMMAND, "scan", "--from-json", str(dump)],

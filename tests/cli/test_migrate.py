@@ -1,4 +1,4 @@
-"""`hsm-kms migrate`, and answers of an API server that are rare.
+"""Test `hsm-kms migrate` with rare answers of an API server.
 
 What it does to a real API server is in tests/system/e2e/test_migrate.py.
 """
@@ -27,18 +27,18 @@ def assert_all_written(result, count):
 
 
 def test_rewrites(migrating):
-    """Each object is sent back once, and again does nothing."""
+    """Each object is sent back once, and a second run writes nothing."""
     result = migrating.run()
 
     assert_all_written(result, 3)
-    assert "hint: `hsm-kms etcd scan` shows what is stored now\n" in result.stderr
+    assert "hint: run `hsm-kms etcd scan` to see what is stored now\n" in result.stderr
     assert [
         f"PUT {kubectl_stub.NAMESPACE}/s{number}" for number in range(3)
     ] == migrating.requests("PUT")
 
 
 def test_json(migrating):
-    """The same for scripts."""
+    """`migrate -o json` prints the counts for scripts."""
     shown = json.loads(migrating.run("-o", "json").stdout)
 
     assert {
@@ -61,7 +61,7 @@ def test_json(migrating):
 
 
 def test_asked_to_wait(migrating):
-    """429 and 503 with Retry-After are waited for."""
+    """A request is retried after the time in Retry-After of a 429 or 503."""
     busy = {
         "code": 429,
         "headers": {"Retry-After": "1"},
@@ -85,32 +85,32 @@ def test_asked_to_wait(migrating):
     ],
 )
 def test_passing_fault(migrating, fault):
-    """What a restart of the API server or an expired token look like."""
+    """A restart of the API server or an expired token does not stop a migration."""
     migrating.play(faults={"PUT 2": fault})
 
     assert_all_written(migrating.run(), 3)
 
 
 def test_unreachable_at_first(migrating):
-    """A wrong kubeconfig shows at once, with what kubectl says."""
+    """A wrong kubeconfig is reported at once, with kubectl's message."""
     migrating.play(faults={"GET 1": {"code": 500, "body": "dial tcp: no such host"}})
     result = migrating.run()
 
     assert [
-        "hsm-kms: kubectl does not reach the API server: dial tcp: no such host",
-        "hint: see whether `kubectl get --raw /readyz` works",
+        "hsm-kms: kubectl cannot reach the API server: dial tcp: no such host",
+        "hint: run `kubectl get --raw /readyz` to check the connection",
     ] == result.stderr.splitlines()
     assert 1 == result.returncode
     assert 1 == len(migrating.requests())
 
 
 def test_credentials_refused(migrating):
-    """So do wrong credentials."""
+    """Wrong credentials are reported at once."""
     fault = {"code": 401, "body": status(401, "Unauthorized", "Unauthorized")}
     migrating.play(faults={"GET 1": fault})
 
     assert (
-        "the API server does not accept these credentials: Unauthorized"
+        "the API server rejected the credentials: Unauthorized"
         in migrating.run().stderr
     )
 
@@ -132,7 +132,7 @@ def test_credentials_refused(migrating):
     ],
 )
 def test_list_expires(migrating, gone, lists):
-    """A list that took too long is gone on with, or begun again; none is left out."""
+    """A list that expires is continued or begun again, and no object is left out."""
     fault = {"code": gone["code"], "body": gone}
     migrating.play(objects=2 * PAGE + 1, faults={f"GET {LISTS + 2}": fault})
 
@@ -148,7 +148,7 @@ def test_list_expires(migrating, gone, lists):
 
 
 def test_refused_objects_are_named(migrating):
-    """The others are written; those are named, with a reason; exit 1."""
+    """Refused objects are named with a reason, the others written; exit 1."""
     denied = 'admission webhook "p.example.com" denied the request: ' + TEXT
     invalid = status(422, "Invalid", f'data: Invalid value: "{TEXT}"')
     invalid["details"] = {"causes": [{"field": "data[text]", "message": TEXT}]}
@@ -173,7 +173,7 @@ def test_refused_objects_are_named(migrating):
 
 
 def test_hopeless(migrating):
-    """When nothing at all is taken, it ends long before the last object."""
+    """If every object is refused, the migration stops early."""
     forbidden = 'User "eve" cannot update resource "secrets" in API group ""'
     fault = {"code": 403, "body": status(403, "Forbidden", f"x: {forbidden} in x")}
     faults = {f"PUT {number}": fault for number in range(1, 200)}
@@ -187,7 +187,7 @@ def test_hopeless(migrating):
 
 
 def test_somebody_keeps_writing(migrating):
-    """A conflict is tried again, but not for ever."""
+    """A conflict is retried a limited number of times."""
     fault = {"code": 409, "body": status(409, "Conflict")}
     faults = {f"PUT {number}": fault for number in range(1, 11)}
     migrating.play(objects=2, faults=faults)
@@ -196,5 +196,5 @@ def test_somebody_keeps_writing(migrating):
 
     assert [
         "secrets: 2 objects: 1 rewritten, 1 refused",
-        "  ns/s0: it is changed by somebody else all the time",
+        "  ns/s0: another client keeps changing it",
     ] == result.stdout.splitlines()

@@ -1,4 +1,4 @@
-"""`hsm-kms migrate`: what it is called with, how it names things."""
+"""Test the options of `hsm-kms migrate`, and how it names resources."""
 
 from __future__ import annotations
 
@@ -25,28 +25,28 @@ def migrating(directory):
 
 
 def test_no_kubectl(migrating):
-    """What is missing, and what to do."""
+    """If kubectl is missing, the error says what to do."""
     result = migrating.run("--kubectl", "/nowhere/kubectl")
 
     assert [
-        "hsm-kms: there is no program '/nowhere/kubectl'",
-        "hint: install kubectl, or say where it is with --kubectl",
+        "hsm-kms: the program '/nowhere/kubectl' was not found",
+        "hint: install kubectl, or give its path with --kubectl",
     ] == result.stderr.splitlines()
     assert 1 == result.returncode
 
 
 def test_kubectl_that_ends(migrating):
-    """It could not listen, or was killed."""
+    """If kubectl ends or is killed, the error says so."""
     migrating.kubectl.write_text("#!/bin/sh\n[ $1 = config ] && exit 0\nexit 3\n")
 
     result = migrating.run()
 
-    assert "hsm-kms: kubectl has ended with code 3" in result.stderr
+    assert "hsm-kms: kubectl exited with code 3" in result.stderr
     assert 1 == result.returncode
 
 
 def test_kubeconfig_unusable(migrating):
-    """What kubectl itself says about the kubeconfig."""
+    """If the kubeconfig is unusable, kubectl's own message is printed."""
     migrating.kubectl.write_text(
         "#!/bin/sh\necho 'error: no such context' >&2\nexit 1\n"
     )
@@ -59,7 +59,7 @@ def test_kubeconfig_unusable(migrating):
 
 
 def test_options_reach_kubectl(migrating):
-    """--kubeconfig and --context are kubectl's own, before anything else."""
+    """--kubeconfig and --context are given to kubectl before its command."""
     said = migrating.directory / "said"
     inner = migrating.kubectl.read_text().splitlines()[1]
     migrating.kubectl.write_text(f'#!/bin/sh\necho "$@" >> {said}\n{inner}\n')
@@ -73,7 +73,7 @@ def test_options_reach_kubectl(migrating):
 
 
 def test_nothing_to_explain(migrating):
-    """A cluster without StorageVersionMigration: what it takes to have it."""
+    """Without StorageVersionMigration, --explain says how to enable it."""
     result = migrating.run("--explain")
 
     assert (
@@ -88,12 +88,12 @@ def test_nothing_to_explain(migrating):
     ("arguments", "fault"),
     [
         (["--rate", "0"], "0.0 is not in the range x>0"),
-        (["--resource", "Secret/x"], "'Secret/x' names no resource"),
+        (["--resource", "Secret/x"], "'Secret/x' is not a resource"),
         (["--dry-run", "--resume", "f"], "--dry-run and --resume exclude each other"),
     ],
 )
 def test_bad_usage(migrating, arguments, fault):
-    """Exit 2, before kubectl is started."""
+    """Bad usage exits with 2 before kubectl is started."""
     result = migrating.run(*arguments)
 
     assert fault in result.stderr
@@ -115,7 +115,7 @@ def test_bad_usage(migrating, arguments, fault):
     ],
 )
 def test_resource_names(text, name, group):
-    """Named as in an EncryptionConfiguration."""
+    """Resources are named as in an EncryptionConfiguration."""
     assert Wanted(name, group) == parse_resource(text)
 
 
@@ -123,13 +123,13 @@ def test_resource_names(text, name, group):
     "text", ["", "*", ".", "secrets.", "secrets.*", "a/b", "Secrets", "a b", "../x"]
 )
 def test_no_resource_names(text):
-    """Anything else is refused before it gets into a path."""
-    with pytest.raises(ConfigError, match="names no resource"):
+    """Other names are refused before they get into a path."""
+    with pytest.raises(ConfigError, match="is not a resource"):
         parse_resource(text)
 
 
 def test_paths():
-    """Where the API server lists a resource."""
+    """`Resource.path` returns where the API server lists the objects."""
     core = Resource(name="secrets", group="", version="v1", namespaced=True)
     nodes = Resource(name="nodes", group="", version="v1", namespaced=False)
     apps = Resource(name="deployments", group="apps", version="v1", namespaced=True)
@@ -161,7 +161,7 @@ def test_paths():
     ],
 )
 def test_refusals_quote_no_object(message, why):
-    """A webhook may say anything: only names in known places are repeated."""
+    """Of a webhook's message only names in known places are repeated."""
     body = json.dumps(status(403, "Forbidden", message)).encode()
 
     assert why == why_not(Answer(code=403, body=body))
@@ -169,5 +169,5 @@ def test_refusals_quote_no_object(message, why):
 
 @pytest.mark.parametrize("body", [b"", b"TEXT", b"[]", b'{"kind": "Secret"}', b"\xff"])
 def test_refusal_that_is_no_status(body):
-    """Whatever it is, it is not repeated."""
+    """A refusal that is no Status is not repeated."""
     assert "HTTP 502" == why_not(Answer(code=502, body=body))

@@ -1,4 +1,4 @@
-"""`hsm-kms migrate` that is interrupted, and taken up again."""
+"""Test that an interrupted `hsm-kms migrate` can be resumed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def migrating(directory):
 
 
 def test_resumes(migrating):
-    """After a SIGKILL the next run begins with the page where that one ended."""
+    """After SIGKILL, the next run resumes with the page where the first stopped."""
     progress = migrating.directory / "progress"
     migrating.play(objects=3 * PAGE)
     first = migrating.start("--resume", str(progress), "--rate", "300")
@@ -34,14 +34,14 @@ def test_resumes(migrating):
 
     result = migrating.run("--resume", str(progress))
 
-    assert f"{PAGE} objects done, next are secrets" in result.stderr
+    assert f"{PAGE} objects done, continuing with secrets" in result.stderr
     assert f"secrets: {3 * PAGE} objects" in result.stdout
     assert f"PUT {kubectl_stub.NAMESPACE}/s{PAGE}" == migrating.requests("PUT")[done]
     assert not progress.exists()
 
 
 def test_interrupted(migrating):
-    """Ctrl-C or SIGTERM: how far it came, what to do, and no kubectl left behind."""
+    """Ctrl-C or SIGTERM prints progress and hint, and leaves no kubectl behind."""
     for number in (signal.SIGINT, signal.SIGTERM):
         progress = migrating.directory / f"progress-{number}"
         process = migrating.start("--resume", str(progress), *SLOWLY)
@@ -52,7 +52,7 @@ def test_interrupted(migrating):
 
         assert "" == out
         assert "hsm-kms: interrupted after " in err
-        assert "hint: the same command again goes on from there" in err
+        assert "hint: run the same command again to resume" in err
         assert 1 == process.returncode
         assert progress.exists()
         assert TEXT not in progress.read_text()
@@ -61,7 +61,7 @@ def test_interrupted(migrating):
 
 
 def test_killed_with_kubectl(migrating):
-    """Whatever ends it ends kubectl, which holds the user's credentials."""
+    """kubectl, which has the user's credentials, ends with `migrate` in any case."""
     process = migrating.start(*SLOWLY)
     wait_for(lambda: migrating.requests("PUT"))
     kubectl = children_of(process.pid)
@@ -74,16 +74,16 @@ def test_killed_with_kubectl(migrating):
 
 
 def test_stops_and_says_where(migrating):
-    """An API server that fails in the middle: what was done, and how to go on."""
+    """If the API server fails half-way, the error says how far it came."""
     fault = {"code": 500, "body": status(500, "InternalError", "no KMS")}
     migrating.play(objects=PAGE + 1, faults={f"GET {LISTS + 2}": fault})
 
     result = migrating.run("--resume", str(migrating.directory / "progress"))
 
-    cause = "the API server does not list secrets: 500 no KMS"
+    cause = "cannot list secrets: 500 no KMS"
     assert [
         f"hsm-kms: stopped after {PAGE} objects: {cause}",
-        "hint: the same command again goes on from there",
+        "hint: run the same command again to resume",
     ] == result.stderr.splitlines()
 
 
@@ -96,7 +96,7 @@ def test_stops_and_says_where(migrating):
     ],
 )
 def test_progress_of_another_migration(migrating, other):
-    """It would leave out what the other one had done: refused."""
+    """A progress file of another migration is refused."""
     progress = migrating.directory / "progress"
     fault = {"code": 500, "body": status(500, "InternalError")}
     migrating.play(objects=PAGE + 1, faults={f"GET {LISTS + 2}": fault})
@@ -115,19 +115,19 @@ def test_progress_of_another_migration(migrating, other):
 
 @pytest.mark.parametrize("garbage", [b"", b"{", b"[]", b"\xff", b'{"scope": 1}'])
 def test_progress_is_garbage(migrating, garbage):
-    """Not taken for the beginning, and not overwritten."""
+    """A corrupt progress file is refused and not overwritten."""
     progress = migrating.directory / "progress"
     progress.write_bytes(garbage)
 
     result = migrating.run("--resume", str(progress))
 
-    assert f"{progress} is not what --resume left" in result.stderr
+    assert f"{progress} is not a progress file of --resume" in result.stderr
     assert 2 == result.returncode
     assert garbage == progress.read_bytes()
 
 
 def test_progress_cannot_be_written(migrating):
-    """Said before anything is written."""
+    """An unwritable progress file is reported before anything is written."""
     result = migrating.run("--resume", "/nowhere/progress")
 
     assert "/nowhere/progress cannot be written: No such file" in result.stderr
@@ -135,7 +135,7 @@ def test_progress_cannot_be_written(migrating):
 
 
 def test_no_core_dump_with_secrets_in_it(migrating):
-    """The process holds Secrets: it leaves no core file."""
+    """The process, which holds Secrets, writes no core file."""
     process = migrating.start(*SLOWLY)
     wait_for(lambda: migrating.requests("PUT"))
     limits = Path(f"/proc/{process.pid}/limits").read_text()

@@ -1,4 +1,4 @@
-"""`hsm-kms etcd verify`, on what a running server wrapped and a real token opens."""
+"""Test `hsm-kms etcd verify` with records of a real server and a real token."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from tests.harness.token_keys import LABEL, create
 
 @pytest.fixture
 def node(make_plugin, hsm):
-    """A configuration with the KEK of the shared server; nothing runs on it."""
+    """Provide a configuration with the KEK of the shared server; nothing runs on it."""
     return make_plugin(hsm)
 
 
 def test_everything_opens(shared_server, node):
-    """Seeds and DEKs, v2 and v1, and what others wrote is named as not checked."""
+    """Seeds and DEKs of v2 and v1 are verified; values of others are not checked."""
     values = two_seeds(shared_server)
     deks = os.urandom(32), os.urandom(32)
     values |= {f"d{n}": v1(shared_server.v1_encrypt(dek)) for n, dek in enumerate(deks)}
@@ -52,7 +52,7 @@ def test_everything_opens(shared_server, node):
 
 
 def test_json(shared_server, node):
-    """The same for scripts."""
+    """`verify -o json` prints the result for scripts."""
     values = two_seeds(shared_server) | {"z": b"clear"}
 
     assert (
@@ -71,7 +71,7 @@ def test_json(shared_server, node):
 
 
 def test_restored_token_opens_everything(shared_server, make_plugin, directory):
-    """The restore drill: a copy of the token, a new node, a file of what etcd held."""
+    """A copy of the token on a new node decrypts a file of etcd's objects."""
     values = two_seeds(shared_server)
     elsewhere = make_plugin(shared_server.hsm.copy(directory / "restored"))
 
@@ -82,7 +82,7 @@ def test_restored_token_opens_everything(shared_server, make_plugin, directory):
 
 
 def test_wrong_token(shared_server, make_plugin, empty_hsm):
-    """A token without the key: which key_id, how many, an example; then exit 1."""
+    """A token without the key fails with key_id, counts and an example; exit 1."""
     values = two_seeds(shared_server)
     key_id = shared_server.status().key_id
     other = make_plugin(empty_hsm)
@@ -104,7 +104,7 @@ def test_wrong_token(shared_server, make_plugin, empty_hsm):
 
 
 def test_token_without_any_key(shared_server, make_plugin, empty_hsm):
-    """An empty token opens nothing, and that is a finding and no failure."""
+    """An empty token decrypts nothing, which is a result and not an error."""
     values = two_seeds(shared_server)
     key_id = shared_server.status().key_id
 
@@ -114,7 +114,7 @@ def test_token_without_any_key(shared_server, make_plugin, empty_hsm):
 
 
 def test_damage_is_told_apart(shared_server, node):
-    """Not authentic, malformed, garbled, contradictory; the first stops nothing."""
+    """Each kind of damage has its reason, and none stops the run."""
     good = shared_server.encrypt(os.urandom(32))
     record, key_id = good.ciphertext, good.key_id
     values = {
@@ -136,15 +136,15 @@ def test_damage_is_told_apart(shared_server, node):
         (
             "3",
             key_id + ".other",
-            "the key_id beside the record is not the one in the record",
+            "the key_id beside the record differs from that in the record",
         ),
-        ("4", "", "the envelope is cut or garbled"),
-        ("5", key_id, "the encrypted data is too short to be any"),
+        ("4", "", "the envelope is truncated or corrupt"),
+        ("5", key_id, "the encrypted data is too short"),
     } == {
         (
             row["example"].removeprefix("/registry/secrets/ns/"),
             row["key_id"],
-            row["why"],
+            row["reason"],
         )
         for row in shown["failures"]
     }
@@ -152,7 +152,7 @@ def test_damage_is_told_apart(shared_server, node):
 
 
 def test_scope_of_another_cluster(shared_server, make_plugin, hsm):
-    """The scope is not in a record, but only the right one opens it."""
+    """A record of another scope cannot be decrypted."""
     values = two_seeds(shared_server)
     other = make_plugin(hsm, scope="another-cluster")
 
@@ -167,7 +167,7 @@ def test_scope_of_another_cluster(shared_server, make_plugin, hsm):
 
 
 def test_retired_key(shared_server, node):
-    """What the server would refuse, this refuses."""
+    """A record of a retired key is reported, as the server would refuse it."""
     values = two_seeds(shared_server)
     key_id = shared_server.status().key_id
     node.config["keys"]["retired"] = [key_id]
@@ -192,7 +192,7 @@ def test_forged_under_a_planted_key(shared_server, node):
 
 
 def test_nothing_of_ours_proves_nothing(node):
-    """A drill on the wrong file must not pass."""
+    """A file without values of hsm-kms is an error."""
     result = verify(node, {"a": b"clear", "b": b"k8s:enc:aescbc:v1:key1:" + bytes(32)})
 
     assert "nothing in 2 objects was wrapped by hsm-kms" in result.stderr
@@ -200,19 +200,19 @@ def test_nothing_of_ours_proves_nothing(node):
 
 
 def test_file_that_breaks_off(shared_server, node):
-    """Not every object was read: whatever opened, it is an error."""
+    """A truncated file is an error, whatever was verified before."""
     path = dump(node, two_seeds(shared_server))
     path.write_text(path.read_text()[:-30])
 
     result = node.cli("etcd", "verify", "--from-json", str(path))
 
-    assert "breaks off" in result.stderr
+    assert "is truncated" in result.stderr
     assert "every one" not in result.stdout
     assert 1 == result.returncode
 
 
 def test_says_nothing_of_what_is_inside(shared_server, node):
-    """Neither a DEK nor the PIN comes out."""
+    """Neither a DEK nor the PIN is printed."""
     dek = os.urandom(32)
     values = {
         "a": v2_of(shared_server.encrypt(dek)),
@@ -229,7 +229,7 @@ def test_says_nothing_of_what_is_inside(shared_server, node):
 
 
 def test_one_wrapped_key(shared_server, node):
-    """The usual cluster: one seed, and however many objects."""
+    """A cluster with one seed is summed up in one line."""
     value = v2_of(shared_server.encrypt(os.urandom(32)))
 
     result = verify(node, {"a": value, "b": value})

@@ -1,4 +1,4 @@
-"""`hsm-kms etcd verify`: local KEKs, a token that fails, bounds."""
+"""Test `hsm-kms etcd verify` with local KEKs, a failing token, and limits."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ KEY_ID = "a" * 26
 
 
 def test_token_fails_half_way(shared_server, make_plugin, hsm):
-    """It says how far it came, and does not take what it did not see for good."""
+    """If the token fails half-way, the error says how far the run came."""
     deks = [os.urandom(32) for _ in range(20)]
     values = {f"s{n}": v2_of(shared_server.encrypt(dek)) for n, dek in enumerate(deks)}
     node = make_plugin(hsm)
@@ -63,7 +63,7 @@ def test_token_fails_half_way(shared_server, make_plugin, hsm):
 
 
 def unread(pipe):
-    """Bytes in a pipe that nobody has taken out."""
+    """Return the number of bytes in a pipe that are not read yet."""
     return int.from_bytes(ioctl(pipe, FIONREAD, bytes(4)), "little")
 
 
@@ -71,7 +71,7 @@ def unread(pipe):
 
 
 async def sealed_by_local_keks(config_file, count):
-    """A local KEK wrapped by the token, and records of DEKs wrapped by it."""
+    """Return records of DEKs by local KEKs that the token wrapped."""
     config = configuration.load(config_file)
     local_kek = os.urandom(32)
     async with one_worker(config) as worker:
@@ -109,7 +109,7 @@ def by_local_kek(header, local_kek, scope):
 
 
 def test_local_keks(make_plugin, hsm):
-    """A DEK by a local KEK opens through the nested record; a bad one is told."""
+    """A DEK by a local KEK is verified through the nested record."""
     plugin = make_plugin(hsm, scope="prod")
     records = asyncio.run(sealed_by_local_keks(plugin.config_file, 3))
     key_id = Record.decode(records[0]).header.key_id
@@ -130,7 +130,7 @@ def test_local_keks(make_plugin, hsm):
 
 
 class Refusing:
-    """Opens nothing; counts how often it is asked."""
+    """Refuse every record, and count the calls."""
 
     def __init__(self):
         self.asked = 0
@@ -149,7 +149,7 @@ def record_under(key_id, *, iv=bytes(12)):
 
 @pytest.mark.parametrize("objects", [1, 5000])
 async def test_each_wrapped_key_is_opened_once(objects):
-    """However many objects carry it."""
+    """A wrapped key is decrypted once for any number of objects."""
     opener = Refusing()
     value = v2(record_under(KEY_ID), KEY_ID)
     items = [Item(b"/registry/secrets/ns/%d" % n, value) for n in range(objects)]
@@ -164,7 +164,7 @@ async def test_each_wrapped_key_is_opened_once(objects):
 
 
 async def test_invented_key_ids_fill_no_memory():
-    """Rows are bounded; what is beyond them is still counted."""
+    """The number of rows is limited, and further objects are still counted."""
     suffixes = range(MAX_FAILURES + 10)
     key_ids = [f"{KEY_ID}.{n}" for n in suffixes]
     items = [Item(b"/k", v2(record_under(key_id), key_id)) for key_id in key_ids]

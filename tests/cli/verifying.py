@@ -1,4 +1,4 @@
-"""Stored values made of what a real server wrapped, and `hsm-kms etcd verify`."""
+"""Store values made of records of a real server, and run `hsm-kms etcd verify`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ DATA = bytes(100)  # what is encrypted under the seed or DEK, of which nothing i
 
 
 def v2(wrapped, key_id, *, data=DATA, name="hsm"):
-    """A value as the API server stores it by KMS v2."""
+    """Return a value as the API server stores it with KMS v2."""
     envelope = EncryptedObject(
         encryptedData=data,
         keyID=key_id,
@@ -24,7 +24,7 @@ def v2(wrapped, key_id, *, data=DATA, name="hsm"):
 
 
 def v1(wrapped, *, name="hsm-v1"):
-    """A value as the API server stores it by KMS v1."""
+    """Return a value as the API server stores it with KMS v1."""
     prefix = f"k8s:enc:kms:v1:{name}:".encode()
     return prefix + len(wrapped).to_bytes(2, "big") + wrapped + DATA
 
@@ -38,7 +38,7 @@ def flipped(data, at):
 
 
 def pairs_of(values):
-    """What `etcdctl get --prefix` prints of each value, as a Secret by name."""
+    """Return what `etcdctl get --prefix` prints of each value, as a Secret by name."""
     return [
         {
             "key": base64.b64encode(f"/registry/secrets/ns/{name}".encode()).decode(),
@@ -49,7 +49,7 @@ def pairs_of(values):
 
 
 def dump(plugin, values):
-    """The output of etcdctl with these values in a file."""
+    """Write the output of etcdctl with these values to a file."""
     pairs = pairs_of(values)
     path = plugin.directory / "etcd.json"
     path.write_text(
@@ -69,10 +69,10 @@ def verify_json(plugin, values):
 
 
 def failures(plugin, values):
-    """Key_id, reason, wrapped keys and objects of what cannot be opened."""
+    """Return key_id, reason, wrapped keys and objects of each failure."""
     code, shown = verify_json(plugin, values)
     rows = [
-        (row["key_id"], row["why"], row["wrapped_keys"], row["objects"])
+        (row["key_id"], row["reason"], row["wrapped_keys"], row["objects"])
         for row in shown["failures"]
     ]
     assert code == (1 if rows else 0)
@@ -80,6 +80,6 @@ def failures(plugin, values):
 
 
 def two_seeds(plugin):
-    """Three objects under two seeds, by a server that runs."""
+    """Provide three objects under two seeds, made by a running server."""
     first, second = plugin.encrypt(os.urandom(32)), plugin.encrypt(os.urandom(32))
     return {"a": v2_of(first), "b": v2_of(first), "c": v2_of(second)}

@@ -18,7 +18,7 @@ _KEY_ID: Final = "key_id="
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """One thing that a scan must not find.
+    """Name one thing that a scan must not find.
 
     Args:
         key_id: Objects stored under this key, whatever its suffix; "" for
@@ -31,7 +31,7 @@ class Condition:
         """Return the number of objects that the scan found."""
         return tally.of_key(self.key_id) if self.key_id else tally.unencrypted
 
-    def sentence(self, tally: Tally) -> str:
+    def message(self, tally: Tally) -> str:
         """Return what the scan found, in words."""
         count = self.count(tally)
         objects = "1 object" if count == 1 else f"{count:,} objects"

@@ -30,17 +30,17 @@ _REDRAW_SECONDS: Final = 0.1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EtcdChoice:
-    """Source of stored values, as given on the command line.
+    """Hold the source of stored values, as given on the command line.
 
     Args:
         endpoints: Endpoints of etcd, as etcdctl takes them; empty for the default.
-        cacert: PEM file of the CA that signed the server's certificate.
-        cert: PEM file of the client's certificate.
-        key: PEM file of the key for it.
+        cacert: PEM file of the CA that signed the server's certificate, or None.
+        cert: PEM file of the client's certificate, or None.
+        key: PEM file of the private key for `cert`, or None.
         user: Name of an etcd user, "" for none.
         password: Password of the user.
-        dial_timeout: Seconds to connect to one endpoint.
-        command_timeout: Seconds for one request.
+        dial_timeout: Timeout to connect to one endpoint, in seconds.
+        command_timeout: Timeout of one request, in seconds.
         prefix: Prefix of the keys to read.
         from_json: File with the output of `etcdctl get --prefix -w json`; "-" is
             stdin.
@@ -71,6 +71,19 @@ def _positive(_: click.Context, __: click.Parameter, seconds: float) -> float:
     return seconds
 
 
+def _timeout_option(name: str, default: str, meaning: str) -> Callable[..., Any]:
+    return click.option(
+        name,
+        envvar=f"ETCDCTL_{name.removeprefix('--').replace('-', '_').upper()}",
+        metavar="TIME",
+        type=SECONDS_TYPE,
+        callback=_positive,
+        default=default,
+        show_default=True,
+        help=meaning,
+    )
+
+
 _OPTIONS: Final = (
     click.option(
         "--endpoints",
@@ -99,26 +112,8 @@ _OPTIONS: Final = (
         envvar="ETCDCTL_PASSWORD",
         help="Password of --user; set the variable, so that other users cannot see it.",
     ),
-    click.option(
-        "--dial-timeout",
-        envvar="ETCDCTL_DIAL_TIMEOUT",
-        metavar="TIME",
-        type=SECONDS_TYPE,
-        callback=_positive,
-        default="2s",
-        show_default=True,
-        help="Timeout to connect to one endpoint.",
-    ),
-    click.option(
-        "--command-timeout",
-        envvar="ETCDCTL_COMMAND_TIMEOUT",
-        metavar="TIME",
-        type=SECONDS_TYPE,
-        callback=_positive,
-        default="10s",
-        show_default=True,
-        help="Timeout of one request.",
-    ),
+    _timeout_option("--dial-timeout", "2s", "Timeout to connect to one endpoint."),
+    _timeout_option("--command-timeout", "10s", "Timeout of one request."),
     click.option(
         "--prefix",
         default="/registry/",
@@ -162,7 +157,7 @@ def _choice(
     if others["from_json"] and others["from_snapshot"]:
         raise ConfigError(["--from-json and --from-snapshot exclude each other"])
     if bool(others["cert"]) != bool(others["key"]):
-        raise ConfigError(["--cert and --key belong together"])
+        raise ConfigError(["--cert and --key must be given together"])
     named = (each.strip() for each in (endpoints or "").split(","))
     name, secret = ("", "") if others["from_json"] else _login(user, password)
     return EtcdChoice(
@@ -241,7 +236,7 @@ def progress_bar(source: Source, doing: str) -> Iterator[Callable[[Item], None]]
 
 
 class _Bar:
-    """Progress in one line, redrawn at most ten times a second."""
+    """Show the progress in one line, redrawn at most ten times a second."""
 
     def __init__(self, source: Source, doing: str) -> None:
         self._source = source

@@ -181,7 +181,7 @@ def value_as_json(stored: Stored) -> dict[str, Any]:
         "data_bytes": stored.data_bytes,
         "annotations": list(stored.annotations),
         "record": stored.record and _record_as_json(stored.record),
-        "opened_by": _opened_by(stored),
+        "decrypted_by": _decrypted_by(stored),
     }
     return {name: value for name, value in known.items() if value not in (None, "", [])}
 
@@ -202,7 +202,7 @@ def _record_as_json(record: Record) -> dict[str, Any]:
     return known
 
 
-def _opened_by(stored: Stored) -> str:
+def _decrypted_by(stored: Stored) -> str:
     """Return which key decrypts the value, in words; "" if that is unknown."""
     if stored.provider is Provider.IDENTITY:
         return "nothing: anyone who can read etcd can read it"
@@ -214,7 +214,7 @@ def _opened_by(stored: Stored) -> str:
     if stored.provider in _BY_KEY:
         return "the key of that name in the EncryptionConfiguration"
     if stored.provider in {Provider.KMS_V1, Provider.KMS_V2} and not stored.problem:
-        return "the KMS plugin of that name; the record is not one of hsm-kms"
+        return "the KMS plugin of that name; hsm-kms did not make the record"
     return ""
 
 

@@ -77,9 +77,9 @@ def _judge(conditions: tuple[Condition, ...], tally: Tally, *, quiet: bool) -> N
     if well and not quiet:
         click.echo()
         for each in well:
-            click.echo(each.sentence(tally))
+            click.echo(each.message(tally))
     if met:
         raise HsmKmsError(
-            "; ".join(each.sentence(tally) for each in met),
+            "; ".join(each.message(tally) for each in met),
             hint="run `hsm-kms migrate` to re-encrypt them with the current key",
         )

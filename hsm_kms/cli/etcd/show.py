@@ -61,7 +61,7 @@ def _of_etcd(name: str, choice: EtcdChoice) -> Item:
         found = source.get(name.encode("utf-8", "surrogateescape"))
         if found is None:
             raise HsmKmsError(
-                f"there is no {printable(name)} in {source.name}",
+                f"{printable(name)} does not exist in {source.name}",
                 hint="give a key such as /registry/secrets/NAMESPACE/NAME",
             )
         return found

@@ -81,7 +81,7 @@ async def _verify(config: Config, choice: LoginChoice, etcd: EtcdChoice) -> Verd
 def _lines(verdict: Verdict) -> Iterator[str]:
     for failure in _sorted(verdict):
         keys, objects = failure.wrapped_keys, failure.objects
-        yield f"{_key_id(failure)}: {failure.why}"
+        yield f"{_key_id(failure)}: {failure.reason}"
         yield (
             f"  {_count(keys, 'wrapped key')} in {_count(objects, 'object')}, "
             f"such as {printable(text_of(failure.example))}"
@@ -121,7 +121,7 @@ def _conclude(verdict: Verdict) -> None:
         raise HsmKmsError(
             f"nothing in {_count(verdict.total, 'object')} was wrapped by hsm-kms, so "
             "nothing is proven",
-            hint="run `hsm-kms etcd scan` to see what is there",
+            hint="run `hsm-kms etcd scan` to see what is stored",
         )
 
 
@@ -135,7 +135,7 @@ def _shown(verdict: Verdict) -> dict[str, Any]:
         "failures": [
             {
                 "key_id": failure.key_id,
-                "why": failure.why,
+                "reason": failure.reason,
                 "wrapped_keys": failure.wrapped_keys,
                 "objects": failure.objects,
                 "example": text_of(failure.example),

@@ -12,8 +12,8 @@ import click
 from hsm_kms.cli.etcd.options import EtcdChoice, etcd_options
 from hsm_kms.cli.keys.journal import Journal
 from hsm_kms.cli.keys.objects import (
+    destroy_leftover,
     destroy_objects,
-    destroy_rest,
     finish,
     interrupted_work,
 )
@@ -108,12 +108,12 @@ def cancel(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Sure:
-    """Proofs and confirmations by the user.
+    """Hold proofs and confirmations by the user.
 
     Args:
-        etcd: Where to look for values under the key; None to skip that.
+        etcd: The etcd to scan for objects under the key; None to skip the scan.
         typed: The key_id once more; None to ask for it.
-        yes: Do not ask.
+        yes: True to ask no question.
     """
 
     etcd: EtcdChoice | None
@@ -122,7 +122,7 @@ class _Sure:
 
 
 class _Cancelling:
-    """One run of the command."""
+    """Run the command."""
 
     def __init__(self, given: Given, target: str, sure: _Sure) -> None:
         self._given = given
@@ -149,12 +149,12 @@ class _Cancelling:
 
     async def _half(self, ask: Ask, half: KeyRef) -> dict[str, Any]:
         tell(
-            f"the HMAC key labelled {half.partner.label!r} has no AES key beside it "
-            f"(CKA_ID {half.cka_id.hex()}): alone it decrypts nothing, but it is "
-            "needed if the AES key will be restored from a backup"
+            f"the HMAC key labelled {half.partner.label!r} (CKA_ID "
+            f"{half.cka_id.hex()}) has no AES key: alone it decrypts nothing, but it "
+            "is needed if the AES key will be restored from a backup"
         )
         confirm("destroy this HMAC key?", yes=self._sure.yes)
-        await destroy_rest(ask, self._journal, half)
+        await destroy_leftover(ask, self._journal, half)
         return _shown(None, half.cka_id.hex(), 1)
 
     async def _key(
@@ -184,7 +184,7 @@ class _Cancelling:
         """Prove that nothing is stored under a key that another node may use.
 
         Raises:
-            HsmKmsError: Something is, or nobody may look.
+            HsmKmsError: An object is stored under the key, or no etcd was given.
         """
         etcd = self._sure.etcd
         if etcd is None:
@@ -193,10 +193,10 @@ class _Cancelling:
         if not etcd.named:
             raise HsmKmsError(
                 doubt,
-                hint="give --endpoints to have etcd scanned for it, or --without-scan "
-                "and repeat the key_id",
+                hint="give --endpoints to scan etcd for the key, or --without-scan and "
+                "repeat the key_id",
             )
-        hint = "see whether they matter, and give --without-scan"
+        hint = "check that these objects do not matter, then give --without-scan"
         require_unused(etcd, survey, found, unreadable_hint=hint)
         # The scan may have taken long, so the token is read and judged again.
         survey = await read_survey(self._given.config, worker)
@@ -234,8 +234,8 @@ def _doubt(survey: Survey, found: Found, key_id: str) -> str:
         return ""
     if left > 0:
         return (
-            f"{key_id} becomes current at {when(activation)}, in {spell(left)}; by the "
-            "clock of another node perhaps already"
+            f"{key_id} becomes current at {when(activation)}, in {spell(left)}; a node "
+            "whose clock is ahead may use it already"
         )
     return (
         f"the activation time of {key_id}, {when(activation)}, has passed: another "

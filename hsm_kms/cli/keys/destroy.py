@@ -97,7 +97,7 @@ def _refuse_choice(etcd: EtcdChoice) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Sure:
-    """Confirmations by the user.
+    """Hold the confirmations by the user.
 
     Args:
         typed: The key_id once more; None to ask for it.
@@ -111,7 +111,7 @@ class _Sure:
 
 
 class _Destroying:
-    """One run of the command."""
+    """Run the command."""
 
     def __init__(
         self, given: Given, key_id: str, etcd: EtcdChoice, sure: _Sure
@@ -179,7 +179,7 @@ class _Destroying:
         if survey.state(found) is not KeyState.RETIRED:
             raise HsmKmsError(
                 f"{key_id} is not retired",
-                hint=f"run `hsm-kms keys retire {key_id}`, and this a day later",
+                hint=f"run `hsm-kms keys retire {key_id}`, and run this 24 hours later",
             )
         since = found.retired_since
         if since is None:
@@ -187,8 +187,8 @@ class _Destroying:
         if since is None:
             raise HsmKmsError(
                 f"this node does not know when {key_id} was retired",
-                hint=f"run `hsm-kms keys retire {key_id}` to record it, and this a day "
-                "later",
+                hint=f"run `hsm-kms keys retire {key_id}` to record the time, and run "
+                "this 24 hours later",
             )
         if now() < since + RETIRED_SECONDS:
             raise HsmKmsError(
@@ -198,7 +198,7 @@ class _Destroying:
         if not self._sure.expired:
             raise HsmKmsError(
                 "backups may still need the key",
-                hint="give --backups-expired once you keep no backup that needs it",
+                hint="give --backups-expired when no backup needs the key any more",
             )
 
     def _shown(self, cka_id: str, gone: int, scanned: int | None) -> dict[str, Any]:

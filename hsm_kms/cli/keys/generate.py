@@ -59,7 +59,7 @@ def find_made(survey: Survey, ref: KeyRef) -> tuple[Found, str]:
     """Return a key that was just generated, and its key_id.
 
     Raises:
-        HsmKmsError: It is not there, or cannot be identified.
+        HsmKmsError: The token does not show the key, or the key cannot be identified.
     """
     for found in survey.found:
         main = survey.main(found)
@@ -68,13 +68,13 @@ def find_made(survey: Survey, ref: KeyRef) -> tuple[Found, str]:
     if survey.error is not None:
         raise survey.error
     raise HsmKmsError(
-        f"the token made a key (CKA_ID {ref.cka_id.hex()}), and does not show it",
-        hint="see `hsm-kms keys list`",
+        f"the token generated a key (CKA_ID {ref.cka_id.hex()}) but does not list it",
+        hint="run `hsm-kms keys list`",
     )
 
 
 def pending_of(survey: Survey, found: Found) -> Pending | None:
-    """When a key is to become current, where it is."""
+    """Return when a key will become current, or None if it is not pending."""
     for each in survey.ring.pending:
         if found.is_key(each.key):
             return each
@@ -85,8 +85,8 @@ def _tell_what_now(survey: Survey, made: Found) -> None:
     pending = pending_of(survey, made)
     if pending is not None and pending.at is not None:
         tell(
-            f"hint: it becomes current at {when(pending.at)}, also on nodes that have "
-            "not seen it by then; `hsm-kms keys rotate` leaves them time"
+            f"hint: the key becomes current at {when(pending.at)}, also on nodes that "
+            "have not found it by then; `hsm-kms keys rotate` gives them time"
         )
     elif survey.state(made) is not KeyState.CURRENT:
         tell("hint: set keys.current to the key_id to encrypt with")
@@ -114,20 +114,20 @@ async def _generate(given: Given, *, another: bool) -> tuple[KeyRef, Survey]:
 def _refuse_second(survey: Survey, label: str, *, another: bool) -> None:
     keys = [main[0] for found in survey.found if (main := survey.main(found))]
     if survey.ring.keys and not another:
-        hint = "--another makes one more; keys.current must then name one"
+        hint = "to add a key, give --another, and name one of them in keys.current"
         if survey.ring.settings.shared:
-            hint = "`hsm-kms keys rotate` makes the next one; --another one that is "
-            hint += "active at once"
+            hint = "run `hsm-kms keys rotate` to generate the next key, or give "
+            hint += "--another for a key that is active at once"
         raise HsmKmsError(
-            f"there is a key labelled {label!r} already: {keys[0]}", hint=hint
+            f"the token already has a key labelled {label!r}: {keys[0]}", hint=hint
         )
 
 
 async def _finish_pair(ask: Ask, survey: Survey, error: HsmKmsError) -> KeyRef:
-    """Make the HMAC key that the only AES key lacks.
+    """Generate the HMAC key that the only AES key lacks.
 
-    A first run was interrupted: it made the AES key, found that the token does no
-    AES-GCM with it, and came no further. Nothing was ever wrapped under that key.
+    An earlier run was interrupted after it had generated the AES key and had found that
+    the token does not support AES-GCM with it. Nothing was ever wrapped under that key.
     """
     live = [each for each in survey.found if not each.relabelled]
     if len(live) != 1 or live[0].beside or not isinstance(error, MechanismError):
@@ -140,9 +140,9 @@ async def _finish_pair(ask: Ask, survey: Survey, error: HsmKmsError) -> KeyRef:
     if survey.memory.last is not None or not born_here(found.seen):
         raise HsmKmsError(
             what,
-            hint="it is no rest of an earlier run: restore the HMAC key, or remove "
-            "the AES key with the tools of the HSM",
+            hint="no interrupted run left this: restore the HMAC key, or remove the "
+            "AES key with the HSM's own tools",
         )
-    tell(f"{what}: an earlier run was interrupted; the HMAC key is made now")
+    tell(f"{what}: an earlier run was interrupted; generating the HMAC key now")
     await ask(GenerateKey(ref=found.ref, partner=True, private=settings.private))
     return found.ref

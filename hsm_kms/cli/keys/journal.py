@@ -1,7 +1,7 @@
-"""What must outlive a `keys` command: work on a pair, and since when a key is retired.
+"""Record what must outlive a `keys` command: work on a pair, and retired keys.
 
-An HMAC key alone has no key_id: that it is the rest of a key which was made or
-destroyed, and of which, only this file knows.
+A pair is an AES key and its HMAC key. An HMAC key alone has no key_id. Only this record
+says that an interrupted command left the HMAC key, and to which key_id it belongs.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _LOCK: Final = "keys.lock"
 
 
 class Journal:
-    """keys.json in the state directory.
+    """Read and write keys.json in the state directory.
 
     Args:
         config: The configuration.
@@ -46,40 +46,40 @@ class Journal:
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
-        """Keep other commands of this node from changing keys meanwhile.
+        """Hold the lock that keeps other commands of this node from changing keys.
 
         Raises:
-            HsmKmsError: One is at it.
+            HsmKmsError: Another command holds the lock.
         """
         try:
             lock, held = files.lock(self._state.path / _LOCK, nonblocking=True)
         except OSError:
-            yield  # no state directory, so nothing to fall out over
+            yield  # without a state directory there is no record to protect
             return
         try:
             if not held:
                 raise HsmKmsError(
-                    "another command is changing keys on this node",
-                    hint="wait until it has ended",
+                    "another `hsm-kms keys` command is running on this node",
+                    hint="run this again when that command has ended",
                 )
             yield
         finally:
             os.close(lock)
 
     def require_memory(self) -> None:
-        """Judge no key's end where nobody knows what was current here.
+        """Refuse to delete keys if it is unknown which keys were current on this node.
 
         Raises:
-            StateCorruptError: The state directory cannot be believed.
+            StateCorruptError: A file in the state directory is corrupt.
         """
         self._state.last_key()
         self._state.key_work()
 
     def begun(self) -> tuple[KeyWork, ...]:
-        """Work that was begun and is not known to be done, the oldest first.
+        """Return the work that was begun and not recorded as done, the oldest first.
 
         Raises:
-            StateCorruptError: The file is there and cannot be believed.
+            StateCorruptError: keys.json is corrupt.
         """
         return self._state.key_work().begun
 
@@ -89,11 +89,16 @@ class Journal:
         ref: KeyRef,
         key_id: str | None = None,
     ) -> None:
-        """Remember that work on a pair begins; only then touch it.
+        """Record that work on a pair begins, before the token is changed.
+
+        Args:
+            work: The work.
+            ref: The AES key.
+            key_id: As `keys list` shows it; None while the key is being generated.
 
         Raises:
-            StateWriteError: That is not possible.
-            StateCorruptError: The file is there and cannot be believed.
+            StateWriteError: keys.json could not be written.
+            StateCorruptError: keys.json is corrupt.
         """
         entry = KeyWork(
             work=work,
@@ -108,11 +113,11 @@ class Journal:
         self._state.save_key_work(replace(file, begun=kept))
 
     def done(self, cka_id: bytes) -> None:
-        """The work on this AES key is done.
+        """Delete the record of work on the AES key with this CKA_ID.
 
         Raises:
-            StateWriteError: It could not be noted.
-            StateCorruptError: The file is there and cannot be believed.
+            StateWriteError: keys.json could not be written.
+            StateCorruptError: keys.json is corrupt.
         """
         file = self._state.key_work()
         kept = tuple(each for each in file.begun if each.cka_id != cka_id.hex())
@@ -120,13 +125,16 @@ class Journal:
             self._state.save_key_work(replace(file, begun=kept))
 
     def retired_since(self, fingerprints: Collection[str]) -> float | None:
-        """When `keys retire` was run for a key whose token keeps the label.
+        """Return when `keys retire` recorded that a key is retired by `keys.retired`.
+
+        Args:
+            fingerprints: All fingerprints of the key.
 
         Returns:
-            Seconds since the Unix epoch; None where it was not.
+            Seconds since the Unix epoch, or None if there is no record.
 
         Raises:
-            StateCorruptError: The file is there and cannot be believed.
+            StateCorruptError: keys.json is corrupt.
         """
         for each in self._state.key_work().retired:
             if fingerprint_in(each.key_id) in fingerprints:
@@ -134,11 +142,11 @@ class Journal:
         return None
 
     def retire(self, key_id: str) -> None:
-        """Note that a key is retired from now on.
+        """Record that a key is retired from now on.
 
         Raises:
-            StateWriteError: It could not be noted.
-            StateCorruptError: The file is there and cannot be believed.
+            StateWriteError: keys.json could not be written.
+            StateCorruptError: keys.json is corrupt.
         """
         entry = RetiredKey(key_id=key_id, since=when(now()))
         file = self._state.key_work()
@@ -146,11 +154,14 @@ class Journal:
         self._state.save_key_work(replace(file, retired=kept))
 
     def forget_retired(self, fingerprints: Collection[str]) -> None:
-        """The key is retired no more, or is no more.
+        """Delete the record that a key is retired.
+
+        Args:
+            fingerprints: All fingerprints of the key.
 
         Raises:
-            StateWriteError: It could not be noted.
-            StateCorruptError: The file is there and cannot be believed.
+            StateWriteError: keys.json could not be written.
+            StateCorruptError: keys.json is corrupt.
         """
         file = self._state.key_work()
         kept = tuple(
@@ -163,7 +174,7 @@ class Journal:
 
 
 def seconds_of(text: str) -> float | None:
-    """Seconds since the Unix epoch of an ISO 8601 time; None where it is none."""
+    """Return an ISO 8601 time in seconds since the Unix epoch; or None."""
     try:
         return datetime.fromisoformat(text).timestamp()
     except (ValueError, OverflowError):

@@ -123,7 +123,7 @@ def _line(given: Given, survey: Survey, found: Found, remarks: tuple[str, ...]) 
 def _reason(
     survey: Survey, found: Found, *, at: float | None, since: float | None
 ) -> str:
-    """Why it is in this state, where that does not go without saying."""
+    """Return why a key is in its state, or "" if the state itself says so."""
     state = survey.state(found)
     if state is KeyState.PENDING:
         if at is None:
@@ -131,7 +131,7 @@ def _reason(
         return f"becomes current at {when(at)}, in {spell(at - now())}"
     if state is KeyState.RETIRED:
         how = "by its label" if found.relabelled else "by keys.retired"
-        known = "since when is not known" if since is None else f"since {when(since)}"
+        known = "at an unknown time" if since is None else f"since {when(since)}"
         return f"{how}, {known}"
     if state is KeyState.FOREIGN:
         return f"{FOREIGN}; {FOREIGN_HINT}"
@@ -143,9 +143,9 @@ def _against(survey: Survey, found: Found) -> str:
     if key is None:
         return found.problem
     if not key.encrypts and survey.cipher is Cipher.CBC_HMAC and found.beside is None:
-        return "it has no HMAC key beside it, which this token needs"
+        return "it has no HMAC key, which it needs because this token lacks AES-GCM"
     if not key.encrypts:
-        return f"this token does not wrap by {key.cipher}"
+        return f"this token does not encrypt with {key.cipher}"
     return ", ".join(key.violations)
 
 
@@ -155,25 +155,25 @@ def _retired_since(given: Given, found: Found) -> float | None:
     try:
         return Journal(given.config).retired_since(set(found.names.values()))
     except HsmKmsError:
-        return None  # `_advice` says it
+        return None  # `_advice` reports the error
 
 
 def _half_retired(main: tuple[str, Cipher] | None) -> str:
     key_id = main[0] if main else "KEY_ID"
     return (
-        "`keys retire` was interrupted before its HMAC key: `hsm-kms keys retire "
-        f"{key_id}` ends it, with --undo it goes back"
+        "`keys retire` was interrupted before it changed the HMAC key: run `hsm-kms "
+        f"keys retire {key_id}` to finish, or add --undo to reverse it"
     )
 
 
 def _also(survey: Survey, found: Found) -> Iterator[str]:
-    """Its other name, where anything here knows it."""
+    """Yield the key's other key_id, if this node remembers that one."""
     main = survey.main(found)
     memory = survey.memory
     known = {fingerprint_in(each) for each in (memory.last or "", *memory.former)}
     for cipher, name in found.names.items():
         if main and cipher is not main[1] and name in known:
-            yield f"by {cipher} it is {survey.key_id(name)}"
+            yield f"with {cipher} its key_id is {survey.key_id(name)}"
 
 
 def _odd_names(survey: Survey, found: Found) -> Iterator[str]:
@@ -197,15 +197,16 @@ def _leftovers(given: Given, survey: Survey) -> Iterator[Line]:
         key_id = work.key_id if work else None
         what = f"an HMAC key without its AES key, labelled {ref.partner.label!r}"
         if work is None:
-            end = f"`hsm-kms keys cancel {ref.cka_id.hex()}` removes it"
+            end = f"run `hsm-kms keys cancel {ref.cka_id.hex()}` to remove it"
         elif key_id is None:
             end = (
-                "`keys generate` or `keys rotate` was interrupted; the next removes it"
+                "`keys generate` or `keys rotate` was interrupted; "
+                "the next run of either removes it"
             )
         else:
             end = (
                 f"`keys {work.work}` was interrupted at {work.began}; "
-                f"`hsm-kms keys {work.work} {key_id}` ends it"
+                f"run `hsm-kms keys {work.work} {key_id}` to finish"
             )
         yield Line(shown=_leftover(ref, key_id, f"{what}; {end}"), remarks=(what, end))
 
@@ -236,25 +237,29 @@ def _advice(given: Given, survey: Survey) -> Iterator[str]:
     age = _age_of_current(given, survey)
     if current is not None and age is not None and age > ADVISED_SECONDS:
         yield (
-            f"the current key is {spell(age)} old, and 90 d is the advice: "
-            "`hsm-kms keys rotate` makes the next one, or says how"
+            f"the current key is {spell(age)} old; rotate it at least every 90 d: run "
+            "`hsm-kms keys rotate` to generate the next key"
         )
     try:
         begun = Journal(given.config).begun()
     except HsmKmsError as error:
-        yield f"what earlier commands left is not known: {error.sentence}"
+        yield f"leftovers of earlier commands are unknown: {error.sentence}"
         return
     there = {found.ref.cka_id.hex() for found in survey.found}
     for work in begun:
         if work.key_id and work.cka_id in there:
             yield (
-                f"`keys {work.work} {work.key_id}` was begun at {work.began}, and "
-                "nothing was destroyed: run it again, or leave it"
+                f"`keys {work.work} {work.key_id}` was interrupted at {work.began} "
+                "before it destroyed anything: run it again, or ignore this"
             )
 
 
 def _age_of_current(given: Given, survey: Survey) -> float | None:
-    """Seconds since it became active; by this node's memory where no CKA_ID tells."""
+    """Return the seconds since the current key became active, or None if unknown.
+
+    If the CKA_ID has no activation time, the state directory says since when the key
+    is current on this node.
+    """
     current = survey.ring.current
     if current is None:
         return None

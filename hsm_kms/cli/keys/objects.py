@@ -1,8 +1,7 @@
-"""Make and destroy the objects of a key, and finish what an interrupted run left.
+"""Generate and destroy the objects of a key, and finish what was interrupted.
 
-A key of AES-CBC and HMAC is a pair of objects: an AES key and an HMAC key under the
-same CKA_ID. The order of the calls, and the journal, tell the next run what a crash
-in between has left.
+A key for AES-CBC with HMAC is a pair of objects: an AES key and its HMAC key. The order
+of the calls, and the journal, show the next run what a crash in between has left.
 """
 
 from __future__ import annotations
@@ -29,28 +28,27 @@ if TYPE_CHECKING:
 
 
 def label_for_new(config: Config) -> str:
-    """CKA_LABEL of a new key.
+    """Return the CKA_LABEL for a new key.
 
     Raises:
-        HsmKmsError: The configuration lists keys, and a new one would not be among
-            them.
+        HsmKmsError: The configuration lists CKA_IDs, so a new key would not be used.
     """
     settings = key_settings(config)
     if settings.ids or settings.label is None:
         raise HsmKmsError(
-            "keys.ids lists the keys that count, and a new key would not be among them",
-            hint="leave keys.ids (or the id in token.uri) out while the key is made, "
-            "then add its CKA_ID",
+            "keys.ids lists the CKA_IDs in use; that of a new key would not be listed",
+            hint="remove keys.ids (or the id in token.uri), generate the key, then add "
+            "its CKA_ID",
         )
     return settings.label
 
 
 def free_time(survey: Survey, seconds: float) -> int:
-    """An activation time that no other key has, at this time or right after.
+    """Return an activation time that no other key has: `seconds`, or the next free one.
 
     Args:
-        survey: What is on the token.
-        seconds: Since the Unix epoch.
+        survey: The keys on the token.
+        seconds: The wanted time, in seconds since the Unix epoch.
     """
     taken = {key.activation for key in survey.ring.keys}
     activation = int(seconds)
@@ -62,17 +60,17 @@ def free_time(survey: Survey, seconds: float) -> int:
 async def make_key(
     ask: Ask, journal: Journal, survey: Survey, label: str, activation: int
 ) -> KeyRef:
-    """Make an AES key, and the HMAC key beside it where AES-GCM will not do.
+    """Generate an AES key, and its HMAC key if the token does not support AES-GCM.
 
     Args:
-        ask: Asks a worker with a read-write session.
-        journal: Of this node.
-        survey: What is on the token.
-        label: CKA_LABEL.
-        activation: Seconds since the Unix epoch.
+        ask: Sends requests to a worker with a read-write session.
+        journal: Journal of this node.
+        survey: The keys on the token.
+        label: CKA_LABEL of the new key.
+        activation: Activation time, in seconds since the Unix epoch.
 
     Raises:
-        HsmKmsError: The token did not make it, or not both.
+        HsmKmsError: The token did not generate both keys.
     """
     settings = survey.ring.settings
     ref = KeyRef(label, make_cka_id(activation))
@@ -94,10 +92,11 @@ async def make_key(
 
 
 async def does_gcm(ask: Ask, ref: KeyRef, settings: KeySettings) -> bool:
-    """Whether the token does AES-GCM with this key, where the configuration lets it.
+    """Return True if AES-GCM is configured and the token supports it with this key.
 
     Raises:
-        HsmKmsError: It does not, and nothing else is wanted; or it could not be asked.
+        HsmKmsError: AES-GCM does not work and no other mechanism is configured, or the
+            token failed.
     """
     wanted = wanted_mechanisms(settings)
     gcm = tuple(each for each in wanted if each.cipher is Cipher.GCM)
@@ -123,13 +122,13 @@ async def _fingerprint_of_new(ask: Ask, ref: KeyRef) -> str:
 
 
 async def clear_leftovers(ask: Ask, journal: Journal, survey: Survey) -> bool:
-    """Destroy the HMAC keys of pairs that an earlier run here did not finish making.
+    """Destroy the HMAC keys of pairs that an earlier run here began to generate.
 
-    Such a key never had an AES key beside it, so nothing was ever wrapped under it.
-    Of other HMAC keys without an AES key it is said how to remove them.
+    The pair never had its AES key, so nothing was ever wrapped under it. For any other
+    HMAC key without its AES key, print how to remove it.
 
     Returns:
-        Whether anything was destroyed.
+        True if a key was destroyed.
     """
     made = {each.cka_id for each in journal.begun() if each.work == "make"}
     cleared = False
@@ -137,13 +136,13 @@ async def clear_leftovers(ask: Ask, journal: Journal, survey: Survey) -> bool:
         cka_id = ref.cka_id.hex()
         if cka_id not in made:
             tell(
-                f"on the token is an HMAC key without its AES key (CKA_ID {cka_id})",
-                f"hint: `hsm-kms keys cancel {cka_id}` removes it",
+                f"the token holds an HMAC key without its AES key (CKA_ID {cka_id})",
+                f"hint: run `hsm-kms keys cancel {cka_id}` to remove it",
             )
             continue
         tell(
-            "an earlier run was interrupted when it had made the HMAC key of a pair, "
-            f"and not yet the AES key: it is removed (CKA_ID {cka_id})"
+            "an earlier run was interrupted after it generated an HMAC key and before "
+            f"it generated the AES key: removing the HMAC key (CKA_ID {cka_id})"
         )
         await ask(Destroy(ref=ref, partner=True))
         cleared = True
@@ -159,20 +158,20 @@ async def destroy_objects(
     work: Literal["cancel", "destroy"],
     key_id: str,
 ) -> int:
-    """Destroy the AES key, then the HMAC key beside it.
+    """Destroy the AES key, then its HMAC key.
 
     Args:
-        ask: Asks a worker with a read-write session.
-        journal: Of this node.
+        ask: Sends requests to a worker with a read-write session.
+        journal: Journal of this node.
         found: The key.
-        work: What the user calls it.
-        key_id: Under which it is spoken of.
+        work: The command that destroys it.
+        key_id: key_id of the key, for the journal.
 
     Returns:
-        How many objects are gone.
+        The number of objects that were destroyed.
 
     Raises:
-        HsmKmsError: Not all could be destroyed.
+        HsmKmsError: An object could not be destroyed.
     """
     key = Destroy(ref=found.ref, fingerprint=found.fingerprint)
     if found.beside is None:
@@ -185,16 +184,16 @@ async def destroy_objects(
     return 2
 
 
-async def destroy_rest(ask: Ask, journal: Journal, ref: KeyRef) -> None:
+async def destroy_leftover(ask: Ask, journal: Journal, ref: KeyRef) -> None:
     """Destroy an HMAC key whose AES key is gone.
 
     Args:
-        ask: Asks a worker with a read-write session.
-        journal: Of this node.
-        ref: The AES key that it belonged to.
+        ask: Sends requests to a worker with a read-write session.
+        journal: Journal of this node.
+        ref: The AES key that the HMAC key belonged to.
 
     Raises:
-        HsmKmsError: It could not be destroyed.
+        HsmKmsError: The HMAC key could not be destroyed.
     """
     await _destroy(ask, Destroy(ref=ref, partner=True))
     journal.done(ref.cka_id)
@@ -203,14 +202,14 @@ async def destroy_rest(ask: Ask, journal: Journal, ref: KeyRef) -> None:
 def interrupted_work(
     journal: Journal, survey: Survey, key_id: str, work: Literal["cancel", "destroy"]
 ) -> tuple[KeyWork | None, KeyRef | None]:
-    """What an earlier run left of a key whose AES key it destroyed.
+    """Return what an interrupted run left of a key whose AES key it destroyed.
 
     Returns:
-        What it had begun, or None; and the AES key that the HMAC key which is left
-        belonged to, or None.
+        The journal's record, or None if there is none; and the name of the destroyed
+        AES key, or None if its HMAC key is gone too.
 
     Raises:
-        StateCorruptError: The journal cannot be believed.
+        StateCorruptError: The journal is corrupt.
     """
     for each in journal.begun():
         if each.work != work or each.key_id is None or not _same(each.key_id, key_id):
@@ -221,21 +220,27 @@ def interrupted_work(
 
 
 async def finish(ask: Ask, journal: Journal, work: KeyWork, left: KeyRef | None) -> int:
-    """End what an earlier run began, and say so.
+    """Finish what an interrupted run began, and print that.
+
+    Args:
+        ask: Sends requests to a worker with a read-write session.
+        journal: Journal of this node.
+        work: The journal's record.
+        left: The destroyed AES key whose HMAC key is left, or None.
 
     Returns:
-        How many objects are gone by this.
+        The number of objects that were destroyed now.
 
     Raises:
-        HsmKmsError: What is left could not be destroyed.
+        HsmKmsError: The HMAC key could not be destroyed.
     """
     what = f"`keys {work.work}` was interrupted at {work.began}; its AES key is gone"
     if left is None:
-        tell(f"{what}, and so is its HMAC key")
+        tell(f"{what}, and its HMAC key too")
         journal.done(bytes.fromhex(work.cka_id))
         return 0
-    tell(f"{what}, and its HMAC key goes now")
-    await destroy_rest(ask, journal, left)
+    tell(f"{what}; destroying its HMAC key now")
+    await destroy_leftover(ask, journal, left)
     return 1
 
 
@@ -248,8 +253,8 @@ async def _destroy(ask: Ask, request: Destroy) -> None:
         await ask(request)
     except MechanismError as error:
         raise MechanismError(
-            f"the token keeps the key: {error}",
+            f"the token does not allow to destroy the key: {error}",
             function=error.function,
             rv=error.rv,
-            hint="destroy it with the tools of the HSM",
+            hint="destroy the key with the HSM's own tools",
         ) from None

@@ -1,4 +1,4 @@
-"""What the commands take, and how they speak and ask."""
+"""Define the options that all `keys` commands share, and how they print and ask."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ _ROUNDED: Final = 2  # "119 s", and from there on "2 min"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Given:
-    """What every command is given.
+    """Hold the shared options of one command.
 
     Args:
         config: The configuration.
-        login: How to log in, where it is not as the server does.
-        as_json: Results as JSON.
+        login: How the command logs in, if not as the server does.
+        as_json: True if results are printed as JSON.
     """
 
     config: Config
@@ -42,13 +42,13 @@ class Given:
     as_json: bool
 
     def show(self, result: Any, *lines: str) -> None:
-        """Print the result: JSON where that is wanted, or these lines."""
+        """Print the result as JSON with `-o json`, otherwise print the lines."""
         for line in [json.dumps(result)] if self.as_json else lines:
             click.echo(line)
 
 
 def common_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command the options that all have; it is called with `given: Given`."""
+    """Add the shared options to a command, which gets them as `given: Given`."""
 
     @functools.wraps(command)
     def with_given(**options: Any) -> Any:
@@ -75,7 +75,7 @@ class _KeyIdType(click.ParamType[str]):
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> str:
-        """The key_id as it was given."""
+        """Return the key_id unchanged."""
         if not KEY_ID.fullmatch(value):
             self.fail(f"{value!r} is not a key_id as `keys list` shows it", param, ctx)
         return str(value)
@@ -86,51 +86,51 @@ key_id_argument = click.argument("key_id", metavar="KEY_ID", type=KEY_ID_TYPE)
 
 
 def tell(*lines: str) -> None:
-    """Say something that is no result."""
+    """Print lines that are not the result, to stderr."""
     for line in lines:
         click.echo(line, err=True)
 
 
 def require_terminal(instead: str) -> None:
-    """Refuse early where nobody could be asked.
+    """Refuse to go on if stdin is no terminal on which to ask.
 
     Args:
-        instead: What to give on the command line.
+        instead: What to give on the command line instead.
 
     Raises:
         ConfigError: stdin is no terminal.
     """
     if not sys.stdin.isatty():
-        raise ConfigError([f"there is no terminal to ask on: {instead}"])
+        raise ConfigError([f"stdin is not a terminal, so {instead}"])
 
 
 def confirm(question: str, *, yes: bool) -> None:
-    """Ask, unless it has been answered; anything but yes ends the command."""
+    """Ask a question unless `yes` is True; any answer but yes ends the command."""
     if not yes:
         with interruptible():
             click.confirm(question, abort=True, err=True)
 
 
 def confirm_key(key_id: str, typed: str | None) -> None:
-    """Want the key_id once more.
+    """Require the key_id a second time.
 
     Args:
-        key_id: What the command was given.
-        typed: What `--confirm` says; None: ask.
+        key_id: The key_id that the command was given.
+        typed: The key_id of `--confirm`; None to ask for it.
 
     Raises:
-        HsmKmsError: It is another.
+        HsmKmsError: The two key_ids differ.
     """
     if typed is None:
         with interruptible():
             typed = click.prompt("type the key_id to destroy it", err=True)
     if str(typed).strip() != key_id:
-        raise HsmKmsError("that is another key_id; nothing was destroyed")
+        raise HsmKmsError("the two key_ids differ; nothing was destroyed")
 
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    """Let ^C end what blocks the event loop; asyncio would wait for it to end."""
+    """Let Ctrl-C interrupt a call that blocks the event loop; asyncio's would wait."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         yield
@@ -139,7 +139,7 @@ def interruptible() -> Iterator[None]:
 
 
 def spell(seconds: float) -> str:
-    """A length of time for people, in one unit, rounded down."""
+    """Return a length of time for people, in one unit, rounded down."""
     for size, unit in _UNITS:
         if seconds >= _ROUNDED * size:
             return f"{seconds // size:.0f} {unit}"

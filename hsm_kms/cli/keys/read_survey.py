@@ -1,4 +1,4 @@
-"""Look at everything on the token that has to do with the configured keys."""
+"""Read everything on the token that belongs to the configured keys."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ if TYPE_CHECKING:
 
 
 def ask_of(config: Config, worker: Worker) -> Ask:
-    """Asks this worker; a command waits as long as a start may take."""
+    """Return the function that asks a worker, with `start_timeout` for each request."""
     return partial(worker.ask, seconds=config.token.start_timeout)
 
 
 async def read_survey(config: Config, worker: Worker) -> Survey:
-    """Look at everything that has to do with the configured keys.
+    """Read everything on the token that belongs to the configured keys.
 
     Args:
         config: The configuration.
-        worker: Logged in.
+        worker: A worker that is logged in.
 
     Raises:
-        HsmKmsError: The token could not be asked.
+        HsmKmsError: The token could not be read.
     """
     ask = ask_of(config, worker)
     settings = key_settings(config)
@@ -70,7 +70,7 @@ def _order(found: Found) -> tuple[bool, int, str]:
 
 async def _retired(ask: Ask, settings: KeySettings) -> tuple[KeySeen, ...]:
     if settings.label is None:
-        return ()  # such keys are found by CKA_ID alone, whatever their label
+        return ()  # without a configured label, no key can be retired by its label
     return await list_keys(
         ask,
         FindKeys(
@@ -83,7 +83,7 @@ async def _retired(ask: Ask, settings: KeySettings) -> tuple[KeySeen, ...]:
 
 
 async def _macs(ask: Ask, settings: KeySettings) -> tuple[KeyRef, ...]:
-    """The AES keys that the HMAC keys belong to, by their names."""
+    """Return the names of the AES keys to which the HMAC keys on the token belong."""
     label = settings.label
     ids = tuple(KeyRef("", each).partner.cka_id for each in settings.ids)
     if label is None:
@@ -94,12 +94,12 @@ async def _macs(ask: Ask, settings: KeySettings) -> tuple[KeyRef, ...]:
         retired = FindKeys(label=label + RETIRED, ids=ids, prefix=True, partners=True)
         seen = await list_keys(ask, live) + await list_keys(ask, retired)
     refs = [(_owner(each.ref), each.ref) for each in seen]
-    # What does not end as a partner's names do belongs to no key of ours.
+    # An HMAC key whose names do not end like a partner's belongs to no key of ours.
     return tuple(owner for owner, own in refs if owner.partner == own)
 
 
 def _owner(own: KeyRef) -> KeyRef:
-    """The AES key that an HMAC key with these names would belong to."""
+    """Return the AES key to which an HMAC key with these names belongs."""
     nobody = KeyRef("", b"").partner
     return KeyRef(
         own.label.removesuffix(nobody.label), own.cka_id.removesuffix(nobody.cka_id)
@@ -144,7 +144,7 @@ def _problem(seen: KeySeen, settings: KeySettings) -> str:
     """Return why a key could not be identified."""
     against = violations(seen, Cipher.GCM, settings)
     if seen.problem is None:
-        return ", ".join(against) or "it was not identified"
+        return ", ".join(against) or "the key could not be identified"
     if against and seen.problem.cause == Fault.OPERATOR:
         return ", ".join(against)
     return error_from(seen.problem).sentence

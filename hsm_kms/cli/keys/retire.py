@@ -83,7 +83,7 @@ def retire(
 
 
 class _Retiring:
-    """One run of the command; gives the result as JSON, and lines of text."""
+    """Run the command; return the result as JSON, and lines of text."""
 
     def __init__(
         self, given: Given, key_id: str, etcd: EtcdChoice | None, *, yes: bool
@@ -119,7 +119,7 @@ class _Retiring:
         since = found.retired_since
         told = "an unknown time" if since is None else when(since)
         shown = _shown(self._key_id, found.ref, since)
-        return shown, f"{self._key_id} is retired since {told}"
+        return shown, f"{self._key_id} has been retired since {told}"
 
     async def _retire(
         self, worker: Worker, survey: Survey, found: Found
@@ -168,9 +168,9 @@ class _Retiring:
         wanted = [*config.keys.retired, *sorted(names - listed)]
         shown = _shown(self._key_id, found.ref, since, wanted)
         if not names - listed:
-            return shown, f"{self._key_id} is retired since {when(since)}"
+            return shown, f"{self._key_id} has been retired since {when(since)}"
         tell(
-            f"the label cannot retire it: {why}",
+            f"the key cannot be retired by its label: {why}",
             "hint: add this to the configuration of every node"
             + (
                 "; keep its id in keys.ids until it is destroyed"
@@ -192,7 +192,7 @@ async def _relabel_partner(ask: Ask, found: Found, label: str) -> None:
     try:
         await ask(Relabel(ref=found.beside, label=label, partner=True))
     except MechanismError as error:
-        tell(f"the HMAC key keeps its label, which does no harm: {error}")
+        tell(f"the label of the HMAC key is unchanged, which does no harm: {error}")
 
 
 async def _undo(given: Given, key_id: str) -> tuple[Any, ...]:
@@ -234,11 +234,11 @@ async def _undo(given: Given, key_id: str) -> tuple[Any, ...]:
 
 def _require_retired(survey: Survey, found: Found, key_id: str) -> None:
     if survey.state(found) is not KeyState.RETIRED:
-        raise HsmKmsError(f"{key_id} is not retired", hint="see `hsm-kms keys list`")
+        raise HsmKmsError(f"{key_id} is not retired", hint="run `hsm-kms keys list`")
 
 
 async def _label_again(ask: Ask, found: Found, label: str) -> None:
-    """Change the label of the HMAC key first, so that the AES key comes back whole."""
+    """Change the label of the HMAC key first: the AES key alone would be incomplete."""
     if found.beside is not None and not found.half_retired:
         await ask(Relabel(ref=found.beside, label=label, partner=True))
     await ask(Relabel(ref=found.ref, label=label, fingerprint=found.fingerprint))
@@ -251,7 +251,8 @@ def _refuse(survey: Survey, found: Found, key_id: str) -> None:
         raise ring.fault or HsmKmsError("there is no current key")
     if survey.state(found) is KeyState.PENDING:
         raise HsmKmsError(
-            f"{key_id} is pending", hint=f"`hsm-kms keys cancel {key_id}` destroys it"
+            f"{key_id} is pending",
+            hint=f"run `hsm-kms keys cancel {key_id}` to destroy it",
         )
 
 

@@ -85,27 +85,27 @@ def _refuse_time(seconds: float, *, force: bool) -> None:
     if seconds < LEAST_SECONDS and not force:
         least = format_duration(LEAST_SECONDS)
         raise HsmKmsError(
-            f"in less than {least} not every node will have found the key",
-            hint="a node that has not cannot read what others write under it; "
-            "--force does it all the same",
+            f"in less than {least} some nodes may not have found the key, and could "
+            "not decrypt what other nodes encrypt with it",
+            hint="give a longer --activate-in, or --force to do it anyway",
         )
 
 
 def _refuse_config(config: Config) -> None:
     if not config.token.shared:
         raise HsmKmsError(
-            "token.shared is false: nodes with tokens of their own do not find the "
-            "new key by themselves, so no time can make them turn to it together",
-            hint="make it with `hsm-kms keys generate --another`, bring it to the "
-            "token of every node, then name it in keys.current on each "
-            "(docs/rotation.md); where all use this one, set token.shared: true",
+            "token.shared is false: nodes with separate tokens do not find the new key "
+            "on their own, so they cannot switch to it at the same time",
+            hint="run `hsm-kms keys generate --another`, copy the key to the token of "
+            "every node, then set keys.current on each node (docs/rotation.md); if "
+            "all nodes use this token, set token.shared: true",
         )
     if config.keys.current is not None:
         raise HsmKmsError(
-            f"keys.current names {config.keys.current}: while it does, no activation "
-            "time counts",
-            hint="take it out of the configuration of every node, or make the key with "
-            "`hsm-kms keys generate --another` and name that in keys.current",
+            f"keys.current names {config.keys.current}, so activation times are "
+            "ignored",
+            hint="remove keys.current from the configuration of every node, or run "
+            "`hsm-kms keys generate --another` and name the new key in keys.current",
         )
 
 
@@ -128,7 +128,7 @@ async def _rotate(
 
 
 def _current(survey: Survey) -> TokenKey:
-    """The key that is to be replaced; it may have a fault."""
+    """Return the current key, which the new key will replace; it may have a fault."""
     if survey.ring.current is not None:
         return survey.ring.current
     raise survey.ring.fault or HsmKmsError("there is no current key")
@@ -139,16 +139,17 @@ def _refuse_order(
 ) -> None:
     if before.activation >= activation:
         raise HsmKmsError(
-            f"the current key's own activation time, {when(before.activation)}, is "
-            "not before the new one's",
-            hint="see whether this node's clock is right",
+            f"the activation time of the current key, {when(before.activation)}, is "
+            "not before that of the new key",
+            hint="check whether the clock of this node is right",
         )
     pending = [each for each in survey.ring.pending if each.at is not None]
     if pending and not force:
         key_id, at = pending[0].key.key_id, pending[0].at
         raise HsmKmsError(
-            f"{key_id} is pending already, from {when(at or 0)}",
-            hint=f"`hsm-kms keys cancel {key_id}` destroys it; --force makes one more",
+            f"{key_id} is already pending, until {when(at or 0)}",
+            hint=f"run `hsm-kms keys cancel {key_id}` to destroy it, or give --force "
+            "to generate another key",
         )
 
 
@@ -158,20 +159,21 @@ def _require_pending(survey: Survey, made: Found, key_id: str) -> None:
     key = survey.key(made)
     why = ", ".join(key.violations) if key else made.problem
     if key is not None and not key.born_here:
-        why = "the token does not say that it made the key (CKA_LOCAL)"
+        why = "the token does not report that it generated the key (CKA_LOCAL)"
     raise HsmKmsError(
-        f"{key_id} will not become current by its time: {why or 'it is refused'}",
-        hint=f"`hsm-kms keys cancel {key_id}` destroys it; on such a token keys become "
-        "current by keys.current alone",
+        f"{key_id} will not become current at its activation time: "
+        f"{why or 'it is refused'}",
+        hint=f"run `hsm-kms keys cancel {key_id}` to destroy it; on such a token a key "
+        "becomes current only if keys.current names it",
     )
 
 
 def _tell_what_now(old: str, new: str) -> None:
     tell(
-        f"until then {old} encrypts, and `hsm-kms keys cancel {new}` undoes this",
-        "then, in this order:",
-        "  hsm-kms status             on each node: its key_id must be the new one",
-        "  hsm-kms migrate            rewrites what is stored under the old key",
+        f"until then {old} encrypts, and `hsm-kms keys cancel {new}` reverses this",
+        "after that time, run in this order:",
+        "  hsm-kms status             on each node: key_id must be the new key_id",
+        "  hsm-kms migrate            re-encrypts the objects stored under the old key",
         f"  hsm-kms keys retire {old}",
         f"  hsm-kms keys destroy {old}  a day later, when old backups have expired",
     )

@@ -1,4 +1,4 @@
-"""What is on the token: the keys, those retired by their label, and leftovers."""
+"""Describe what is on the token: keys, keys retired by their label, and leftovers."""
 
 from __future__ import annotations
 
@@ -22,17 +22,18 @@ _TIME: Final = "%Y%m%dT%H%M%SZ"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
-    """One AES key, with the HMAC key that belongs to it.
+    """Describe one AES key and the HMAC key that belongs to it.
 
     Args:
-        seen: What the token tells of it.
-        beside: The HMAC key is the partner of this one: of the key itself, or of what
-            it was called before `keys retire` was interrupted; None: there is none.
-        names: Its fingerprints: of the AES key alone, and of the pair. Empty where it
-            could not be identified.
-        keys: The same as the keyring knows them; empty for a relabelled key.
-        relabelled: Its label says that it is retired.
-        problem: Why it could not be identified.
+        seen: Attributes of the AES key, as the token reports them.
+        beside: Name of the AES key whose partner the HMAC key is by its names. It
+            differs from `seen.ref` if `keys retire` was interrupted before it changed
+            the HMAC key's label. None if there is no HMAC key.
+        names: Fingerprints by cipher: of the AES key alone, and of the pair. Empty if
+            the key could not be identified.
+        keys: The same key in the keyring, per cipher; empty for a relabelled key.
+        relabelled: True if the label says that the key is retired.
+        problem: Why the key could not be identified, or "".
     """
 
     seen: KeySeen
@@ -44,12 +45,12 @@ class Found:
 
     @property
     def ref(self) -> KeyRef:
-        """How a session finds the AES key."""
+        """Return the names by which a session finds the AES key."""
         return self.seen.ref
 
     @property
     def fingerprint(self) -> str | None:
-        """Fingerprint of the AES key alone; None if it could not be identified."""
+        """Return the fingerprint of the AES key alone; None if not identified."""
         return self.names.get(Cipher.GCM)
 
     def is_key(self, key: TokenKey) -> bool:
@@ -58,25 +59,28 @@ class Found:
 
     @property
     def half_retired(self) -> bool:
-        """Whether its HMAC key still has the label of before."""
+        """Return True if the HMAC key still has the label of before `keys retire`."""
         return self.beside is not None and self.beside != self.ref
 
     @property
     def retired_since(self) -> float | None:
-        """The time in its label, in seconds since the Unix epoch."""
+        """Return the time in the label, in seconds since the Unix epoch.
+
+        None if the label does not say that the key is retired, or not when.
+        """
         return time_in(self.ref.label) if self.relabelled else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Survey:
-    """What one worker sees.
+    """Hold what one worker sees on the token.
 
     Args:
-        ring: The keyring as this node sees it; without keys where `error` is set.
-        error: Why there is no keyring.
-        memory: What this node remembers.
+        ring: The keyring as this node sees it; without keys if `error` is set.
+        error: Why there is no keyring, or None.
+        memory: What this node remembers of keys.
         found: The keys.
-        loose: AES keys that HMAC keys belong to and that are not there.
+        loose: Names of missing AES keys whose HMAC keys are on the token.
     """
 
     ring: Keyring
@@ -87,11 +91,11 @@ class Survey:
 
     @property
     def cipher(self) -> Cipher | None:
-        """What this token wraps by; None where no key tells."""
+        """Return the cipher that this token wraps with; None if no key can encrypt."""
         return next((key.cipher for key in self.ring.keys if key.encrypts), None)
 
     def main(self, found: Found) -> tuple[str, Cipher] | None:
-        """key_id and cipher under which a key is spoken of; None: it has none."""
+        """Return the key_id and cipher to show for a key; None if it has no key_id."""
         if not found.names:
             return None
         current = self.ring.current
@@ -102,27 +106,27 @@ class Survey:
         return self.key_id(found.names[cipher]), cipher
 
     def key_id(self, name: str) -> str:
-        """The key_id of a fingerprint."""
+        """Return the key_id for a fingerprint, with the configured suffix."""
         suffix = self.ring.settings.suffix
         return f"{name}.{suffix}" if suffix else name
 
     def key(self, found: Found) -> TokenKey | None:
-        """The key as the keyring knows it, under its main name."""
+        """Return the key from the keyring, under its main name; None if not there."""
         main = self.main(found)
         return next((key for key in found.keys if main and key.cipher is main[1]), None)
 
     def state(self, found: Found) -> KeyState:
-        """What a key is to this node."""
+        """Return what this node uses a key for."""
         if found.relabelled:
             return KeyState.RETIRED
         key = self.key(found)
         return KeyState.REFUSED if key is None else self.ring.state(key)
 
     def find(self, key_id: str) -> Found | None:
-        """The key with this fingerprint, whatever the suffix.
+        """Return the key with this key_id, whatever the suffix; None if not there.
 
         Raises:
-            KeyAmbiguousError: Several objects are this key.
+            KeyAmbiguousError: Several objects on the token are the same key.
         """
         name = fingerprint_in(key_id)
         found = [each for each in self.found if name in each.names.values()]
@@ -130,51 +134,51 @@ class Survey:
             ids = ", ".join(each.ref.cka_id.hex() for each in found)
             raise KeyAmbiguousError(
                 f"{len(found)} objects on the token are key {key_id}: CKA_IDs {ids}",
-                hint="remove the superfluous ones with the tools of the HSM",
+                hint="remove the duplicates with the HSM's own tools",
             )
         return found[0] if found else None
 
     def get(self, key_id: str) -> Found:
-        """The same, where there must be one.
+        """Return the key with this key_id, whatever the suffix.
 
         Raises:
-            HsmKmsError: There is none, or there are several.
+            HsmKmsError: No object on the token is this key, or several are.
         """
         found = self.find(key_id)
         if found is None and self.error is not None:
             raise self.error
         if found is None:
             raise KeyNotFoundError(
-                f"no key {key_id} is on the token", hint="see `hsm-kms keys list`"
+                f"no key {key_id} is on the token", hint="run `hsm-kms keys list`"
             )
         return found
 
     def was_current(self, found: Found) -> bool:
-        """Whether this node remembers a key as its current one, now or before."""
+        """Return True if this node remembers that the key is or was current."""
         known = {self.memory.last or "", *self.memory.former}
         return not {fingerprint_in(each) for each in known}.isdisjoint(
             found.names.values()
         )
 
     def refuse_in_use(self, found: Found, key_id: str) -> None:
-        """Leave a key alone that this node encrypts under, or did last.
+        """Refuse to touch a key that this node encrypts with, or did last.
 
         Raises:
-            HsmKmsError: It does.
+            HsmKmsError: The key is in use.
         """
         if not self.is_in_use(found):
             return
         current = self.ring.current
-        hint = "make the next one with `hsm-kms keys rotate`, and wait for its time"
+        hint = "run `hsm-kms keys rotate`, and wait until the next key is current"
         if current is not None and not found.is_key(current):
             hint = (
-                f"its server has not turned to {current.key_id} yet, or keys.current "
-                "names another than it has: see `hsm-kms status`"
+                f"the server on this node has not switched to {current.key_id} yet, or "
+                "keys.current names another key: run `hsm-kms status`"
             )
-        raise HsmKmsError(f"{key_id} is the key this node encrypts with", hint=hint)
+        raise HsmKmsError(f"this node encrypts with {key_id}", hint=hint)
 
     def is_in_use(self, found: Found) -> bool:
-        """Whether this node encrypts under it, or did so last, or is told to."""
+        """Return True if this node encrypts with the key, did last, or will."""
         last = {self.memory.last or "", self.ring.settings.current or ""}
         if self.ring.current is not None and found.is_key(self.ring.current):
             return True
@@ -184,12 +188,20 @@ class Survey:
 
 
 def retired_label(label: str, seconds: float) -> str:
-    """CKA_LABEL of a key retired at this time."""
+    """Return the CKA_LABEL of a key that is retired at this time.
+
+    Args:
+        label: The configured CKA_LABEL.
+        seconds: The time, in seconds since the Unix epoch.
+    """
     return label + RETIRED + datetime.fromtimestamp(seconds, UTC).strftime(_TIME)
 
 
 def time_in(label: str) -> float | None:
-    """When a key with this CKA_LABEL was retired; None where it does not say."""
+    """Return when a key with this CKA_LABEL was retired; None if the label has no time.
+
+    The time is in seconds since the Unix epoch.
+    """
     try:
         moment = datetime.strptime(f"{label.rpartition('/')[2]} +0000", f"{_TIME} %z")
     except ValueError:

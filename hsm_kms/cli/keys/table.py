@@ -1,4 +1,4 @@
-"""Keys as a table, for people."""
+"""Format keys as a table for people."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ _ORIGIN: Final = {True: "generated", False: "imported", None: "-"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Line:
-    """What is shown of one key, or of a leftover.
+    """Hold what is shown of one key, or of a leftover.
 
     Args:
-        shown: As JSON has it.
-        remarks: What is said below it, for people.
+        shown: The entry of `-o json`.
+        remarks: Lines below the row of the table.
     """
 
     shown: dict[str, Any]
@@ -29,7 +29,7 @@ class Line:
 
 
 def table(lines: Sequence[Line]) -> Iterator[str]:
-    """Lines of text; none where there is nothing to show."""
+    """Yield the lines of the table; no line if there is nothing to show."""
     if not lines:
         return
     rows = [_row(each.shown) for each in lines]

@@ -1,4 +1,4 @@
-"""Prove that etcd holds nothing under a key."""
+"""Prove that etcd holds no object stored under a key."""
 
 from __future__ import annotations
 
@@ -32,18 +32,18 @@ def require_unused(
     """Scan etcd, and refuse if a stored object needs the key.
 
     Args:
-        choice: Where.
-        survey: What is on the token.
+        choice: The etcd to scan.
+        survey: The keys on the token.
         found: The key.
-        unreadable_hint: What to do about values that cannot be parsed, which then
-            refuse the key too; "" if they are only mentioned.
+        unreadable_hint: Hint of the error that is raised if values cannot be parsed;
+            "" to print a note instead of raising an error.
 
     Returns:
-        How many objects were read.
+        The number of objects that were read.
 
     Raises:
-        EtcdError: They could not all be read.
-        HsmKmsError: Some of them are stored under the key, or may be.
+        EtcdError: Not every object could be read.
+        HsmKmsError: An object is stored under the key, or may be.
     """
     settings = survey.ring.settings
     names = set(found.names.values()) | {
@@ -64,7 +64,7 @@ def require_unused(
             hint="run `hsm-kms migrate` to re-encrypt them, and `hsm-kms etcd scan` to "
             "see them",
         )
-    tell(f"none of {tally.total} objects in {where} is stored under it")
+    tell(f"none of {tally.total} objects in {where} is stored under the key")
     unreadable = (
         f"{tally.unreadable} of them cannot be parsed, so they may be stored under "
         "any key: see `hsm-kms etcd scan`"

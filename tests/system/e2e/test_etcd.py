@@ -90,18 +90,21 @@ def test_what_etcdctl_prints(etcd, new_folder):
     assert live["rows"] == dumped["rows"]
     assert live["revision"] == dumped["revision"]
     assert everything >= len(OBJECTS | ELSEWHERE)
-    assert f"has 50 objects of {everything}" in limited
+    assert f"has only 50 of {everything} objects" in limited
     assert "has keys but no values" in keys_only
 
 
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [
-        ("no client", "it wants a client's certificate\nhint: --cert and --key"),
-        ("other client", "it refuses the client's certificate\nhint: --cert and --key"),
-        ("other CA", "its certificate is not to be trusted: certificate"),
-        ("no TLS", "it speaks TLS\nhint: write https://"),
-        ("nobody", "127.0.0.1:1: connection refused\nhint: --endpoints"),
+        ("no client", "it requires a client certificate\nhint: give an etcd client"),
+        (
+            "other client",
+            "it rejects the client certificate\nhint: give an etcd client",
+        ),
+        ("other CA", "its certificate is not trusted: certificate"),
+        ("no TLS", "it uses TLS\nhint: write https://"),
+        ("nobody", "127.0.0.1:1: connection refused\nhint: give the address of etcd"),
     ],
 )
 def test_no_way_in(wrong, words, etcd, new_folder):
@@ -133,7 +136,7 @@ def test_a_revision_compacted_while_it_is_read(etcd):
         with pytest.raises(EtcdError, match="compacted the revision") as caught:
             list(items)
 
-    assert "run it again" in caught.value.hint
+    assert "run the command again" in caught.value.hint
 
 
 def test_what_an_api_server_stores(binaries, new_folder):
@@ -167,7 +170,7 @@ def test_what_an_api_server_stores(binaries, new_folder):
     assert 1 == told["unencrypted"]
     assert "anyone who can read etcd can read it" in shown[0]
     assert f"the key {key_id} on the token" in shown[1]
-    assert f"opened_by: the key {key_id} on the token" in shown[2]
+    assert f"decrypted_by: the key {key_id} on the token" in shown[2]
     assert f"hsm-kms: 2 objects under {key_id}; 1 object unencrypted" in refused
     assert [("kms v2", 3)] == [
         (row["provider"], row["objects"])

@@ -116,7 +116,9 @@ def test_what_is_no_snapshot(snapshot, tools, new_folder):
     cut.write_bytes(whole[: len(whole) // 2])
 
     assert f"{cut} cannot be restored: Error: " in complaint("--from-snapshot", cut)
-    assert "there is no file /nowhere.db" in complaint("--from-snapshot", "/nowhere.db")
+    assert "the file /nowhere.db does not exist" in complaint(
+        "--from-snapshot", "/nowhere.db"
+    )
 
 
 def test_users(binaries, new_folder, tools):
@@ -149,6 +151,9 @@ def test_users(binaries, new_folder, tools):
     restored = scan("--from-snapshot", path, "--user", "root:root-password")
 
     assert 2 == by_certificate == by_password == restored["objects"]
-    assert "etcd does not let this user read all of the prefix" in narrow
-    assert "etcd refuses the user or the password" in wrong
-    assert "etcd wants a user" in nobody
+    assert (
+        "permission denied: the etcd user cannot read all keys below the prefix"
+        in narrow
+    )
+    assert "etcd rejected the user or the password" in wrong
+    assert "etcd requires a user" in nobody

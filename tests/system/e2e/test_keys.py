@@ -44,7 +44,7 @@ def test_only_what_nothing_needs(etcd, make_plugin, hsm):
     retire = ("retire", old, "--yes", *etcd.options)
     destroy = ("destroy", old, "--confirm", old, "--backups-expired", *etcd.options)
 
-    assert f"has not turned to {new} yet" in not_yet
+    assert f"has not switched to {new} yet" in not_yet
     assert f"1 of 1001 objects in {etcd.endpoint} are stored under {old}" in (
         keys.refusal(*retire)
     )

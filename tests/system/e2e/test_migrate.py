@@ -83,7 +83,8 @@ def test_dry_run_writes_nothing(migrating):
     result = migrating.run("-n", "dry", "--dry-run")
 
     assert (
-        "secrets: 5 objects: 5 would be taken, nothing was written\n" == result.stdout
+        "secrets: 5 objects: 5 would be accepted, nothing was written\n"
+        == result.stdout
     )
     assert before == migrating.stored("dry")
     assert set(names(5)) == migrating.stale("dry")
@@ -161,7 +162,7 @@ def test_resumed_after_an_interruption(migrating):
 
     assert left
     assert "interrupted after" in err
-    assert f"{PAGE} objects done, next are secrets" in result.stderr
+    assert f"{PAGE} objects done, continuing with secrets" in result.stderr
     assert f"secrets: {count} objects" in result.stdout
     assert 0 == result.returncode
     assert set() == migrating.stale("long")
@@ -207,12 +208,12 @@ def test_no_right_to_list(migrating):
     said = 'User "eve" cannot list resource "secrets" in API group ""'
     first, second = result.stderr.splitlines()
     assert (
-        f"hsm-kms: no right to list secrets: secrets is forbidden: {said} at the "
+        f"hsm-kms: forbidden to list secrets: secrets is forbidden: {said} at the "
         "cluster scope"
     ) == first
     assert (
-        "hint: the user of the kubeconfig needs the rights to get, list and update "
-        "what is migrated"
+        "hint: allow the user of the kubeconfig to get, list and update the "
+        "resources to migrate"
     ) == second
     assert 1 == result.returncode
 
@@ -231,8 +232,8 @@ def test_no_right_to_update(migrating):
     result = migrating.run("-n", "unwritable", "--rate", "100", kubeconfig=kubeconfig)
 
     assert (
-        "hsm-kms: stopped after 20 objects: 20 secrets in a row were refused, the last "
-        'one because of: User "bob" cannot update resource "secrets" in API group ""'
+        "hsm-kms: stopped after 20 objects: 20 secrets in a row were refused, the "
+        'last: User "bob" cannot update resource "secrets" in API group ""'
     ) == result.stderr.splitlines()[0]
     assert 1 == result.returncode
     assert set(names(25)) == migrating.stale("unwritable")

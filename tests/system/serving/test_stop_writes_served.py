@@ -24,7 +24,7 @@ def test_served_without_answers(make_plugin, hsm):
     shown = plugin.cli("status")
 
     assert (1, "") == (shown.returncode, shown.stdout)
-    assert "\nhint: as health.stop_writes_after has it, since " in shown.stderr
+    assert "\nhint: health.stop_writes_after has passed: " in shown.stderr
     assert "no token" in shown.stderr
     assert 503 == readyz(plugin)
 

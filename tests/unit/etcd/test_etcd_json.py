@@ -1,4 +1,4 @@
-"""The output of `etcdctl get --prefix / -w json`, whole, broken and endless."""
+"""Test reading the output of `etcdctl get --prefix / -w json`: whole and damaged."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ KEYS_ONLY = etcdctl_json(dict.fromkeys(OBJECTS, b"")).replace(b', "value": ""', 
 
 
 def read(path, **given):
-    """Every object of a file."""
+    """Return every object of a file."""
     with JsonFile(path, **given) as source:
         return list(source)
 
 
 def test_objects_below_the_prefix(tmp_path):
-    """Every object below the prefix comes, with the revision of the output."""
+    """Every object below the prefix is read, with the revision of the output."""
     with JsonFile(written(tmp_path / "dump.json", OBJECTS)) as source:
         found = list(source)
         told = (source.revision, source.total(), source.share())
@@ -48,7 +48,7 @@ def test_objects_below_the_prefix(tmp_path):
 
 
 def test_without_a_prefix(tmp_path):
-    """An empty prefix is everything, an empty value too."""
+    """An empty prefix reads every object, also those with an empty value."""
     found = read(written(tmp_path / "dump.json", OBJECTS), prefix=b"")
 
     assert len(OBJECTS) == len(found)
@@ -56,7 +56,7 @@ def test_without_a_prefix(tmp_path):
 
 
 def test_several_outputs_in_a_row(tmp_path):
-    """Outputs of several prefixes may be put into one file."""
+    """A file can contain several outputs of etcdctl."""
     path = tmp_path / "dump.json"
     path.write_bytes(etcdctl_json(OBJECTS) + b"\n" + etcdctl_json(OBJECTS))
 
@@ -64,7 +64,7 @@ def test_several_outputs_in_a_row(tmp_path):
 
 
 def test_outputs_without_objects(tmp_path):
-    """An output of a prefix that holds nothing is as whole as any."""
+    """An output without objects is complete."""
     empty = b'{"header":{"revision":9}}\n'
     path = tmp_path / "dump.json"
     path.write_bytes(empty + etcdctl_json(OBJECTS) + empty)
@@ -73,7 +73,7 @@ def test_outputs_without_objects(tmp_path):
 
 
 def test_as_other_tools_print_it(tmp_path):
-    """Indented, or with its keys sorted, it is the same output."""
+    """An output that was indented or sorted by another tool is read as well."""
     path = tmp_path / "dump.json"
     for style in ({"indent": 4}, {"sort_keys": True}, {"separators": (",", ":")}):
         path.write_text(json.dumps(json.loads(etcdctl_json(OBJECTS)), **style) + "\n")
@@ -82,7 +82,7 @@ def test_as_other_tools_print_it(tmp_path):
 
 
 def test_one_object(tmp_path):
-    """`get` finds one object, also where it does not lie below the prefix."""
+    """`get` finds one object, even if it is not below the prefix."""
     path = written(tmp_path / "dump.json", OBJECTS)
     with JsonFile(path) as source:
         assert Item(b"/other/d", b"") == source.get(b"/other/d")
@@ -95,35 +95,35 @@ def test_one_object(tmp_path):
     [
         (b"", "is empty"),
         (b" \n", "is empty"),
-        (b"not JSON", "breaks off or is no JSON, after 0 objects"),
-        (b"\x1b[2J\xff", "breaks off or is no JSON"),
-        (etcdctl_json(OBJECTS)[:-5], "breaks off or is no JSON, after 4 objects"),
-        (etcdctl_json(OBJECTS)[:900], "breaks off or is no JSON, after 1 objects"),
+        (b"not JSON", "is truncated or not JSON, after 0 objects"),
+        (b"\x1b[2J\xff", "is truncated or not JSON"),
+        (etcdctl_json(OBJECTS)[:-5], "is truncated or not JSON, after 4 objects"),
+        (etcdctl_json(OBJECTS)[:900], "is truncated or not JSON, after 1 objects"),
         (b"{}", "has no header with a revision"),
         (b"[]", "has no header with a revision"),
-        (b"[[[[[[[[[", "breaks off or is no JSON"),
-        (b"[" * 1_000_000, "breaks off or is no JSON"),
-        (b"9" * 100_000, "breaks off or is no JSON"),
+        (b"[[[[[[[[[", "is truncated or not JSON"),
+        (b"[" * 1_000_000, "is truncated or not JSON"),
+        (b"9" * 100_000, "is truncated or not JSON"),
         (b'{"kind":"SecretList","items":[]}', "has no header with a revision"),
         (etcdctl_json(OBJECTS) + b"{}", "has no header with a revision"),
         (etcdctl_json(OBJECTS) + etcdctl_json(OBJECTS)[:-1], "after 8 objects"),
         (etcdctl_json(OBJECTS).replace(b"}, {", b"} {", 1), "after 1 objects"),
-        (etcdctl_json(OBJECTS, count=[1]), "breaks off or is no JSON"),
-        (etcdctl_json(OBJECTS, count=1e999), "breaks off or is no JSON"),
-        (etcdctl_json(OBJECTS, more=True), "has 4 objects of 4"),
-        (etcdctl_json(OBJECTS, count=100), "has 4 objects of 100"),
-        (etcdctl_json({}, count=100), "has 0 objects of 100"),
+        (etcdctl_json(OBJECTS, count=[1]), "is truncated or not JSON"),
+        (etcdctl_json(OBJECTS, count=1e999), "is truncated or not JSON"),
+        (etcdctl_json(OBJECTS, more=True), "has only 4 of 4 objects"),
+        (etcdctl_json(OBJECTS, count=100), "has only 4 of 100 objects"),
+        (etcdctl_json({}, count=100), "has only 0 of 100 objects"),
         (KEYS_ONLY, "has keys but no values"),
-        (etcdctl_json(OBJECTS, kvs=[{"value": "YQ=="}]), "breaks off or is no JSON"),
-        (etcdctl_json(OBJECTS, kvs=[{"key": 1}]), "breaks off or is no JSON"),
+        (etcdctl_json(OBJECTS, kvs=[{"value": "YQ=="}]), "is truncated or not JSON"),
+        (etcdctl_json(OBJECTS, kvs=[{"key": 1}]), "is truncated or not JSON"),
         (etcdctl_json(OBJECTS, kvs=[{"key": "L2E="}], count=None), "no values"),
-        (etcdctl_json(OBJECTS, kvs=[{"key": "%%%"}]), "breaks off or is no JSON"),
-        (etcdctl_json(OBJECTS, kvs=[{"key": "\u00fc"}]), "breaks off or is no JSON"),
-        (etcdctl_json(OBJECTS, header={"revision": "x"}), "breaks off or is no JSON"),
+        (etcdctl_json(OBJECTS, kvs=[{"key": "%%%"}]), "is truncated or not JSON"),
+        (etcdctl_json(OBJECTS, kvs=[{"key": "\u00fc"}]), "is truncated or not JSON"),
+        (etcdctl_json(OBJECTS, header={"revision": "x"}), "is truncated or not JSON"),
     ],
 )  # fmt: skip
 def test_what_is_not_all_there(text, words, tmp_path):
-    """A file that is cut, limited, or something else never passes for a whole one."""
+    """A file that is truncated, limited or something else is an error."""
     path = tmp_path / "dump.json"
     path.write_bytes(text)
 
@@ -136,7 +136,7 @@ def test_what_is_not_all_there(text, words, tmp_path):
 
 @given(st.binary(max_size=300))
 def test_any_bytes(tmp_path_factory, data):
-    """Any file at all gives objects or an EtcdError, and nothing else."""
+    """Any file gives objects or an EtcdError."""
     path = tmp_path_factory.getbasetemp() / "any.json"
     path.write_bytes(data)
     with pytest.raises(EtcdError):
@@ -144,19 +144,19 @@ def test_any_bytes(tmp_path_factory, data):
 
 
 def test_no_file(tmp_path):
-    """A file that is not there is named."""
+    """A missing file is named in the error."""
     with pytest.raises(EtcdError, match=r"none\.json cannot be read: No such file"):
         read(tmp_path / "none.json")
 
 
 def test_a_folder(tmp_path):
-    """What is no file is named too."""
+    """A path that is no file is named in the error."""
     with pytest.raises(EtcdError, match="cannot be read: Is a directory"):
         read(tmp_path)
 
 
 def test_text_without_end(tmp_path, monkeypatch):
-    """A file in which no object ends is given up, instead of filling the memory."""
+    """Reading stops with an error if no object ends, before it fills the memory."""
     monkeypatch.setattr(stream, "MAX_GAP_BYTES", MIB)
     path = tmp_path / "endless.json"
     path.write_bytes(b'{"header":"' + b"x" * 3 * MIB)
@@ -166,7 +166,7 @@ def test_text_without_end(tmp_path, monkeypatch):
 
 
 def test_long_values(tmp_path):
-    """Values as long as etcd takes them come one at a time."""
+    """Values of the largest size that etcd accepts are read one at a time."""
     held = {f"/registry/secrets/n/{n}": os.urandom(MIB) for n in range(40)}
     path = written(tmp_path / "dump.json", held)
     del held
@@ -183,7 +183,7 @@ def test_long_values(tmp_path):
 
 
 def peak_of_scan(objects: int) -> tuple[dict, int]:
-    """Pipe so many objects into `etcd scan`; its answer, and its peak in KiB."""
+    """Pipe so many objects into `etcd scan`; return output and peak memory in KiB."""
     command = [*HSM_KMS, "etcd", "scan"]
     process = subprocess.Popen(
         [*command, "--from-json", "-", "-o", "json"],
@@ -210,7 +210,7 @@ def peak_of_scan(objects: int) -> tuple[dict, int]:
 
 
 def test_many_objects_in_bounded_memory():
-    """The memory of a scan does not grow with the objects it reads."""
+    """The memory of a scan does not grow with the number of objects."""
     count = examples(20_000, 100_000)
     kept = 200  # bytes; an object with its key and its value takes twice that
     few, small = peak_of_scan(1)
@@ -222,7 +222,7 @@ def test_many_objects_in_bounded_memory():
 
 
 def test_scan(tmp_path):
-    """A file is a source like any other."""
+    """A JSON file can be scanned like any other source."""
     with JsonFile(written(tmp_path / "dump.json", OBJECTS)) as source:
         tally = scan(source)
 

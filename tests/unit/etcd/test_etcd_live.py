@@ -1,4 +1,4 @@
-"""Reading etcd over gRPC: pages, endpoints, and what can go wrong."""
+"""Test reading etcd over gRPC: pages, endpoints and errors."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Code = grpc.StatusCode
 
 
 def test_all_pages_are_of_one_revision():
-    """Every object comes once and in order, each page of the first one's revision."""
+    """Every object is read once and in order, at the revision of the first page."""
     held = made_objects(1000)
     outside = {b"/registrz/secrets/a": b"1", b"/other": b"2"}
     with EtcdServer(held | outside) as server, Etcd([server.endpoint]) as source:
@@ -34,14 +34,14 @@ def test_all_pages_are_of_one_revision():
 
 
 def test_nothing_held():
-    """An empty etcd gives nothing."""
+    """An empty etcd gives no object."""
     with EtcdServer({}) as server:
         assert [] == read(server)
 
 
 @pytest.mark.parametrize("prefix", [b"", b"/registry/", b"/registry/secrets/n/00000"])
 def test_prefixes(prefix):
-    """What does not begin with the prefix is not asked for; without one all is."""
+    """Only keys below the prefix are requested; without a prefix, all keys are."""
     held = made_objects(20) | {b"a": b"", b"\xff\xff": b"", b"\0": b""}
     with (
         EtcdServer(held) as server,
@@ -57,12 +57,12 @@ def test_prefixes(prefix):
     [(b"/r/", b"/r0"), (b"a\xff", b"b"), (b"\xff\xff", b"\0"), (b"", b"\0")],
 )
 def test_the_end_of_a_prefix(prefix, end):
-    """The first key behind a prefix, as KV.Range takes it."""
+    """`end_of` returns the range_end of KV.Range for a prefix."""
     assert end == end_of(prefix)
 
 
 def test_pages_follow_the_size_of_the_objects():
-    """Small objects come by the hundred, long ones a few at a time."""
+    """Pages have hundreds of small objects, but few large ones."""
     small = {f"/registry/a/{n:04}".encode(): b"x" for n in range(2000)}
     long = {f"/registry/b/{n:04}".encode(): bytes(MIB) for n in range(60)}
     again = {f"/registry/c/{n:04}".encode(): b"x" for n in range(2000)}
@@ -78,16 +78,16 @@ def test_pages_follow_the_size_of_the_objects():
 
 
 def test_an_object_beyond_all_bounds():
-    """One object that is longer than any answer taken in ends the reading."""
+    """An object that exceeds the limit of a response is an error."""
     held = {b"/registry/a": b"1", b"/registry/b": bytes(33 * MIB)}
-    with EtcdServer(held) as server, pytest.raises(EtcdError, match="longer than 32"):
+    with EtcdServer(held) as server, pytest.raises(EtcdError, match="exceeds 32 MiB"):
         read(server)
 
     assert 1 == server.knobs.limits[-1]
 
 
 def test_one_object():
-    """`get` gives one object by its key, or None."""
+    """`get` returns one object by its key, or None."""
     with EtcdServer(made_objects(3)) as server, Etcd([server.endpoint]) as source:
         found = source.get(b"/registry/secrets/n/000001")
         none = source.get(b"/registry/secrets/n/00000")
@@ -97,13 +97,13 @@ def test_one_object():
 
 
 def test_values_are_not_in_a_repr():
-    """What is in clear in etcd does not get into a traceback or a log."""
+    """The repr of an object does not show its value."""
     assert "hunter2" not in repr(Item(b"/registry/secrets/a/b", b"hunter2"))
     assert "hunter2" not in repr(Login("root", "hunter2"))
 
 
 def test_the_next_endpoint_is_tried():
-    """Endpoints where nobody is are passed over."""
+    """An endpoint that does not answer is skipped."""
     with (
         EtcdServer(made_objects(3)) as server,
         Etcd([NOBODY[0], f"http://{server.endpoint}"]) as source,
@@ -113,7 +113,7 @@ def test_the_next_endpoint_is_tried():
 
 
 def test_an_endpoint_lost_on_the_way():
-    """What one endpoint does not give any more another one does, at that revision."""
+    """If an endpoint is lost, another one continues at the same revision."""
     held = made_objects(1000)
     failing = Knobs(
         held, refuse=lambda n: (Code.UNAVAILABLE, "gone") if n > 3 else None
@@ -131,7 +131,7 @@ def test_an_endpoint_lost_on_the_way():
 
 
 def test_an_endpoint_of_another_cluster():
-    """Pages of two clusters are never put together."""
+    """Pages of two clusters are never combined."""
     held = made_objects(1000)
     failing = Knobs(
         held, refuse=lambda n: (Code.UNAVAILABLE, "gone") if n > 3 else None
@@ -146,17 +146,17 @@ def test_an_endpoint_of_another_cluster():
 
 
 def test_nobody_listens():
-    """Every endpoint is named with its reason."""
+    """If no endpoint answers, the error names each one with its reason."""
     one, two = NOBODY
     with pytest.raises(EtcdError) as caught, Etcd(NOBODY):
         pass
 
     assert f"{one}: connection refused; {two}: connection refused" in str(caught.value)
-    assert "--endpoints says where etcd is" == caught.value.hint
+    assert "give the address of etcd as --endpoints" == caught.value.hint
 
 
 def test_a_name_that_is_none():
-    """A name that cannot be resolved is told as that."""
+    """A host name that cannot be resolved is reported as such."""
     with (
         pytest.raises(EtcdError, match=r"no\.such\.host\.invalid:2379: .*name"),
         Etcd(["no.such.host.invalid:2379"]),
@@ -165,7 +165,7 @@ def test_a_name_that_is_none():
 
 
 def test_somebody_listens_and_says_nothing():
-    """A port that takes a connection and never answers is given up in time."""
+    """An endpoint that accepts a connection and never answers times out."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
         with (
@@ -180,12 +180,12 @@ def test_somebody_listens_and_says_nothing():
     [
         (
             *(Code.PERMISSION_DENIED, "etcdserver: permission denied"),
-            *("does not let this user read", "role grant-permission"),
+            *("the etcd user cannot read all keys", "role grant-permission"),
         ),
         (
             Code.OUT_OF_RANGE,
             "etcdserver: mvcc: required revision has been compacted",
-            *("compacted the revision", "run it again"),
+            *("compacted the revision", "run the command again"),
         ),
         (
             *(Code.RESOURCE_EXHAUSTED, "etcdserver: too many requests"),
@@ -195,7 +195,7 @@ def test_somebody_listens_and_says_nothing():
     ],
 )
 def test_refusals(code, details, words, hint):
-    """What etcd refuses is explained, in text fit for a terminal."""
+    """Errors of etcd are explained, in text that is safe for a terminal."""
     knobs = Knobs(
         made_objects(100), refuse=lambda n: (code, details) if n > 1 else None
     )
@@ -207,20 +207,20 @@ def test_refusals(code, details, words, hint):
 
 
 def test_no_answer_any_more():
-    """An endpoint that stops answering is an error that names it."""
+    """An endpoint that stops answering is named in the error."""
     knobs = Knobs(made_objects(100), refuse=lambda _: (Code.UNAVAILABLE, "no leader"))
     with EtcdServer(knobs) as server, pytest.raises(EtcdError) as caught:
         read(server)
 
-    assert f"no etcd answers: {server.endpoint}: UNAVAILABLE: no leader" in str(
+    assert f"cannot connect to etcd: {server.endpoint}: UNAVAILABLE: no leader" in str(
         caught.value
     )
 
 
 def test_a_server_that_turns_in_circles():
-    """A server that says there is more and does not go on is no endless loop."""
+    """A server that reports more objects but returns none causes an error."""
     with (
         EtcdServer(Knobs(made_objects(100), stuck=True)) as server,
-        pytest.raises(EtcdError, match="does not go on"),
+        pytest.raises(EtcdError, match="does not return them"),
     ):
         read(server)

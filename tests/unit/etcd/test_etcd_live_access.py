@@ -1,4 +1,4 @@
-"""Getting into etcd: TLS, users and passwords, how an endpoint is written."""
+"""Test access to etcd: TLS, users and passwords, forms of endpoints."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.harness.etcd_server import (
 
 @pytest.fixture(scope="module")
 def certificates(tmp_path_factory):
-    """A CA, a server, a client."""
+    """Provide certificates of a CA, a server and a client."""
     return make_certificates(tmp_path_factory.mktemp("tls") / "pki")
 
 
@@ -50,7 +50,7 @@ def test_no_proxy_is_used(monkeypatch, certificates):
 
 
 def test_tls_with_a_client_certificate(certificates):
-    """With --cacert, --cert and --key a bare host:port is spoken to in TLS."""
+    """With --cacert, --cert and --key, an endpoint without a scheme uses TLS."""
     with (
         EtcdServer(made_objects(3), certificates) as server,
         Etcd([server.endpoint], access(certificates)) as source,
@@ -61,15 +61,20 @@ def test_tls_with_a_client_certificate(certificates):
 @pytest.mark.parametrize(
     ("wrong", "scheme", "words", "hint"),
     [
-        ("no client", "", "it ends the connection at once", "--cert and --key"),
-        ("other CA", "", "its certificate is not to be trusted", "--cacert"),
-        ("system CAs", "https://", "its certificate is not to be trusted", "--cacert"),
-        ("other client", "", "it ends the connection at once", "--cert and --key"),
-        ("plain", "http://", "it speaks TLS", "https://"),
+        ("no client", "", "it closes the connection", "as --cert and its key as --key"),
+        ("other CA", "", "its certificate is not trusted", "--cacert"),
+        ("system CAs", "https://", "its certificate is not trusted", "--cacert"),
+        (
+            "other client",
+            "",
+            "it closes the connection",
+            "as --cert and its key as --key",
+        ),
+        ("plain", "http://", "it uses TLS", "https://"),
     ],
 )
 def test_tls_that_fails(wrong, scheme, words, hint, certificates, tmp_path):
-    """What is wrong with TLS is told in a sentence, and which option mends it."""
+    """A TLS error is explained, with the option that fixes it."""
     other = make_certificates(tmp_path / "other")
     given = {
         "no client": access(certificates, cert=None, key=None),
@@ -90,10 +95,10 @@ def test_tls_that_fails(wrong, scheme, words, hint, certificates, tmp_path):
 
 
 def test_tls_where_there_is_none(certificates):
-    """A server without TLS is told from one whose certificate is wrong."""
+    """A server without TLS is reported as such."""
     with (
         EtcdServer(made_objects(3)) as server,
-        pytest.raises(EtcdError, match="it does not speak TLS"),
+        pytest.raises(EtcdError, match="it does not use TLS"),
         Etcd([server.endpoint], access(certificates)),
     ):
         pass
@@ -103,13 +108,13 @@ def test_tls_where_there_is_none(certificates):
     ("changes", "words"),
     [
         ({"cacert": "none"}, "none.pem cannot be read: No such file"),
-        ({"cacert": "client_key"}, "client_key.pem holds no certificates in PEM"),
-        ({"key": "server_key"}, "are not a certificate and its key in PEM"),
-        ({"cert": "client_key"}, "are not a certificate and its key in PEM"),
+        ({"cacert": "client_key"}, "client_key.pem contains no PEM certificates"),
+        ({"key": "server_key"}, "are not a PEM certificate and its private key"),
+        ({"cert": "client_key"}, "are not a PEM certificate and its private key"),
     ],
 )
 def test_files_of_tls(changes, words, certificates):
-    """A file that cannot be read, or holds something else, is named."""
+    """A TLS file that is unreadable or wrong is named in the error."""
     folder = certificates.ca.parent
     files = {name: folder / f"{file}.pem" for name, file in changes.items()}
 
@@ -120,7 +125,7 @@ def test_files_of_tls(changes, words, certificates):
 
 
 def test_users_and_passwords():
-    """A user logs in, and logs in again when etcd forgets the token."""
+    """A user logs in, and again when etcd's auth token has expired."""
     knobs = Knobs(made_objects(1000), users={"root": "hunter2"})
 
     def forget(number: int) -> None:
@@ -137,12 +142,12 @@ def test_users_and_passwords():
 @pytest.mark.parametrize(
     ("login", "words"),
     [
-        (None, "etcd wants a user"),
-        (Login("root", "wrong"), "etcd refuses the user or the password"),
+        (None, "etcd requires a user"),
+        (Login("root", "wrong"), "etcd rejected the user or the password"),
     ],
 )
 def test_users_that_are_refused(login, words):
-    """Without a user, or with a wrong password, etcd's refusal is explained."""
+    """A missing user or a wrong password is explained."""
     knobs = Knobs(made_objects(3), users={"root": "hunter2"})
     with EtcdServer(knobs) as server, pytest.raises(EtcdError, match=words) as caught:
         read(server, login=login)
@@ -152,7 +157,7 @@ def test_users_that_are_refused(login, words):
 
 
 def test_a_user_where_etcd_has_none():
-    """A user given to an etcd without users does no harm, as with etcdctl."""
+    """A user does no harm if etcd has no users, as with etcdctl."""
     with EtcdServer(made_objects(3)) as server:
         assert 3 == len(read(server, login=Login("root", "x")))
 
@@ -168,7 +173,7 @@ def test_a_user_where_etcd_has_none():
     ],
 )
 def test_endpoints(text, target, tls):
-    """Endpoints are written as for etcdctl."""
+    """Endpoints have the forms that etcdctl accepts."""
     endpoint = parse_endpoint(text, secured=False)
 
     assert (text, target, tls) == (endpoint.text, endpoint.target, endpoint.tls)
@@ -180,13 +185,13 @@ def test_endpoints(text, target, tls):
     ["", "etcd", "etcd:", "etcd:99999", "ftp://etcd:2379", "https://", "a b:1", "::1"],
 )
 def test_endpoints_that_are_none(text):
-    """Anything else is bad usage, and says what an endpoint is."""
+    """Any other endpoint is refused, with a list of the forms."""
     with pytest.raises(ConfigError, match="is not host:port, http://"):
         parse_endpoint(text, secured=False)
 
 
 def test_an_endpoint_with_a_password_is_not_quoted():
-    """A URL that holds a password is refused without showing it."""
+    """An endpoint that contains a password is refused without quoting it."""
     with pytest.raises(ConfigError) as caught:
         parse_endpoint("https://root:hunter2@etcd:2379", secured=False)
 

@@ -1,4 +1,4 @@
-"""Counting what etcd holds: by resource, provider and key, in bounded memory."""
+"""Test counting of objects by resource, provider and key, in bounded memory."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ IN_CLEAR = b"k8s\0in clear"
 
 
 def tally_of(objects, **given) -> Tally:
-    """Count these."""
+    """Return a tally of these objects."""
     tally = Tally(**given)
     for key, value in objects:
         tally.add(Item(f"/registry/{key}".encode(), value))
@@ -25,7 +25,7 @@ def tally_of(objects, **given) -> Tally:
 
 
 def test_rows():
-    """Objects alike in resource, provider, name, key_id and kind are one row."""
+    """Objects of the same resource, provider, name, key_id and kind are one row."""
     tally = tally_of(
         [
             *((f"secrets/n/{n}", v2()) for n in range(3)),
@@ -55,7 +55,7 @@ def test_rows():
 
 
 def test_a_key_counts_whatever_its_suffix():
-    """Suffixes are of one key: they are rows of their own, and count together."""
+    """key_ids with different suffixes have separate rows, but count as one key."""
     tally = tally_of(
         [
             ("secrets/n/a", v2(key_id=KEY_ID)),
@@ -75,7 +75,7 @@ def test_a_key_counts_whatever_its_suffix():
 
 
 def test_a_key_beside_a_record_of_another():
-    """A value that names one key and carries another's record counts under both."""
+    """A value whose record names another key counts under both keys."""
     tally = tally_of([("secrets/n/a", v2(record(OTHER_KEY_ID), key_id=KEY_ID))])
 
     assert (1, 1) == (tally.of_key(KEY_ID), tally.of_key(OTHER_KEY_ID))
@@ -83,7 +83,7 @@ def test_a_key_beside_a_record_of_another():
 
 
 def test_what_is_in_clear_and_should_not_be():
-    """Secrets, resources of which some are encrypted, and those named, come first."""
+    """Unencrypted objects that should be encrypted come first."""
     objects = [
         ("secrets/n/a", v2()),
         ("secrets/n/b", IN_CLEAR),
@@ -112,28 +112,28 @@ def test_what_is_in_clear_and_should_not_be():
 
 @pytest.mark.parametrize("objects", [[], [("pods/n/a", IN_CLEAR)]])
 def test_nothing_encrypted_at_all(objects):
-    """Secrets in clear count where not one of them is encrypted."""
+    """Unencrypted Secrets count even if no Secret is encrypted."""
     tally = tally_of([*objects, ("secrets/n/a", IN_CLEAR)])
 
     assert 1 == tally.unencrypted
 
 
 def test_an_example_of_each_row():
-    """A row names one of its objects, for `show`."""
+    """Each row has the key of one of its objects."""
     tally = tally_of([("secrets/n/first", v2()), ("secrets/n/second", v2())])
 
     assert [b"/registry/secrets/n/first"] == [each.example for each in tally.rows()]
 
 
 def forged(number: int) -> str:
-    """A key_id like ours, one for each number."""
+    """Return a key_id in the form of hsm-kms, a different one for each number."""
     letters = "abcdefghijklmnopqrstuvwxyz234567"
     digits = [letters[number >> shift & 31] for shift in (0, 5, 10, 15)]
     return "".join(digits) + "b" * 21 + "a"
 
 
 def test_key_ids_without_end(monkeypatch):
-    """Forged key_ids fill the rows and no more; a watched key is counted exactly."""
+    """Forged key_ids fill a limited number of rows; a watched key counts exactly."""
     monkeypatch.setattr(counting, "MAX_ROWS", 1000)
     given = [
         (f"secrets/n/{n}", v2(record(forged(n)), key_id=forged(n))) for n in range(1500)
@@ -156,7 +156,7 @@ def test_key_ids_without_end(monkeypatch):
 
 
 def test_long_text_is_cut():
-    """Rows hold no more of a hostile name, key_id or key than a person can read."""
+    """Rows truncate long names, key_ids and keys."""
     long = "n" * 1024
     tally = tally_of(
         [

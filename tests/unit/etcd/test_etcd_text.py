@@ -1,4 +1,4 @@
-"""Keys and text that came from etcd: their resource, and how they are shown."""
+"""Test how keys and text from etcd are shown, and the resource of a key."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from hsm_kms.etcd.text import printable, text_of
     ],
 )
 def test_nothing_reaches_a_terminal_but_printable_ascii(text, shown):
-    """Control characters, other scripts and endless text are written out or cut."""
+    """Control characters and other scripts are escaped, and long text is truncated."""
     assert shown == printable(text)
 
 
@@ -51,7 +51,7 @@ def test_nothing_reaches_a_terminal_but_printable_ascii(text, shown):
     ],
 )
 def test_resource_of_a_key(key, resource):
-    """A key names its resource, as kubectl writes it."""
+    """A key belongs to a resource, named as kubectl names it."""
     assert resource == resource_of(key.encode(), b"/registry/")
 
 
@@ -68,11 +68,11 @@ def test_resource_of_a_key(key, resource):
     ],
 )
 def test_resource_of_a_key_below_another_prefix(key, prefix):
-    """However much of etcd is read, the resource is the same."""
+    """The resource of a key does not depend on the prefix that is read."""
     assert "secrets" == resource_of(key.encode(), prefix.encode())
 
 
 @given(st.binary(max_size=3000), st.binary(max_size=30))
 def test_any_key_has_a_resource(key, prefix):
-    """No key makes it raise, and what comes out is bounded."""
+    """Any key has a resource, with a name of limited length."""
     assert len(resource_of(key, prefix)) <= 2 * 253 + 1

@@ -1,4 +1,4 @@
-"""One stored value, taken apart without a key; any bytes whatsoever."""
+"""Test parsing of one stored value without a key, for any bytes."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ SENTENCES = {
 
 
 def bounded(value):
-    """Explain a value, and hold the answer to the promises made for any."""
+    """Explain a value, and check what is guaranteed for any value."""
     stored = explain(value)
     assert stored.problem in SENTENCES
     assert len(stored.annotations) <= values.MAX_ANNOTATIONS
@@ -59,7 +59,7 @@ def bounded(value):
 @given(st.sampled_from(PREFIXES), st.binary(max_size=2000))
 @settings(max_examples=examples(100, 2000))
 def test_any_bytes_are_explained(prefix, rest):
-    """No bytes make it raise, and what is wrong is one of the fixed sentences."""
+    """Any bytes are explained, and the problem is one of the fixed messages."""
     bounded(prefix + rest)
 
 
@@ -70,7 +70,7 @@ def test_any_bytes_are_explained(prefix, rest):
 )
 @settings(max_examples=examples(100, 2000))
 def test_a_good_value_with_bytes_exchanged(value, at, garbage):
-    """A value of ours that was garbled anywhere is explained all the same."""
+    """A value of hsm-kms with changed bytes is still explained."""
     at %= len(value)
     stored = bounded(value[:at] + garbage + value[at + len(garbage) :])
 
@@ -80,7 +80,7 @@ def test_a_good_value_with_bytes_exchanged(value, at, garbage):
 
 @pytest.mark.parametrize("value", [v2(), v1()], ids=["v2", "v1"])
 def test_a_value_cut_anywhere(value):
-    """A value of ours that was cut anywhere has a problem, or is not ours any more."""
+    """A truncated value of hsm-kms has a problem, or counts as another's."""
     for end in range(len(value)):
         stored = bounded(value[:end])
         data = len(SEED_DATA) if stored.version == "v2" else 28
@@ -89,7 +89,7 @@ def test_a_value_cut_anywhere(value):
 
 
 def test_kms_v2():
-    """Provider, key_id, our record, its kind, and what is wrapped."""
+    """A v2 value shows provider, key_id, record, kind and what is wrapped."""
     stored = explain(v2())
 
     assert (Provider.KMS_V2, "v2", "hsm") == (
@@ -104,7 +104,7 @@ def test_kms_v2():
 
 
 def test_kms_v2_as_1_27_wrote_it():
-    """Without the kind of seed it is a DEK; one by a local KEK is told as such."""
+    """Without a type of seed, a v2 value contains a DEK."""
     wrapped = record(local=True)
     stored = explain(v2(wrapped, data=DEK_DATA, source=0, annotations={"a.b/c": b"1"}))
 
@@ -113,7 +113,7 @@ def test_kms_v2_as_1_27_wrote_it():
 
 
 def test_kms_v2_of_another_plugin():
-    """A wrapped seed that is no record of ours is another plugin's, and no problem."""
+    """A wrapped seed that is no record of hsm-kms is another plugin's."""
     stored = explain(v2(b"\x0a\x20AQICAH", "aws", key_id="arn:aws:kms:eu:1:key/2"))
 
     assert (None, "") == (stored.record, stored.kind)
@@ -121,7 +121,7 @@ def test_kms_v2_of_another_plugin():
 
 
 def test_kms_v2_with_another_key_id_beside_the_record():
-    """Where the two key_ids differ it is not ours, and both are told."""
+    """If the two key_ids differ, both are shown, and the record does not count."""
     stored = explain(v2(record(OTHER_KEY_ID)))
 
     assert values.CONTRADICTION == stored.problem
@@ -147,7 +147,7 @@ def test_kms_v2_with_another_key_id_beside_the_record():
     ],
 )
 def test_kms_v2_that_nothing_can_open(message, problem):
-    """What the API server would refuse is named."""
+    """A v2 value that the API server would refuse has a problem."""
     stored = explain(b"k8s:enc:kms:v2:hsm:" + message)
 
     assert problem == stored.problem
@@ -160,7 +160,7 @@ def test_kms_v2_that_nothing_can_open(message, problem):
 @pytest.mark.parametrize("local", [False, True])
 @pytest.mark.parametrize("size", [28, 500, 60_000])
 def test_kms_v1_finds_where_its_name_ends(name, local, size):
-    """A name with colons is told from what follows, by our record."""
+    """A record of hsm-kms shows where a name with colons ends."""
     data = (b"::\0\1:" * size)[:size]
     stored = explain(v1(record(local=local), name, data))
 
@@ -172,7 +172,7 @@ def test_kms_v1_finds_where_its_name_ends(name, local, size):
 
 @pytest.mark.parametrize("name", ["vault", "kms:prod"])
 def test_kms_v1_of_another_plugin(name):
-    """Without a record of ours the likeliest end of the name is taken."""
+    """Without a record of hsm-kms, the likeliest end of the name is assumed."""
     stored = explain(v1(os.urandom(64), name.encode(), bytes(40_000)))
 
     assert (name, None, None) == (stored.name, stored.key_id, stored.record)
@@ -194,7 +194,7 @@ def test_kms_v1_of_another_plugin(name):
     ],
 )
 def test_kms_v1_that_nothing_can_open(rest, problem):
-    """What breaks off, or has no name, is named."""
+    """A v1 value that is truncated or has no name has a problem."""
     assert problem == explain(b"k8s:enc:kms:v1:" + rest).problem
 
 
@@ -203,7 +203,7 @@ def test_kms_v1_that_nothing_can_open(rest, problem):
     [(Provider.AESCBC, 32), (Provider.AESGCM, 28), (Provider.SECRETBOX, 40)],
 )
 def test_providers_with_a_key_of_their_own(provider, least):
-    """aescbc, aesgcm and secretbox: the key's name, and whether the data can be any."""
+    """aescbc, aesgcm and secretbox show the key's name and a wrong length."""
     prefix = f"k8s:enc:{provider}:v1:key1:".encode()
     good, short = explain(prefix + bytes(least)), explain(prefix + bytes(least - 1))
 
@@ -218,7 +218,7 @@ def test_providers_with_a_key_of_their_own(provider, least):
 
 
 def test_aescbc_in_blocks():
-    """The data of aescbc comes in whole blocks."""
+    """The data of aescbc must be a whole number of blocks."""
     stored = explain(b"k8s:enc:aescbc:v1:key1:" + bytes(33))
 
     assert values.PART_BLOCK == stored.problem
@@ -228,7 +228,7 @@ def test_aescbc_in_blocks():
     "value", [b"", b"k8s\0\n\x0c\n\x02v1", b'{"kind":"Secret"}', b"k8s:en", b"\xff"]
 )
 def test_in_clear(value):
-    """Whatever does not begin as an encrypted value is in clear."""
+    """A value without the prefix of encrypted values is unencrypted."""
     stored = explain(value)
 
     assert (Provider.IDENTITY, "", len(value)) == (
@@ -248,7 +248,7 @@ def test_in_clear(value):
     ],
 )
 def test_unknown_prefix(rest, name):
-    """An encrypted value by who knows what is named by its prefix."""
+    """An encrypted value of an unknown provider is named by its prefix."""
     stored = explain(b"k8s:enc:" + rest)
 
     assert (Provider.UNKNOWN, name) == (stored.provider, stored.name)
@@ -273,6 +273,6 @@ def test_unknown_prefix(rest, name):
     ids=range(11),
 )
 def test_as_long_as_etcd_takes(value):
-    """Values of 1.5 MiB are explained at once, whatever is in them."""
+    """Values of 1.5 MiB are explained quickly, whatever they contain."""
     for _ in range(20):
         bounded(value)

@@ -1,4 +1,4 @@
-"""docs/architecture.md names files, classes, methods and functions that exist."""
+"""Test that docs/architecture.md names files, classes and functions that exist."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def spans(pattern):
 
 
 def test_files_exist():
-    """Each file and each folder that the page names is in the package or the tree."""
+    """Each file and folder that the page names exists."""
     missing = [
         span
         for span in spans(FILE)
@@ -62,7 +62,7 @@ def test_files_exist():
 
 @pytest.mark.parametrize("span", spans(CLASS))
 def test_classes_exist(span):
-    """Each class that the page names is defined, with the attribute named behind it."""
+    """Each class that the page names exists, with the attribute named after it."""
     _, classes = names()
     name, _, attribute = span.partition("(")[0].partition(".")
 
@@ -72,7 +72,7 @@ def test_classes_exist(span):
 
 @pytest.mark.parametrize("span", spans(FUNCTION))
 def test_functions_exist(span):
-    """Each function that the page names is defined."""
+    """Each function that the page names exists."""
     functions, _ = names()
 
     assert span.partition("(")[0] in functions

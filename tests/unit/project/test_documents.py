@@ -1,4 +1,4 @@
-"""The documents name things that exist."""
+"""Test that the documents name things that exist."""
 
 import re
 from pathlib import Path
@@ -34,7 +34,7 @@ def commands(command, path=()):
 
 
 def test_every_command_is_in_the_readme():
-    """The table of commands is complete, and has none too many."""
+    """The README's table of commands is complete and has no unknown command."""
     row = re.compile(r"^\| `hsm-kms ([a-z]\S*(?: [a-z]\S*)?)[ `]", re.MULTILINE)
 
     named = row.findall((ROOT / "README.md").read_text())
@@ -65,7 +65,7 @@ def groups(group):
 
 @pytest.mark.parametrize("group", list(groups(cli)), ids=lambda group: group.name)
 def test_a_group_lists_its_commands_in_their_own_words(group):
-    """The help of a group, which imports none of its commands, is up to date."""
+    """The help of a group has the first line of each command's own help."""
     assert {name: each.help for name, each in group.lazy.items()} == {
         name: each.get_short_help_str(limit=200)
         for name, each in group.commands.items()
@@ -74,7 +74,7 @@ def test_a_group_lists_its_commands_in_their_own_words(group):
 
 @pytest.mark.parametrize("path", sorted(commands(cli)))
 def test_every_command_explains_itself(path):
-    """--help tells what a command does, before it lists its options."""
+    """The help of a command says what it does before it lists the options."""
     shown = CliRunner().invoke(cli, [*path.split(), "--help"])
 
     assert 0 == shown.exit_code

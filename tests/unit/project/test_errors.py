@@ -1,4 +1,4 @@
-"""Errors as values: their one-line text, and copies of those that are kept."""
+"""Test errors as values: their one-line text, and copies of kept errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Hardening, seen from outside, in processes of its own."""
+"""Test hardening from outside, in separate processes."""
 
 import json
 import os
@@ -64,7 +64,7 @@ def run(code, *args, **options):
 
 
 def test_hardened_process_leaves_nothing_behind(tmp_path):
-    """No core file, not traceable, files for the owner alone."""
+    """A hardened process writes no core, is not traceable, and creates files 0600."""
     told = json.loads(run(HARDENED, cwd=tmp_path).stdout)
 
     assert {
@@ -77,7 +77,7 @@ def test_hardened_process_leaves_nothing_behind(tmp_path):
 
 
 def test_aborted_process_leaves_no_core(tmp_path):
-    """Even where core files are on, a crash of a hardened process writes none."""
+    """A crash of a hardened process writes no core file even if they are enabled."""
     code = """
         import os, resource
         from hsm_kms.hardening import harden_process
@@ -107,7 +107,7 @@ def test_child_dies_with_its_parent():
 
 
 def test_orphan_exits_at_once():
-    """Whose parent was gone before it could ask would otherwise live for ever."""
+    """A process whose parent has gone before it could ask exits at once."""
     ended = run(CHILD, "1" if os.getpid() != 1 else "2")
 
     assert (1, "") == (ended.returncode, ended.stdout)

@@ -1,4 +1,4 @@
-"""Who imports whom: the contracts of pyproject.toml, and what they come to."""
+"""Test who imports whom: the contracts of pyproject.toml, and their effect."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ ROOT = Path(__file__).parents[3]
 
 
 def contracts():
-    """The import-linter contracts, by name."""
+    """Return the import-linter contracts by name."""
     text = (ROOT / "pyproject.toml").read_text()
     section = tomllib.loads(text)["tool"]["importlinter"]
     return {contract["name"]: contract for contract in section["contracts"]}
 
 
 def modules_after(statement):
-    """What is in sys.modules of a fresh interpreter after one statement."""
+    """Return sys.modules of a fresh interpreter after one statement."""
     code = f"{statement}\nimport sys\nprint(*sys.modules)"
     result = subprocess.run(
         [sys.executable, "-c", code], check=True, capture_output=True, text=True
@@ -32,7 +32,7 @@ def modules_after(statement):
 
 
 def test_contracts_are_kept():
-    """import-linter finds no import against the layers."""
+    """import-linter finds no broken contract."""
     result = subprocess.run(
         [
             sys.executable,
@@ -50,7 +50,7 @@ def test_contracts_are_kept():
 
 
 def test_no_module_is_outside_the_pkcs11_contract():
-    """Each module of the package but the worker is forbidden to import pkcs11."""
+    """Every module of the package but the worker is forbidden to import pkcs11."""
     listed = set(contracts()["Only a worker process loads PKCS#11"]["source_modules"])
     present = {
         f"hsm_kms.{module.name}" for module in pkgutil.iter_modules(hsm_kms.__path__)
@@ -60,7 +60,7 @@ def test_no_module_is_outside_the_pkcs11_contract():
 
 
 def test_the_server_loads_no_pkcs11():
-    """The server's process has no PKCS#11 in it."""
+    """The server process does not load PKCS#11."""
     loaded = modules_after("import hsm_kms.server.serve")
 
     assert set() == {name for name in loaded if name.split(".")[0] == "pkcs11"}
@@ -105,7 +105,7 @@ def run_of(*arguments):
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
 def test_a_command_loads_only_what_it_uses(arguments, loaded):
-    """No command pays for the libraries of another when it starts."""
+    """A command does not load the libraries of another command."""
     assert set() == HEAVY & modules_after(run_of(*arguments)) - loaded
 
 

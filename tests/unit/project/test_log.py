@@ -1,4 +1,4 @@
-"""Logging: one renderer for all, and no values where they might be secret."""
+"""Test logging: one renderer for all events, and no secret values."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SECRET = "sesame-1234"  # noqa: S105
 
 
 def fail(depth: int = 0) -> None:
-    """Raise an error whose text and locals hold the secret."""
+    """Raise an error whose text and locals contain the secret."""
     pin = SECRET
     if depth:
         fail(depth - 1)
@@ -28,7 +28,7 @@ def fail(depth: int = 0) -> None:
 
 
 def test_our_events_are_json():
-    """An event is one JSON object with its time, level, logger and values."""
+    """An event is one JSON object with time, level, logger and values."""
     with captured() as stream:
         structlog.get_logger("hsm_kms.test").info("started", sessions=8)
     (event,) = stream.events()
@@ -43,7 +43,7 @@ def test_our_events_are_json():
 
 
 def test_library_events_are_rendered_alike():
-    """What a library logs through the standard module looks the same."""
+    """Events of a library look like those of hsm-kms."""
     with captured() as stream:
         logging.getLogger("grpc._server").warning("lost %s", "something")
     (event,) = stream.events()
@@ -57,7 +57,7 @@ def test_library_events_are_rendered_alike():
 
 
 def test_text_form():
-    """People get lines instead of objects, without colour codes."""
+    """The text format prints lines without colour codes."""
     with captured(form="text") as stream:
         structlog.get_logger("hsm_kms.test").info("started", sessions=8)
     line = stream.getvalue()
@@ -77,7 +77,7 @@ def test_text_form():
     ],
 )
 def test_level(level, written):
-    """What is below the level is not written, whoever says it."""
+    """Events below the level are not written, whoever logs them."""
     with captured(level) as stream:
         for each in ("debug", "info", "warning", "error"):
             getattr(structlog.get_logger("hsm_kms.test"), each)("ours")
@@ -89,7 +89,7 @@ def test_level(level, written):
 
 
 def test_libraries_do_not_chatter():
-    """At debug grpc and asyncio still say only what is worth an operator's time."""
+    """At level debug, grpc and asyncio still log from level info on only."""
     with captured("debug") as stream:
         for name in ("asyncio", "grpc", "grpc._cython.cygrpc"):
             logging.getLogger(name).debug("loop loaded")
@@ -100,7 +100,7 @@ def test_libraries_do_not_chatter():
 @pytest.mark.parametrize("form", ["json", "text"])
 @pytest.mark.parametrize("ours", [True, False], ids=["structlog", "logging"])
 def test_exceptions_without_values(form, ours):
-    """An exception is logged by type and frames, its text and locals are not."""
+    """An exception is logged by type and frames, without its text and locals."""
     with captured(form=form) as stream:
         logger = structlog.get_logger("hsm_kms.test") if ours else logging.getLogger()
         try:
@@ -117,7 +117,7 @@ def test_exceptions_without_values(form, ours):
 
 
 def test_exception_given_by_name():
-    """An exception handed over as a value is treated like one in flight."""
+    """An exception that is passed as a value is logged in the same way."""
     with captured() as stream:
         structlog.get_logger().error("it broke", exc_info=ValueError(SECRET))
     (event,) = stream.events()
@@ -126,7 +126,7 @@ def test_exception_given_by_name():
 
 
 def test_exceptions_in_a_ring():
-    """Exceptions that are each other's cause end after one round."""
+    """A cycle of exceptions that cause each other is logged once."""
     first, second = ValueError("a"), TypeError("b")
     first.__cause__, second.__cause__ = second, first
 
@@ -134,7 +134,7 @@ def test_exceptions_in_a_ring():
 
 
 async def test_forgotten_task():
-    """What asyncio says of a task nobody awaited has no exception text either."""
+    """A message of asyncio about an unawaited task shows no text of its exception."""
 
     async def forgotten() -> None:
         raise ValueError(SECRET)
@@ -154,7 +154,7 @@ async def test_forgotten_task():
     "value", [SECRET.encode(), bytearray(SECRET.encode()), memoryview(SECRET.encode())]
 )
 def test_bytes_are_not_written(value):
-    """Of byte strings only the size is logged."""
+    """Byte strings are logged by their size."""
     with captured() as stream:
         structlog.get_logger().info("odd", value=value)
     (event,) = stream.events()
@@ -163,7 +163,7 @@ def test_bytes_are_not_written(value):
 
 
 def test_key_id_hash():
-    """A key_id is hashed the way kube-apiserver labels its metrics."""
+    """A key_id is hashed as kube-apiserver does in the labels of its metrics."""
     assert f"sha256:{hashlib.sha256(b'abc').hexdigest()}" == log.key_id_hash("abc")
     assert (
         "sha256:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"

@@ -1,4 +1,4 @@
-"""manifests/ agree with each other, with the image and with the program."""
+"""Test that manifests/ agree with each other, the image and the program."""
 
 import re
 from pathlib import Path
@@ -31,14 +31,14 @@ def config():
 
 @pytest.fixture
 def owned():
-    """Path → (kind, mode, user) of the tmpfiles.d example."""
+    """Return path → (kind, mode, user) of the tmpfiles.d example."""
     lines = (MANIFESTS / "tmpfiles.d" / "hsm-kms.conf").read_text().splitlines()
     rows = [line.split() for line in lines if not line.startswith("#")]
     return {path: (kind, mode, user) for kind, path, mode, user, _, _ in rows}
 
 
 def test_example_configuration_fits_the_pod(config, container):
-    """Every path it names is on a volume, and what is written is writable."""
+    """Every path of the example is on a volume, a writable one if needed."""
     read_only = {
         mount["mountPath"]: mount.get("readOnly", False)
         for mount in container["volumeMounts"]
@@ -52,7 +52,7 @@ def test_example_configuration_fits_the_pod(config, container):
 
 
 def test_pod_has_no_privilege_it_does_not_need(pod, container):
-    """Not root, no capability, nothing writable but the volumes."""
+    """The pod is not root, has no capability, and can write to volumes only."""
     assert pod["spec"]["securityContext"]["runAsNonRoot"]
     assert {
         "allowPrivilegeEscalation": False,
@@ -64,7 +64,7 @@ def test_pod_has_no_privilege_it_does_not_need(pod, container):
 
 
 def test_pod_mounts_directories_that_exist_before(pod, owned):
-    """A file would go stale; a directory made by the kubelet would be root's."""
+    """The pod mounts directories that must exist, and no single files."""
     volumes = [volume["hostPath"] for volume in pod["spec"]["volumes"]]
 
     assert {"Directory"} == {volume["type"] for volume in volumes}
@@ -87,7 +87,7 @@ def test_one_user_everywhere(pod, owned):
 
 @pytest.mark.parametrize("version", ["v1", "v2"])
 def test_api_server_is_pointed_at_the_socket(version, config):
-    """The EncryptionConfiguration names the socket that is served."""
+    """The EncryptionConfiguration names the socket of the server."""
     text = (MANIFESTS / f"encryption-config-{version}.yaml").read_text()
     [resources] = yaml.safe_load(text)["resources"]
     kms = resources["providers"][0]["kms"]

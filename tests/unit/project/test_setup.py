@@ -1,4 +1,4 @@
-"""softhsm/setup.sh, run the way a newcomer runs it."""
+"""Test softhsm/setup.sh as a newcomer runs it."""
 
 import hashlib
 import json
@@ -48,7 +48,7 @@ def keys(directory, config="config.yaml"):
 
 
 def snapshot(directory):
-    """Every path below, with its mode, time of change and content."""
+    """Return every path below a directory with mode, time of change and content."""
     return {
         str(path.relative_to(directory)): (
             path.lstat().st_mode,
@@ -68,7 +68,7 @@ def made(tmp_path_factory):
 
 
 def test_configuration_is_complete(made):
-    """Both APIs on, everything in DIR, one key on the token."""
+    """setup.sh enables both APIs, keeps everything in DIR, and generates one key."""
     config = load(made / "config.yaml")
 
     assert config.apis.v2.enabled
@@ -82,7 +82,7 @@ def test_configuration_is_complete(made):
 
 
 def test_encryption_configuration_names_the_socket(made):
-    """What kube-apiserver is given points at what is served."""
+    """The EncryptionConfiguration names the socket of the server."""
     tree = yaml.safe_load((made / "encryption-config.yaml").read_text())
     [kms, identity] = tree["resources"][0]["providers"]
 
@@ -92,14 +92,14 @@ def test_encryption_configuration_names_the_socket(made):
 
 
 def test_nothing_is_open_to_others(made):
-    """PINs and token data are the owner's alone."""
+    """Only the owner can read PINs and token data."""
     modes = {path.stat().st_mode & 0o077 for path in [made, *made.rglob("*")]}
 
     assert {0} == modes
 
 
 def test_second_run_changes_nothing(made):
-    """Neither a byte nor a time changes, and no PIN is tried."""
+    """A second run changes no file and no time, and tries no PIN."""
     before = snapshot(made)
     ended = setup(made)
 
@@ -109,7 +109,7 @@ def test_second_run_changes_nothing(made):
 
 
 def test_no_pin_in_any_argument_list(tmp_path):
-    """Arguments are open to every user of the machine."""
+    """No PIN is in an argument list, which every user could read."""
     log = tmp_path / "log"
     for name in ["hsm-kms", "python"]:
         wrapper = tmp_path / name
@@ -128,7 +128,7 @@ def test_no_pin_in_any_argument_list(tmp_path):
 
 @pytest.mark.parametrize("moments", [[0.005, 0.05, 0.6], [0.02, 0.1], [0.3, 1.0]])
 def test_interrupted_run_goes_on_where_it_was(tmp_path, moments):
-    """Killed at any moment, and again, the last run ends with one token and one key."""
+    """After a kill at any moment, the next run ends with one token and one key."""
     directory = tmp_path / "dev"
     for after in moments:
         run = subprocess.Popen(
@@ -148,7 +148,7 @@ def test_interrupted_run_goes_on_where_it_was(tmp_path, moments):
 
 
 def test_relative_directory(tmp_path):
-    """DIR counts from where the caller stands, and blanks are fine everywhere.
+    """A relative DIR is below the caller's directory, and may contain blanks.
 
     The files hold absolute paths.
     """
@@ -167,7 +167,7 @@ def test_relative_directory(tmp_path):
 
 
 def test_long_path_gets_a_short_socket(tmp_path):
-    """A path that does not fit into a socket address is replaced, aloud."""
+    """If the path is too long for a socket, another one is used and printed."""
     directory = tmp_path / ("d" * 100)
     runtime = tempfile.mkdtemp(dir="/tmp")
     try:
@@ -191,7 +191,7 @@ def test_long_path_gets_a_short_socket(tmp_path):
 
 
 def test_foreign_directory_is_refused(tmp_path):
-    """A directory in use for something else is left alone."""
+    """A directory that is used for something else is left unchanged."""
     (tmp_path / "thesis.tex").touch(0o644)
     before = snapshot(tmp_path)
     ended = setup(tmp_path)
@@ -205,7 +205,7 @@ def test_foreign_directory_is_refused(tmp_path):
 
 
 def test_moved_directory_is_refused(made, tmp_path):
-    """Its files hold the old path; going on would serve from two places."""
+    """A directory that was moved is refused, because its files have the old path."""
     shutil.copytree(made, tmp_path / "copy")
     ended = setup(tmp_path / "copy")
 
@@ -214,7 +214,7 @@ def test_moved_directory_is_refused(made, tmp_path):
 
 
 def test_lost_tokens_are_not_replaced(made, tmp_path):
-    """A new key in the place of a lost one would hide the loss."""
+    """If the token data is lost, no new key replaces the lost one."""
     shutil.copytree(made, tmp_path / "copy")
     shutil.rmtree(tmp_path / "copy" / "tokens")
     ended = setup(tmp_path / "copy")
@@ -225,7 +225,7 @@ def test_lost_tokens_are_not_replaced(made, tmp_path):
 
 @pytest.mark.parametrize("name", ["a'b", 'a"b', "a%b", "a#b", "a?b", "a\\b", "a\nb"])
 def test_paths_that_no_file_could_quote_are_refused(tmp_path, name):
-    """YAML, URLs and softhsm2.conf each have characters that need quoting."""
+    """A path that needs quoting in YAML, a URL or softhsm2.conf is refused."""
     ended = setup(tmp_path / name)
 
     assert 1 == ended.returncode
@@ -233,7 +233,7 @@ def test_paths_that_no_file_could_quote_are_refused(tmp_path, name):
 
 
 def test_missing_module_is_said(tmp_path):
-    """An unusual place is taken from the environment, and looked at."""
+    """SOFTHSM2_MODULE names the module, and a missing one is reported."""
     ended = setup(tmp_path / "dev", SOFTHSM2_MODULE="/nonexistent.so")
 
     assert 1 == ended.returncode
@@ -241,7 +241,7 @@ def test_missing_module_is_said(tmp_path):
 
 
 def test_missing_command_is_said(tmp_path):
-    """Without hsm-kms there is no key; nothing is begun."""
+    """If hsm-kms is missing, nothing is begun."""
     ended = setup(tmp_path / "dev", HSM_KMS="/nonexistent")
 
     assert 1 == ended.returncode

@@ -1,4 +1,4 @@
-"""Tasks end when they are cancelled, and nobody swallows a cancellation."""
+"""Test that tasks end when cancelled, and that no cancellation is swallowed."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ async def test_ended():
 
 
 async def test_failed():
-    """What the task raised instead of ending quietly is raised."""
+    """An exception that the task raised instead of ending is raised."""
 
     async def fail():
         raise ValueError("broken")
@@ -37,7 +37,7 @@ async def test_failed():
 
 
 async def test_caller_is_cancelled():
-    """A caller that is cancelled while the task ends is told so."""
+    """A caller that is cancelled while the task ends gets CancelledError."""
     go, cancelled = asyncio.Event(), asyncio.Event()
 
     async def slow():
@@ -59,7 +59,7 @@ async def test_caller_is_cancelled():
 
 
 def suppresses(node: ast.AST) -> bool:
-    """True for suppress(CancelledError), and for a handler that does not raise."""
+    """Return True for suppress(CancelledError) and a handler that does not raise."""
     if isinstance(node, ast.Call):
         name = ast.unparse(node.func).rpartition(".")[2]
         given = " ".join(map(ast.unparse, node.args))

@@ -1,4 +1,4 @@
-"""CI, Dependabot and pre-commit name what the project has."""
+"""Test that CI, Dependabot and pre-commit name what the project has."""
 
 import re
 import tomllib
@@ -18,7 +18,7 @@ def parsed(path):
 
 @pytest.fixture(params=WORKFLOWS, ids=lambda path: path.name)
 def workflow(request):
-    """One workflow of .github/workflows."""
+    """Return one workflow of .github/workflows."""
     return parsed(request.param)
 
 
@@ -27,7 +27,7 @@ def steps(workflow):
 
 
 def test_actions_are_pinned(workflow):
-    """Every action is named by the whole SHA of a commit."""
+    """Every action is pinned to the full SHA of a commit."""
     used = [step["uses"] for step in steps(workflow) if "uses" in step]
 
     assert used
@@ -35,7 +35,7 @@ def test_actions_are_pinned(workflow):
 
 
 def test_permissions(workflow):
-    """A workflow has no permission, and a job at most that of reading the code."""
+    """A workflow has no permission, and a job at most permission to read the code."""
     assert {} == workflow["permissions"]
     for job in workflow["jobs"].values():
         assert job.get("permissions", {"contents": "read"}) == {"contents": "read"}
@@ -49,7 +49,7 @@ def test_gate_needs_all():
 
 
 def test_matrix_is_what_the_package_supports():
-    """CI tests each Python that the package's classifiers name, and no other."""
+    """CI tests the Python versions of the package's classifiers, and no other."""
     jobs = parsed(ROOT / ".github" / "workflows" / "ci.yml")["jobs"]
     tested = jobs["python"]["strategy"]["matrix"]["python"]
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -61,7 +61,7 @@ def test_matrix_is_what_the_package_supports():
 
 
 def test_dependabot_folders():
-    """Dependabot looks where the files with dependencies are."""
+    """Dependabot checks the folders that have files with dependencies."""
     for update in parsed(ROOT / ".github" / "dependabot.yml")["updates"]:
         file = FOLDERS.get(update["package-ecosystem"], ".github/workflows")
         for folder in update.get("directories") or [update["directory"]]:
@@ -79,7 +79,7 @@ def test_dependabot_folders():
 
 
 def test_pre_commit_is_make_lint():
-    """Each tool of `make lint` is a hook of pre-commit, which needs no other."""
+    """Each tool of `make lint` is a hook of pre-commit."""
     (repository,) = parsed(ROOT / ".pre-commit-config.yaml")["repos"]
     hooks = [Path(hook["entry"]).name for hook in repository["hooks"]]
     recipe = (ROOT / "Makefile").read_text().partition("\nlint: ")[2].split("\n\n")[0]

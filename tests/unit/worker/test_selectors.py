@@ -186,7 +186,7 @@ def test_generate_would_miss_the_list(make_plugin, hsm):
     ended = plugin.cli("keys", "generate", "--another")
 
     assert 1 == ended.returncode
-    assert "keys.ids lists the keys that count" in ended.stderr
+    assert "keys.ids lists the CKA_IDs in use" in ended.stderr
     assert 1 == len(json.loads(plugin_without_ids(plugin).stdout))
 
 
