@@ -1,4 +1,4 @@
-"""What the benches measure: a server on SoftHSM2 behind the shim, the empty handler."""
+"""Start what the benches measure: a server on SoftHSM2 behind the shim, and others."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ if TYPE_CHECKING:
 
 SESSIONS = 16
 WORKERS = 4
-ENDINGS = ("OK", "CANCELLED")  # h2load breaks off what runs at the end of its time
+ENDINGS = ("OK", "CANCELLED")  # h2load cancels the requests that run at its end
 HOT = ("C_EncryptInit", "C_Encrypt", "C_DecryptInit", "C_Decrypt")
 DEK_BYTES = 32
 
 
 def prepare(directory: Path, **sections: Any) -> tuple[Plugin, Shim]:
-    """A token with a key, the shim before it, and a running server.
+    """Return a running server on a token with a key, and the shim before the token.
 
     Args:
-        directory: Where all of it lives.
-        sections: Sections of the configuration, over those that every bench has.
+        directory: Directory of the token, the shim and the server.
+        sections: Sections that replace those of the configuration of every bench.
     """
     hsm = SoftHsm(directory / "hsm")
     hsm.init_token()
@@ -64,7 +64,7 @@ def start(plugin: Plugin) -> None:
 
 
 def metrics(plugin: Plugin) -> dict[str, float]:
-    """The server's own figures, by name and labels."""
+    """Return the server's own figures, by name and labels."""
     _, text = plugin.page("/metrics")
     lines = text.splitlines()
     pairs = (line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
@@ -72,7 +72,7 @@ def metrics(plugin: Plugin) -> dict[str, float]:
 
 
 def not_ok(plugin: Plugin) -> float:
-    """Answers so far that were not OK, by the server's own count."""
+    """Return the number of answers that were not OK, by the server's own count."""
     fine = tuple(f'hsm_kms_requests_total{{code="{code}"' for code in ENDINGS)
     return sum(
         count
@@ -92,11 +92,11 @@ def slow(shim: Shim, milliseconds: float) -> None:
 
 @contextlib.contextmanager
 def empty_handler(directory: Path, size: int) -> Iterator[Path]:
-    """The socket of a server that does nothing, with responses as large as ours.
+    """Yield the socket of a server that does nothing, with responses as large as ours.
 
     Args:
-        directory: Where the socket is made.
-        size: Of a record, in bytes.
+        directory: Directory of the socket.
+        size: Size of a record in bytes.
     """
     socket = directory / "empty.sock"
     process = subprocess.Popen(

@@ -1,4 +1,4 @@
-"""The direct path: every DEK wrapped by the token. Needs h2load, gcc, libp11-kit-dev.
+"""Measure the direct path: the token wraps every DEK. Needs h2load and gcc.
 
     .venv/bin/python -m bench.direct [SECONDS_PER_RUN]
 
@@ -33,12 +33,12 @@ SECONDS = float(sys.argv[1]) if len(sys.argv) > 1 else 5.0
 
 
 def h2load(socket: Path, data: Path, streams: int) -> float:
-    """Requests a second over one connection."""
+    """Return the requests per second over one connection."""
     return load.h2load(socket, data, streams=streams, seconds=SECONDS)
 
 
 def one_stream(plugin: Plugin, count: int = 300) -> float:
-    """Median time of one v1 Encrypt after the other, in milliseconds."""
+    """Return the median time of consecutive v1 Encrypts, in milliseconds."""
     times = []
     for _ in range(count):
         began = time.perf_counter()
@@ -48,13 +48,13 @@ def one_stream(plugin: Plugin, count: int = 300) -> float:
 
 
 def yardstick(directory: Path, data: Path, size: int) -> dict[int, float]:
-    """Rate of the empty handler at 1 and 16 streams."""
+    """Return the rate of the empty handler with 1 and 16 streams."""
     with empty_handler(directory, size) as socket:
         return {streams: h2load(socket, data, streams) for streams in (1, 16)}
 
 
 def throughput(plugin: Plugin, shim: Shim, data: Path, empty: dict[int, float]) -> None:
-    """The table over latencies."""
+    """Print the table of rates over latencies."""
     print(
         "\n| L (ms) | 1 stream, median (ms) | 16 streams (/s) | of what is possible |"
     )
@@ -75,7 +75,7 @@ def throughput(plugin: Plugin, shim: Shim, data: Path, empty: dict[int, float]) 
 
 
 def calls_per_wrap(plugin: Plugin, shim: Shim, count: int = 200) -> float:
-    """C calls of one v1 Encrypt."""
+    """Return the number of C calls of one v1 Encrypt."""
     before = sum(calls.calls for calls in shim.counts().values())
     for _ in range(count):
         plugin.v1_encrypt(b"d" * 32)
@@ -84,7 +84,7 @@ def calls_per_wrap(plugin: Plugin, shim: Shim, count: int = 200) -> float:
 
 
 def kill_to_next(plugin: Plugin) -> str:
-    """Milliseconds from SIGKILL of every worker to the next answer that is OK."""
+    """Return the milliseconds from SIGKILL of all workers to the next OK answer."""
     for pid in plugin.worker_pids():
         os.kill(pid, 9)
     began = time.perf_counter()
@@ -97,7 +97,7 @@ def kill_to_next(plugin: Plugin) -> str:
 
 
 def status_while_hung(plugin: Plugin, shim: Shim) -> float:
-    """p99 of Status in milliseconds while every session hangs."""
+    """Return the p99 of Status in milliseconds while every session hangs."""
     shim.set("C_Encrypt sleep=20000")
     requests = [
         plugin.v1.Encrypt.future(
@@ -118,7 +118,7 @@ def status_while_hung(plugin: Plugin, shim: Shim) -> float:
 
 
 def memory(plugin: Plugin) -> tuple[float, float]:
-    """RSS of the server and PSS of the largest worker, in MB."""
+    """Return the RSS of the server and the PSS of the largest worker, in MB."""
     if plugin.process is None:
         raise SystemExit("the server does not run")
     rss = _kilobytes("VmRSS", Path(f"/proc/{plugin.process.pid}/status"))

@@ -1,4 +1,4 @@
-"""The yardstick: a grpc.aio server that answers v1 with constant bytes.
+"""Serve the yardstick: a grpc.aio server that answers v1 with constant bytes.
 
 python -m bench.empty SOCKET BYTES_OF_ENCRYPT BYTES_OF_DECRYPT
 """

@@ -1,7 +1,7 @@
-"""What makes the requests: h2load where all may be the same, bench/client elsewhere.
+"""Make the requests: with h2load if all may be equal, otherwise with bench/client.
 
-h2load costs least, but sees no gRPC status and sends one request again and again.
-The client is Go, with the API server's own gRPC library; it is built once and kept.
+h2load needs the least CPU, but ignores the gRPC status and repeats one request. The
+client is written in Go with the API server's own gRPC library; it is built once.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ BUILD_TIMEOUT = 10 * 60.0  # seconds
 
 
 class Report(NamedTuple):
-    """What the client says.
+    """Hold what the client reports.
 
     Args:
-        requests: So many were made.
-        seconds: All of them together took so long.
-        codes: How many ended with each gRPC status code; "WRONG" is another DEK than
-            the one that was wrapped.
-        p50_ms: Median of their times, in milliseconds.
-        p99_ms: 99th percentile.
-        max_ms: The longest.
+        requests: Number of requests.
+        seconds: Time that all requests took together.
+        codes: Number of requests by gRPC status code; "WRONG" is another DEK than the
+            one that was wrapped.
+        p50_ms: Median of the times, in milliseconds.
+        p99_ms: 99th percentile of the times, in milliseconds.
+        max_ms: Longest time, in milliseconds.
     """
 
     requests: int
@@ -43,23 +43,23 @@ class Report(NamedTuple):
 
     @property
     def rate(self) -> float:
-        """Requests a second."""
+        """Return the requests per second."""
         return self.requests / self.seconds
 
     @property
     def void(self) -> str:
-        """What to say behind a figure: nothing, if every answer was OK."""
+        """Return the note behind a figure: "" if every answer was OK."""
         return "" if set(self.codes) == {"OK"} else f" (void: {self.codes})"
 
 
 def require_tools() -> None:
-    """Say what is missing, if anything is."""
+    """Exit with a message if a tool is missing."""
     if shutil.which("h2load") is None:
         raise SystemExit("h2load is missing: apt-get install nghttp2-client")
 
 
 def frame(directory: Path) -> Path:
-    """A gRPC message with one v1 EncryptRequest."""
+    """Write a gRPC message with one v1 EncryptRequest."""
     request = kms_v1beta1_pb2.EncryptRequest(version="v1beta1", plain=os.urandom(32))
     body = request.SerializeToString()
     path = directory / "frame"
@@ -68,7 +68,7 @@ def frame(directory: Path) -> Path:
 
 
 def h2load(socket: Path, data: Path, *, streams: int, seconds: float) -> float:
-    """v1 Encrypts a second over one connection."""
+    """Return the v1 Encrypts per second over one connection."""
     result = subprocess.run(
         [
             *("h2load", "--duration", str(int(seconds)), "--warm-up-time", "1"),
@@ -88,14 +88,14 @@ def h2load(socket: Path, data: Path, *, streams: int, seconds: float) -> float:
 
 
 def encrypt(socket: Path, records: Path, *, count: int, streams: int) -> Report:
-    """Make records of as many DEKs, and keep both in a file."""
+    """Make records of `count` DEKs, and keep both in a file."""
     return _run(socket, records, f"-encrypt={count}", f"-streams={streams}")
 
 
 def decrypt(
     socket: Path, records: Path, *, streams: int, seconds: float | None = None
 ) -> Report:
-    """Open every record of a file once; or, for so many seconds, again and again."""
+    """Decrypt every record of a file once, or repeatedly for a number of seconds."""
     duration = [] if seconds is None else [f"-for={seconds:g}s"]
     return _run(socket, records, f"-streams={streams}", *duration)
 
@@ -114,7 +114,7 @@ def _client() -> Path:
     path = cache / "hsm-kms" / "bench" / digest.hexdigest()[:16] / "client"
     if not path.exists():
         if shutil.which("go") is None:
-            raise SystemExit("no Go here to build bench/client")
+            raise SystemExit("Go is missing: bench/client cannot be built")
         command = ["go", "build", "-trimpath", "-buildvcs=false", "-o", str(path), "."]
         subprocess.run(command, cwd=CLIENT, check=True, timeout=BUILD_TIMEOUT)
     return path

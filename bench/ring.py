@@ -1,4 +1,4 @@
-"""What 1, 10 and 100 keys on the ring cost. Needs gcc and libp11-kit-dev.
+"""Measure what 1, 10 and 100 keys cost. Needs gcc and libp11-kit-dev.
 
     .venv/bin/python -m bench.ring
 
@@ -27,7 +27,7 @@ LOOKS = 20
 
 
 def prepare(directory: Path, size: int) -> tuple[Plugin, Shim]:
-    """A token with so many keys, the shim before it, and a server that looks always."""
+    """Return a server that lists keys all the time, on a token with so many keys."""
     hsm = SoftHsm(directory / "hsm")
     hsm.init_token()
     pin = directory / "pin"
@@ -56,19 +56,19 @@ def prepare(directory: Path, size: int) -> tuple[Plugin, Shim]:
 
 
 def total(shim: Shim) -> int:
-    """C calls so far."""
+    """Return the number of C calls so far."""
     return sum(each.calls for each in shim.counts().values())
 
 
 def one_look(shim: Shim) -> float:
-    """C calls of one regular look; each unwraps one canary, under the current key."""
+    """Return the C calls of one inspection, which unwraps one canary."""
     looks, calls = shim.calls("C_DecryptInit"), total(shim)
     wait_for(lambda: shim.calls("C_DecryptInit") >= looks + LOOKS, 60)
     return (total(shim) - calls) / (shim.calls("C_DecryptInit") - looks)
 
 
 def median(plugin: Plugin, cipher: bytes) -> float:
-    """Median time of one v1 Decrypt, in milliseconds."""
+    """Return the median time of one v1 Decrypt, in milliseconds."""
     times = []
     for _ in range(CALLS):
         began = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Software wrapping: v1 by a local KEK. Needs h2load, Go, gcc, libp11-kit-dev.
+"""Measure software wrapping: v1 with a local KEK. Needs h2load, Go, gcc.
 
     .venv/bin/python -m bench.software [SECONDS_PER_RUN]
 
@@ -51,7 +51,7 @@ LONG_LATENCY = 100.0
 
 
 class Cold(NamedTuple):
-    """A run of decrypts after a restart."""
+    """Hold the result of one run of decrypts after a restart."""
 
     report: load.Report
     token_calls: int
@@ -59,7 +59,7 @@ class Cold(NamedTuple):
 
 @contextmanager
 def serving(directory: Path, **sections: object) -> Iterator[tuple[Plugin, Shim]]:
-    """A server with a token of its own, in a new directory."""
+    """Yield a server with a token of its own, in a new directory."""
     directory.mkdir()
     plugin, shim = prepare(directory, **sections)
     try:
@@ -69,7 +69,7 @@ def serving(directory: Path, **sections: object) -> Iterator[tuple[Plugin, Shim]
 
 
 def apis(wrapping: str) -> dict[str, object]:
-    """The section that has v1 wrap so."""
+    """Return the section that sets this wrapping mode for v1."""
     return {"v2": {"enabled": True}, "v1": {"enabled": True, "wrapping": wrapping}}
 
 
@@ -78,7 +78,7 @@ def apis(wrapping: str) -> dict[str, object]:
 
 @dataclass(kw_only=True)
 class Contender:
-    """One of the servers that are measured in turns.
+    """Describe one of the servers that are measured in turns.
 
     Args:
         name: In the table.
@@ -97,7 +97,7 @@ class Contender:
     void: str = ""
 
     def encrypt(self, streams: int) -> float:
-        """Encrypts a second."""
+        """Return the Encrypts per second."""
         before = self._failures()
         rate = load.h2load(self.socket, self.data, streams=streams, seconds=SECONDS)
         if self._failures() != before:
@@ -105,7 +105,7 @@ class Contender:
         return rate
 
     def decrypt(self, streams: int) -> float:
-        """Decrypts a second."""
+        """Return the Decrypts per second."""
         report = load.decrypt(
             self.socket, self.records, streams=streams, seconds=SECONDS
         )
@@ -117,7 +117,7 @@ class Contender:
 
 
 def rates(directory: Path) -> None:
-    """The table of rates."""
+    """Print the table of rates."""
     data = load.frame(directory)
     with ExitStack() as stack:
         ours = []
@@ -151,7 +151,7 @@ def table(
     contenders: list[Contender],
     measure: Callable[[Contender, int], float],
 ) -> None:
-    """The rows of one method, measured in turns."""
+    """Print the rows of one method, measured in turns."""
     runs = {
         streams: [
             {each.name: measure(each, streams) for each in contenders}
@@ -169,12 +169,12 @@ def table(
 
 
 def record_size(contender: Contender) -> int:
-    """Bytes of its records."""
+    """Return the size of the server's records in bytes."""
     return len(pairs(contender.records)[0][1])
 
 
 def of_the_empty(records: Path, mine: Path) -> Path:
-    """The same records, with the DEK that the empty handler answers."""
+    """Write the same records with the DEK that the empty handler answers."""
     dek = b"x" * DEK_BYTES
     mine.write_text(
         "".join(f"{dek.hex()} {record.hex()}\n" for _, record in pairs(records))
@@ -183,7 +183,7 @@ def of_the_empty(records: Path, mine: Path) -> Path:
 
 
 def pairs(records: Path) -> list[tuple[bytes, bytes]]:
-    """The DEKs and records of a file."""
+    """Return the DEKs and records of a file."""
     lines = (line.split(" ") for line in records.read_text().splitlines())
     return [(bytes.fromhex(dek), bytes.fromhex(record)) for dek, record in lines]
 
@@ -192,7 +192,7 @@ def pairs(records: Path) -> list[tuple[bytes, bytes]]:
 
 
 def cold_starts(directory: Path) -> None:
-    """The table of cold starts."""
+    """Print the table of cold starts."""
     print("\n| Secrets | local KEKs | L (ms) | seconds | ratio | token calls |")
     print("|---|---|---|---|---|---|")
     one = directory / "one"
@@ -210,7 +210,7 @@ def cold_starts(directory: Path) -> None:
 def cold_rows(
     plugin: Plugin, shim: Shim, records: Path, rounds: int = COLD_ROUNDS
 ) -> None:
-    """Cold starts without and with latency, in turns."""
+    """Print cold starts without and with latency, in turns."""
     latencies = (0.0, LATENCY)
     runs = [
         {at: cold(plugin, shim, records, at) for at in latencies} for _ in range(rounds)
@@ -230,7 +230,7 @@ def cold_rows(
 
 
 def herd(plugin: Plugin, shim: Shim, records: Path) -> str:
-    """What the same cold record many times at once takes."""
+    """Return a row about many concurrent Decrypts of one cold record."""
     same = records.with_name("same")
     same.write_text((records.read_text().splitlines()[0] + "\n") * AT_ONCE)
     run = cold(plugin, shim, same, LONG_LATENCY, streams=AT_ONCE)
@@ -257,7 +257,7 @@ def cold(
 
 
 def settle(plugin: Plugin, shim: Shim) -> None:
-    """Wait until the server has a local KEK of its own and leaves the token alone."""
+    """Wait until the server has a local KEK and does not use the token."""
     plugin.v1_encrypt(b"d" * DEK_BYTES)
     seen = None
     while seen != (seen := shim.counts()):
@@ -265,7 +265,7 @@ def settle(plugin: Plugin, shim: Shim) -> None:
 
 
 def written(plugin: Plugin, directory: Path, streams: int) -> Path:
-    """A file of records that the server has made."""
+    """Write a file of records that the server made."""
     records = directory / "records"
     report = load.encrypt(plugin.socket, records, count=SECRETS, streams=streams)
     if report.void:
@@ -274,7 +274,7 @@ def written(plugin: Plugin, directory: Path, streams: int) -> Path:
 
 
 def local_keks(records: Path) -> int:
-    """How many local KEKs have made the records of a file."""
+    """Return how many local KEKs made the records of a file."""
     return len({Record.decode(record).header.nested for _, record in pairs(records)})
 
 

@@ -24,7 +24,7 @@ LABEL_BYTES = 32
 
 
 class TokenInfo(ctypes.Structure):
-    """CK_TOKEN_INFO of PKCS#11 2.40, section 3.2."""
+    """Define CK_TOKEN_INFO of PKCS#11 2.40, section 3.2."""
 
     _fields_ = (
         ("label", ctypes.c_char * LABEL_BYTES),
@@ -39,7 +39,7 @@ class TokenInfo(ctypes.Structure):
 
 
 class Module:
-    """A loaded PKCS#11 module; every failure ends the program with its CK_RV."""
+    """Call a loaded PKCS#11 module; any failure ends the program with its CK_RV."""
 
     def __init__(self, path: str) -> None:
         self._library = ctypes.CDLL(path)
@@ -52,7 +52,7 @@ class Module:
             sys.exit(f"init_token.py: {function} failed with CK_RV {rv:#x}")
 
     def slots(self) -> list[int]:
-        """The ids of all slots that hold a token, an uninitialised one included."""
+        """Return the IDs of all slots with a token, even an uninitialised one."""
         count = CK_ULONG()
         self.call("C_GetSlotList", ctypes.c_ubyte(1), None, ctypes.byref(count))
         slots = (CK_ULONG * count.value)()
@@ -60,13 +60,13 @@ class Module:
         return list(slots)
 
     def info(self, slot: int) -> TokenInfo:
-        """What the module says of the token in a slot."""
+        """Return what the module says about the token in a slot."""
         info = TokenInfo()
         self.call("C_GetTokenInfo", CK_ULONG(slot), ctypes.byref(info))
         return info
 
     def init_token(self, slot: int, so_pin: bytes, label: bytes) -> None:
-        """Make a token of what is in the slot."""
+        """Initialise the token in the slot."""
         self.call("C_InitToken", CK_ULONG(slot), so_pin, CK_ULONG(len(so_pin)), label)
 
     def init_pin(self, slot: int, so_pin: bytes, pin: bytes) -> None:
@@ -82,7 +82,7 @@ class Module:
         self.call("C_CloseSession", session)
 
     def find(self, label: bytes) -> int | None:
-        """The slot of the token with this label."""
+        """Return the slot of the token with this label."""
         for slot in self.slots():
             info = self.info(slot)
             # c_char fields end at a NUL; PKCS#11 pads with blanks.
@@ -91,7 +91,7 @@ class Module:
         return None
 
     def free_slot(self) -> int:
-        """The slot SoftHSM keeps for the next token."""
+        """Return the slot that SoftHSM reserves for the next token."""
         for slot in self.slots():
             if not self.info(slot).flags & TOKEN_INITIALIZED:
                 return slot
@@ -99,7 +99,7 @@ class Module:
 
 
 def main(path: str, name: str, so_pin_file: str, pin_file: str) -> None:
-    """Make the token, or finish making it."""
+    """Initialise the token, or finish an interrupted initialisation."""
     label = name.encode().ljust(LABEL_BYTES)
     so_pin = Path(so_pin_file).read_bytes()
     pin = Path(pin_file).read_bytes()

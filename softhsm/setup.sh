@@ -5,11 +5,11 @@
 #     softhsm/setup.sh [DIR]          DIR is .dev of this project unless given
 #
 # HSM_KMS           the hsm-kms command (default: .venv/bin/hsm-kms)
-# SOFTHSM2_MODULE   the SoftHSM2 module, where it is in an unusual place
+# SOFTHSM2_MODULE   the SoftHSM2 module, if it is in an unusual place
 #
-# Everything it makes lies in DIR. Run again it changes nothing; interrupted, it
-# goes on where it was. For development and trial: the keys of a software token
-# are files on this machine.
+# All files are in DIR. A second run changes nothing; after an interruption, the next
+# run continues. For development and trials only: the keys of a software token are
+# files on this machine.
 set -eu
 umask 077
 
@@ -66,7 +66,7 @@ install_softhsm() {
 
 # Files
 
-# Write a file whole or not at all, from standard input.
+# Write a file from standard input, as a whole or not at all.
 write() {
     cat >"$dir/.$1.new"
     mv -- "$dir/.$1.new" "$dir/$1"
@@ -97,7 +97,7 @@ choose_socket() {
     fi
     socket=$(cat "$dir/socket")
     home=$(dirname -- "$socket")
-    # A directory for temporary files does not outlive a restart of the machine.
+    # A directory for temporary files is removed at a restart of the machine.
     [ -d "$home" ] || mkdir -m 0700 -- "$home"
     [ -O "$home" ] || die "$home belongs to somebody else; remove $dir/socket and $dir/config.yaml"
     # Where the one socket does not fit, the other does without.
@@ -161,7 +161,7 @@ has_key() {
     esac
 }
 
-# config.yaml is put in place last: where it is, the rest is complete.
+# config.yaml is written last: if it exists, everything else is complete.
 make_all() {
     module=${SOFTHSM2_MODULE:-$(find_module)}
     if [ -z "$module" ]; then
@@ -170,7 +170,7 @@ make_all() {
     fi
     [ -r "$module" ] || die "there is no SoftHSM2 module at ${module:-any of the usual places}"
     prepare_dir
-    write_softhsm_conf # the mark of a directory that is ours, so it comes first
+    write_softhsm_conf # marks the directory as ours, so it is written first
     mkdir -p -- "$dir/tokens" "$dir/state"
     choose_socket
     [ -s "$dir/so-pin" ] || random_pin | write so-pin

@@ -1,4 +1,4 @@
-"""`keys cancel`: which keys it destroys, and what proof it wants before."""
+"""Test `keys cancel`: which keys it destroys, and what proof it requires."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ SIGNED = ("--without-scan", "--confirm")
 
 @pytest.fixture
 def keys(make_plugin, hsm):
-    """The commands on a token that all nodes share, with one key."""
+    """Run the commands on a token that all nodes share, with one key."""
     return Keys(make_plugin(hsm, token={"shared": True}))
 
 
 @pytest.fixture
 def others(make_plugin, hsm):
-    """Two nodes that do not share their keys, and a key that one of them writes with.
+    """Provide two nodes with separate keys, and a key that one of them encrypts with.
 
     The first one remembers the old key; the new one is named on the second alone.
     """
@@ -37,12 +37,12 @@ def others(make_plugin, hsm):
 
 @pytest.fixture(autouse=True)
 def no_etcd(monkeypatch):
-    """No etcd is named by the environment."""
+    """Remove the variables that name an etcd."""
     monkeypatch.delenv("ETCDCTL_ENDPOINTS", raising=False)
 
 
 def test_cancel(keys):
-    """A pending key goes, also while a server holds it; others do not."""
+    """`cancel` destroys a pending key, even while a server holds it, and no other."""
     plugin = keys.plugin.start()
     plugin.wait_healthz("ok")
     (old,) = keys.states()
@@ -60,7 +60,7 @@ def test_cancel(keys):
 
 
 def test_used_by_another_node(others):
-    """Where no activation time counts, a key that another node writes with is kept."""
+    """If the token is not shared, a key that another node encrypts with is kept."""
     new, value = others.new, others.value
     assert {others.old: "current", new: "pending"} == others.states()
     unproven = others.refusal("cancel", new, "--yes")
@@ -78,7 +78,7 @@ def test_used_by_another_node(others):
 
 
 def test_nothing_stored_under_it(others):
-    """Where no activation time counts, a key is destroyed once etcd was scanned."""
+    """If the token is not shared, a key is destroyed after a scan of etcd."""
     with EtcdServer({b"/registry/events/one": b"k8s"}) as etcd:
         ended = others.run("cancel", others.new, "--yes", "--endpoints", etcd.endpoint)
 
@@ -88,12 +88,12 @@ def test_nothing_stored_under_it(others):
 
 
 def test_without_a_scan(others, tmp_path):
-    """The key_id once more stands for the scan; --yes does not, nor does a file."""
+    """Only the repeated key_id replaces a scan; --yes and a file do not."""
     new, file = others.new, etcd_json(tmp_path / "etcd", b"value")
     assert "give --confirm KEY_ID" in others.refusal(
         "cancel", new, "--without-scan", "--yes", code=2
     )
-    assert "that is another key_id" in others.refusal(
+    assert "the two key_ids differ" in others.refusal(
         "cancel", new, *SIGNED, others.old
     )
     assert "do not show what is stored now" in others.refusal(
@@ -105,7 +105,7 @@ def test_without_a_scan(others, tmp_path):
 
 
 def test_in_the_last_minute(keys):
-    """By another node's clock it may be current, so that needs a proof."""
+    """In the last minute before its time, a key needs a proof to be cancelled."""
     new = keys.rotate("--activate-in", "30s", "--force")
     refused = keys.refusal("cancel", new, "--yes")
     with EtcdServer({b"/registry/events/one": b"k8s"}) as etcd:
@@ -116,7 +116,7 @@ def test_in_the_last_minute(keys):
 
 
 def test_past_its_time(keys):
-    """A key that other nodes may have switched to needs a proof; a used one stays.
+    """A key past its time needs a proof; a key that was current is kept.
 
     `keys.current` keeps this node from it.
     """
