@@ -76,11 +76,11 @@ random_pin() { od -An -v -tx1 -N16 /dev/urandom | tr -d ' \n'; }
 
 prepare_dir() {
     case $dir in
-    *[\'\"\\%?#*[:cntrl:]]*) die "the path $dir has a character that is not for YAML, URLs and softhsm2.conf alike" ;;
+    *[\'\"\\%?#*[:cntrl:]]*) die "the path $dir contains a character that YAML, URLs or softhsm2.conf do not allow" ;;
     esac
     if [ ! -e "$dir/softhsm2.conf" ]; then
         others=$(find "$dir" -mindepth 1 ! -name '.*.new' | head -n 1)
-        [ -z "$others" ] || die "$dir holds other files; name an empty directory"
+        [ -z "$others" ] || die "$dir contains other files; give an empty directory"
     fi
     chmod 0700 "$dir"
 }
@@ -99,13 +99,13 @@ choose_socket() {
     home=$(dirname -- "$socket")
     # A directory for temporary files is removed at a restart of the machine.
     [ -d "$home" ] || mkdir -m 0700 -- "$home"
-    [ -O "$home" ] || die "$home belongs to somebody else; remove $dir/socket and $dir/config.yaml"
+    [ -O "$home" ] || die "another user owns $home; remove $dir/socket and $dir/config.yaml"
     # Where the one socket does not fit, the other does without.
     admin=null
     if [ "$home" = "$dir" ] && [ "$(printf %s "$dir/admin.sock" | wc -c)" -le 107 ]; then
         admin="'$dir/admin.sock'"
     fi
-    [ "$home" = "$dir" ] || say "the path of $dir is too long for a socket; it is $socket"
+    [ "$home" = "$dir" ] || say "the path of $dir is too long for a socket; the socket is $socket"
 }
 
 write_softhsm_conf() {
@@ -168,7 +168,7 @@ make_all() {
         install_softhsm
         module=$(find_module)
     fi
-    [ -r "$module" ] || die "there is no SoftHSM2 module at ${module:-any of the usual places}"
+    [ -r "$module" ] || die "no SoftHSM2 module was found at ${module:-any of the usual places}; name it in SOFTHSM2_MODULE"
     prepare_dir
     write_softhsm_conf # marks the directory as ours, so it is written first
     mkdir -p -- "$dir/tokens" "$dir/state"
@@ -186,16 +186,16 @@ make_all() {
 
 check_all() {
     for name in softhsm2.conf socket so-pin pin tokens state encryption-config.yaml; do
-        [ -e "$dir/$name" ] || die "$dir has no $name any more; remove $dir to begin anew"
+        [ -e "$dir/$name" ] || die "$dir/$name is missing; remove $dir to start over"
     done
     grep -qF "'$dir/softhsm2.conf'" "$dir/config.yaml" ||
-        die "$dir was made under another path; move it back, or remove it to begin anew"
+        die "$dir was created under another path; move it back, or remove it to start over"
     choose_socket
     say "$dir is complete; nothing to do"
 }
 
 [ $# -le 1 ] || die "usage: softhsm/setup.sh [DIR]"
-[ -x "$hsm_kms" ] || die "there is no $hsm_kms; run make run, or name the command in HSM_KMS"
+[ -x "$hsm_kms" ] || die "$hsm_kms does not exist; run make run, or name the command in HSM_KMS"
 dir=${1:-$root/.dev}
 [ -d "$dir" ] || mkdir -p -- "$dir"
 dir=$(CDPATH='' cd -- "$dir" && pwd -P)

@@ -183,7 +183,10 @@ def test_long_path_gets_a_short_socket(tmp_path):
     finally:
         shutil.rmtree(runtime)
 
-    said = f"setup.sh: the path of {directory} is too long for a socket; it is {socket}"
+    said = (
+        f"setup.sh: the path of {directory} is too long for a socket; "
+        f"the socket is {socket}"
+    )
     assert said in ended.stderr.splitlines()
     assert said in again.stderr.splitlines()
     endpoint = f"unix://{socket}"
@@ -198,7 +201,7 @@ def test_foreign_directory_is_refused(tmp_path):
 
     assert 1 == ended.returncode
     assert (
-        f"setup.sh: {tmp_path} holds other files; name an empty directory\n"
+        f"setup.sh: {tmp_path} contains other files; give an empty directory\n"
         == ended.stderr
     )
     assert before == snapshot(tmp_path)
@@ -210,7 +213,7 @@ def test_moved_directory_is_refused(made, tmp_path):
     ended = setup(tmp_path / "copy")
 
     assert 1 == ended.returncode
-    assert "was made under another path" in ended.stderr
+    assert "was created under another path" in ended.stderr
 
 
 def test_lost_tokens_are_not_replaced(made, tmp_path):
@@ -220,7 +223,7 @@ def test_lost_tokens_are_not_replaced(made, tmp_path):
     ended = setup(tmp_path / "copy")
 
     assert 1 == ended.returncode
-    assert "has no tokens any more" in ended.stderr
+    assert "/tokens is missing; remove" in ended.stderr
 
 
 @pytest.mark.parametrize("name", ["a'b", 'a"b', "a%b", "a#b", "a?b", "a\\b", "a\nb"])
@@ -229,7 +232,7 @@ def test_paths_that_no_file_could_quote_are_refused(tmp_path, name):
     ended = setup(tmp_path / name)
 
     assert 1 == ended.returncode
-    assert "has a character" in ended.stderr
+    assert "contains a character" in ended.stderr
 
 
 def test_missing_module_is_said(tmp_path):
@@ -237,7 +240,7 @@ def test_missing_module_is_said(tmp_path):
     ended = setup(tmp_path / "dev", SOFTHSM2_MODULE="/nonexistent.so")
 
     assert 1 == ended.returncode
-    assert "there is no SoftHSM2 module at /nonexistent.so" in ended.stderr
+    assert "no SoftHSM2 module was found at /nonexistent.so" in ended.stderr
 
 
 def test_missing_command_is_said(tmp_path):
@@ -245,5 +248,5 @@ def test_missing_command_is_said(tmp_path):
     ended = setup(tmp_path / "dev", HSM_KMS="/nonexistent")
 
     assert 1 == ended.returncode
-    assert "there is no /nonexistent" in ended.stderr
+    assert "/nonexistent does not exist" in ended.stderr
     assert not (tmp_path / "dev").exists()
