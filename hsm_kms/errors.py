@@ -21,8 +21,8 @@ class HsmKmsError(Exception):
     """Root of all errors of hsm-kms; never raised itself.
 
     Args:
-        message: One sentence for logs and the CLI. It may name configured
-            paths, PKCS#11 functions and CKR names; never a PIN or key bytes.
+        message: One line for logs and the CLI. It may name configured paths, PKCS#11
+            functions and CKR names, but never a PIN or key bytes.
         hint: How to fix the cause, for the CLI and the log; None if nothing can be
             done.
         function: The PKCS#11 function that failed; "" if none was called.
@@ -101,7 +101,7 @@ class KeyRetiredError(UnknownKeyIdError):
 
 
 class KeyForeignError(UnknownKeyIdError):
-    """The key is on the token, but nothing says that it may decrypt."""
+    """Raised when a key is on the token, but nothing says that it may decrypt."""
 
 
 class KeyUnsuitableError(PreconditionError):
@@ -113,7 +113,7 @@ class KeyLostError(PreconditionError):
 
 
 class KeyReplacedError(PreconditionError):
-    """Another key has the names of a key that this node holds."""
+    """Raised when another key has the names of a key that this node holds."""
 
 
 class KeyReusedError(PreconditionError):

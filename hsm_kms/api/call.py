@@ -1,6 +1,6 @@
 """Handle what all requests share: parsing, deadline, refusal, and one log event.
 
-1. An `HsmKmsError` is answered with its code and fixed sentence in `codes`. So is a
+1. An `HsmKmsError` is answered with its code and fixed message in `codes`. So is a
    message that cannot be parsed, which gRPC would answer with the parser's text.
 2. Any other exception is answered as INTERNAL; the log gets its trace without values.
 3. A client that gives up cancels its request, and nothing here catches that.

@@ -1,7 +1,7 @@
 """Map each error class to its gRPC status code and its fixed message.
 
-A client learns nothing but the sentence, because the API server passes it on to its
-own clients. Causes are in the log and in Status.
+A client gets nothing but the message, because the API server passes it on to its own
+clients. Causes are in the log and in Status.
 """
 
 from __future__ import annotations

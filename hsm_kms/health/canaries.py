@@ -180,7 +180,7 @@ class Canaries:
 
         A due key passes the test once it has been proven on every worker that serves,
         after the first adoption that asked for it. A key that this adoption does not
-        ask for starts anew.
+        ask for starts again.
         """
         before, self._due = self._due, {}
         serving = [

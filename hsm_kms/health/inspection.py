@@ -187,7 +187,7 @@ class Inspection:
         """Let a fresh worker look before a missing key is believed.
 
         Some modules show only the keys that existed at C_Initialize, and some show
-        none once their token went away and came back.
+        none after their token was removed and inserted again.
 
         Raises:
             KeyNotFoundError: This worker should be replaced.
@@ -203,7 +203,7 @@ class Inspection:
             raise KeyNotFoundError("no current key is seen: a fresh worker looks")
 
     def _adopt(self, worker: Worker, listing: KeyListing) -> bool:
-        """Make the keyring anew; return True if it has a current key.
+        """Rebuild the keyring; return True if it has a current key.
 
         No await from here to the end: keyring, canaries and local KEKs change in one
         step of the event loop.

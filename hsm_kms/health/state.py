@@ -167,7 +167,7 @@ class Health:
         return self._call_failed_after == self._canaries.passes
 
     def evaluate(self) -> None:
-        """Judge the state anew, also because time has passed; log each change."""
+        """Judge the state again, also because time has passed; log each change."""
         if self._node_keyring.ring is not None or self._workers.last_error is not None:
             self._first_news.set()
         before = self._detail

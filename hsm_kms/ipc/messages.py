@@ -292,7 +292,7 @@ class Failure(_Message, frozen=True, kw_only=True):
 
     Args:
         cause: A `ckr.Fault` or a `ckr.Cause`.
-        detail: A sentence without secrets: paths, names, the loader's message.
+        detail: A message without secrets: paths, names, the loader's message.
         function: The PKCS#11 function that failed; "" if none was called.
         rv: Its CK_RV; None if it returned none.
     """

@@ -40,7 +40,7 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True):
 
     Args:
         cause: A `ckr.Fault` or a `ckr.Cause`.
-        detail: A sentence without secrets.
+        detail: A message without secrets.
         function: The PKCS#11 function that failed; "" if none was called.
         rv: Its CK_RV; None if it returned none.
     """

@@ -213,7 +213,7 @@ class Discovery:
         try:
             frozen = self._state_dir.frozen_mechanism()
         except StateCorruptError as error:
-            _log.warning("the mechanism is probed anew", error=error.sentence)
+            _log.warning("the mechanism is probed again", error=error.sentence)
             return self._mechanism
         if frozen is None or frozen.token_serial != worker.token_serial:
             return self._mechanism

@@ -1,8 +1,8 @@
 """Put together what the workers see of the keys.
 
 Some PKCS#11 modules show a process only the keys that existed when it started, and some
-show none once their token went away and came back. So a listing without a key says
-little, and who made it counts:
+show none after their token was removed and inserted again. So a listing without a key
+proves little, and which worker made the listing counts:
 
 1. A key that one worker has seen is held.
 2. A held key is dropped when `MISSES_BELIEVED` listings in a row have missed it, each

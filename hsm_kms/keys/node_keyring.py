@@ -140,7 +140,7 @@ class NodeKeyring:
         try_key: Try,
         token_serial: str,
     ) -> None:
-        """Make the keyring anew from the keys read, and switch if it is time.
+        """Rebuild the keyring from the keys read, and switch if it is time.
 
         Args:
             inventory: The keys held.

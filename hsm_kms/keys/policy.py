@@ -1,6 +1,6 @@
 """Check a KEK against the key policy, and tell whether the token generated it.
 
-The attributes are what the token says: whoever can forge them controls the token.
+The attributes are what the token reports: anyone who can forge them controls the token.
 """
 
 from __future__ import annotations

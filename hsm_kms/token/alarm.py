@@ -19,7 +19,7 @@ _log = get_logger(__name__)
 
 
 class Alarm:
-    """Wake whoever inspects the token.
+    """Wake the health monitor, which inspects the token.
 
     Attributes:
         reason: What raised the alarm first since `clear`; "" while it is not raised.

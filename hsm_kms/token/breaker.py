@@ -49,7 +49,7 @@ class Breaker:
             _log.warning("breaker open", error=error.sentence)
 
     def succeeded(self) -> None:
-        """Begin the count anew: the token answered a request."""
+        """Reset the count, because the token answered a request."""
         self._in_a_row = 0
 
     def close(self) -> None:

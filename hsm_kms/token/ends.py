@@ -36,8 +36,8 @@ class Ending:
 
     Args:
         drain: Longest time in seconds that calls under way may still run, once nothing
-            new is lent; None for `token.call_timeout`, after which nobody waits for
-            them any more.
+            new is lent; None for `token.call_timeout`, after which no request waits
+            for them any more.
         kill: SIGKILL; else the worker is asked to close its sessions and to leave.
         counted: The kill counts against the budget of kills: some HSMs keep the
             sessions of a client that was killed.

@@ -5,7 +5,7 @@
 2. A worker that has ended is replaced at once. If a worker cannot start, or ends soon,
    the next one starts after growing pauses with jitter. While there is no worker,
    requests fail with the reason.
-3. `Workers.end` alone ends a worker that serves, whoever asks for that. A worker is
+3. Only `Workers.end` ends a worker that serves, for every caller. A worker is
    ended once, calls under way may finish as the row in `token.ends` says, and a worker
    is recycled only while all workers serve, so never two at once.
 """

@@ -65,7 +65,7 @@ class Listing:
         identified: The handles whose fingerprint was computed, by names, fingerprint,
             and whether it is that of a pair.
         spoiled: An operation may still be under way on the session, which must be
-            opened anew.
+            replaced by a new one.
 
     Raises:
         WorkerError: The token could not be searched.
@@ -116,7 +116,7 @@ class Listing:
             skip: Number of objects on the pages before.
             limit: Largest number of objects on this page; the page ends earlier if
                 the message would become too long, the token is slow, or the session
-                must be opened anew.
+                must be replaced by a new one.
 
         Raises:
             WorkerError: The session does not answer, or is not logged in.

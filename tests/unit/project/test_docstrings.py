@@ -13,7 +13,7 @@ NO_VERB = {
     *("Who", "Whoever", "Whose", "Why"),
 }
 # Docstrings that are still to be mended, by room: these numbers may only fall.
-REMAINING = {"http": 6, "server": 11, "wrapping": 42}
+REMAINING = {"http": 5, "server": 11, "wrapping": 42}
 
 
 def first_words(path: Path) -> list[tuple[int, str]]:
