@@ -31,7 +31,7 @@ def read_status(path: Path) -> dict[str, Any] | None:
 
 
 class UnixConnection(http.client.HTTPConnection):
-    """A connection to the server on this socket.
+    """Connect to the server on a unix socket.
 
     Args:
         path: The socket.

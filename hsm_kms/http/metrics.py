@@ -1,7 +1,7 @@
-"""Everything that is counted, for Prometheus; docs/metrics.md explains each name.
+"""Export all counts to Prometheus; docs/metrics.md explains each name.
 
-Labels are enumerations of ours, CKR names, or `sha256:` hashes of key_ids as the API
-server's own metrics have them; nothing that came in a request is ever a label.
+Labels are enumerations of hsm-kms, CKR names, or `sha256:` hashes of key_ids as in the
+API server's own metrics. Nothing that came in a request is ever a label.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _STATES: Final = ("starting", "ok", "degraded", "failed")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
-    """What is read when somebody asks.
+    """Hold the values that are read at each scrape.
 
     Args:
         health: "starting", "ok", "degraded" or "failed".
@@ -102,7 +102,7 @@ class _Tally:
 
 
 class Metrics:
-    """The registry of one server.
+    """Hold the metrics of one server.
 
     Args:
         read: Makes a snapshot; called on the event loop.
@@ -130,12 +130,12 @@ class Metrics:
         tally.seconds += seconds
 
     def render(self) -> bytes:
-        """The text format."""
+        """Return all metrics in the Prometheus text format."""
         return generate_latest(self._registry)
 
 
 class _Collector:
-    """Turns what was counted, and a snapshot, into metrics at each scrape.
+    """Turn the counts, and a snapshot, into metrics at each scrape.
 
     Args:
         requests: By method, code and path.
@@ -147,11 +147,11 @@ class _Collector:
         self._read = read
 
     def describe(self) -> Iterable[Metric]:
-        """Nothing: the registry shall not take a snapshot to learn the names."""
+        """Return nothing, so that the registry takes no snapshot to learn the names."""
         return ()
 
     def collect(self) -> Iterable[Metric]:
-        """One metric family after the other."""
+        """Yield each metric family."""
         yield from _of_requests(self._requests)
         yield from _of_snapshot(self._read())
 

@@ -126,7 +126,7 @@ class Inventory:
 
     @property
     def missed_at(self) -> Mapping[str, float]:
-        """When each key that has appeared was last missed, by fingerprint."""
+        """Return when each key that has appeared was last missed, by fingerprint."""
         return self._arrivals.missed_at
 
     @property

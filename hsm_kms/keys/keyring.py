@@ -193,7 +193,7 @@ class Pending:
 
     @property
     def doubt(self) -> str:
-        """Why this node does not switch by the activation time; "" if it does."""
+        """Return why this node does not switch at the activation time; or ""."""
         if self.missed_at is None:
             return ""
         return (
@@ -260,13 +260,13 @@ class Keyring:
 
     @property
     def twins(self) -> tuple[TokenKey, ...]:
-        """The keys whose CKA_LABEL and CKA_ID another key has, too."""
+        """Return the keys whose CKA_LABEL and CKA_ID another key has, too."""
         names = Counter((key.ref, key.cipher) for key in self.keys)
         return tuple(key for key in self.keys if names[key.ref, key.cipher] > 1)
 
     @property
     def without_cka_id(self) -> tuple[TokenKey, ...]:
-        """The keys whose CKA_ID is empty."""
+        """Return the keys whose CKA_ID is empty."""
         return tuple(key for key in self.keys if not key.ref.cka_id)
 
     def for_encrypt(self) -> TokenKey:

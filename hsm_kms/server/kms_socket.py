@@ -31,7 +31,7 @@ _POLL: Final = 0.05  # seconds between two looks at a path or lock that is taken
 
 
 class Server(Protocol):
-    """The part of grpc.aio.Server that is needed here."""
+    """Describe the part of grpc.aio.Server that is needed here."""
 
     def add_insecure_port(self, address: str) -> int:
         """Bind and listen at once; calls are answered from its start on."""
@@ -39,7 +39,7 @@ class Server(Protocol):
 
 
 class UnixSocket:
-    """The path of the KMS socket: `acquire`, `bind`, and at the very end `close`.
+    """Own the path of the KMS socket: `acquire`, `bind`, and at the very end `close`.
 
     Args:
         path: Where clients connect, absolute.

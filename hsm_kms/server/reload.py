@@ -94,7 +94,7 @@ def _read(config: Config, name: str) -> object:
 
 
 class ConfigFile:
-    """The file, and what it was when it was read last.
+    """Watch the configuration file for changes since it was last read.
 
     Args:
         path: The configuration file.
@@ -105,7 +105,7 @@ class ConfigFile:
         self._seen = self._identity()
 
     def changed(self) -> bool:
-        """Whether it is another file, or another content, than last time."""
+        """Return True if the file was replaced or changed since the last call."""
         now = self._identity()
         if now is None or now == self._seen:
             return False
@@ -113,10 +113,10 @@ class ConfigFile:
         return True
 
     def read(self, old: Config) -> Config | None:
-        """The new configuration; None where nothing is to be done.
+        """Return the new configuration, or None if it is rejected or unchanged.
 
         Args:
-            old: The one in force.
+            old: The configuration in force.
         """
         try:
             new = configuration.load(self._path)

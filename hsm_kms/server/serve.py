@@ -63,11 +63,11 @@ async def serve(config: Config, path: Path) -> None:
 
 
 class Server:
-    """The running server.
+    """Run the server.
 
     Args:
         config: The configuration.
-        path: The file it came from.
+        path: The file of the configuration.
     """
 
     def __init__(self, config: Config, path: Path) -> None:

@@ -57,7 +57,7 @@ def configure_message(config: Config, *, read_write: bool | None = None) -> Conf
 
 
 def pin_source(config: Config) -> PinSource | None:
-    """Where the PIN is; None where the token wants no login."""
+    """Return the source of the PIN, or None if the token needs no login."""
     kind = user_type(config.token.login)
     if kind is None or config.token.pin_file is None:
         return None
@@ -65,7 +65,7 @@ def pin_source(config: Config) -> PinSource | None:
 
 
 def worker_settings(config: Config) -> WorkerSettings:
-    """How the server's workers are made."""
+    """Return the settings of the server's workers."""
     token = config.token
     return WorkerSettings(
         configure=configure_message(config),
@@ -79,7 +79,7 @@ def worker_settings(config: Config) -> WorkerSettings:
 
 
 def key_settings(config: Config) -> KeySettings:
-    """How keys are found and judged."""
+    """Return the settings by which keys are found and judged."""
     keys = config.keys
     return KeySettings(
         label=keys.label,
@@ -102,7 +102,7 @@ def key_settings(config: Config) -> KeySettings:
 
 
 def wrap_settings(config: Config, api: ApiV2 | ApiV1) -> WrapSettings:
-    """How one of the APIs wraps; v1 asks too often for a read-back each time."""
+    """Return how one of the APIs wraps; v1 wraps too often to read each wrap back."""
     local = config.local_keys
     return WrapSettings(
         wrapping=api.wrapping,

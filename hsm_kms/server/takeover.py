@@ -120,7 +120,7 @@ class InForce:
 
 
 class _Current:
-    """What a service holds over reloads: each request asks which wrapper is current.
+    """Look up the current wrapper for each request, because a reload replaces it.
 
     Args:
         seal: The wrapper to encrypt with.

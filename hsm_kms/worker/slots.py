@@ -20,7 +20,7 @@ _PROTOTYPE: Final = ctypes.CFUNCTYPE(c_ulong, c_ulong, c_void_p)
 
 
 class TolerantSlots:
-    """A copy of a function list whose C_GetSlotInfo never fails.
+    """Copy a function list, with a C_GetSlotInfo that never fails.
 
     It must live as long as python-pkcs11 uses the copy.
 

@@ -64,7 +64,7 @@ class Budget(Protocol):
 def canary(
     key: TokenKey, mechanism: Mechanism, scope: str, kept: KeptCanary | None = None
 ) -> RunCanary:
-    """The request that wraps and unwraps a canary under a key.
+    """Return the request that wraps and unwraps a canary under a key.
 
     Args:
         key: The key.

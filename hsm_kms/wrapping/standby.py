@@ -126,9 +126,9 @@ class Standby:
 
     @property
     def spent(self) -> HsmKmsError | None:
-        """Why the token must not wrap under the current key any more.
+        """Return why the token must not wrap under the current key any more.
 
-        None if it may, or if a local KEK wraps in its place.
+        None if the token may wrap, or if a local KEK wraps in its place.
         """
         api, key = self._encrypting[0]
         if key is None or not self._budget.is_spent(key.fingerprint):
@@ -147,7 +147,7 @@ class Standby:
 
     @property
     def _encrypting(self) -> list[tuple[ApiV2 | ApiV1, TokenKey | None]]:
-        """The enabled APIs, v2 first, and the key that each encrypts under."""
+        """Return the enabled APIs, v2 first, and the key that each encrypts under."""
         apis, keys = self._apis, self._node_keyring
         both = ((apis.v2, keys.announced_ring), (apis.v1, keys.ring))
         return [

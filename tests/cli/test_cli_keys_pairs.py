@@ -53,7 +53,7 @@ def keys(on, empty_hsm):
 
 @pytest.fixture(scope="session")
 def pairs(session_directory, token_template, pin_file):
-    """Provide a token with two pairs, and their key_ids: the older one, and `--another`."""
+    """Provide a token with two pairs, and the key_ids of the older and the newer."""
     hsm = token_template.copy(session_directory / "pairs")
     directory = hsm.directory / "p"
     directory.mkdir(mode=0o700)

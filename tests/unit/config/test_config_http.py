@@ -1,14 +1,12 @@
 """Test the section http: addresses and the admin socket."""
 
-import asyncio
 import socket
 from pathlib import Path
 
 import pytest
 
 from hsm_kms.config.load import parse
-from hsm_kms.http.server import HttpServer
-from tests.harness.wait import patient
+from hsm_kms.http.server import TcpAddress
 from tests.unit.config.test_config import faults_of, with_
 
 
@@ -88,7 +86,7 @@ def test_no_admin_socket():
 
 
 @pytest.mark.parametrize("text", ["127.0.0.1:0", "[::1]:0"])
-async def test_addresses_can_be_bound(text):
+def test_addresses_can_be_bound(text):
     """The server can listen on each address that the configuration accepts."""
     host, port = parse(with_({"http.listen": text})).http.address
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -97,10 +95,6 @@ async def test_addresses_can_be_bound(text):
             attempt.bind((host, port))
     except OSError:
         pytest.skip("this machine has no IPv6")
-    server = HttpServer()
-    try:
-        got = server.listen_tcp(host, port, {})
-        with socket.create_connection((host, got), timeout=patient()):
-            pass
-    finally:
-        await asyncio.to_thread(server.close)
+    listening = TcpAddress(host, port).bind()
+    with listening, socket.create_connection(listening.getsockname()[:2]):
+        pass
