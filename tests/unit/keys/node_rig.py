@@ -12,7 +12,12 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from hsm_kms.config import schema
-from hsm_kms.errors import HsmKmsError, MechanismError, WorkerLostError
+from hsm_kms.errors import (
+    HsmKmsError,
+    KeyUnsuitableError,
+    MechanismError,
+    WorkerLostError,
+)
 from hsm_kms.health.canaries import Canaries
 from hsm_kms.health.fresh_worker import FreshWorkerChecks
 from hsm_kms.health.inspection import Inspection
@@ -22,7 +27,7 @@ from hsm_kms.ipc.fingerprints import fingerprint_of
 from hsm_kms.ipc.messages import Encrypted
 from hsm_kms.ipc.values import Cipher, KeyRef, Mechanism
 from hsm_kms.keys.discovery import KeyListing
-from hsm_kms.keys.keyring import TokenKey
+from hsm_kms.keys.keyring import TokenKey, UnidentifiedKey
 from hsm_kms.keys.node_keyring import NodeKeyring
 from hsm_kms.keys.trial import PASSED, UNTRIED, Trial
 from hsm_kms.state_dir.directory import StateDir
@@ -32,6 +37,7 @@ from hsm_kms.token.ends import ENDS, End
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+    from collections.abc import Set as AbstractSet
     from pathlib import Path
 
     from hsm_kms.health.state import HealthState
@@ -131,8 +137,9 @@ class Peers:
 class _Sight:
     """Stands where `Discovery` reads a token."""
 
-    def __init__(self, settings: KeySettings) -> None:
+    def __init__(self, settings: KeySettings, damaged: AbstractSet[str]) -> None:
         self._suffix = f".{settings.suffix}" if settings.suffix else ""
+        self._damaged = damaged
 
     async def read(
         self, worker: Peer, _last: LastKey | None, *, fresh: bool
@@ -142,11 +149,18 @@ class _Sight:
             raise WorkerLostError("it is gone")
         seen = worker.sees - (set() if fresh else worker.blind)
         worker.blind = set()
-        keys = (
+        keys = [
             replace(key, key_id=key.fingerprint + self._suffix)
             for key in sorted(seen, key=lambda key: key.ref.cka_id)
+        ]
+        return KeyListing(
+            keys=tuple(k for k in keys if k.fingerprint not in self._damaged),
+            unidentified=tuple(
+                UnidentifiedKey(ref=key.ref, error=KeyUnsuitableError("damaged"))
+                for key in keys
+                if key.fingerprint in self._damaged
+            ),
         )
-        return KeyListing(keys=tuple(keys))
 
 
 class StandIn:
@@ -187,13 +201,20 @@ class Engine:
         clock: Seconds since the Unix epoch.
         token: The keys on the token, as a fresh worker sees them.
         health: How an outage is reported.
+        damaged: Fingerprints of keys that cannot be identified.
 
     Attributes:
         last: key_id last current, as the test saw it.
     """
 
     def __init__(
-        self, settings: KeySettings, directory: Path, clock, token, health=None
+        self,
+        settings: KeySettings,
+        directory: Path,
+        clock,
+        token,
+        health=None,
+        damaged: AbstractSet[str] = frozenset(),
     ) -> None:
         self.settings = settings
         self.keyring = NodeKeyring(settings, StateDir(directory).open(), clock)
@@ -202,7 +223,7 @@ class Engine:
         self.standby = StandIn()
         canaries = Canaries(self.keyring, self.alarm, Uncounted(), "")
         self.inspection = Inspection(
-            _Sight(settings),
+            _Sight(settings, damaged),
             self.keyring,
             canaries,
             self.standby,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 from hypothesis import strategies as st
@@ -30,6 +31,8 @@ class NodeRules(RuleBasedStateMachine):
         self.wall = float(int(now()))
         self.token = set()
         self.made = []
+        self.damaged = set()
+        self.written = []  # keys that DEKs were wrapped under
         self.settings = KeySettings(label=LABEL, shared=shared)
         self.announced = None  # since the start of the process
         self.said = []  # key_ids of Status, each once
@@ -43,7 +46,13 @@ class NodeRules(RuleBasedStateMachine):
         assert [] == [one for one in logs if one["log_level"] == "error"]
 
     def engine_of(self, settings):
-        return Engine(settings, self.directory, lambda: self.wall, self.token)
+        return Engine(
+            settings,
+            self.directory,
+            lambda: self.wall,
+            self.token,
+            damaged=self.damaged,
+        )
 
     def begin(self):
         """Start the process."""
@@ -102,10 +111,48 @@ class NodeRules(RuleBasedStateMachine):
         for _, peer in self.peers():
             peer.sees.discard(key)
 
+    @rule(
+        number=which,
+        how=st.sampled_from(["generate", "import"]),
+        seen=st.sampled_from(["fresh", "all", "all"]),
+    )
+    def names_are_taken(self, number, how, seen):
+        """A key is relabelled or destroyed, and another one gets its names."""
+        old = self.made[number % len(self.made)]
+        if old not in self.token or len(self.made) >= 1000:
+            return
+        new = self.new_key(old.activation - self.wall, born_here=how == "generate")
+        self.token.discard(new)
+        self.made[-1] = new = replace(new, ref=old.ref)
+        self.exchange(old, new, seen)
+
+    @rule(number=which, seen=st.sampled_from(["fresh", "all", "all"]))
+    def names_are_given_back(self, number, seen):
+        """A key gets the names again that another one had taken."""
+        old = self.made[number % len(self.made)]
+        for taker in [each for each in self.token if each.ref == old.ref]:
+            self.exchange(taker, old, seen)
+
+    def exchange(self, old, new, seen):
+        """Put one key in the place of another."""
+        self.token.discard(old)
+        self.token.add(new)
+        for _, peer in self.peers() if seen == "all" else ():
+            if old in peer.sees:
+                peer.sees.discard(old)
+                peer.sees.add(new)
+
+    @rule(number=which)
+    def damage(self, number):
+        """A key cannot be identified any more, or can again."""
+        self.damaged ^= {self.made[number % len(self.made)].fingerprint}
+
     @rule(number=which)
     def key_is_back(self, number):
         """A deleted key is restored, for workers that start from now on."""
-        self.token.add(self.made[number % len(self.made)])
+        key = self.made[number % len(self.made)]
+        if all(each.ref != key.ref for each in self.token):
+            self.token.add(key)
 
     @rule(number=which, who=which)
     def listing_misses(self, number, who):

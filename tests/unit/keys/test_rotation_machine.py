@@ -151,8 +151,26 @@ class NodeMachine(NodeRules):
         assert not key.violations
         return key
 
+    @rule()
+    def what_was_written_opens(self):
+        """Whatever was wrapped opens, if the token has its key under its names."""
+        self.all_look(3)
+        self.fresh_one_looks()
+        self.all_look(3)
+        for engine in self.engines():
+            ring = engine.keyring.ring
+            if ring is None:
+                continue
+            seen = set.intersection(*(peer.sees for peer in engine.peers.ready or ()))
+            for key in self.written:
+                unusable = self.damaged | engine.settings.retired
+                if key.fingerprint in unusable or key not in seen & self.token:
+                    continue
+                assert key.name == ring.for_decrypt(key.key_id, key.cipher).name
+
     def can_read(self, key):
         """A record can be decrypted as long as the token has its key."""
+        self.written.append(self.key_of(key.key_id))
         # A planted key decrypts only where it is named, or was current before.
         there = any(each.name == key.name for each in self.token) and key.born_here
         if there and key.fingerprint not in self.engine.settings.retired:

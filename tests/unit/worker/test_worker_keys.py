@@ -10,17 +10,23 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from hsm_kms.ipc.fingerprints import FINGERPRINT_BLOCK, fingerprint_of
 from hsm_kms.ipc.messages import (
     Decrypted,
+    Destroy,
+    Done,
     Encrypted,
     Failure,
     GenerateKey,
     KeyPage,
     KeyRef,
+    Relabel,
+    RunCanary,
 )
+from hsm_kms.ipc.values import Mechanism
 from tests.harness.one_worker import (
     Named,
     ask,
     imported,
     keys,
+    only_key,
     unwrapping,
     wrapping,
 )
@@ -74,6 +80,48 @@ async def test_two_of_a_kind(worker, hsm):
         reply = await ask(worker, unwrapping(other, sealed))
         assert reply.cause in {"unsettled", "request"}
         assert Decrypted(plaintext=b"dek") == await ask(worker, unwrapping(key, sealed))
+
+
+async def test_destroy_one_of_two(make, hsm):
+    """Of two keys with the same names, the one that is meant is destroyed."""
+    one, two = imported(), imported(value=MATERIAL[::-1])
+    create(hsm)
+    create(hsm, value=MATERIAL[::-1])
+    async with make(read_write=True) as worker:
+        moved = Relabel(ref=IMPORTED, label="moved", fingerprint=two.fingerprint)
+        assert Done() == await ask(worker, moved)
+        (seen,) = await keys(worker, "moved")
+        assert two.fingerprint == seen.fingerprint
+        back = Relabel(ref=seen.ref, label=IMPORTED.label)
+        assert Done() == await ask(worker, back)
+        unclear = await ask(worker, Destroy(ref=IMPORTED))
+        assert "several-keys" == unclear.cause
+        gone = Destroy(ref=IMPORTED, fingerprint=one.fingerprint)
+        assert Done() == await ask(worker, gone)
+        assert "other-key" == (await ask(worker, gone)).cause
+        (left,) = await keys(worker, IMPORTED.label)
+
+    assert two.fingerprint == left.fingerprint
+
+
+async def test_canary_runs_on_the_listed_handle(make, directory):
+    """After a listing the canary uses the handle whose attributes were read."""
+    log = directory / "spy.log"
+    spy = Spy(log)
+    async with make(spy.env, module=spy.module) as worker:
+        key = await only_key(worker)
+        before = len(log.read_text())
+        request = RunCanary(
+            ref=key.ref,
+            fingerprint=key.fingerprint,
+            mechanism=Mechanism.GCM_CALLER,
+            aad=b"canary",
+        )
+        assert isinstance(await ask(worker, request), Encrypted)
+        text = log.read_text()[before:]
+    names = [line.partition(": ")[2] for line in text.splitlines() if ": C_" in line]
+
+    assert ["C_EncryptInit", "C_Encrypt", "C_DecryptInit", "C_Decrypt"] == names
 
 
 async def test_another_key_under_the_names(worker, hsm):
