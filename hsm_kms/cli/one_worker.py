@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
 
     from hsm_kms.config.schema import Config
-    from hsm_kms.token.pin_verdict import PinVerdict
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,7 +84,7 @@ async def one_worker(
     state = StateDir(config.state_dir).open()
     with _pin_source(config, choice or LoginChoice()) as (source, descriptors):
         login = PinLogin(source, state, retry=retry)
-        await _wait_until_stable(login.verdict)
+        await _wait_until_stable(login)
         worker = await Worker.spawn(0, config.token.env, pass_fds=descriptors)
         try:
             async with asyncio.timeout(config.token.start_timeout):
@@ -102,12 +101,12 @@ async def one_worker(
             await worker.leave()
 
 
-async def _wait_until_stable(verdict: PinVerdict) -> None:
+async def _wait_until_stable(login: PinLogin) -> None:
     try:
-        verdict.check()
+        await login.check()
     except PinSettlingError:
         await asyncio.sleep(STABLE_SECONDS)
-        verdict.check()
+        await login.check()
 
 
 @contextlib.contextmanager

@@ -91,7 +91,7 @@ class Inspection:
             await self._canaries.prove(
                 worker, current, self._start_timeout, needed=True
             )
-        self._adopt(worker, listing)
+        await self._adopt(worker, listing)
 
     async def look(self, worker: Worker) -> bool:
         """Inspect the token with a worker that serves.
@@ -111,7 +111,7 @@ class Inspection:
                     if self._canaries.is_due(worker, key):
                         await self._prove(worker, key, self._call_timeout)
                 self._doubt(worker)
-                return self._adopt(worker, listing)
+                return await self._adopt(worker, listing)
             except TokenTimeoutError as error:
                 self._canaries.failed(error)
                 return False
@@ -202,11 +202,11 @@ class Inspection:
         if missing and age > FRESH_SECONDS:
             raise KeyNotFoundError("no current key is seen: a fresh worker looks")
 
-    def _adopt(self, worker: Worker, listing: KeyListing) -> bool:
+    async def _adopt(self, worker: Worker, listing: KeyListing) -> bool:
         """Rebuild the keyring; return True if it has a current key.
 
-        No await from here to the end: keyring, canaries and local KEKs change in one
-        step of the event loop.
+        Keyring, breaker and local KEKs change in one step of the event loop: the only
+        await is in `NodeKeyring.adopt`, before the keyring changes.
         """
         self._inventory.forget_lost()
         self._canaries.forget(self._inventory.keys)
@@ -217,7 +217,7 @@ class Inspection:
             trial = on_workers(key)
             return self._standby.trial(key) if trial.passed else trial
 
-        self._node_keyring.adopt(
+        await self._node_keyring.adopt(
             self._inventory, listing.unidentified, try_key, worker.token_serial
         )
         if self._node_keyring.current is None:

@@ -31,7 +31,7 @@ from hsm_kms.keys.keyring import KeySettings, TokenKey, UnidentifiedKey
 from hsm_kms.keys.listing import list_keys
 from hsm_kms.keys.policy import born_here, violations
 from hsm_kms.log import get_logger
-from hsm_kms.state_dir.directory import StateCorruptError, StateWriteError
+from hsm_kms.state_dir.directory import SAVE_SECONDS, StateCorruptError, StateWriteError
 from hsm_kms.state_dir.records import FrozenMechanism
 from hsm_kms.token.errors import error_from
 
@@ -206,7 +206,7 @@ class Discovery:
         if not isinstance(reply, Probed):
             raise MechanismError("the worker answered a Probe with something else")
         if reply.mechanism is not frozen:
-            self._save(worker, reply.mechanism)
+            await self._save(worker, reply.mechanism)
         return reply.mechanism
 
     def _frozen(self, worker: Worker) -> Mechanism | None:
@@ -219,13 +219,14 @@ class Discovery:
             return self._mechanism
         return Mechanism(frozen.mechanism)
 
-    def _save(self, worker: Worker, mechanism: Mechanism) -> None:
+    async def _save(self, worker: Worker, mechanism: Mechanism) -> None:
         if not self._freeze:
             return
         _log.info("mechanism", mechanism=str(mechanism))
+        frozen = FrozenMechanism(mechanism=mechanism, token_serial=worker.token_serial)
         try:
-            self._state_dir.freeze_mechanism(
-                FrozenMechanism(mechanism=mechanism, token_serial=worker.token_serial)
+            await self._state_dir.background(
+                partial(self._state_dir.freeze_mechanism, frozen), SAVE_SECONDS
             )
         except StateWriteError as error:
             _log.warning("the mechanism is not saved", error=error.sentence)

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING
 
 from hsm_kms.errors import HsmKmsError, KeyLostError
 from hsm_kms.ipc.values import KeyRef
 from hsm_kms.keys.rotation import Memory
 from hsm_kms.log import get_logger
-from hsm_kms.state_dir.directory import StateCorruptError, StateWriteError
+from hsm_kms.state_dir.directory import SAVE_SECONDS, StateCorruptError, StateWriteError
 from hsm_kms.state_dir.records import FormerKey, LastKey
 
 if TYPE_CHECKING:
@@ -91,23 +92,55 @@ class KeyMemory:
 
     # The last key
 
-    def keep(self, key: TokenKey, token_serial: str, now: float) -> None:
-        """Remember a key as the current one, and save what has changed.
+    async def save(self, key: TokenKey, token_serial: str, now: float) -> LastKey:
+        """Save a key as the current one, before `keep` makes it that.
+
+        If the key cannot be saved, or the disk does not answer within `SAVE_SECONDS`,
+        that is logged, and the next `save` tries again.
 
         Args:
-            key: The current key, which may encrypt.
+            key: The key, which may encrypt.
             token_serial: Serial number of the token.
             now: Seconds since the Unix epoch.
+
+        Returns:
+            What `keep` is to remember.
+        """
+        last = self._record(key, token_serial, now)
+        if last == self.last and self._unsaved is None:
+            return last
+        save = partial(self._state_dir.save_last_key, last, self._former_after(last))
+        try:
+            await self._state_dir.background(save, SAVE_SECONDS)
+        except StateWriteError as error:
+            if error.sentence != self._unsaved:
+                _log.warning("the current key is not saved", error=error.sentence)
+            self._unsaved = error.sentence
+        else:
+            self._unsaved = None
+        return last
+
+    def keep(self, key: TokenKey, last: LastKey) -> None:
+        """Remember a key as the current one.
+
+        Args:
+            key: The key.
+            last: What `save` returned for it.
         """
         before = self.last
-        last = self._record(key, token_serial, now)
-        if before is None or before.key_id != key.key_id:
-            self._switch(key, before, last.since)
-        elif last == before and self._unsaved is None:
-            return
+        if before is None or before.key_id != last.key_id:
+            _log_switch(key, before)
+        self.former = self._former_after(last)
         self.last = last
         self.fault = None
-        self._save()
+
+    def _former_after(self, last: LastKey) -> tuple[FormerKey, ...]:
+        """Return the keys that were current before, once `last` is."""
+        before = self.last
+        if before is None or before.key_id == last.key_id:
+            return self.former
+        left = FormerKey(key_id=before.key_id, since=before.since, until=last.since)
+        return (*self.former, left)
 
     def _record(self, key: TokenKey, token_serial: str, now: float) -> LastKey:
         same = self.last is not None and self.last.key_id == key.key_id
@@ -124,34 +157,6 @@ class KeyMemory:
             born_here=key.born_here,
             canary=canary,
         )
-
-    def _switch(self, key: TokenKey, before: LastKey | None, since: str) -> None:
-        if not key.born_here:
-            _log.warning(
-                "the current key was imported, or could once be read from the token",
-                key_id=key.key_id,
-            )
-        if before is not None:
-            left = FormerKey(key_id=before.key_id, since=before.since, until=since)
-            self.former = (*self.former, left)
-        _log.info(
-            "current key",
-            key_id=key.key_id,
-            before=before.key_id if before is not None else None,
-        )
-
-    def _save(self) -> None:
-        """Save the last key; if that fails, the next `keep` tries again."""
-        if self.last is None:
-            return
-        try:
-            self._state_dir.save_last_key(self.last, self.former)
-        except StateWriteError as error:
-            if error.sentence != self._unsaved:
-                _log.warning("the current key is not saved", error=error.sentence)
-            self._unsaved = error.sentence
-        else:
-            self._unsaved = None
 
     # Its identity
 
@@ -175,6 +180,19 @@ class KeyMemory:
         news = key.name not in self._distrusted
         self._distrusted.add(key.name)
         return news
+
+
+def _log_switch(key: TokenKey, before: LastKey | None) -> None:
+    if not key.born_here:
+        _log.warning(
+            "the current key was imported, or could once be read from the token",
+            key_id=key.key_id,
+        )
+    _log.info(
+        "current key",
+        key_id=key.key_id,
+        before=before.key_id if before is not None else None,
+    )
 
 
 def _iso(seconds: float) -> str:

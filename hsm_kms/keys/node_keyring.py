@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -61,6 +62,7 @@ class NodeKeyring:
         self._odd_keys = OddKeys()
         self.ring: Keyring | None = None
         self._frozen = False
+        self._adopting = asyncio.Lock()
 
     @property
     def last(self) -> LastKey | None:
@@ -133,7 +135,7 @@ class NodeKeyring:
         ]
         return min(coming, default=None)
 
-    def adopt(
+    async def adopt(
         self,
         inventory: Inventory,
         unidentified: tuple[UnidentifiedKey, ...],
@@ -142,23 +144,31 @@ class NodeKeyring:
     ) -> None:
         """Rebuild the keyring from the keys read, and switch if it is time.
 
+        A key that becomes current is saved first, and the keyring changes after that;
+        meanwhile the old keyring is in force. A disk that does not answer delays a
+        switch by at most `SAVE_SECONDS`.
+
         Args:
             inventory: The keys held.
             unidentified: Keys that could not be identified.
             try_key: Returns how the trial of a key that is due went.
             token_serial: Serial number of the token.
         """
-        if self.memory.fault is not None:  # an operator may have mended it meanwhile
-            self.memory.load()
-        ring, failures = self._decide(inventory, unidentified, try_key)
-        if self.memory.fault is not None and self._settings.current is None:
-            ring = replace(ring, fault=self.memory.fault)
-        if ring.fault is None and ring.current is not None and not self._frozen:
-            self.memory.keep(ring.current, token_serial, self.clock())
-        self.ring = ring
-        self._key_log.note(ring, failures)
-        self._odd_keys.log(ring)
-        self._announced_ring = self._with_announced(ring)
+        async with self._adopting:  # one after the other: a decision is made and kept
+            if self.memory.fault is not None:  # an operator may have mended it
+                self.memory.load()
+            ring, failures = self._decide(inventory, unidentified, try_key)
+            if self.memory.fault is not None and self._settings.current is None:
+                ring = replace(ring, fault=self.memory.fault)
+            if ring.fault is None and ring.current is not None and not self._frozen:
+                kept = await self._keep(ring.current, token_serial)
+                if not kept:
+                    ring, failures = self._decide(inventory, unidentified, try_key)
+            # No await from here to the end, nor in the caller.
+            self.ring = ring
+            self._key_log.note(ring, failures)
+            self._odd_keys.log(ring)
+            self._announced_ring = self._with_announced(ring)
 
     def preview(
         self, inventory: Inventory, unidentified: tuple[UnidentifiedKey, ...]
@@ -223,6 +233,14 @@ class NodeKeyring:
                 hint="the next Status gives another",
             ),
         )
+
+    async def _keep(self, key: TokenKey, token_serial: str) -> bool:
+        """Save the current key, then remember it; return False if frozen meanwhile."""
+        last = await self.memory.save(key, token_serial, self.clock())
+        if self._frozen:
+            return False
+        self.memory.keep(key, last)
+        return True
 
 
 def _due(ring: Keyring, moment: float) -> list[TokenKey]:

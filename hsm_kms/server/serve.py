@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from hsm_kms import __version__
 from hsm_kms.api.server import build_server
@@ -19,7 +20,7 @@ from hsm_kms.server.orphans import reap_orphans
 from hsm_kms.server.reload import ConfigFile, Reload
 from hsm_kms.server.snapshot import snapshot, status_of
 from hsm_kms.server.takeover import DRAIN_SECONDS, InForce
-from hsm_kms.state_dir.directory import StateDir
+from hsm_kms.state_dir.directory import StateDir, StateWriteError
 from hsm_kms.tasks import cancel_and_wait
 from hsm_kms.wrapping.nonce_budget import NonceBudget
 
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from hsm_kms.config.schema import Config
+
+_OPEN_SECONDS: Final = 1.0  # a disk that hangs must not keep the server from listening
+_SAVE_SECONDS: Final = 1.0  # nor from stopping
 
 _log = get_logger(__name__)
 
@@ -56,7 +60,7 @@ async def serve(config: Config, path: Path) -> None:
     )
     await socket.acquire()
     try:
-        server = Server(config, path)
+        server = Server(config, path, await _open_state(config.state_dir))
         await server.run(socket, stop, again)
     finally:
         socket.close()
@@ -68,13 +72,11 @@ class Server:
     Args:
         config: The configuration.
         path: The file of the configuration.
+        state: The state directory.
     """
 
-    def __init__(self, config: Config, path: Path) -> None:
+    def __init__(self, config: Config, path: Path, state: StateDir) -> None:
         file = ConfigFile(path)
-        state = StateDir(config.state_dir).open()
-        if state.problem:
-            _log.warning("state directory", problem=state.problem)
         self._lasting = Lasting(state=state, budget=NonceBudget(state))
         self._in_force = InForce(config, self._lasting)
         self._reload = Reload(file, self._in_force)
@@ -112,7 +114,9 @@ class Server:
             await cancel_and_wait(reloading)
             await cancel_and_wait(reaping)
             await self._in_force.engine.close()
-            await self._lasting.budget.close()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_SAVE_SECONDS):
+                    await self._lasting.budget.close()
             await self._http.close()
         _log.info("stopped")
 
@@ -127,3 +131,15 @@ class Server:
 
     def _status(self) -> dict[str, Any]:
         return status_of(self._in_force.engine, self._lasting, self._http)
+
+
+async def _open_state(path: Path) -> StateDir:
+    """Open the state directory; whoever needs it tries again if that takes long."""
+    state = StateDir(path)
+    try:
+        await state.background(state.open, _OPEN_SECONDS)
+    except StateWriteError as error:
+        state.problem = error.sentence
+    if state.problem:
+        _log.warning("state directory", problem=state.problem)
+    return state

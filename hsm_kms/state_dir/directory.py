@@ -37,9 +37,10 @@ from hsm_kms.state_dir.records import (
     PinIdentity,
     PinRecord,
 )
+from hsm_kms.state_dir.writer import Writer, WriterBusyError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
 LAST_KEY_FILE: Final = "last-key.json"
@@ -54,6 +55,10 @@ _OWN: Final = (
     "owns and only that user can write to (mode 0700)"
 )
 
+# How long the server waits for what it saves before it acts. After that it acts all the
+# same, and says that it could not save: a broken disk must not stop it.
+SAVE_SECONDS: Final = 5.0
+
 _T = TypeVar("_T")
 
 
@@ -66,18 +71,23 @@ class StateWriteError(HsmKmsError):
 
 
 class StateDir:
-    """Read and write the state directory of one node, quickly and synchronously.
+    """Read and write the state directory of one node.
+
+    Every method but `background` is synchronous, and one that writes waits for the
+    disk: the server calls it through `background`.
 
     Args:
         path: The directory. It is created with mode 0700 if its parent exists.
+        writer: Does what is given to `background`; None for one of its own.
 
     Attributes:
         problem: Why the last attempt to write failed: cause and cure; None if it
             succeeded.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, writer: Writer | None = None) -> None:
         self.path = path
+        self.writer = writer or Writer()
         self.problem: str | None = "the state directory has not been opened"
 
     @property
@@ -97,6 +107,30 @@ class StateDir:
             files.check_directory(self.path)
             files.probe(self.path)
         return self
+
+    async def background(
+        self, work: Callable[[], _T], seconds: float | None = None
+    ) -> _T:
+        """Do work that waits for the disk, while the event loop goes on.
+
+        Work of one `Writer` is done in the order in which it was given, and also if
+        the caller is cancelled or times out.
+
+        Args:
+            work: Calls methods of this object.
+            seconds: Longest wait; None for no limit.
+
+        Raises:
+            StateWriteError: The disk did not answer in time; the work may be done
+                later. Or the work raised this error.
+        """
+        try:
+            return await self.writer.run(work, seconds)
+        except (TimeoutError, WriterBusyError):
+            raise StateWriteError(
+                f"the state directory {self.path} does not answer",
+                hint="see whether its disk is full, broken or not reachable",
+            ) from None
 
     def last_key(self) -> LastKey | None:
         """Return the key last current on this node, or None if there never was one.
@@ -234,6 +268,12 @@ class StateDir:
         """
         try:
             lock, held = files.lock(self.path / PIN_LOCK, nonblocking=nonblocking)
+        except files.NoLocksError as error:
+            raise StateWriteError(
+                f"the file system of the state directory {self.path} has no file locks",
+                hint="use a state_dir on a local file system, or mount this one with "
+                "locks",
+            ) from error
         except OSError as error:
             raise self._unusable(error) from error
         try:

@@ -15,10 +15,16 @@ if TYPE_CHECKING:
 
 MAX_FILE_BYTES: Final = 256 * 1024
 
+# flock(2) on a network file system without a lock service, or on FUSE without locks.
+_NO_LOCKS: Final = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP})
 _PREFIX: Final = ".hsm-kms-"
 _SUFFIX: Final = ".tmp"
 _STALE_SECONDS: Final = 60 * 60.0
 _PROBE: Final = bytes(4096)
+
+
+class NoLocksError(OSError):
+    """Raised when a file system has no file locks."""
 
 
 class UntrustedDirectoryError(PermissionError):
@@ -113,8 +119,10 @@ def lock(path: Path, *, nonblocking: bool) -> tuple[int, bool]:
         fcntl.flock(descriptor, fcntl.LOCK_EX | (fcntl.LOCK_NB * nonblocking))
     except BlockingIOError:
         return descriptor, False
-    except OSError:
+    except OSError as error:
         os.close(descriptor)
+        if error.errno in _NO_LOCKS:
+            raise NoLocksError(error.errno, error.strerror) from error
         raise
     return descriptor, True
 

@@ -10,12 +10,14 @@ tried.
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from msgspec.structs import astuple
 
 from hsm_kms.errors import HsmKmsError, PinRejectedError, WorkerLostError
 from hsm_kms.ipc.messages import Failure, Login
+from hsm_kms.state_dir.directory import SAVE_SECONDS
 from hsm_kms.token.ends import End
 from hsm_kms.token.errors import error_from
 from hsm_kms.token.pin_verdict import PinVerdict
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 
 _LOCK_POLL_SECONDS: Final = 0.05
 _LOGIN_END_SECONDS: Final = 1.5  # for a C_Login under way, of the 3 s of a shutdown
+_ABANDON_SECONDS: Final = 0.5  # a disk that hangs must not keep the process
 
 
 class PinLogin:
@@ -48,6 +51,18 @@ class PinLogin:
         self._source = source
         self._state = state
         self.verdict = PinVerdict(source, state, retry=retry)
+
+    async def check(self) -> None:
+        """Find out without a worker if a login could be tried now.
+
+        Raises:
+            PinUnavailableError: There is no PIN to try yet, or it may not be tried.
+            PinRejectedError: The token rejected this PIN before.
+            StateWriteError: The disk of the state directory does not answer.
+        """
+        if not self._state.writable:  # it may have been mended
+            await self._state.background(self._state.open, SAVE_SECONDS)
+        self.verdict.check()
 
     async def login(self, worker: Worker) -> None:
         """Log the worker's process in, if the token wants a login.
@@ -84,8 +99,8 @@ class PinLogin:
             done, _ = await asyncio.wait([task], timeout=_LOGIN_END_SECONDS)
             if not done:  # killed here, while the PIN lock is still held
                 worker.retire(End.START, "interrupted inside C_Login")
-                await asyncio.wait([task])
-            if not task.cancelled():
+                await asyncio.wait([task], timeout=_ABANDON_SECONDS)
+            if task.done() and not task.cancelled():
                 task.exception()  # mark it as seen
             raise
 
@@ -93,19 +108,25 @@ class PinLogin:
         if source.typed:
             await _exchange(worker, source, None, refuse_low=False)
             return
-        before = self.verdict.begin(source)
+        # Each result is on the disk before anything else happens: the try before it is
+        # made, and its outcome before another process may try.
+        write = self._state.background
+        before = await write(partial(self.verdict.begin, source))
         low = self.verdict.refuses_low(before)
+        if worker.lost.is_set():  # while the disk was slow: the PIN was not tried
+            await write(partial(self.verdict.give_back, before))
+            raise WorkerLostError("the worker ended before the login")
         try:
             await _exchange(worker, source, before.identity, refuse_low=low)
         except PinRejectedError as error:
-            self.verdict.reject(before, error)
+            await write(partial(self.verdict.reject, before, error))
             raise
         except WorkerLostError:
             raise  # the worker may have died inside C_Login: the try is used up
         except HsmKmsError as error:
-            self.verdict.undo(before, error)
+            await write(partial(self.verdict.undo, before, error))
             raise
-        self.verdict.accept(before)
+        await write(partial(self.verdict.accept, before))
 
 
 async def _exchange(

@@ -119,6 +119,11 @@ class PinVerdict:
             )
         )
 
+    def give_back(self, before: PinRecord) -> None:
+        """Give the try back, because the PIN was not tried."""
+        if before.verdict != "proven":
+            self._record(before)
+
     def undo(self, before: PinRecord, error: HsmKmsError) -> None:
         """Give the try back, because the token said nothing about the PIN.
 
@@ -176,7 +181,7 @@ class PinVerdict:
         if not self._state.writable:
             raise PinUnavailableError(
                 "not logging in: a rejected PIN could not be recorded: "
-                f"{self._state.open().problem or 'the state directory is back'}"
+                f"{self._state.problem}"
             )
 
     def _known(self, identity: PinIdentity) -> PinRecord:

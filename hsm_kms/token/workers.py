@@ -99,7 +99,7 @@ class Workers:
         if self.has_spare or self._budget.spent:
             yield None
             return
-        self._login.verdict.check()
+        await self._login.check()
         settings = self._settings
         worker = await Worker.spawn(0, settings.env, keeper=self)
         try:
@@ -219,7 +219,7 @@ class Workers:
                 await asyncio.sleep(backoff.pause())
 
     async def _start(self) -> tuple[Worker, list[Channel]]:
-        self._login.verdict.check()
+        await self._login.check()
         settings = self._settings
         spent = self._budget.spent
         worker = await Worker.spawn(settings.sessions, settings.env, keeper=self)

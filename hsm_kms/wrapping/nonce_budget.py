@@ -16,6 +16,7 @@ import math
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from hsm_kms.errors import NonceBudgetError
@@ -103,9 +104,8 @@ class NonceBudget:
     @property
     def used(self) -> dict[str, int]:
         """Return the counts by fingerprint, also of keys of earlier processes."""
-        # A thread may read it while the event loop adds a key: a copy is one step.
-        counts = self._counts.copy()
-        return {**self._file.counts, **{key: c.used for key, c in counts.items()}}
+        used = {key: count.used for key, count in self._counts.items()}
+        return {**self._file.counts, **used}
 
     def is_low(self, fingerprint: str) -> bool:
         """Return True if the key should be replaced."""
@@ -205,7 +205,9 @@ class NonceBudget:
         """Save the counts, and `ahead` more of each key; return True if that worked."""
         planned = {key: count.used + ahead for key, count in self._counts.items()}
         try:
-            self._file, more = await asyncio.to_thread(self._replace, planned)
+            self._file, more = await self._state_dir.background(
+                partial(self._replace, planned)
+            )
         except StateWriteError as error:
             if error.sentence != self._unsaved:
                 _log.warning("wraps are counted in memory only", error=error.sentence)

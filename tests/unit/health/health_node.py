@@ -55,7 +55,7 @@ class HealthNode:
         inventory.note(peer, listing, now())
         self.serves(peer)
         self.canaries.passed(peer)
-        self.keyring.adopt(inventory, (), lambda _: PASSED, "serial")
+        await self.keyring.adopt(inventory, (), lambda _: PASSED, "serial")
         self.health.evaluate()
         return self
 

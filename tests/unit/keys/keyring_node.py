@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
 from hsm_kms.keys.node_keyring import NodeKeyring
@@ -29,14 +30,19 @@ class KeyringNode:
     def serve(self, **keys_section: object) -> KeyringNode:
         """Start the process."""
         section = {"shared": True} | keys_section
-        state = StateDir(self.directory).open()
-        self.keyring = NodeKeyring(settings(**section), state, lambda: self.now)
+        self.state = StateDir(self.directory).open()
+        self.keyring = NodeKeyring(settings(**section), self.state, lambda: self.now)
         return self
+
+    async def reads(self, *keys: TokenKey) -> None:
+        """The keys were read, by a caller with an event loop of its own."""
+        seen = Seen().by(OLD, *keys, now=NOW - 3600)
+        await self.keyring.adopt(seen, (), lambda _: PASSED, SERIAL)
 
     def sees(self, *keys: TokenKey, try_key=lambda _: PASSED) -> KeyringNode:
         """The keys were read."""
         seen = Seen().by(OLD, *keys, now=NOW - 3600)
-        self.keyring.adopt(seen, (), try_key, SERIAL)
+        asyncio.run(self.keyring.adopt(seen, (), try_key, SERIAL))
         return self
 
     def after(self, seconds: float) -> KeyringNode:

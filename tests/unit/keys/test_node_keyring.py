@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 
@@ -277,7 +278,7 @@ def test_warns_once_of_a_doubtful_time(node):
     held.by(OLD, FIRST, NEXT, now=node.after(601).now)
     with capture_logs() as logs:
         for _ in range(2):
-            node.keyring.adopt(held, (), lambda _: PASSED, SERIAL)
+            asyncio.run(node.keyring.adopt(held, (), lambda _: PASSED, SERIAL))
 
     (warning,) = [log for log in logs if log["log_level"] == "warning"]
     assert ("2027-01-15T08:00:10Z", "2027-01-15T08:10:00Z") == (
