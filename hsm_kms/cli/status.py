@@ -100,7 +100,7 @@ def _ask(socket: Path, server: dict[str, Any] | None) -> dict[str, str]:
             known = {name: server[name] for name in ("healthz", "key_id")}
             return known | {"version": V1_VERSION}
         hint = "read the server's log, and run `hsm-kms check`"
-        if server is not None and server["key_id"] and not server.get("answers", True):
+        if server is not None and server["key_id"] and not server["status_available"]:
             hint = f"health.stop_writes_after has passed: {server['detail']}"
         raise HsmKmsError(
             f"no Status from {socket}: {error.code().name}: {error.details()}",

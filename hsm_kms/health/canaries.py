@@ -110,7 +110,9 @@ class Canaries:
             # A key that cannot encrypt may still decrypt.
             if needed or self._is_current(key) or isinstance(error, WorkerLostError):
                 raise
-            _log.info("canary under another key", key_id=key.key_id, error=str(error))
+            _log.info(
+                "canary of another key failed", key_id=key.key_id, error=str(error)
+            )
         else:
             # The time before the request: a key that comes due meanwhile has not
             # been proven since.

@@ -188,7 +188,7 @@ class Health:
             healthz=state.healthz,
             detail=self._detail,
             key_id=state.key_id,
-            answers=state.answers,
+            status_available=state.answers,
         )
 
     def _judge(self, now: float) -> HealthState:

@@ -1,4 +1,4 @@
-"""Ask a server on a unix socket over HTTP/1.1."""
+"""Read /status from the admin socket of a running server."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ def read_status(path: Path) -> dict[str, Any] | None:
 
 
 class UnixConnection(http.client.HTTPConnection):
-    """Connect to the server on a unix socket.
+    """Connect to an HTTP server on a unix socket.
 
     Args:
         path: The socket.
-        seconds: Longest wait for each step.
+        seconds: Longest wait in seconds for each read or write.
     """
 
     def __init__(self, path: Path, seconds: float) -> None:
@@ -43,7 +43,7 @@ class UnixConnection(http.client.HTTPConnection):
         self._path = path
 
     def connect(self) -> None:
-        """Connect; http.client calls it with the first request."""
+        """Connect; http.client calls this with the first request."""
         self.sock = socket.socket(socket.AF_UNIX)
         self.sock.settimeout(self.timeout)
         self.sock.connect(str(self._path))

@@ -1,7 +1,7 @@
-"""Export all counts to Prometheus; docs/metrics.md explains each name.
+"""Count requests and render the metrics; docs/metrics.md explains each name.
 
-Labels are enumerations of hsm-kms, CKR names, or `sha256:` hashes of key_ids as in the
-API server's own metrics. Nothing that came in a request is ever a label.
+Labels are enumerations, CKR names, or `sha256:` hashes of key_ids as in the metrics of
+the API server. Nothing that came in a request is ever a label.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ _SECONDS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.25, 1.0, 2.
 _BOUNDS: Final = (*map(floatToGoString, _SECONDS), "+Inf")
 _LIMITS: Final = {"warning": WARN_AT, "stop": STOP_AT}
 _STATES: Final = ("starting", "ok", "degraded", "failed")
+_PIN: Final = ("none", "absent", "untried", "proven", "rejected", "corrupt")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,22 +50,25 @@ class Snapshot:
 
     Args:
         health: "starting", "ok", "degraded" or "failed".
-        key_id_hash: Of the announced key_id, or "".
-        keys: Keys held, by state.
-        unidentified: Keys on the token that could not be identified.
-        same_names: Keys held whose CKA_LABEL and CKA_ID another one has, too.
-        workers: Workers that serve.
-        restarts: Workers that ended, by reason.
-        sessions: Sessions held.
-        idle: Of them idle.
-        waiting: Requests waiting for a session.
-        calls: Requests sent to the token, by operation.
-        errors: Failures of the token, by CKR name.
-        breaker_open: Whether requests fail without asking the token.
-        pin: Verdict on the PIN: "none", "untried", "proven", "rejected", "corrupt".
-        local_uses: DEKs that the local KEK now current has wrapped; 0 without one.
-        local_open: Local KEKs in memory.
-        local_created: Local KEKs made, by result: "ok" or "failed".
+        key_id_hash: Hash of the announced key_id; "" before there is one.
+        keys: Number of keys held, by state.
+        unidentified: Number of keys on the token that could not be identified.
+        same_names: Number of keys held whose CKA_LABEL and CKA_ID another key has, too.
+        workers: Number of workers that serve.
+        ends: Number of workers that ended, by reason.
+        sessions: Number of sessions held.
+        idle: Number of sessions that are not in use.
+        waiting: Number of requests that wait for a session.
+        calls: Number of requests sent to the token, by operation.
+        errors: Number of errors of the token, by CKR name.
+        breaker_open: True if requests fail without asking the token.
+        pin: What is known about the PIN: "none", "absent", "untried", "proven",
+            "rejected" or "corrupt".
+        local_uses: Number of DEKs that the current local KEK has wrapped; 0 if there is
+            none.
+        local_cached: Number of local KEKs in memory.
+        local_created: Number of attempts to create a local KEK, by result: "ok" or
+            "failed".
         kek_wraps: Wraps by AES-GCM under a KEK that count on this node, by hash of its
             key_id.
         http_failures: Failed attempts to listen for HTTP, by kind of address.
@@ -76,7 +80,7 @@ class Snapshot:
     unidentified: int = 0
     same_names: int = 0
     workers: int
-    restarts: Mapping[str, int] = field(default_factory=dict)
+    ends: Mapping[str, int] = field(default_factory=dict)
     sessions: int
     idle: int
     waiting: int
@@ -85,14 +89,14 @@ class Snapshot:
     breaker_open: bool
     pin: str
     local_uses: int = 0
-    local_open: int = 0
+    local_cached: int = 0
     local_created: Mapping[str, int] = field(default_factory=dict)
     kek_wraps: Mapping[str, int] = field(default_factory=dict)
     http_failures: Mapping[str, int] = field(default_factory=dict)
 
 
 class _Tally:
-    """Requests of one method, code and path."""
+    """Count the requests of one method, code and path."""
 
     __slots__ = ("buckets", "seconds")
 
@@ -102,10 +106,10 @@ class _Tally:
 
 
 class Metrics:
-    """Hold the metrics of one server.
+    """Keep the counts of one server.
 
     Args:
-        read: Makes a snapshot; called on the event loop.
+        read: Returns the present values; called on the event loop.
     """
 
     def __init__(self, read: Callable[[], Snapshot]) -> None:
@@ -116,15 +120,16 @@ class Metrics:
         self._registry.register(_Collector(self._requests, read))
 
     def request(self, method: str, code: str, seconds: float, path: str) -> None:
-        """Count a request; prometheus_client's own counters would take 3 us for it.
+        """Count a request.
 
         Args:
             method: API and method, such as "v2.Encrypt".
             code: Name of the gRPC status code.
-            seconds: How long it took.
-            path: Where the cryptography was done, see `wrapping.wrapper.Path`; "" where
-                there was none.
+            seconds: Time from its arrival to its answer, in seconds.
+            path: What encrypted or decrypted the DEK, see `wrapping.wrapper.Path`; ""
+                if nothing did.
         """
+        # prometheus_client's own counters would take 3 us for each request.
         tally = self._requests[method, code, path]
         tally.buckets[bisect_left(_SECONDS, seconds)] += 1
         tally.seconds += seconds
@@ -135,11 +140,11 @@ class Metrics:
 
 
 class _Collector:
-    """Turn the counts, and a snapshot, into metrics at each scrape.
+    """Turn counts and present values into metrics at each scrape.
 
     Args:
-        requests: By method, code and path.
-        read: As for `Metrics`.
+        requests: Counts by method, code and path.
+        read: Returns the present values.
     """
 
     def __init__(self, requests: Requests, read: Callable[[], Snapshot]) -> None:
@@ -147,30 +152,33 @@ class _Collector:
         self._read = read
 
     def describe(self) -> Iterable[Metric]:
-        """Return nothing, so that the registry takes no snapshot to learn the names."""
+        """Return no names: the registry must not read all values to learn them."""
         return ()
 
     def collect(self) -> Iterable[Metric]:
-        """Yield each metric family."""
+        """Yield one metric family after the other."""
         yield from _of_requests(self._requests)
         yield from _of_snapshot(self._read())
 
 
 def _of_requests(requests: Requests) -> Iterable[Metric]:
     answers: Counter[tuple[str, ...]] = Counter()
-    wraps: Counter[tuple[str, ...]] = Counter()
+    operations: Counter[tuple[str, ...]] = Counter()
     times: defaultdict[str, list[_Tally]] = defaultdict(list)
     for (method, code, path), tally in requests.items():
         count = sum(tally.buckets)
         answers[method, code] += count
         if path and code == "OK":
-            wraps[method, path] += count
+            operations[method, path] += count
         times[method].append(tally)
     yield _counter(
         "hsm_kms_requests", "KMS requests answered.", ("method", "code"), answers
     )
     yield _counter(
-        "hsm_kms_wraps", "DEKs wrapped and unwrapped.", ("method", "path"), wraps
+        "hsm_kms_dek_operations",
+        "DEKs encrypted and decrypted.",
+        ("method", "path"),
+        operations,
     )
     seconds = HistogramMetricFamily(
         "hsm_kms_request_duration_seconds",
@@ -188,17 +196,14 @@ def _of_requests(requests: Requests) -> Iterable[Metric]:
 
 
 def _of_snapshot(now: Snapshot) -> Iterable[Metric]:
-    yield _gauge("hsm_kms_info", "The version served.", version=__version__)
-    state = GaugeMetricFamily(
-        "hsm_kms_health", "1 for the present state of health.", labels=["state"]
+    yield _gauge("hsm_kms_build_info", "The version.", version=__version__)
+    yield _one_of(
+        "hsm_kms_health", "1 for the present state of health.", _STATES, now.health
     )
-    for name in _STATES:
-        state.add_metric([name], float(name == now.health))
-    yield state
     if now.key_id_hash:
         yield _gauge(
-            "hsm_kms_current_key",
-            "The announced key, as the API server's metrics name it.",
+            "hsm_kms_current_key_info",
+            "The key that Status announced.",
             key_id_hash=now.key_id_hash,
         )
     held = GaugeMetricFamily("hsm_kms_keys", "Keys held.", labels=["state"])
@@ -226,9 +231,9 @@ def _of_snapshot(now: Snapshot) -> Iterable[Metric]:
         "1 while requests fail without asking the token.",
         now.breaker_open,
     )
-    yield _gauge("hsm_kms_pin", "The verdict on the PIN.", verdict=now.pin)
+    yield _one_of("hsm_kms_pin", "1 for what is known about the PIN.", _PIN, now.pin)
     yield _counts(
-        "hsm_kms_worker_ends", "Token workers that ended.", "reason", now.restarts
+        "hsm_kms_worker_ends", "Token workers that ended.", "reason", now.ends
     )
     yield _counts(
         "hsm_kms_token_calls", "Requests sent to the token.", "operation", now.calls
@@ -250,9 +255,11 @@ def _of_local_keks(now: Snapshot) -> Iterable[Metric]:
         "DEKs wrapped by the current local KEK.",
         now.local_uses,
     )
-    yield _number("hsm_kms_local_keks_open", "Local KEKs in memory.", now.local_open)
+    yield _number(
+        "hsm_kms_local_keks_cached", "Local KEKs in memory.", now.local_cached
+    )
     yield _counts(
-        "hsm_kms_local_keks_generated",
+        "hsm_kms_local_keks_created",
         "Local KEKs created.",
         "result",
         now.local_created,
@@ -276,6 +283,14 @@ def _of_budget(now: Snapshot) -> Iterable[Metric]:
     for level, limit in _LIMITS.items():
         limits.add_metric([level], float(limit))
     yield limits
+
+
+def _one_of(name: str, text: str, states: Sequence[str], present: str) -> Metric:
+    """Return a gauge with a sample for each state: 1 for the present one, else 0."""
+    family = GaugeMetricFamily(name, text, labels=["state"])
+    for state in states:
+        family.add_metric([state], float(state == present))
+    return family
 
 
 def _number(name: str, text: str, value: float) -> Metric:

@@ -222,7 +222,7 @@ class Discovery:
     async def _save(self, worker: Worker, mechanism: Mechanism) -> None:
         if not self._freeze:
             return
-        _log.info("mechanism", mechanism=str(mechanism))
+        _log.info("mechanism found", mechanism=str(mechanism))
         frozen = FrozenMechanism(mechanism=mechanism, token_serial=worker.token_serial)
         try:
             await self._state_dir.background(

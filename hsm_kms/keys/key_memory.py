@@ -79,7 +79,7 @@ class KeyMemory:
             self.last = self._state_dir.last_key()
         except StateCorruptError as error:
             if str(error) != str(self.fault):
-                _log.warning("state directory", error=error.sentence)
+                _log.warning("state directory problem", error=error.sentence)
             self.fault = KeyLostError(str(error), hint=error.hint)
             self.last = None
         else:

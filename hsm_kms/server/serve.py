@@ -141,5 +141,5 @@ async def _open_state(path: Path) -> StateDir:
     except StateWriteError as error:
         state.problem = error.sentence
     if state.problem:
-        _log.warning("state directory", problem=state.problem)
+        _log.warning("state directory problem", error=state.problem)
     return state

@@ -39,7 +39,7 @@ class Alarm:
         """Raise the alarm: a request met an error of the token, not of the request."""
         if not self._fault_logged:
             self._fault_logged = True
-            _log.info("token fault under a request", error=str(error))
+            _log.info("token fault during a request", error=str(error))
         self.notify(str(error))
 
     async def wait(self) -> None:

@@ -53,7 +53,9 @@ class Path(StrEnum):
 
     TOKEN = "token"  # noqa: S105 - of PKCS#11
     LOCAL = "local"  # a local KEK in memory
-    LOCAL_COLD = "local-cold"  # a local KEK that the token unwrapped for this request
+    LOCAL_UNCACHED = (
+        "local-uncached"  # a local KEK that the token unwrapped for this request
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,7 +236,7 @@ class DekWrapper:
         kek = await opening.locals.join(
             header.nested, partial(self._open_local, key, nested), deadline=deadline
         )
-        return Unsealed(kek.open(ciphertext), Path.LOCAL_COLD)
+        return Unsealed(kek.open(ciphertext), Path.LOCAL_UNCACHED)
 
     async def _open_local(self, key: TokenKey, nested: Record) -> LocalKek:
         material = await self._token.open(key, nested, deadline=None)

@@ -21,7 +21,7 @@ from tests.system.conformance.wrappings import WRAPPINGS, apis
 
 KEK = bytes(range(32))
 LOW = 20  # uses of a local KEK, instead of a million
-GENERATED = 'hsm_kms_local_keks_generated_total{result="ok"}'
+GENERATED = 'hsm_kms_local_keks_created_total{result="ok"}'
 REFUSED = (
     "FAILED_PRECONDITION",
     "the configuration refuses data encrypted with local KEKs",

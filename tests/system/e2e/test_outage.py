@@ -126,7 +126,7 @@ def test_token_says_why_not_and_stops_writes_when_told(node):
         node.plugin.configure(health={"stop_writes_after": "1s"})
         wait_for(
             "UNAVAILABLE from Status",
-            lambda: not node.plugin.server()["answers"],
+            lambda: not node.plugin.server()["status_available"],
             timeout=NOTICED,
         )
         with pytest.raises(grpc.RpcError) as refusal:

@@ -155,7 +155,7 @@ def test_tampered(server, shim, rv):
 
     assert PLAINTEXT == server.decrypt(good.ciphertext, good.key_id)
     assert (workers, opened) == (server.worker_pids(), shim.calls("C_OpenSession"))
-    assert [] == server.events("token fault under a request")
+    assert [] == server.events("token fault during a request")
 
 
 @pytest.mark.parametrize(

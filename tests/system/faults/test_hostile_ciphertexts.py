@@ -74,7 +74,7 @@ class Unharmed:
         assert {} == rig.admin()["workers"]["ended"]
         assert self._opened == rig.reopened()
         assert [] == rig.plugin.events("breaker open")
-        assert [] == rig.plugin.events("token fault under a request")
+        assert [] == rig.plugin.events("token fault during a request")
         # No attribute was read, so there was no inspection.
         assert self._read == rig.shim.calls("C_GetAttributeValue")
 
@@ -157,7 +157,7 @@ def test_device(server, shim, rv):
 
     assert "OK" == code
     assert 4 == shim.acted("C_Decrypt")
-    wait_for(lambda: server.plugin.events("token fault under a request"))
+    wait_for(lambda: server.plugin.events("token fault during a request"))
     assert [] == server.plugin.events("breaker open")
 
 
@@ -169,7 +169,7 @@ def test_dead_device(server, shim, rv):
     code = code_of(lambda: server.plugin.decrypt(sealed.ciphertext, sealed.key_id))
 
     assert "UNAVAILABLE" == code
-    wait_for(lambda: server.plugin.events("token fault under a request"))
+    wait_for(lambda: server.plugin.events("token fault during a request"))
     wait_for(lambda: server.plugin.events("canary failed"))
     shim.clear()
     wait_for(

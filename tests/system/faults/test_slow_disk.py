@@ -68,7 +68,9 @@ def test_starts_while_the_disk_hangs(rig, disk):
     rig.plugin.state_dir.mkdir(mode=0o700)
     disk.hang()
     rig.start(spawn=True)
-    wait_for(lambda: "does not answer" in str(rig.plugin.events("state directory")))
+    wait_for(
+        lambda: "does not answer" in str(rig.plugin.events("state directory problem"))
+    )
 
     assert "UNAVAILABLE" == rig.plugin.healthz()
     assert 200 == livez(rig)

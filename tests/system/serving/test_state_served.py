@@ -61,8 +61,8 @@ def errors(plugin):
 
 def state_warnings(plugin):
     """Return the problems with the state directory that the log reports."""
-    told = plugin.events("state directory")
-    return [event.get("problem") or event["error"] for event in told]
+    told = plugin.events("state directory problem")
+    return [event["error"] for event in told]
 
 
 def test_restart_while_token_is_unavailable(plugin, sealed, hsm):

@@ -498,4 +498,4 @@ async def test_retired_key(make_node, maker):
 
     await node.reload(keys={"retired": []})
     opened = await node.unwrap(before)
-    assert (DEK, Path.LOCAL_COLD) == (opened.plaintext, opened.path)
+    assert (DEK, Path.LOCAL_UNCACHED) == (opened.plaintext, opened.path)

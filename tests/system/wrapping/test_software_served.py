@@ -168,7 +168,7 @@ def test_accept_local(make_server):
 
 
 def test_path_is_reported(make_server):
-    """Log and metrics show the path of each request: token, local or local-cold."""
+    """Log and metrics show the path of each request: token, local or local-uncached."""
     server = make_server()
     sealed, key_id = server.by_local()
     server.plugin.stop()
@@ -185,12 +185,12 @@ def test_path_is_reported(make_server):
     assert "INVALID_ARGUMENT" == code_of(lambda: server.plugin.decrypt(b"?", key_id))
     metrics = server.metrics()
 
-    paths = {"cold": "local-cold", "warm": "local", "software": "local"}
+    paths = {"cold": "local-uncached", "warm": "local", "software": "local"}
     paths |= {"token": "token", "back": "token"}
     assert paths == {uid: server.path(uid) for uid in paths}
-    name = "hsm_kms_wraps_total"
+    name = "hsm_kms_dek_operations_total"
     assert {
-        ("v2.Decrypt", "local-cold"): 1,
+        ("v2.Decrypt", "local-uncached"): 1,
         ("v2.Decrypt", "local"): 1,
         ("v2.Decrypt", "token"): 1,
         ("v2.Encrypt", "local"): 1,
@@ -200,13 +200,13 @@ def test_path_is_reported(make_server):
     } == {
         (method, path): metrics[label]
         for method in ("v2.Decrypt", "v2.Encrypt", "v1.Decrypt", "v1.Encrypt")
-        for path in ("token", "local", "local-cold")
+        for path in ("token", "local", "local-uncached")
         if metrics.get(label := f'{name}{{method="{method}",path="{path}"}}')
     }
 
 
 def created(result):
-    return f'hsm_kms_local_keks_generated_total{{result="{result}"}}'
+    return f'hsm_kms_local_keks_created_total{{result="{result}"}}'
 
 
 def test_scopes(make_server):

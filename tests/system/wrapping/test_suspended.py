@@ -10,7 +10,7 @@ from tests.harness.wait import wait_for
 from tests.system.faults.observed import ObservedServer
 
 HOURS = 3600.0
-CREATED = 'hsm_kms_local_keks_generated_total{result="ok"}'
+CREATED = 'hsm_kms_local_keks_created_total{result="ok"}'
 
 
 @pytest.fixture

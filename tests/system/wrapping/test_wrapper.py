@@ -37,7 +37,7 @@ from tests.system.wrapping.wrapping_rig import (
 )
 from tests.unit.keys.key_samples import A
 
-TOKEN, LOCAL, COLD = Path.TOKEN, Path.LOCAL, Path.LOCAL_COLD
+TOKEN, LOCAL, COLD = Path.TOKEN, Path.LOCAL, Path.LOCAL_UNCACHED
 
 
 @pytest.fixture

@@ -106,7 +106,7 @@ async def test_log(node):
         ("degraded", in_software(ABSENT), True),
         ("degraded", in_software(ABSENT), False),
         ("ok", "ok", True),
-    ] == [(log["state"], log["healthz"], log["answers"]) for log in told]
+    ] == [(log["state"], log["healthz"], log["status_available"]) for log in told]
     assert (
         "no slot 3; look at the HSM; meanwhile Encrypt works in software"
         == (told[0]["detail"])

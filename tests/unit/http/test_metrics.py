@@ -1,4 +1,4 @@
-"""What Prometheus is told: of requests as they end, of the rest when it asks."""
+"""Counts of requests, and the metrics that a scrape gets."""
 
 from __future__ import annotations
 
@@ -29,32 +29,32 @@ IDLE = Snapshot(
 
 
 def samples(metrics: Metrics) -> dict[str, float]:
-    """Every sample, by name and labels as they are written."""
+    """Return every sample, by name and labels as they are written."""
     lines = metrics.render().decode().splitlines()
     pairs = (line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
     return {name: float(value) for name, value in pairs}
 
 
 def families(metrics: Metrics) -> dict[str, str]:
-    """Types by name, as a Prometheus server reads the page."""
+    """Return the types by name, as a Prometheus server reads the page."""
     parsed = text_string_to_metric_families(metrics.render().decode())
     return {each.name: each.type for each in parsed}
 
 
 def of(**fields) -> dict[str, float]:
-    """The samples of a snapshot."""
+    """Return the samples of present values."""
     return samples(Metrics(lambda: replace(IDLE, **fields)))
 
 
 async def test_requests():
-    """Each answer counts once by its code, and the wraps among them by their path."""
+    """Each answer counts once by code, and each DEK of an answer that is OK by path."""
     metrics = Metrics(lambda: IDLE)
     async with serve(observe=metrics.request) as service:
         await service.call("v2.Encrypt")
         service.wrapper.path = "local"
         for _ in range(3):
             await service.call("v1.Encrypt")
-        service.wrapper.path = "local-cold"
+        service.wrapper.path = "local-uncached"
         await service.call("v1.Decrypt")
         await service.call("v1.Version")
         service.wrapper.error = errors.TokenError("C_Decrypt failed")
@@ -67,19 +67,19 @@ async def test_requests():
         'hsm_kms_requests_total{code="OK",method="v1.Decrypt"}': 1,
         'hsm_kms_requests_total{code="UNAVAILABLE",method="v1.Decrypt"}': 1,
         'hsm_kms_requests_total{code="OK",method="v1.Version"}': 1,
-        'hsm_kms_wraps_total{method="v2.Encrypt",path="token"}': 1,
-        'hsm_kms_wraps_total{method="v1.Encrypt",path="local"}': 3,
-        'hsm_kms_wraps_total{method="v1.Decrypt",path="local-cold"}': 1,
+        'hsm_kms_dek_operations_total{method="v2.Encrypt",path="token"}': 1,
+        'hsm_kms_dek_operations_total{method="v1.Encrypt",path="local"}': 3,
+        'hsm_kms_dek_operations_total{method="v1.Decrypt",path="local-uncached"}': 1,
     } == {
         name: value
         for name, value in seen.items()
-        if name.startswith(("hsm_kms_requests_total", "hsm_kms_wraps_total"))
+        if name.startswith(("hsm_kms_requests_total", "hsm_kms_dek_operations_total"))
     }
     assert 2 == seen['hsm_kms_request_duration_seconds_count{method="v1.Decrypt"}']
 
 
 async def test_a_client_that_gave_up():
-    """It is counted, as what it is."""
+    """A request whose client gave up counts as CANCELLED."""
     metrics = Metrics(lambda: IDLE)
     async with serve(observe=metrics.request) as service:
         service.wrapper.stall = asyncio.Event()
@@ -89,7 +89,8 @@ async def test_a_client_that_gave_up():
         name = 'hsm_kms_requests_total{code="CANCELLED",method="v2.Encrypt"}'
         await until(lambda: samples(metrics).get(name) == 1)
 
-    assert not any(name.startswith("hsm_kms_wraps_total") for name in samples(metrics))
+    operations = "hsm_kms_dek_operations_total"
+    assert not any(name.startswith(operations) for name in samples(metrics))
 
 
 def test_durations():
@@ -116,7 +117,7 @@ def test_durations():
 
 @pytest.mark.parametrize("state", ["starting", "ok", "degraded", "failed"])
 def test_health(state):
-    """Exactly the present state is 1."""
+    """The present state of health is 1, and all others are 0."""
     seen = of(health=state)
 
     assert {"starting": 0, "ok": 0, "degraded": 0, "failed": 0} | {state: 1} == {
@@ -126,17 +127,29 @@ def test_health(state):
     }
 
 
-def test_local_keks():
-    """Metrics tell how often the local KEK was used, how many are open, and created."""
-    seen = of(local_uses=17, local_open=3, local_created={"ok": 4, "failed": 1})
+@pytest.mark.parametrize("state", ["none", "absent", "proven", "rejected"])
+def test_pin(state):
+    """What is known about the PIN is 1, and all other states are 0."""
+    seen = of(pin=state)
+    states = ("none", "absent", "untried", "proven", "rejected", "corrupt")
 
-    assert (17, 3) == (seen["hsm_kms_local_kek_uses"], seen["hsm_kms_local_keks_open"])
-    assert 4 == seen['hsm_kms_local_keks_generated_total{result="ok"}']
-    assert 1 == seen['hsm_kms_local_keks_generated_total{result="failed"}']
+    assert [float(state == each) for each in states] == [
+        seen[f'hsm_kms_pin{{state="{each}"}}'] for each in states
+    ]
+
+
+def test_local_keks():
+    """Uses of the current local KEK, cached and generated local KEKs are counted."""
+    seen = of(local_uses=17, local_cached=3, local_created={"ok": 4, "failed": 1})
+
+    assert 17 == seen["hsm_kms_local_kek_uses"]
+    assert 3 == seen["hsm_kms_local_keks_cached"]
+    assert 4 == seen['hsm_kms_local_keks_created_total{result="ok"}']
+    assert 1 == seen['hsm_kms_local_keks_created_total{result="failed"}']
 
 
 def test_nonce_budget():
-    """Wraps under each KEK stand beside the two limits they run up to."""
+    """The wraps under each KEK are shown with the two limits."""
     name = key_id_hash(KEY_ID)
     seen = of(kek_wraps={name: 12345})
 
@@ -146,7 +159,7 @@ def test_nonce_budget():
 
 
 def test_documented():
-    """docs/metrics.md has each name with its type, and no other."""
+    """docs/metrics.md lists each metric with its type, and no other."""
     text = (Path(__file__).parents[3] / "docs" / "metrics.md").read_text()
     rows = re.findall(r"^\| `(hsm_kms_\w+)` \| (\w+) \|", text, re.MULTILINE)
     metrics = Metrics(lambda: replace(IDLE, key_id_hash="sha256:0"))

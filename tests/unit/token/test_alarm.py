@@ -43,4 +43,4 @@ async def test_a_flood_of_faults_is_one_log_line():
         alarm.clear()
         alarm.fault(WorkerLostError("the token worker is gone"))
 
-    assert ["token fault under a request"] * 2 == [each["event"] for each in logs]
+    assert ["token fault during a request"] * 2 == [each["event"] for each in logs]
