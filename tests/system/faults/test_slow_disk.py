@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import http.client
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -84,6 +86,20 @@ def test_stops_while_the_disk_hangs(rig, disk):
     rig.well()
     assert rig.plugin.encrypt(b"dek").ciphertext
     disk.hang()
+
+    assert 0 == rig.plugin.stop()
+
+
+def test_stops_while_a_login_waits(rig, disk):
+    """SIGTERM is obeyed although the try of a PIN still waits for the disk."""
+    rig.plugin.state_dir.mkdir(mode=0o700)
+    rig.start(spawn=True)
+    rig.well()
+    disk.hang()
+    (rig.plugin.state_dir / "pin.json").unlink()  # an unproven PIN is recorded first
+    (worker,) = rig.workers()
+    os.kill(worker, signal.SIGKILL)
+    wait_for(lambda: waiting(rig))
 
     assert 0 == rig.plugin.stop()
 
