@@ -33,12 +33,13 @@ def captured(
     names = (None, "asyncio", "grpc")
     levels = {name: logging.getLogger(name).level for name in names}
     handlers = logging.root.handlers[:]
+    configured = structlog.get_config()
     stream = Captured()
     log.configure(level, form, stream)
     try:
         yield stream
     finally:
-        structlog.reset_defaults()
+        structlog.configure(**configured)
         logging.root.handlers[:] = handlers
         for name, number in levels.items():
             logging.getLogger(name).setLevel(number)
