@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from hsm_kms.token.process import Worker
 from tests.harness import command_line
+from tests.harness.one_worker import configure
 from tests.harness.plugin import code_of
 from tests.harness.processes import alive
-from tests.harness.wait import SECONDS, wait_for
+from tests.harness.wait import SECONDS, until, wait_for
 
 LONG = 30_000  # milliseconds
 
@@ -59,6 +61,22 @@ def test_worker_with_a_child_is_killed(make_rig, shim, how):
     os.kill(child, signal.SIGKILL)
     rig.well()
     assert rig.plugin.encrypt(b"dek", timeout=SECONDS).ciphertext
+
+
+async def test_typed_pin_is_not_inherited(hsm, shim):
+    """The descriptor of a PIN that was typed in is not inherited either."""
+    pin = os.memfd_create("pin", os.MFD_CLOEXEC)
+    worker = await Worker.spawn(0, {**hsm.env, **shim.env}, pass_fds=(pin,))
+    os.close(pin)
+    try:
+        shim.set(f"C_Initialize count=1 exec={LONG}")
+        await worker.configure(configure(module=str(shim.module)))
+        await until(lambda: "sleep" in children_of(worker.pid).values())
+        (child,) = children_of(worker.pid)
+        assert [] == sockets_of(child)
+        os.kill(child, signal.SIGKILL)
+    finally:
+        await worker.leave()
 
 
 def test_reaped_by_pid_1(make_rig, shim, monkeypatch):
