@@ -105,8 +105,8 @@ def test_another_key_under_the_label(make_plugin, plugin, sealed, hsm):
     gone = f"the key last current here, {lost.key_id}, is not on the token"
     assert gone in plugin.events("health")[-1]["detail"]
     assert 1 == check.returncode
-    cure = "restore the token, or name another key in keys.current"
-    assert f"✗ key: {gone}\n  hint: {cure}\n" in check.stdout
+    cure = "restore it, or name another key in keys.current"
+    assert f"✗ key: {gone}\n  hint: {cure}" in check.stdout
 
     plugin.stop()
     plugin.config["keys"]["current"] = held.key_id
