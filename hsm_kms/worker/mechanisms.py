@@ -29,7 +29,8 @@ MAC_BYTES: Final = 32
 APPENDED_IV_BYTES: Final = (12, 16)  # Luna in FIPS mode: 16, newer firmware 12
 _SLACK_BYTES: Final = 64  # room for a token that appends its IV, or pads
 _RANDOM_BYTES: Final = 32
-_IV_KEY: Final = os.urandom(_RANDOM_BYTES)  # of this process alone, made as it starts
+# Its key is of this process alone, and is made as the process starts.
+_HEDGE: Final = hmac.new(os.urandom(_RANDOM_BYTES), digestmod="sha256")
 
 
 class Keyed(NamedTuple):  # not a dataclass: each worker would load `inspect` for it
@@ -130,7 +131,9 @@ def make_iv(aad: bytes, plaintext: bytes, length: int) -> bytes:
     """
     # The length of the AAD divides it from the plaintext: no two inputs look alike.
     parts = (os.urandom(_RANDOM_BYTES), len(aad).to_bytes(8, "big"), aad, plaintext)
-    return hmac.digest(_IV_KEY, b"".join(parts), "sha256")[:length]
+    hedged = _HEDGE.copy()
+    hedged.update(b"".join(parts))
+    return hedged.digest()[:length]
 
 
 def _gcm_caller(on: Keyed, aad: bytes, plaintext: bytes) -> tuple[bytes, bytes]:
