@@ -21,7 +21,7 @@ from hsm_kms.cli.one_worker import one_worker
 from hsm_kms.clock import now, when
 from hsm_kms.errors import HsmKmsError, MechanismError
 from hsm_kms.ipc.messages import GenerateKey
-from hsm_kms.keys.keyring import KeyState
+from hsm_kms.keys.keyring import FOREIGN, FOREIGN_HINT, KeyState
 from hsm_kms.keys.policy import born_here
 
 if TYPE_CHECKING:
@@ -90,6 +90,8 @@ def _tell_what_now(survey: Survey, made: Found) -> None:
         )
     elif survey.state(made) is not KeyState.CURRENT:
         tell("hint: set keys.current to the key_id to encrypt with")
+    if survey.state(made) is KeyState.FOREIGN:
+        tell(f"{FOREIGN}; hint: {FOREIGN_HINT}")
 
 
 async def _generate(given: Given, *, another: bool) -> tuple[KeyRef, Survey]:

@@ -164,7 +164,8 @@ def _require_pending(survey: Survey, made: Found, key_id: str) -> None:
         f"{key_id} will not become current at its activation time: "
         f"{why or 'it is refused'}",
         hint=f"run `hsm-kms keys cancel {key_id}` to destroy it; on such a token a key "
-        "becomes current only if keys.current names it",
+        "becomes current only if keys.current names it, and needs keys.foreign: "
+        "decrypt on every node",
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import threading
@@ -20,6 +21,7 @@ ALGORITHMS = {
     "aes-gcm": Algorithm.AES_256_GCM,
     "aes-cbc-hmac-sha256": Algorithm.AES_256_CBC_HMAC_SHA256,
 }
+ANOTHER = ("keys", "generate", "--another", "-o", "json")
 BIRTH = ("CKA_LOCAL", "CKA_ALWAYS_SENSITIVE", "CKA_NEVER_EXTRACTABLE")
 CLIENTS = 16
 SECONDS = 3.0
@@ -67,6 +69,26 @@ def test_no_key_then_generate(make_token, serve, brand):
     assert [] == empty
     assert key_id == plugin.current()["key_id"]
     assert key_id == plugin.encrypt(b"d" * 32).key_id
+
+
+def test_second_key(make_token, serve, brand):
+    """A second key decrypts, on NSS once keys.foreign says that such keys may.
+
+    NSS reports no key as generated on it, so each looks like an imported one.
+    """
+    plugin = serve(make_token(brand))
+    first = plugin.generate()
+    plugin.start().wait_healthz("ok")
+    plugin.stop()
+    second = json.loads(plugin.cli(*ANOTHER).stdout)["key_id"]
+    states = {key["key_id"]: key["state"] for key in plugin.listed()}
+    plugin.config["keys"] |= {"foreign": "decrypt"}
+    plugin.write_config()
+    trusted = {key["key_id"]: key["state"] for key in plugin.listed()}
+
+    foreign, other = ("foreign", "decrypt-only") if brand is Nss else ("pending",) * 2
+    assert {first: "current", second: foreign} == states
+    assert {first: "current", second: other} == trusted
 
 
 @pytest.mark.parametrize("size", [1, 15, 16, 17, 32, 1023, 1024])
