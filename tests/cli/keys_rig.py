@@ -24,10 +24,21 @@ if TYPE_CHECKING:
 
 
 class Keys:
-    """Run the commands with one configuration."""
+    """Run the commands with one configuration.
+
+    Attributes:
+        old: The first key_id on a token with two.
+        new: The second one.
+    """
 
     def __init__(self, plugin: Plugin) -> None:
         self.plugin = plugin
+        self.old = self.new = ""
+
+    def use(self, old: str, new: str) -> None:
+        """Name the second of two keys as the current one."""
+        self.old, self.new = old, new
+        self.configure("keys", current=new)
 
     def configure(self, section: str, **values: Any) -> None:
         """Change the configuration."""

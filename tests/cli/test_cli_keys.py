@@ -26,11 +26,11 @@ def keys(make_plugin, hsm):
 
 
 @pytest.fixture
-def two(keys):
+def two(make_plugin, aes_keys, directory):
     """Run the commands with a second key, which keys.current names."""
-    (keys.old,) = keys.states()
-    keys.new = keys.generate("--another")
-    keys.configure("keys", current=keys.new)
+    hsm, token = aes_keys.both.copy(directory / "two"), {"shared": True}
+    keys = Keys(make_plugin(hsm, token=token, keys={"discover": "1s"}))
+    keys.use(aes_keys.old, aes_keys.new)
     return keys
 
 

@@ -8,44 +8,34 @@ from datetime import UTC, datetime
 import pytest
 
 from hsm_kms.ipc.values import KeyRef
+from tests.cli.conftest import PAIRS
 from tests.cli.keys_rig import Keys, etcd_json, retired_long_ago, stored_value
 from tests.harness.etcd_server import EtcdServer
 from tests.harness.forged import KNOWN, forge
-from tests.harness.shim.driver import Shim
 from tests.harness.token_keys import LABEL, create
 
 UNREACHABLE = ("--endpoints", "127.0.0.1:1")
 SIGNED = ("--without-scan", "--yes")
 
 
-def made(plugin):
-    """Run the commands on a token with two keys; keys.current names the new one."""
-    keys = Keys(plugin)
-    keys.old = next(iter(keys.states()), None) or keys.generate()
-    keys.new = keys.generate("--another")
-    keys.configure("keys", current=keys.new)
+@pytest.fixture
+def two(make_plugin, aes_keys, directory):
+    """Run the commands with two keys of a token that all nodes share."""
+    hsm = aes_keys.both.copy(directory / "two")
+    keys = Keys(make_plugin(hsm, token={"shared": True}))
+    keys.use(aes_keys.old, aes_keys.new)
     return keys
 
 
 @pytest.fixture
-def two(make_plugin, hsm):
-    """Provide two keys of a token that all nodes share."""
-    return made(make_plugin(hsm, token={"shared": True}))
-
-
-@pytest.fixture
-def shim(directory) -> Shim:
-    """Provide a shim without rules."""
-    return Shim(directory)
-
-
-@pytest.fixture
-def pairs(make_plugin, empty_hsm, shim):
-    """Provide two pairs of an AES key and an HMAC key, behind the shim."""
-    env = {**empty_hsm.env, **shim.env}
+def pairs(make_plugin, pairs_of_keys, directory, shim):
+    """Two pairs of an AES and an HMAC key, behind the shim."""
+    hsm = pairs_of_keys.both.copy(directory / "two")
+    env = {**hsm.env, **shim.env}
     token = {"module": str(shim.module), "env": env, "shared": True}
-    section = {"mechanism": "aes-cbc-hmac-sha256"}
-    return made(make_plugin(empty_hsm, token=token, keys=section))
+    keys = Keys(make_plugin(hsm, token=token, keys=PAIRS))
+    keys.use(pairs_of_keys.old, pairs_of_keys.new)
+    return keys
 
 
 def wanted(keys, endpoint):

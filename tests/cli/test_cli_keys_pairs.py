@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 
 import pytest
 
+from tests.cli.conftest import PAIRS
 from tests.cli.keys_rig import Keys
 from tests.harness.command_line import HSM_KMS
-from tests.harness.plugin import Plugin
-from tests.harness.shim.driver import Shim
 from tests.harness.softhsm import softhsm_module
 from tests.harness.token_keys import make_key
 from tests.harness.wait import wait_for
@@ -27,19 +25,13 @@ ON = list(zip(CRASHES, ["retire", "undo", "retire", "undo"], strict=True))
 
 
 @pytest.fixture
-def shim(directory) -> Shim:
-    """Provide a shim without rules."""
-    return Shim(directory)
-
-
-@pytest.fixture
 def on(make_plugin, shim):
     """Make the commands on a token behind the shim, which all nodes share."""
 
     def on(hsm):
         env = {**hsm.env, **shim.env}
         token = {"module": str(shim.module), "env": env, "shared": True}
-        sections = {"token": token, "keys": {"mechanism": "aes-cbc-hmac-sha256"}}
+        sections = {"token": token, "keys": PAIRS}
         return Keys(make_plugin(hsm, **sections))
 
     return on
@@ -51,35 +43,19 @@ def keys(on, empty_hsm):
     return on(empty_hsm)
 
 
-@pytest.fixture(scope="session")
-def pairs(session_directory, token_template, pin_file):
-    """Provide a token with two pairs, and the key_ids of the older and the newer."""
-    hsm = token_template.copy(session_directory / "pairs")
-    directory = hsm.directory / "p"
-    directory.mkdir(mode=0o700)
-    token, mechanism = {"shared": True}, {"mechanism": "aes-cbc-hmac-sha256"}
-    made = Keys(Plugin(directory, hsm, pin_file, token=token, keys=mechanism))
-    one = token_template.copy(session_directory / "pair")
-    old = made.generate()
-    shutil.copytree(hsm.tokens, one.tokens, dirs_exist_ok=True)
-    return one, hsm, old, made.generate("--another")
-
-
 @pytest.fixture
-def one(on, pairs, directory):
+def one(on, pairs_of_keys, directory):
     """Run the commands on a token with one pair."""
-    keys = on(pairs[0].copy(directory / "one"))
-    keys.old = pairs[2]
+    keys = on(pairs_of_keys.one.copy(directory / "one"))
+    keys.old = pairs_of_keys.old
     return keys
 
 
 @pytest.fixture
-def two(on, pairs, directory):
+def two(on, pairs_of_keys, directory):
     """Run the commands on a token with two pairs, of which the new one is current."""
-    _, hsm, old, new = pairs
-    keys = on(hsm.copy(directory / "two"))
-    keys.old, keys.new = old, new
-    keys.configure("keys", current=new)
+    keys = on(pairs_of_keys.both.copy(directory / "two"))
+    keys.use(pairs_of_keys.old, pairs_of_keys.new)
     return keys
 
 
