@@ -10,6 +10,7 @@ from hsm_kms.errors import (
     KeyAmbiguousError,
     KeyForeignError,
     KeyNotFoundError,
+    KeyReplacedError,
     KeyRetiredError,
     MechanismError,
     TokenError,
@@ -100,7 +101,7 @@ class TokenOpener:
         )
         try:
             reply = await self._ask(request)
-        except (KeyNotFoundError, KeyAmbiguousError):
+        except (KeyNotFoundError, KeyAmbiguousError, KeyReplacedError):
             raise _RefusedError(NO_KEY) from None
         except MechanismError as error:
             raise _RefusedError(f"{REFUSED}: {error}") from None

@@ -128,7 +128,12 @@ class Canaries:
         reply = await worker.ask(request, seconds)
         if not isinstance(reply, Encrypted):
             raise TokenError("the worker answered a RunCanary with something else")
-        return KeptCanary(aad=request.aad, iv=reply.iv, ciphertext=reply.ciphertext)
+        return KeptCanary(
+            cipher=key.cipher,
+            aad=request.aad,
+            iv=reply.iv,
+            ciphertext=reply.ciphertext,
+        )
 
     def has_proven(self, worker: Worker, key: TokenKey) -> bool:
         """Return True if the latest canary under `key` on `worker` passed."""

@@ -73,25 +73,27 @@ class KeySeen(msgspec.Struct, frozen=True, kw_only=True):
     problem: Problem | None = None
 
 
-class KeptCanary(msgspec.Struct, frozen=True, kw_only=True):
-    """Hold a canary that outlives the worker that wrapped it.
-
-    Args:
-        aad: Additional authenticated data.
-        iv: The IV.
-        ciphertext: Ciphertext and tag.
-    """
-
-    aad: bytes
-    iv: bytes
-    ciphertext: bytes
-
-
 class Cipher(StrEnum):
     """Name the cipher that protects a record, as its algorithm field does."""
 
     GCM = "aes-gcm"
     CBC_HMAC = "aes-cbc-hmac-sha256"
+
+
+class KeptCanary(msgspec.Struct, frozen=True, kw_only=True):
+    """Hold a canary that outlives the worker that wrapped it.
+
+    Args:
+        cipher: The cipher that protects it.
+        aad: Additional authenticated data.
+        iv: The IV.
+        ciphertext: Ciphertext and tag.
+    """
+
+    cipher: Cipher
+    aad: bytes
+    iv: bytes
+    ciphertext: bytes
 
 
 class Mechanism(StrEnum):

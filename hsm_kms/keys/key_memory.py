@@ -145,7 +145,7 @@ class KeyMemory:
     def _record(self, key: TokenKey, token_serial: str, now: float) -> LastKey:
         same = self.last is not None and self.last.key_id == key.key_id
         kept = self.last if same else None
-        canary = kept.canary if kept else None
+        canary = self.kept_canary(key)
         if canary is None and self._by_cka_id:
             canary = self._canaries.get(key.name)
         return LastKey(
@@ -164,7 +164,10 @@ class KeyMemory:
         """Return an earlier canary that `key` must decrypt; None if there is none."""
         if self.last is None or self.last.key_id != key.key_id:
             return None
-        return self.last.canary if self._by_cka_id else None
+        canary = self.last.canary
+        if canary is None or canary.cipher is not key.cipher:
+            return None
+        return canary if self._by_cka_id else None
 
     def canary_passed(self, key: TokenKey, canary: KeptCanary) -> None:
         """Trust a key: it wrapped this canary, and decrypted the one that was kept."""

@@ -77,6 +77,7 @@ def keys_of(ring: Keyring | None) -> list[dict[str, Any]]:
     if ring is None:
         return []
     pending = {each.key.name: each for each in ring.pending}
+    twins = {key.found_by for key in ring.twins}
     return [
         {
             "key_id": key.key_id,
@@ -87,7 +88,7 @@ def keys_of(ring: Keyring | None) -> list[dict[str, Any]]:
             "generated_on_token": key.born_here,
             **_coming(pending.get(key.name)),
             "policy_violations": list(key.violations),
-            "same_names": key in ring.twins,
+            "same_names": key.found_by in twins,
         }
         for key in ring.keys
     ]

@@ -40,9 +40,8 @@ def run(on: Keyed, request: RunCanary) -> tuple[bytes, bytes]:
 
 def _require_opens(on: Keyed, request: RunCanary, kept: KeptCanary) -> None:
     """Refuse a key that works, and does not decrypt the canary that was kept."""
-    cipher = request.mechanism.cipher
     try:
-        mechanisms.decrypt(on, cipher, kept.aad, kept.iv, kept.ciphertext)
+        mechanisms.decrypt(on, kept.cipher, kept.aad, kept.iv, kept.ciphertext)
     except WorkerError as error:
         if error.cause in {Fault.SESSION, Fault.LOGIN}:
             raise  # it says nothing about the key

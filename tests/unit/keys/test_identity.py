@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from hsm_kms.errors import KeyLostError, KeyReplacedError, KeyUnsuitableError
-from hsm_kms.ipc.values import KeptCanary, KeyRef
+from hsm_kms.ipc.values import Cipher, KeptCanary, KeyRef
 from hsm_kms.keys.discovery import KeyListing
 from hsm_kms.keys.inventory import Replaced
 from hsm_kms.keys.keyring import UnidentifiedKey
@@ -27,7 +27,7 @@ from tests.unit.keys.keyring_node import KeyringNode
 REF = KeyRef(LABEL, b"1")
 LAST = key(A, 1, cka_id=b"1")
 TAKER = key(B, 1, cka_id=b"1")
-CANARY = KeptCanary(aad=b"aad", iv=b"iv", ciphertext=b"data")
+CANARY = KeptCanary(cipher=Cipher.GCM, aad=b"aad", iv=b"iv", ciphertext=b"data")
 
 
 @pytest.fixture
@@ -129,7 +129,8 @@ def test_canary_is_kept(node):
     node.sees(LAST).serve(fingerprint="cka_id")
     memory = node.keyring.memory
     assert CANARY == memory.kept_canary(LAST)
-    assert memory.kept_canary(TAKER) is None
+    pair = key(A, 1, cka_id=b"1", cipher=Cipher.CBC_HMAC)
+    assert [None] * 2 == [memory.kept_canary(each) for each in (TAKER, pair)]
 
     assert [True, False] == [memory.distrust(LAST) for _ in range(2)]
     assert KeyReplacedError is type(node.sees(LAST).keyring.ring.fault)
