@@ -21,3 +21,20 @@ async def cancel_and_wait(task: asyncio.Task[Any]) -> None:
     await asyncio.wait({task})
     if not task.cancelled():
         task.result()
+
+
+async def outlast(task: asyncio.Future[Any]) -> None:
+    """Wait until a task has ended, even if the caller is cancelled meanwhile.
+
+    Args:
+        task: The task; it is never cancelled here, and its exception is not raised.
+
+    Raises:
+        CancelledError: The caller was cancelled, once or several times, while it
+            waited; the task has ended all the same.
+    """
+    try:
+        await asyncio.wait({task})
+    except asyncio.CancelledError:
+        await outlast(task)  # until the task has ended, whoever cancels again
+        raise

@@ -18,6 +18,7 @@ from msgspec.structs import astuple
 from hsm_kms.errors import HsmKmsError, PinRejectedError, WorkerLostError
 from hsm_kms.ipc.messages import Failure, Login
 from hsm_kms.state_dir.directory import SAVE_SECONDS
+from hsm_kms.tasks import outlast
 from hsm_kms.token.ends import End
 from hsm_kms.token.errors import error_from
 from hsm_kms.token.pin_verdict import PinVerdict
@@ -91,17 +92,13 @@ class PinLogin:
         SoftHSM rewrites the token's file in C_Login: a worker that is killed inside it
         can leave that file empty, and the token is lost.
         """
-        # Shielded: a cancelled caller must not cancel the task that records the result.
+        # A task of its own: a cancelled caller must not cancel what records the result.
         task = asyncio.ensure_future(self._login(worker, source))
         try:
             await asyncio.shield(task)
         except asyncio.CancelledError:
-            done, _ = await asyncio.wait([task], timeout=_LOGIN_END_SECONDS)
-            if not done:  # killed here, while the PIN lock is still held
-                worker.retire(End.START, "interrupted inside C_Login")
-                await asyncio.wait([task], timeout=_ABANDON_SECONDS)
-            if task.done() and not task.cancelled():
-                task.exception()  # mark it as seen
+            # The PIN lock is held until this has ended, however often it is cancelled.
+            await outlast(asyncio.ensure_future(_end_login(task, worker)))
             raise
 
     async def _login(self, worker: Worker, source: PinSource) -> None:
@@ -127,6 +124,16 @@ class PinLogin:
             await write(partial(self.verdict.undo, before, error))
             raise
         await write(partial(self.verdict.accept, before))
+
+
+async def _end_login(task: asyncio.Future[None], worker: Worker) -> None:
+    """Wait for a login whose caller was cancelled; kill the worker if it takes long."""
+    done, _ = await asyncio.wait([task], timeout=_LOGIN_END_SECONDS)
+    if not done:
+        worker.retire(End.START, "interrupted inside C_Login")
+        await asyncio.wait([task], timeout=_ABANDON_SECONDS)
+    if task.done() and not task.cancelled():
+        task.exception()  # mark it as seen
 
 
 async def _exchange(

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final
 
 from hsm_kms.errors import HsmKmsError, TokenTimeoutError, WorkerLostError
 from hsm_kms.log import get_logger
+from hsm_kms.tasks import outlast
 from hsm_kms.token.counts import Counts
 from hsm_kms.token.ends import ENDS, End, Ending
 from hsm_kms.token.process import Worker
@@ -250,15 +251,13 @@ class Workers:
 
     async def _see_out(self, worker: Worker) -> None:
         """Let a worker leave, even if this task is cancelled meanwhile."""
-        task = asyncio.ensure_future(worker.leave())
+        leaving = asyncio.ensure_future(worker.leave())
         try:
-            await asyncio.shield(task)
-        except asyncio.CancelledError:
-            await task
-            raise
+            await outlast(leaving)
         finally:
             if worker.killed:
                 self._budget.spend()
+        leaving.result()
 
     def _failed(self, error: HsmKmsError) -> None:
         if str(error) != str(self.last_error):

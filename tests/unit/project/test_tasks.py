@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 import hsm_kms
-from hsm_kms.tasks import cancel_and_wait
+from hsm_kms.tasks import cancel_and_wait, outlast
+from tests.harness.wait import settle
 
 ROOT = Path(hsm_kms.__file__).parent
 
@@ -56,6 +57,23 @@ async def test_caller_is_cancelled():
         await caller
     go.set()
     await asyncio.wait({task})
+
+
+async def test_outlast():
+    """A caller that is cancelled again and again still waits for the task."""
+    go = asyncio.Event()
+    task = asyncio.create_task(go.wait())
+    caller = asyncio.create_task(outlast(task))
+    for _ in range(3):
+        await settle()
+        caller.cancel()
+    await settle()
+    assert not caller.done()
+    go.set()
+    with pytest.raises(asyncio.CancelledError):
+        await caller
+
+    assert task.result()
 
 
 def suppresses(node: ast.AST) -> bool:
