@@ -18,7 +18,7 @@ from hsm_kms.keys.discovery import Discovery
 from hsm_kms.keys.node_keyring import NodeKeyring
 from hsm_kms.keys.view import AnnouncedKeys, CurrentKeys
 from hsm_kms.log import get_logger
-from hsm_kms.server import settings as wiring
+from hsm_kms.server import settings
 from hsm_kms.tasks import cancel_and_wait
 from hsm_kms.token.alarm import Alarm
 from hsm_kms.token.counts import Counts
@@ -84,7 +84,7 @@ class Engine:
         self.config = config
         self.opened = lasting.opened
         self.alarm = Alarm()
-        self.keys = NodeKeyring(wiring.key_settings(config), lasting.state)
+        self.keys = NodeKeyring(settings.key_settings(config), lasting.state)
         self.canaries = Canaries(self.keys, self.alarm, lasting.budget, config.scope)
         self.pool = _pool(config, self.alarm, lasting.counts)
         token = ByToken(self.pool, lasting.budget, scope=config.scope)
@@ -112,9 +112,9 @@ class Engine:
             call_timeout=config.token.call_timeout,
             start_timeout=config.token.start_timeout,
         )
-        self.login = PinLogin(wiring.pin_source(config), lasting.state)
+        self.login = PinLogin(settings.pin_source(config), lasting.state)
         self.workers = Workers(
-            wiring.worker_settings(config),
+            settings.worker_settings(config),
             pool=self.pool,
             login=self.login,
             qualify=inspection.qualify,
@@ -177,9 +177,9 @@ class Engine:
         self.v1 = self._wrapper(apis.v1, CurrentKeys(self.keys, self._monitor))
 
     def _wrapper(self, api: ApiV2 | ApiV1, keys: KeyView) -> DekWrapper:
-        settings = wiring.wrap_settings(self.config, api)
+        wrap = settings.wrap_settings(self.config, api)
         unreached = self.health.call_failed
-        return DekWrapper(self._opening, self.local, keys, settings, unreached)
+        return DekWrapper(self._opening, self.local, keys, wrap, unreached)
 
     async def close(self) -> None:
         """Fail waiting requests, let calls under way end, stop every worker."""
@@ -201,7 +201,7 @@ def _pool(config: Config, alarm: Alarm, counts: Counts) -> Pool:
 
 def _discovery(config: Config, state: StateDir) -> Discovery:
     return Discovery(
-        wiring.key_settings(config),
+        settings.key_settings(config),
         state,
         seconds=config.token.call_timeout,
         start_seconds=config.token.start_timeout,

@@ -238,8 +238,8 @@ def test_wiped_when_nobody_holds_it():
 def test_wiped_when_pushed_out():
     """A local KEK that is evicted from the cache is wiped."""
     opened = KekCache(most=1)
-    opened.add(make_kek(1))
-    (first,) = opened._keks.values()
+    first = make_kek(1)
+    opened.add(first)
     buffer = first._material
     del first
     opened.add(make_kek(2))
@@ -268,7 +268,6 @@ def test_nothing_in_a_repr():
         kek,
         sealer,
         opened,
-        opened._keks,
         Sealed(sealer.seal(DEK), A, Path.LOCAL),
         Unsealed(DEK, Path.LOCAL),
     ]
