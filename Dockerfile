@@ -24,5 +24,7 @@ RUN apt-get update \
 COPY --from=build /opt/hsm-kms /opt/hsm-kms
 ENV PATH=/opt/hsm-kms/bin:$PATH PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
 USER 10001:10001
-ENTRYPOINT ["hsm-kms"]
+# A signal to process 1 is lost unless it is handled or blocked: it is blocked until
+# Python has started, and hsm-kms unblocks it.
+ENTRYPOINT ["env", "--block-signal=HUP,INT,TERM", "hsm-kms"]
 CMD ["serve"]

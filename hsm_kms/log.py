@@ -10,17 +10,49 @@ import hashlib
 import logging
 import sys
 import traceback
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Literal, TextIO, cast
 
 from hsm_kms.imports import without
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from structlog.typing import (
         EventDict,
         FilteringBoundLogger,
         Processor,
         WrappedLogger,
     )
+
+
+class Origin:
+    """Name who logs, where several engines do at once.
+
+    Attributes:
+        name: Field `engine` of each event; None if the events speak for the server.
+    """
+
+    def __init__(self, name: str | None) -> None:
+        self.name = name
+
+
+_origin: ContextVar[Origin | None] = ContextVar("origin", default=None)
+
+
+@contextmanager
+def logged_by(origin: Origin) -> Iterator[None]:
+    """Mark the events of this block, and of every task that is started in it.
+
+    Args:
+        origin: Who logs; a change of its name counts for all later events.
+    """
+    token = _origin.set(origin)
+    try:
+        yield
+    finally:
+        _origin.reset(token)
 
 
 class _Logger:
@@ -66,6 +98,7 @@ def configure(
     number = logging.getLevelNamesMapping()[level.upper()]
     common: list[Processor] = [
         structlog.contextvars.merge_contextvars,
+        name_origin,
         structlog.stdlib.add_logger_name,
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
@@ -97,6 +130,14 @@ def configure(
 def key_id_hash(key_id: str) -> str:
     """Return the hash by which kube-apiserver's metrics and logs name a key_id."""
     return f"sha256:{hashlib.sha256(key_id.encode()).hexdigest()}"
+
+
+def name_origin(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    """Add the engine that logs, unless it speaks for the server."""
+    origin = _origin.get()
+    if origin is not None and origin.name is not None:
+        event["engine"] = origin.name
+    return event
 
 
 def trace_without_values(

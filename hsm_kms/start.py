@@ -1,13 +1,44 @@
-"""Start `hsm-kms`: harden the process before anything else is imported."""
+"""Start `hsm-kms`: handle signals and harden the process before anything is imported.
+
+`serve` imports for up to a second before its event loop handles signals. Until then
+SIGHUP must not kill it, and SIGTERM must end it also as process 1 of a container, for
+which the kernel discards a signal that has no handler.
+"""
 
 from __future__ import annotations
 
-from hsm_kms.hardening import harden_process
+import os
+import signal
+import sys
+
+# The image starts hsm-kms with these blocked, so that none is lost before this line.
+_BLOCKED = {signal.SIGHUP, signal.SIGINT, signal.SIGTERM}
 
 
 def main() -> None:
-    """Harden this process, then run the command line and exit."""
+    """Handle signals, harden this process, then run the command line and exit."""
+    take_signals(sys.argv[1:])
+    from hsm_kms.hardening import harden_process  # noqa: PLC0415 - signals come first
+
     harden_process()
     from hsm_kms.cli import main as command_line  # noqa: PLC0415 - only once hardened
 
     command_line()
+
+
+def take_signals(arguments: list[str]) -> None:
+    """Handle SIGTERM and SIGHUP of `serve` until its event loop does.
+
+    Args:
+        arguments: The command and its options.
+    """
+    if arguments[:1] == ["serve"]:
+        signal.signal(signal.SIGTERM, _exit)
+        # The file is read once more when the server listens: nothing else is to do.
+        signal.signal(signal.SIGHUP, lambda *_: None)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _BLOCKED)
+
+
+def _exit(*_: object) -> None:
+    # Nothing is held yet. SystemExit, raised inside an import, could be caught there.
+    os._exit(0)

@@ -10,7 +10,7 @@ import click
 
 from hsm_kms import log
 from hsm_kms.cli.options import config_option
-from hsm_kms.config import load as configuration
+from hsm_kms.server.reload import ConfigFile
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -25,10 +25,11 @@ def serve(path: Path) -> None:
     keeps running, reports it in Status and retries. It exits with 2 if the
     configuration file is invalid, and with 1 if it cannot take the socket.
     """
-    config = configuration.load(path)
+    file = ConfigFile(path)
+    config = file.load()
     log.configure(config.log.level, config.log.format)
     # gRPC's C core would write lines of its own to stderr.
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     from hsm_kms.server import serve as server  # noqa: PLC0415 - grpc takes a third of a second
 
-    asyncio.run(server.serve(config, path))
+    asyncio.run(server.serve(file, config))

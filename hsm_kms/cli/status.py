@@ -67,11 +67,21 @@ def _in_short(server: dict[str, Any] | None) -> dict[str, str]:
             shown[f"pending {key['key_id']}"] = f"from {at}" if at else doubt
         if key["state"] == "foreign":
             shown[f"foreign {key['key_id']}"] = "decrypts nothing: see keys.foreign"
-    for listener in server.get("http", ()):
-        if listener["error"]:
-            shown[f"http {listener['address']}"] = f"not listening: {listener['error']}"
     if server["state"] != "ok":
         shown = {"state": server["state"], "detail": server["detail"]} | shown
+    return shown | _faults(server)
+
+
+def _faults(server: dict[str, Any]) -> dict[str, str]:
+    """Return what an operator must mend although the token may work."""
+    shown = {
+        f"http {listener['address']}": f"not listening: {listener['error']}"
+        for listener in server.get("http", ())
+        if listener["error"]
+    }
+    config = server.get("config", {"in_force": True})
+    if not config["in_force"]:
+        shown["config"] = f"not in force since {config['since']}: {config['error']}"
     return shown
 
 

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
 RETRY_SECONDS: Final = 2.0
 _JITTER: Final = 0.2
-_AT_MOST_EVERY: Final = 0.2  # seconds between two rounds, however many alarms come
+AT_MOST_EVERY_SECONDS: Final = 0.2  # between two rounds, whatever is asked
+
 
 _log = get_logger(__name__)
 
@@ -119,7 +120,7 @@ class Monitor:
     async def _pause(self) -> None:
         """Wait for the next round; an alarm changes the state of health at once."""
         loop = asyncio.get_running_loop()
-        soonest = loop.time() + _AT_MOST_EVERY
+        soonest = loop.time() + AT_MOST_EVERY_SECONDS
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._seconds_to_next()):
                 await self._alarm.wait()

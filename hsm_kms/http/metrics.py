@@ -72,6 +72,7 @@ class Snapshot:
         kek_wraps: Wraps by AES-GCM under a KEK that count on this node, by hash of its
             key_id.
         http_failures: Failed attempts to listen for HTTP, by kind of address.
+        config_in_force: True if the configuration file is in force as it is now.
     """
 
     health: str
@@ -93,6 +94,7 @@ class Snapshot:
     local_created: Mapping[str, int] = field(default_factory=dict)
     kek_wraps: Mapping[str, int] = field(default_factory=dict)
     http_failures: Mapping[str, int] = field(default_factory=dict)
+    config_in_force: bool = True
 
 
 class _Tally:
@@ -230,6 +232,11 @@ def _of_snapshot(now: Snapshot) -> Iterable[Metric]:
         "hsm_kms_breaker_open",
         "1 while requests fail without asking the token.",
         now.breaker_open,
+    )
+    yield _number(
+        "hsm_kms_config_in_force",
+        "0 while the configuration file differs from the configuration in force.",
+        now.config_in_force,
     )
     yield _one_of("hsm_kms_pin", "1 for what is known about the PIN.", _PIN, now.pin)
     yield _counts(

@@ -113,9 +113,7 @@ class KeyMemory:
         try:
             await self._state_dir.background(save, SAVE_SECONDS)
         except StateWriteError as error:
-            if error.sentence != self._unsaved:
-                _log.warning("the current key is not saved", error=error.sentence)
-            self._unsaved = error.sentence
+            self.not_saved(error)
         else:
             self._unsaved = None
         return last
@@ -157,6 +155,16 @@ class KeyMemory:
             born_here=key.born_here,
             canary=canary,
         )
+
+    def not_saved(self, error: StateWriteError) -> None:
+        """Note that the last key is not saved; the next `save` tries again.
+
+        Args:
+            error: Why it could not be saved.
+        """
+        if error.sentence != self._unsaved:
+            _log.warning("the current key is not saved", error=error.sentence)
+        self._unsaved = error.sentence
 
     # Its identity
 

@@ -114,10 +114,6 @@ class NodeKeyring:
         """Switch to no other key any more: another engine is about to serve."""
         self._frozen = True
 
-    def unfreeze(self) -> None:
-        """Switch to other keys again: the other engine was rejected."""
-        self._frozen = False
-
     def seconds_to_next(self, since: float) -> float | None:
         """Return the seconds to the next activation time; None if there is none.
 

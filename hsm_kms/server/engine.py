@@ -1,7 +1,7 @@
-"""Put together everything that stands behind the services, for one configuration.
+"""Put together the parts that serve one configuration.
 
-A reload that changes token, keys or scope makes a new engine and closes the old one;
-any other adjusts the settings of this one. The services do not notice.
+Where `server.reload` says "replace", another engine takes over from this one, and where
+it says "adjust", this one goes on with other settings. The services do not notice.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import asyncio
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from hsm_kms import log
 from hsm_kms.health.canaries import Canaries
 from hsm_kms.health.inspection import Inspection
 from hsm_kms.health.monitor import Monitor
@@ -19,6 +20,8 @@ from hsm_kms.keys.node_keyring import NodeKeyring
 from hsm_kms.keys.view import AnnouncedKeys, CurrentKeys
 from hsm_kms.log import get_logger
 from hsm_kms.server import settings
+from hsm_kms.state_dir.directory import SAVE_SECONDS, StateWriteError
+from hsm_kms.state_dir.held import HeldStateDir
 from hsm_kms.tasks import cancel_and_wait
 from hsm_kms.token.alarm import Alarm
 from hsm_kms.token.counts import Counts
@@ -46,9 +49,9 @@ class Lasting:
 
     Args:
         state: The state directory.
-        budget: What each KEK has wrapped on this node.
+        budget: How often each KEK has wrapped on this node.
         counts: Running totals.
-        opened: Local KEKs that the token has opened.
+        opened: The local KEKs that the token has decrypted.
     """
 
     state: StateDir
@@ -63,6 +66,7 @@ class Engine:
     Args:
         config: The configuration.
         lasting: What outlives this engine.
+        on_trial: False for the first engine, which is in force from the beginning.
 
     Attributes:
         config: The configuration.
@@ -70,7 +74,7 @@ class Engine:
         keys: The keys of this node.
         canaries: What has been proven on which worker.
         pool: The sessions.
-        login: Logs workers in, and knows what became of the PIN.
+        login: Logs workers in, and knows the verdict on the PIN.
         workers: The worker processes.
         health: The state that Status reports.
         local: The local KEKs to wrap with.
@@ -80,11 +84,15 @@ class Engine:
         v1: Wraps and unwraps for v1.
     """
 
-    def __init__(self, config: Config, lasting: Lasting) -> None:
+    def __init__(
+        self, config: Config, lasting: Lasting, *, on_trial: bool = True
+    ) -> None:
         self.config = config
+        self._origin = log.Origin("on trial" if on_trial else None)
+        self._state = HeldStateDir(lasting.state, holds=on_trial)
         self.opened = lasting.opened
         self.alarm = Alarm()
-        self.keys = NodeKeyring(settings.key_settings(config), lasting.state)
+        self.keys = NodeKeyring(settings.key_settings(config), self._state)
         self.canaries = Canaries(self.keys, self.alarm, lasting.budget, config.scope)
         self.pool = _pool(config, self.alarm, lasting.counts)
         token = ByToken(self.pool, lasting.budget, scope=config.scope)
@@ -104,7 +112,7 @@ class Engine:
             budget=lasting.budget,
         )
         inspection = Inspection(
-            _discovery(config, lasting.state),
+            _discovery(config, self._state),
             self.keys,
             self.canaries,
             self.standby,
@@ -112,7 +120,7 @@ class Engine:
             call_timeout=config.token.call_timeout,
             start_timeout=config.token.start_timeout,
         )
-        self.login = PinLogin(settings.pin_source(config), lasting.state)
+        self.login = PinLogin(settings.pin_source(config), self._state)
         self.workers = Workers(
             settings.worker_settings(config),
             pool=self.pool,
@@ -134,25 +142,51 @@ class Engine:
         )
         self._opening = Opening(token, self.opened)
         self._wrap_as_configured()
+        if not on_trial:
+            self.standby.own_cache()
         self._tasks: list[asyncio.Task[None]] = []
 
     @property
     def well(self) -> bool:
-        """True if the engine serves as its configuration says."""
+        """Return True if the token works and no local KEK is still being created."""
         return self.health.look().state == "ok" and self.local.settled
 
     @property
     def in_software(self) -> bool:
-        """True if, without the token, Encrypt of some API would be answered now."""
+        """Return True if Encrypt of some API would be answered without the token."""
         return self.standby.in_software
 
     def start(self) -> None:
         """Start workers, monitor and the creation of local KEKs in the background."""
-        self.workers.start()
-        self._tasks = [
-            asyncio.create_task(self._monitor.run()),
-            asyncio.create_task(self.local.run()),
-        ]
+        with log.logged_by(self._origin):  # and so by every task that these start
+            self.workers.start()
+            self._tasks = [
+                asyncio.create_task(self._monitor.run()),
+                asyncio.create_task(self.local.run()),
+            ]
+
+    async def take_effect(self) -> None:
+        """Save what the trial found, and decide and speak for the server from now on.
+
+        If the disk does not answer within `SAVE_SECONDS`, that is logged, and the
+        current key is saved later.
+        """
+        try:
+            await self._state.background(self._state.release, SAVE_SECONDS)
+        except StateWriteError as error:
+            self.keys.memory.not_saved(error)
+        self._origin.name = None
+        self.standby.own_cache()
+
+    def step_back(self) -> None:
+        """Leave the decisions to another engine: switch no key, save and drop nothing.
+
+        Requests are still answered until `close`.
+        """
+        self._origin.name = "leaving"
+        self._state.hold()
+        self.keys.freeze()
+        self.standby.disown_cache()
 
     def adjust(self, config: Config) -> None:
         """Go on with a configuration that needs no other engine.
@@ -164,7 +198,9 @@ class Engine:
             before = getattr(self.config.apis, name).wrapping
             now = getattr(config.apis, name).wrapping
             if now != before:
-                _log.info("wrapping", api=name, wrapping=now, before=before)
+                _log.info(
+                    "wrapping mode changed", api=name, wrapping=now, before=before
+                )
         self.config = config
         self.local.adjust(config.local_keys)
         self._wrap_as_configured()

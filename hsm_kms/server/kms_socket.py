@@ -1,15 +1,15 @@
-"""Owns the unix socket's path: one live instance, the right mode, no leftovers.
+"""Own the path of the KMS socket: one live instance, the right mode, no leftovers.
 
-1. Whoever holds the lock on `<socket>.lock` may bind the path; it is held until
-   the path is cleared again, and its file stays, for removing it would let two
-   instances lock two files of that name.
-2. A path that answers belongs to someone, lock or no lock, and is left alone. So
-   is anything that is no socket. A socket that nobody answers is removed.
-3. The directory must not be writable by others, sticky or not: whoever could
-   take the path while we are down would be sent the API server's keys.
-4. The socket appears under its path with its final owner and mode: it is bound
-   under a name beside it and then renamed. Thus grpc, which unlinks what it
-   bound, can never unlink the socket of another.
+1. Only the process that holds the lock on `<socket>.lock` may bind the path. It holds
+   the lock until the path is cleared again. The lock file stays: if it were removed,
+   two instances could lock two files of that name.
+2. A socket on which a server answers is left alone, locked or not, and so is a file
+   that is not a socket. A socket on which no server answers is removed.
+3. The directory must not be writable by others, not even with the sticky bit. A user
+   who could take the path while hsm-kms is down would be sent the API server's keys.
+4. The socket appears at its path with its final owner and mode: it is bound under a
+   name beside the path and then renamed. gRPC unlinks the name that it bound, so it
+   can never unlink another instance's socket.
 """
 
 from __future__ import annotations
@@ -27,24 +27,24 @@ from urllib.parse import quote
 from hsm_kms.errors import SocketError
 
 MAX_PATH_BYTES: Final = 107  # sun_path holds 108 with the NUL that ends it
-_POLL: Final = 0.05  # seconds between two looks at a path or lock that is taken
+_POLL_SECONDS: Final = 0.05  # between two tries for a path or lock that is taken
 
 
 class Server(Protocol):
-    """Describe the part of grpc.aio.Server that is needed here."""
+    """Bind a port, as grpc.aio.Server does."""
 
     def add_insecure_port(self, address: str) -> int:
-        """Bind and listen at once; calls are answered from its start on."""
+        """Bind and listen at once; calls are answered once the server has started."""
         ...
 
 
 class UnixSocket:
-    """Own the path of the KMS socket: `acquire`, `bind`, and at the very end `close`.
+    """Own the path of the KMS socket: call `acquire`, `bind`, and finally `close`.
 
     Args:
-        path: Where clients connect, absolute.
+        path: Where clients connect, absolute, at most 107 bytes.
         mode: Permission bits of the socket.
-        group: Name or number of the group it shall have; None leaves it ours.
+        group: Name or number of the socket's group; None for the process's own.
         lock_wait: How long another instance may take to leave, in seconds.
     """
 
@@ -66,11 +66,11 @@ class UnixSocket:
         self._bound: tuple[int, int] | None = None
 
     async def acquire(self) -> None:
-        """Make the path ours and free, waiting for another instance to leave it.
+        """Take the path and clear it, waiting for another instance to leave it.
 
         Raises:
             SocketError: The path or its directory cannot be used, or another
-                instance was still there after `lock_wait`.
+                instance still held it after `lock_wait`.
         """
         check_length(self._path)
         check_directory(self._path.parent)
@@ -86,13 +86,13 @@ class UnixSocket:
         self._lock = lock
 
     def bind(self, server: Server) -> None:
-        """Let the server listen on the path; it need not be started yet.
+        """Let a server listen on the path; it may be started later.
 
-        The umask is the process's: between two lines of this method files that
-        other threads make are narrower than they would be.
+        The umask is changed for a moment, and it belongs to the whole process: files
+        that other threads create meanwhile have fewer permissions than usual.
 
         Args:
-            server: Gets its port here and must be stopped before `close`.
+            server: The server, which must be stopped before `close`.
 
         Raises:
             SocketError: The kernel refuses the name, the group or the mode.
@@ -118,9 +118,9 @@ class UnixSocket:
             ) from e
 
     def close(self) -> None:
-        """Remove the socket if it is still ours, then let go of the lock.
+        """Remove the socket if it is still this instance's, then release the lock.
 
-        Call it when the server has stopped; calling it again does nothing.
+        Call this when the server has stopped; a second call does nothing.
         """
         if self._lock is None:
             return
@@ -143,7 +143,7 @@ class UnixSocket:
                 until,
                 SocketError(
                     f"another hsm-kms holds {self._lock_path}",
-                    hint="stop it, or give this one a listen.socket of its own",
+                    hint="stop it, or choose another listen.socket",
                 ),
             )
 
@@ -160,15 +160,18 @@ class UnixSocket:
 
 
 def check_length(path: Path) -> None:
-    """Refuse a path that no unix socket can have.
+    """Refuse a path that a unix socket cannot have.
+
+    Args:
+        path: The path.
 
     Raises:
-        SocketError: It is relative, holds a NUL, or is over 107 bytes long.
+        SocketError: The path is relative, contains a NUL, or is over 107 bytes long.
     """
     size = len(os.fsencode(path))
     if size > MAX_PATH_BYTES:
         raise SocketError(
-            f"the socket path has {size} bytes, a unix socket's has at most "
+            f"the socket path has {size} bytes, and the kernel allows at most "
             f"{MAX_PATH_BYTES}: {path}",
             hint="choose a shorter listen.socket",
         )
@@ -177,20 +180,24 @@ def check_length(path: Path) -> None:
 
 
 def check_directory(directory: Path) -> None:
-    """Refuse a directory in which others could put a socket of their own.
+    """Refuse a directory in which other users could put a socket of their own.
 
-    Its group may write if that is the group of this very process. Directories
-    further up are not looked at.
+    The directory's group may write if it is the group of this process. Parent
+    directories are not checked.
+
+    Args:
+        directory: The directory of the socket.
 
     Raises:
-        SocketError: It is missing, another user's, or writable by others.
+        SocketError: The directory is missing, belongs to another user, or is writable
+            by others.
     """
     try:
         found = directory.stat()
     except OSError as e:
         raise SocketError(
             f"cannot use the socket's directory {directory}: {e.strerror}",
-            hint=f"make it with: install -d -m 0750 {directory}",
+            hint=f"create it with: install -d -m 0750 {directory}",
         ) from e
     if not stat.S_ISDIR(found.st_mode):
         raise SocketError(f"{directory} is not a directory")
@@ -236,21 +243,23 @@ def _try_lock(lock: int) -> bool:
     return True
 
 
-async def _pause(until: float, last_word: SocketError) -> None:
+async def _pause(until: float, error: SocketError) -> None:
+    """Sleep for a moment, or raise `error` if it is later than `until`."""
     if asyncio.get_running_loop().time() >= until:
-        raise last_word
-    await asyncio.sleep(_POLL)
+        raise error
+    await asyncio.sleep(_POLL_SECONDS)
 
 
 def _remove_stale(path: Path) -> bool:
-    """Clear the path of a socket that nobody answers; return whether one does."""
+    """Remove a socket on which no server answers; return True if one does."""
     try:
         mode = path.lstat().st_mode
     except FileNotFoundError:
         return False
     if not stat.S_ISSOCK(mode):
         raise SocketError(
-            f"{path} exists and is not a socket", hint="move it out of the way"
+            f"{path} exists and is not a socket",
+            hint="remove it, or choose another listen.socket",
         )
     if _answers(path):
         return True
@@ -265,12 +274,12 @@ def _answers(path: Path) -> bool:
             probe.connect(os.fsencode(path))
         except (ConnectionRefusedError, FileNotFoundError):
             return False
-        except BlockingIOError:  # a full backlog is somebody's
+        except BlockingIOError:  # the backlog of a live server is full
             return True
         except OSError as e:
             raise SocketError(
-                f"cannot tell whose {path} is: {e.strerror}",
-                hint="stop what serves it, or choose another listen.socket",
+                f"cannot find out whether a server uses {path}: {e.strerror}",
+                hint="stop the process that uses it, or choose another listen.socket",
             ) from e
     return True
 

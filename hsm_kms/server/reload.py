@@ -1,22 +1,28 @@
-"""Take a changed configuration over, without a restart.
+"""Bring the configuration file into force, without a restart.
 
-1. The file is read again on SIGHUP, and when it changed (also behind a symlink, as
-   Kubernetes mounts it).
+1. The file is read again on SIGHUP, when it changed (also behind a symlink, as
+   Kubernetes mounts it), and now and then while it is not in force.
 2. A faulty file, or one that changes what needs a restart, changes nothing at all.
-3. The new engine takes over when it is well; or at once, if the old one is not.
+3. While the file and the configuration in force differ, `Reload.rejected` says since
+   when and why.
+4. The file is watched while a take-over is under way: a newer file ends the trial of
+   the one before.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+from dataclasses import dataclass
 from enum import IntEnum
 from operator import attrgetter
 from typing import TYPE_CHECKING, Final
 
+from hsm_kms import clock, log
 from hsm_kms.config import load as configuration
 from hsm_kms.errors import ConfigError
 from hsm_kms.log import get_logger
+from hsm_kms.tasks import cancel_and_wait
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -26,6 +32,10 @@ if TYPE_CHECKING:
     from hsm_kms.server.takeover import InForce
 
 WATCH_SECONDS: Final = 2.0
+FIRST_RETRY_SECONDS: Final = 5.0
+LONGEST_RETRY_SECONDS: Final = 300.0  # a trial starts and logs in as many workers again
+
+_TRYING: Final = "the configuration is being tried"
 
 _log = get_logger(__name__)
 
@@ -94,83 +104,191 @@ def _read(config: Config, name: str) -> object:
 
 
 class ConfigFile:
-    """Watch the configuration file for changes since it was last read.
+    """Read the configuration file, and notice when it changed after that.
 
     Args:
+        path: The configuration file.
+
+    Attributes:
         path: The configuration file.
     """
 
     def __init__(self, path: Path) -> None:
-        self._path = path
-        self._seen = self._identity()
+        self.path = path
+        self._seen: tuple[int, ...] | None = None
+
+    def load(self) -> Config:
+        """Read the file.
+
+        Raises:
+            ConfigError: The file cannot be read or is invalid; all faults at once.
+        """
+        self._seen = self._identity()  # before reading: a change meanwhile is noticed
+        return configuration.load(self.path)
 
     def changed(self) -> bool:
-        """Return True if the file was replaced or changed since the last call."""
+        """Return True if this is another file, or another content, than last time.
+
+        A change is reported once. A missing file is not a change: whoever replaces it
+        has not finished.
+        """
         now = self._identity()
         if now is None or now == self._seen:
             return False
         self._seen = now
         return True
 
-    def read(self, old: Config) -> Config | None:
-        """Return the new configuration, or None if it is rejected or unchanged.
-
-        Args:
-            old: The configuration in force.
-        """
+    def _identity(self) -> tuple[int, ...] | None:
         try:
-            new = configuration.load(self._path)
-        except ConfigError as error:
-            _log.error("configuration rejected", faults=error.faults)
-            return None
-        effect, fixed = plan(old, new)
-        if effect is Change.RESTART:
-            _log.error(
-                "configuration rejected: a restart is needed",
-                changed=fixed,
-            )
-            return None
-        return None if effect is Change.NOTHING else new
-
-    def _identity(self) -> tuple[int, int, int, int] | None:
-        try:
-            stat = self._path.stat()
+            stat = self.path.stat()
         except OSError:
             return None
         return (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rejected:
+    """Tell why the configuration file is not in force.
+
+    Args:
+        since: When the file was first read and not applied, in seconds since the Unix
+            epoch.
+        reason: Cause and cure, with names and paths, for the admin socket.
+    """
+
+    since: float
+    reason: str
+
+
 class Reload:
-    """Apply the configuration file again and again.
+    """Bring the configuration file into force again and again.
 
     Args:
         file: The file.
         in_force: The engine in force.
+        first_retry: Seconds until a file that was rejected is tried again; each
+            further pause is twice as long, up to `LONGEST_RETRY_SECONDS`.
+
+    Attributes:
+        rejected: Why file and configuration in force differ; None if they do not.
     """
 
-    def __init__(self, file: ConfigFile, in_force: InForce) -> None:
+    def __init__(
+        self,
+        file: ConfigFile,
+        in_force: InForce,
+        first_retry: float = FIRST_RETRY_SECONDS,
+    ) -> None:
         self._file = file
         self._in_force = in_force
+        self._first_retry = self._pause = first_retry
+        self._logged: tuple[str, str] | None = None
+        self._log_settings = in_force.config.log
+        self.rejected: Rejected | None = None
 
     async def run(self, again: asyncio.Event) -> None:
-        """Read the configuration on `again` and when it changed, until cancelled."""
-        while True:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(WATCH_SECONDS):
-                    await again.wait()
-            if again.is_set() or self._file.changed():
-                again.clear()
-                try:
-                    new = self._file.read(self._in_force.engine.config)
-                    if new is not None:
-                        await self.apply(new)
-                except Exception as error:  # noqa: BLE001 - a bug must not end reloads
-                    _log.error("bug during a reload", exc_info=error)
+        """Read the file at once, on `again`, and when it changed, until cancelled.
 
-    async def apply(self, config: Config) -> None:
-        """Go on with another configuration."""
-        effect, _ = plan(self._in_force.engine.config, config)
-        if effect is Change.ADJUST:
-            self._in_force.adjust(config)
-        else:
-            await self._in_force.take_over(config)
+        Args:
+            again: Set to have the file read again.
+        """
+        attempt = asyncio.create_task(self._attempt())
+        try:
+            while True:
+                news = await self._news(again, attempt)
+                again.clear()
+                await cancel_and_wait(attempt)
+                self._pause = self._first_retry if news else self._next_pause()
+                if news and self.rejected is not None:
+                    self._differs(_TRYING)
+                attempt = asyncio.create_task(self._attempt())
+        finally:
+            await cancel_and_wait(attempt)
+
+    async def _news(self, again: asyncio.Event, attempt: asyncio.Task[None]) -> bool:
+        """Wait for a reason to read the file; return False if time alone is the reason.
+
+        Time is a reason while the file is not in force and no attempt is under way.
+        """
+        loop = asyncio.get_running_loop()
+        idle_since: float | None = None
+        while not again.is_set() and not self._file.changed():
+            if attempt.done() and self.rejected is not None:
+                idle_since = idle_since or loop.time()
+                if loop.time() - idle_since >= self._pause:
+                    return False
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(min(WATCH_SECONDS, self._pause)):
+                    await again.wait()
+        return True
+
+    def _next_pause(self) -> float:
+        return min(2 * self._pause, LONGEST_RETRY_SECONDS)
+
+    async def _attempt(self) -> None:
+        try:
+            await self.once()
+        except Exception as error:  # noqa: BLE001 - a bug must not end reloads
+            _log.error("bug during a reload", exc_info=error)
+            self._differs(f"a bug in hsm-kms: {type(error).__name__}")
+        finally:  # a take-over that was decided has happened, also if this is cancelled
+            settings = self._in_force.config.log
+            if settings != self._log_settings:
+                self._log_settings = settings
+                log.configure(settings.level, settings.format)
+
+    async def once(self) -> bool:
+        """Read the file and bring it into force; return True if that changed anything.
+
+        `rejected` says afterwards if the file is in force.
+        """
+        try:
+            config = self._file.load()
+        except ConfigError as error:
+            why = "; ".join(error.faults)
+            self._reject("configuration rejected", why, faults=error.faults)
+            return False
+        effect, names = plan(self._in_force.config, config)
+        match effect:
+            case Change.NOTHING:
+                self._same_again()
+                return False
+            case Change.ADJUST:
+                self._in_force.adjust(config)
+            case Change.REPLACE:
+                if not await self._try(config):
+                    return False
+            case Change.RESTART:
+                event = "configuration rejected: a restart is needed"
+                why = f"a restart is needed to change {', '.join(names)}"
+                self._reject(event, why, changed=names)
+                return False
+        _log.info("configuration applied", key_id=self._in_force.look().key_id)
+        self.rejected, self._logged = None, None
+        return True
+
+    async def _try(self, config: Config) -> bool:
+        """Let an engine with this configuration take over; return True if it did."""
+        self._differs(_TRYING if self.rejected is None else self.rejected.reason)
+        trouble = await self._in_force.take_over(config)
+        if trouble is None:
+            return True
+        event = "configuration rejected: the token would become unavailable"
+        self._reject(event, trouble.sentence, error=trouble.sentence)
+        return False
+
+    def _same_again(self) -> None:
+        if self.rejected is not None:
+            _log.info("the file equals the configuration in force again")
+        self.rejected, self._logged = None, None
+
+    def _reject(self, event: str, reason: str, **fields: object) -> None:
+        """Note a rejection; log it, but only once until its reason changes."""
+        if (event, reason) != self._logged:
+            _log.error(event, **fields)
+        self._logged = event, reason
+        self._differs(reason)
+
+    def _differs(self, reason: str) -> None:
+        since = clock.now() if self.rejected is None else self.rejected.since
+        self.rejected = Rejected(since=since, reason=reason)

@@ -1,4 +1,4 @@
-"""`serve`: build the parts; own start, reload and drain; decide nothing."""
+"""Build the server; own its signals and the order of start and stop; decide nothing."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from hsm_kms import __version__
 from hsm_kms.api.server import build_server
+from hsm_kms.errors import ConfigError
 from hsm_kms.http.metrics import Metrics
 from hsm_kms.http.pages import admin_pages, public_pages, sparing
 from hsm_kms.http.server import HttpServer, TcpAddress, UnixAddress
@@ -17,7 +18,7 @@ from hsm_kms.server import writable
 from hsm_kms.server.engine import Lasting
 from hsm_kms.server.kms_socket import UnixSocket
 from hsm_kms.server.orphans import reap_orphans
-from hsm_kms.server.reload import ConfigFile, Reload
+from hsm_kms.server.reload import Reload
 from hsm_kms.server.snapshot import snapshot, status_of
 from hsm_kms.server.takeover import DRAIN_SECONDS, InForce
 from hsm_kms.state_dir.directory import StateDir, StateWriteError
@@ -25,9 +26,12 @@ from hsm_kms.tasks import cancel_and_wait
 from hsm_kms.wrapping.nonce_budget import NonceBudget
 
 if TYPE_CHECKING:
+    from collections.abc import Coroutine
     from pathlib import Path
 
     from hsm_kms.config.schema import Config
+    from hsm_kms.http.metrics import Snapshot
+    from hsm_kms.server.reload import ConfigFile
 
 _OPEN_SECONDS: Final = 1.0  # a disk that hangs must not keep the server from listening
 _SAVE_SECONDS: Final = 1.0  # nor from stopping
@@ -35,12 +39,12 @@ _SAVE_SECONDS: Final = 1.0  # nor from stopping
 _log = get_logger(__name__)
 
 
-async def serve(config: Config, path: Path) -> None:
+async def serve(file: ConfigFile, config: Config) -> None:
     """Serve until SIGTERM or SIGINT; read the configuration again on SIGHUP.
 
     Args:
-        config: The configuration.
-        path: The file it came from.
+        file: The configuration file.
+        config: What was read from it.
 
     Raises:
         SocketError: The KMS socket cannot be taken.
@@ -50,7 +54,7 @@ async def serve(config: Config, path: Path) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     loop.add_signal_handler(signal.SIGHUP, again.set)
-    writable.warn(config, path)
+    writable.warn(config, file.path)
     listen = config.listen
     socket = UnixSocket(
         listen.socket,
@@ -58,32 +62,60 @@ async def serve(config: Config, path: Path) -> None:
         group=listen.group,
         lock_wait=listen.lock_wait,
     )
-    await socket.acquire()
     try:
-        server = Server(config, path, await _open_state(config.state_dir))
-        await server.run(socket, stop, again)
+        if await _unless(stop, socket.acquire()):
+            config = _latest(file, config)
+            state = await _open_state(config.state_dir)
+            await Server(file, config, state).run(socket, stop, again)
     finally:
         socket.close()
 
 
+async def _unless(stop: asyncio.Event, work: Coroutine[None, None, None]) -> bool:
+    """Do some work, or return False if `stop` is set before it is done."""
+    working, stopping = asyncio.create_task(work), asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            working.result()
+            return True
+        return False
+    finally:
+        await cancel_and_wait(stopping)
+        if not working.done():
+            await cancel_and_wait(working)
+
+
+def _latest(file: ConfigFile, config: Config) -> Config:
+    """Return the configuration as the file is now, after a wait for the socket.
+
+    A file that has become invalid, or wants another socket, is left to the first
+    reload, which says so.
+    """
+    if not file.changed():
+        return config
+    try:
+        latest = file.load()
+    except ConfigError:
+        return config
+    return latest if latest.listen == config.listen else config
+
+
 class Server:
-    """Run the server.
+    """Build the parts of a server, start and stop them in order.
 
     Args:
-        config: The configuration.
-        path: The file of the configuration.
+        file: The configuration file.
+        config: The configuration to begin with.
         state: The state directory.
     """
 
-    def __init__(self, config: Config, path: Path, state: StateDir) -> None:
-        file = ConfigFile(path)
+    def __init__(self, file: ConfigFile, config: Config, state: StateDir) -> None:
         self._lasting = Lasting(state=state, budget=NonceBudget(state))
         self._in_force = InForce(config, self._lasting)
         self._reload = Reload(file, self._in_force)
         self._http = HttpServer()
-        self._metrics = Metrics(
-            lambda: snapshot(self._in_force.engine, self._lasting, self._http)
-        )
+        self._metrics = Metrics(self._snapshot)
         self._grpc = build_server(
             config.apis,
             v2=self._in_force.v2,
@@ -95,12 +127,18 @@ class Server:
     async def run(
         self, socket: UnixSocket, stop: asyncio.Event, again: asyncio.Event
     ) -> None:
-        """Serve until `stop`; read the configuration on `again`."""
+        """Serve until the end.
+
+        Args:
+            socket: The KMS socket, acquired.
+            stop: Set to end.
+            again: Set to have the configuration file read again.
+        """
         # Listening comes first: the API server waits for nobody, and Status says
         # why the token is not there yet.
         socket.bind(self._grpc)
         await self._grpc.start()
-        config = self._in_force.engine.config
+        config = self._in_force.config
         _log.info("listening", socket=str(config.listen.socket), version=__version__)
         self._in_force.engine.start()
         self._listen_http()
@@ -109,11 +147,12 @@ class Server:
         try:
             await stop.wait()
             _log.info("stopping")
+            reloading.cancel()  # its trial ends while calls under way finish
             await self._grpc.stop(DRAIN_SECONDS)
         finally:
             await cancel_and_wait(reloading)
             await cancel_and_wait(reaping)
-            await self._in_force.engine.close()
+            await self._in_force.close()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_SAVE_SECONDS):
                     await self._lasting.budget.close()
@@ -121,7 +160,7 @@ class Server:
         _log.info("stopped")
 
     def _listen_http(self) -> None:
-        http = self._in_force.engine.config.http
+        http = self._in_force.config.http
         public = public_pages(self._in_force.look, self._metrics)
         if http.address is not None:
             self._http.listen(TcpAddress(*http.address), sparing(public))
@@ -129,8 +168,13 @@ class Server:
             pages = admin_pages(public, self._status)
             self._http.listen(UnixAddress(http.admin_socket), pages)
 
+    def _snapshot(self) -> Snapshot:
+        engine = self._in_force.engine
+        return snapshot(engine, self._lasting, self._http, self._reload)
+
     def _status(self) -> dict[str, Any]:
-        return status_of(self._in_force.engine, self._lasting, self._http)
+        engine = self._in_force.engine
+        return status_of(engine, self._lasting, self._http, self._reload)
 
 
 async def _open_state(path: Path) -> StateDir:

@@ -1,4 +1,4 @@
-"""From the configuration to the settings of each part; nothing is started here."""
+"""Derive the settings of each part from the configuration; start nothing."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _USER_TYPES: Final = {"so": 0, "user": 1, "crypto-user": 0x8000_0001}
 
 
 def user_type(login: str) -> int | None:
-    """CK_USER_TYPE of `token.login`; None for "none".
+    """Return the CK_USER_TYPE that `token.login` names; None for "none".
 
     Args:
-        login: "user", "none", "crypto-user", "so", or a number as 0x....
+        login: "user", "none", "crypto-user", "so", or a number such as 0x80000001.
     """
     if login == "none":
         return None
@@ -32,14 +32,14 @@ def user_type(login: str) -> int | None:
 
 
 def configure_message(config: Config, *, read_write: bool | None = None) -> Configure:
-    """First message to a worker.
+    """Return the first message to a worker.
 
     Args:
         config: The configuration.
-        read_write: Overrides `token.read_write`.
+        read_write: Overrides `token.read_write`, unless None.
     """
     token = config.token
-    # Label, serial, slot and module are in keys of their own by now.
+    # The loader has copied label, serial, slot and module from the URI to their keys.
     uri = pkcs11_uri.parse(token.uri) if token.uri is not None else Pkcs11Uri()
     return Configure(
         module=str(token.module),
@@ -102,7 +102,14 @@ def key_settings(config: Config) -> KeySettings:
 
 
 def wrap_settings(config: Config, api: ApiV2 | ApiV1) -> WrapSettings:
-    """Return how one of the APIs wraps; v1 wraps too often to read each wrap back."""
+    """Return how one of the APIs wraps.
+
+    Only v2 reads back each wrap: v1 wraps for every object that is written.
+
+    Args:
+        config: The configuration.
+        api: `apis.v2` or `apis.v1` of this configuration.
+    """
     local = config.local_keys
     return WrapSettings(
         wrapping=api.wrapping,

@@ -1,4 +1,4 @@
-"""Read an engine's present state, for the metrics and for /status."""
+"""Read the present state of the server, for the metrics and for /status."""
 
 from __future__ import annotations
 
@@ -17,15 +17,19 @@ if TYPE_CHECKING:
     from hsm_kms.http.server import HttpServer
     from hsm_kms.keys.keyring import Keyring, Pending
     from hsm_kms.server.engine import Engine, Lasting
+    from hsm_kms.server.reload import Rejected, Reload
 
 
-def snapshot(engine: Engine, lasting: Lasting, http: HttpServer) -> Snapshot:
+def snapshot(
+    engine: Engine, lasting: Lasting, http: HttpServer, reload: Reload
+) -> Snapshot:
     """Return the values that the metrics show now.
 
     Args:
         engine: The engine in force.
         lasting: What outlives it.
         http: The listeners for probes, metrics and /status.
+        reload: Knows if the configuration file is in force.
     """
     counts = lasting.counts
     health = engine.health.look()
@@ -50,6 +54,7 @@ def snapshot(engine: Engine, lasting: Lasting, http: HttpServer) -> Snapshot:
         local_created=counts.created,
         kek_wraps=_wraps(engine.keys.ring, lasting.budget.used),
         http_failures={each.address.kind: each.failures for each in http.listeners},
+        config_in_force=reload.rejected is None,
     )
 
 
@@ -120,16 +125,31 @@ def unidentified_of(ring: Keyring | None) -> list[dict[str, Any]]:
     ]
 
 
-def status_of(engine: Engine, lasting: Lasting, http: HttpServer) -> dict[str, Any]:
+def config_of(rejected: Rejected | None) -> dict[str, Any]:
+    """Return if the configuration file is in force, as /status shows it.
+
+    Args:
+        rejected: Why it is not; None if it is.
+    """
+    if rejected is None:
+        return {"in_force": True, "since": None, "error": None}
+    since = when(rejected.since)
+    return {"in_force": False, "since": since, "error": rejected.reason}
+
+
+def status_of(
+    engine: Engine, lasting: Lasting, http: HttpServer, reload: Reload
+) -> dict[str, Any]:
     """Return the content of /status: names and counts, but no secrets.
 
     Args:
         engine: The engine in force.
         lasting: What outlives it.
         http: The listeners for probes, metrics and /status.
+        reload: Knows if the configuration file is in force.
     """
     health = engine.health.look()
-    now = snapshot(engine, lasting, http)
+    now = snapshot(engine, lasting, http, reload)
     return {
         "version": __version__,
         "state": health.state,
@@ -158,4 +178,5 @@ def status_of(engine: Engine, lasting: Lasting, http: HttpServer) -> dict[str, A
             {"address": str(each.address), "error": each.problem}
             for each in http.listeners
         ],
+        "config": config_of(reload.rejected),
     }

@@ -1,18 +1,26 @@
-"""Trial, in force, leaving: let one engine follow another.
+"""Let one engine follow another: trial, in force, leaving.
 
-The new engine takes over when it is well; or at once, if the old one is not.
+1. Trial: the new engine runs beside the old one and answers nobody. It comes into force
+   when it is well, or, at the end of its trial, if the old one does not serve either.
+2. A trial that fails leaves nothing behind: no worker, no file, no local KEK fewer.
+3. In force: at each moment one engine answers Decrypt, v1 and probes, writes the state
+   directory and switches keys.
+4. Leaving: the old engine finishes calls under way and encrypts for v2 until Status has
+   announced the new engine's key. The next trial begins only after that, so the token
+   never has the sessions of more than two engines.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from hsm_kms import log
-from hsm_kms.errors import HsmKmsError
+from hsm_kms.errors import HsmKmsError, PinRejectedError
 from hsm_kms.log import get_logger
 from hsm_kms.server.engine import Engine
+from hsm_kms.tasks import cancel_and_wait, outlast
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,11 +31,23 @@ if TYPE_CHECKING:
     from hsm_kms.wrapping.wrapper import DekWrapper, Sealed, Unsealed
 
 DRAIN_SECONDS: Final = 1.5  # for calls under way, of the 3 s that a stop may take
-
 ANNOUNCE_SECONDS: Final = 75.0  # the API server asks at least every 60 s
 POLL_SECONDS: Final = 0.05
 
 _log = get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pace:
+    """Set how long the old engine stays after a take-over.
+
+    Args:
+        drain: Seconds for calls under way on the old engine.
+        announce: Seconds to wait for a Status that announces the new key.
+    """
+
+    drain: float = DRAIN_SECONDS
+    announce: float = ANNOUNCE_SECONDS
 
 
 class InForce:
@@ -36,6 +56,7 @@ class InForce:
     Args:
         config: The configuration to begin with.
         lasting: What outlives an engine.
+        pace: How long a replaced engine stays.
 
     Attributes:
         engine: The engine in force.
@@ -43,15 +64,24 @@ class InForce:
         v1: Wraps and unwraps for v1.
     """
 
-    def __init__(self, config: Config, lasting: Lasting) -> None:
+    def __init__(
+        self, config: Config, lasting: Lasting, pace: Pace | None = None
+    ) -> None:
         self._lasting = lasting
-        self.engine = self._announced = Engine(config, lasting)
+        self._pace = pace or Pace()
+        self.engine = self._announced = Engine(config, lasting, on_trial=False)
         self._announcing = asyncio.Event()
+        self._leaving: asyncio.Task[None] | None = None
         # v2 encrypts with the key that Status gave last; v1 announces nothing.
         self.v2 = _Current(
             seal=lambda: self._announced.v2, unseal=lambda: self.engine.v2
         )
         self.v1 = _Current(seal=lambda: self.engine.v1, unseal=lambda: self.engine.v1)
+
+    @property
+    def config(self) -> Config:
+        """Return the configuration in force."""
+        return self.engine.config
 
     def announce(self) -> HealthState:
         """See `Health.announce`; v2 encrypts with the engine that announced last."""
@@ -64,67 +94,136 @@ class InForce:
         return self.engine.health.look()
 
     def adjust(self, config: Config) -> None:
-        """Go on with a configuration that needs no other engine."""
-        self.engine.adjust(config)
-        self._now_in_force(config)
+        """Bring a configuration into force that needs no other engine.
 
-    def _now_in_force(self, config: Config) -> None:
-        log.configure(config.log.level, config.log.format)
-        _log.info("configuration applied")
+        Args:
+            config: One that `reload.plan` finds adjustable.
+        """
+        for engine in {self.engine, self._announced}:  # v2 may still use the old one
+            engine.adjust(config)
 
-    async def take_over(self, config: Config) -> None:
-        """Replace the engine, unless the new one would serve worse than the old one."""
-        old, new = self.engine, Engine(config, self._lasting)
-        old.keys.freeze()  # the new one begins with what is remembered now
-        better = False
+    async def take_over(self, config: Config) -> HsmKmsError | None:
+        """Bring a configuration into force that needs another engine.
+
+        Args:
+            config: The configuration.
+
+        Returns:
+            None if the configuration is in force now; otherwise why it is not.
+        """
+        await self.handed_over()
+        while True:
+            old, new = self.engine, Engine(config, self._lasting)
+            begins_with = old.keys.last
+            try:
+                trouble = await start_and_wait(new)
+                # No await from here to `step_back`: the old engine switches no key
+                # between the decision and its execution.
+                if old.keys.last != begins_with:
+                    continue  # the new engine remembers less than the old one wrote
+                if may_replace(old, trouble):
+                    old.step_back()
+                    swapping = asyncio.create_task(self._swap(old, new))
+                    await outlast(swapping)  # decided: a cancellation comes too late
+                    swapping.result()
+                    return None
+                return trouble
+            finally:  # also after a bug, or when the server stops meanwhile
+                if self.engine is not new:
+                    await _close(new)
+
+    async def handed_over(self) -> None:
+        """Wait until the engine that was replaced last has left."""
+        if self._leaving is not None:
+            await asyncio.wait({self._leaving})
+
+    async def close(self) -> None:
+        """Close every engine; no take-over may be under way."""
+        closing = [_close(self.engine)]
+        if self._leaving is not None:
+            closing.append(cancel_and_wait(self._leaving))
+        await asyncio.gather(*closing)
+
+    async def _swap(self, old: Engine, new: Engine) -> None:
         try:
-            better = await self._is_better(old, new)
-        finally:  # also after a bug, or when the server stops meanwhile
-            if not better:
-                old.keys.unfreeze()
-                await new.close()
-        if not better:
-            return
-        self._announcing.clear()
-        self.engine = new
-        self._now_in_force(config)
-        try:
-            await self._let_go(old, new)
-        finally:
-            self._announced = new
-            await old.close()
-
-    async def _is_better(self, old: Engine, new: Engine) -> bool:
-        """Start the new engine; return True if it should replace the old one."""
-        new.start()
-        seconds = new.config.token.start_timeout
-        trouble = await wait_until_well(new, seconds)
-        serves = old.health.look().state == "ok" or old.in_software
-        if trouble is None or not serves:
-            return True
-        _log.error(
-            "configuration rejected: the token would become unavailable",
-            error=trouble.sentence,
-        )
-        return False
+            # Saved before any client sees the key_id; the old engine serves meanwhile.
+            await new.take_effect()
+        finally:  # the old engine has stepped back
+            self._announcing.clear()
+            self.engine = new
+            self._leaving = asyncio.create_task(self._let_go(old, new))
 
     async def _let_go(self, old: Engine, new: Engine) -> None:
         """Wait for the calls on the old engine, and for Status to name the new key."""
-        if old.keys.announced == new.keys.key_id:
-            new.keys.announce(new.keys.key_id)
-        elif old.keys.announced:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(ANNOUNCE_SECONDS):
-                    await self._announcing.wait()
-        await asyncio.sleep(DRAIN_SECONDS)
+        try:
+            if old.keys.announced == new.keys.key_id:
+                new.keys.announce(new.keys.key_id)
+            elif old.keys.announced:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(self._pace.announce):
+                        await self._announcing.wait()
+            await asyncio.sleep(self._pace.drain)
+        finally:
+            self._announced = new
+            await _close(old)
+            _log.info("the replaced engine has left")
+
+
+async def start_and_wait(new: Engine) -> HsmKmsError | None:
+    """Start an engine and wait until it is well, at most `token.start_timeout`.
+
+    A worker that could not start, or a PIN file that is too young to be used, is a
+    passing reason.
+
+    Args:
+        new: The engine.
+
+    Returns:
+        None if the engine is well; otherwise the reason. A rejected PIN and an unfit
+        key are reported at once, because only the operator can mend them.
+    """
+    new.start()
+    try:
+        async with asyncio.timeout(new.config.token.start_timeout):
+            while not new.well:
+                if (final := _final(new)) is not None:
+                    return final
+                await asyncio.sleep(POLL_SECONDS)
+    except TimeoutError:
+        return new.workers.last_error or HsmKmsError(new.health.detail)
+    return None
+
+
+def may_replace(old: Engine, trouble: HsmKmsError | None) -> bool:
+    """Return True if the new engine became well, or the old one does not serve either.
+
+    Args:
+        old: The engine in force.
+        trouble: Why the new engine did not become well; None if it did.
+    """
+    return trouble is None or not (old.health.look().state == "ok" or old.in_software)
+
+
+def _final(engine: Engine) -> HsmKmsError | None:
+    """Return the error that waiting does not mend, or None."""
+    if isinstance(engine.workers.last_error, PinRejectedError):
+        return engine.workers.last_error
+    return engine.keys.ring.fault if engine.keys.ring is not None else None
+
+
+async def _close(engine: Engine) -> None:
+    """Close an engine, even if the caller is cancelled meanwhile."""
+    closing = asyncio.create_task(engine.close())
+    await outlast(closing)
+    closing.result()
 
 
 class _Current:
     """Look up the current wrapper for each request, because a reload replaces it.
 
     Args:
-        seal: The wrapper to encrypt with.
-        unseal: The wrapper to decrypt with.
+        seal: Returns the wrapper to encrypt with.
+        unseal: Returns the wrapper to decrypt with.
     """
 
     def __init__(
@@ -142,23 +241,3 @@ class _Current:
     ) -> Unsealed:
         """See `Wrapper.unwrap`."""
         return await self._unseal().unwrap(ciphertext, key_id=key_id, deadline=deadline)
-
-
-async def wait_until_well(engine: Engine, seconds: float) -> HsmKmsError | None:
-    """Wait for an engine; why it did not become well, or None if it did.
-
-    Args:
-        engine: Started.
-        seconds: Longest wait.
-    """
-    try:
-        async with asyncio.timeout(seconds):
-            while not engine.well:
-                if engine.workers.last_error is not None:
-                    return engine.workers.last_error
-                if engine.keys.ring is not None and engine.keys.ring.fault is not None:
-                    return engine.keys.ring.fault
-                await asyncio.sleep(POLL_SECONDS)
-    except TimeoutError:
-        return HsmKmsError(engine.health.detail)
-    return None

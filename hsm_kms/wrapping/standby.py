@@ -51,6 +51,7 @@ class Standby:
         self._budget = budget
         self._coming: dict[str, TokenKey] = {}  # by key_id, see `trial`
         self._held: object = None
+        self._owns_cache = False
 
     def adjust(self, apis: Apis) -> None:
         """Go on with other wrapping modes.
@@ -60,6 +61,18 @@ class Standby:
         """
         self._apis = apis
         self.keys_changed()
+
+    def own_cache(self) -> None:
+        """Drop local KEKs in memory from now on, those of keys that are not held.
+
+        Of several engines that share `opened` only the one in force may drop any.
+        """
+        self._owns_cache, self._held = True, None
+        self.keys_changed()
+
+    def disown_cache(self) -> None:
+        """Drop no local KEK in memory any more."""
+        self._owns_cache = False
 
     # Which local KEKs
 
@@ -81,7 +94,7 @@ class Standby:
         if ring is None:
             return
         held = frozenset(ring.keys), ring.settings.retired
-        if held != self._held:
+        if self._owns_cache and held != self._held:
             self._held = held
             self._opened.keep(lambda kek: _decrypts(ring, kek))
 

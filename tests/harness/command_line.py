@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 # names the environment that it installed the built wheel in. With -P the working
 # directory, which is the checkout, does not come before that.
 PYTHON = os.environ.get("HSM_KMS_PYTHON") or sys.executable
-HSM_KMS = (PYTHON, "-P", "-m", "hsm_kms.cli")
+HSM_KMS = (PYTHON, "-P", "-m", "hsm_kms")
 
 
 class Ended(NamedTuple):

@@ -68,12 +68,13 @@ class Plugin:
             "log": {"level": "debug"},
         }
         for name, section in sections.items():
-            self._merge(name, section)
+            self.merge(name, section)
         self.process: subprocess.Popen[bytes] | fork_server.Forked | None = None
         self._channel: grpc.Channel | None = None
         self.write_config()
 
-    def _merge(self, name: str, section: Any) -> None:
+    def merge(self, name: str, section: Any) -> None:
+        """Change these settings of a section; `write_config` writes them."""
         if isinstance(section, dict) and isinstance(self.config.get(name), dict):
             self.config[name] |= section
         else:

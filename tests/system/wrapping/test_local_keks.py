@@ -460,7 +460,7 @@ async def test_suffix(make_node):
 )
 async def test_reload_in_an_outage(make_node, shim, logs, v2, state):
     """A configuration that needs the token is rejected while it is unavailable."""
-    node = await make_node(token={"start_timeout": "2s"})
+    node = await make_node()
     if v2 != "software":
         await node.wrapping(v2, "software")
     old = node.announce().key_id
@@ -468,7 +468,7 @@ async def test_reload_in_an_outage(make_node, shim, logs, v2, state):
     before = load.once()
     shim.set(DOWN)
     await node.state(state)
-    await node.reload(keys={"suffix": "two"})
+    await node.reload(keys={"suffix": "two"}, token={"start_timeout": "2s"})
 
     assert old == node.announce().key_id == load.once().key_id
     assert state == node.look().state

@@ -51,7 +51,7 @@ class ReloadedServer(ObservedServer):
         """Change sections of the configuration, atomically, and send SIGHUP."""
         plugin, file = self.plugin, self.plugin.config_file
         for name, section in sections.items():
-            plugin._merge(name, section)
+            plugin.merge(name, section)
         plugin.config_file = file.with_suffix(".new")
         plugin.write_config()
         plugin.config_file = plugin.config_file.rename(file)

@@ -10,15 +10,17 @@ from uuid import uuid4
 import pytest
 
 from hsm_kms.clock import now
-from hsm_kms.config import load as configuration
+from hsm_kms.health import monitor
 from hsm_kms.ipc.messages import GenerateKey, KeyPage
 from hsm_kms.ipc.values import KeyRef
 from hsm_kms.keys.key_id import make_cka_id
 from hsm_kms.server.engine import Lasting
 from hsm_kms.server.reload import ConfigFile, Reload
-from hsm_kms.server.takeover import InForce
+from hsm_kms.server.takeover import InForce, Pace
 from hsm_kms.state_dir.directory import StateDir
+from hsm_kms.token import restarts
 from hsm_kms.token.process import Worker
+from hsm_kms.wrapping import local_lifecycle
 from hsm_kms.wrapping.kek_cache import MAX_OPENED, KekCache
 from hsm_kms.wrapping.nonce_budget import NonceBudget
 from hsm_kms.wrapping.record import Kind, Record
@@ -30,7 +32,6 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
     from pathlib import Path
 
-    from hsm_kms.config.schema import Config
     from hsm_kms.health.state import HealthState
     from hsm_kms.server.engine import Engine
     from hsm_kms.wrapping.wrapper import Sealed, Unsealed
@@ -44,20 +45,13 @@ SELDOM: Final = {"health": {"interval": "1h"}, "keys": {"discover": "1h"}}
 """Looks only where something has happened."""
 NESTED: Final = frozenset({Kind.LOCAL_KEK_BY_TOKEN})
 
-_QUICK: Final = {
-    "hsm_kms.health.monitor.RETRY_SECONDS": 0.1,
-    "hsm_kms.health.monitor._AT_MOST_EVERY": 0.02,
-    "hsm_kms.server.takeover.DRAIN_SECONDS": 0.05,
-    "hsm_kms.token.restarts.LONGEST_SECONDS": 0.2,
-    "hsm_kms.wrapping.local_lifecycle.RETRY_SECONDS": 0.1,
-}
-
-
-class _Quiet(InForce):
-    """Leave the log to the test."""
-
-    def _now_in_force(self, config: Config) -> None:
-        pass
+PACE: Final = Pace(drain=0.05)
+_QUICK: Final = (
+    (monitor, "RETRY_SECONDS", 0.1),
+    (monitor, "AT_MOST_EVERY_SECONDS", 0.02),
+    (restarts, "LONGEST_SECONDS", 0.2),
+    (local_lifecycle, "RETRY_SECONDS", 0.1),
+)
 
 
 class WrappingNode:
@@ -73,16 +67,16 @@ class WrappingNode:
         self, plugin: Plugin, *, most: int = MAX_OPENED, **limits: int
     ) -> None:
         self.plugin = plugin
-        self.file = ConfigFile(plugin.config_file)
-        config = configuration.load(plugin.config_file)
+        file = ConfigFile(plugin.config_file)
+        config = file.load()
         state = StateDir(config.state_dir).open()
         self.lasting = Lasting(
             state=state,
             budget=NonceBudget(state, **limits),
             opened=KekCache(most),
         )
-        self.in_force = _Quiet(config, self.lasting)
-        self.reloads = Reload(self.file, self.in_force)
+        self.in_force = InForce(config, self.lasting, PACE)
+        self.reloads = Reload(file, self.in_force)
 
     @property
     def engine(self) -> Engine:
@@ -124,11 +118,12 @@ class WrappingNode:
     async def reload(self, **sections: Any) -> None:
         """Change sections of the configuration, and read it as the server does."""
         for name, section in sections.items():
-            self.plugin._merge(name, section)
+            self.plugin.merge(name, section)
         self.plugin.write_config()
-        new = self.file.read(self.engine.config)
-        assert new is not None, "there is nothing to reload"
-        await self.reloads.apply(new)
+        before = self.engine.config
+        applied = await self.reloads.once()
+        assert applied or self.reloads.rejected, f"this is in force: {before}"
+        await self.in_force.handed_over()
 
     async def wrapping(self, v2: str, v1: str | None = None) -> None:
         """Change who wraps."""
@@ -162,7 +157,7 @@ class WrappingNode:
 
     async def close(self) -> None:
         """Leave nothing running."""
-        await self.engine.close()
+        await self.in_force.close()
         await self.lasting.budget.close()
 
 
@@ -188,8 +183,8 @@ async def running(plugin: Plugin, **limits: int) -> AsyncIterator[WrappingNode]:
 def quick() -> Iterator[None]:
     """Shorten the pauses of a node."""
     with pytest.MonkeyPatch.context() as patch:
-        for name, seconds in _QUICK.items():
-            patch.setattr(name, seconds)
+        for module, name, seconds in _QUICK:
+            patch.setattr(module, name, seconds)
         yield
 
 

@@ -118,7 +118,7 @@ async def test_time_passes_without_a_worker(tmp_path, clock):
     settings = KeySettings(label=LABEL, shared=True)
     token = {make_key(0, now() - 9000)}
     section = outages(stop_writes_after=600.0)
-    engine = Engine(settings, tmp_path / "state", now, token, section)
+    engine = Engine(settings, tmp_path / "state", now, token, section).take_effect()
     engine.standby.encrypts_without_token = True
     await engine.come()
     running = asyncio.create_task(engine.monitor.run())

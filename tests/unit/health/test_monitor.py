@@ -28,7 +28,7 @@ class Watched:
             directory,
             lambda: self.wall,
             self.token,
-        )
+        ).take_effect()
 
     async def start(self):
         """Both workers come."""

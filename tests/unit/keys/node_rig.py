@@ -31,6 +31,7 @@ from hsm_kms.keys.keyring import TokenKey, UnidentifiedKey
 from hsm_kms.keys.node_keyring import NodeKeyring
 from hsm_kms.keys.trial import PASSED, UNTRIED, Trial
 from hsm_kms.state_dir.directory import StateDir
+from hsm_kms.state_dir.held import HeldStateDir
 from hsm_kms.token.alarm import Alarm
 from hsm_kms.token.breaker import Breaker
 from hsm_kms.token.ends import ENDS, End
@@ -217,7 +218,8 @@ class Engine:
         damaged: AbstractSet[str] = frozenset(),
     ) -> None:
         self.settings = settings
-        self.keyring = NodeKeyring(settings, StateDir(directory).open(), clock)
+        self.state_dir = HeldStateDir(StateDir(directory).open())
+        self.keyring = NodeKeyring(settings, self.state_dir, clock)
         self.alarm = Alarm()
         self.peers = Peers(token)
         self.standby = StandIn()
@@ -260,6 +262,16 @@ class Engine:
     @lacking.setter
     def lacking(self, fingerprints: set[str]) -> None:
         self.standby.lacking = fingerprints
+
+    def take_effect(self) -> Engine:
+        """Serve: what the trial found is saved."""
+        self.state_dir.release()
+        return self
+
+    def step_back(self) -> None:
+        """Leave: another engine serves."""
+        self.state_dir.hold()
+        self.keyring.freeze()
 
     async def come(self, fails: set[str] = frozenset()) -> None:
         """Start a worker, if one is missing; it may not qualify."""

@@ -56,7 +56,7 @@ class NodeRules(RuleBasedStateMachine):
 
     def begin(self):
         """Start the process."""
-        self.engine = self.announcer = self.engine_of(self.settings)
+        self.engine = self.announcer = self.engine_of(self.settings).take_effect()
         self.announced = None
         self.both_come(self.engine)
 

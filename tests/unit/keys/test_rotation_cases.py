@@ -41,7 +41,9 @@ async def node(directory):
     token = {make_key(0, BEGAN - 1000)}
     made = TwoWorkers(None, token)
     settings = KeySettings(label=LABEL, shared=True)
-    made.engine = Engine(settings, directory / "state", lambda: made.wall, token)
+    made.engine = Engine(
+        settings, directory / "state", lambda: made.wall, token
+    ).take_effect()
     for _ in range(2):
         await made.engine.come()
     assert "ok" == made.engine.state().state
@@ -87,7 +89,9 @@ async def test_named_otherwise_than_announced(node, directory):
     other = make_key(3, BEGAN - 500)
     node.token.add(other)
     settings = KeySettings(label=LABEL, shared=True, current=other.fingerprint)
-    engine = Engine(settings, directory / "state", lambda: node.wall, node.token)
+    engine = Engine(
+        settings, directory / "state", lambda: node.wall, node.token
+    ).take_effect()
     said = engine.health.announce().key_id
     await engine.come()
 

@@ -203,8 +203,8 @@ class NodeMachine(NodeRules):
             else self.made[current % len(self.made)].fingerprint,
             retired=frozenset(key.fingerprint for key in named),
         )
-        self.engine.keyring.freeze()
         self.settings = changed  # what the file says is what a restart reads
+        self.began_with = self.engine.keyring.last_key_id
         self.coming = self.engine_of(changed)
 
     @precondition(lambda self: self.coming is not None)
@@ -213,11 +213,13 @@ class NodeMachine(NodeRules):
         """The new engine takes over, unless that would make things worse."""
         old, new, self.coming = self.engine, self.coming, None
         self.run(new.come())
+        if old.keyring.last_key_id != self.began_with:
+            return  # the old engine switched meanwhile: the trial begins anew
         if new.state().state != "ok" and old.state().state == "ok":
-            old.keyring.unfreeze()
             return
+        old.step_back()
+        self.engine = new.take_effect()
         self.run(new.come())
-        self.engine = new
         self.judge()
 
     # What must hold

@@ -157,9 +157,9 @@ def test_every_command_is_hardened_first(command):
 
 
 def test_entry_points():
-    """The installed program and `python -m hsm_kms.cli` start hardened."""
+    """The installed program and `python -m hsm_kms` start hardened."""
     root = Path(__file__).parents[3]
     project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
 
     assert {"hsm-kms": "hsm_kms.start:main"} == project["scripts"]
-    assert "hsm_kms.start" in (root / "hsm_kms/cli/__main__.py").read_text()
+    assert "hsm_kms.start" in (root / "hsm_kms/__main__.py").read_text()

@@ -72,6 +72,29 @@ HEAVY = {
 }
 
 
+def test_signals_come_first():
+    """`serve` handles SIGTERM and SIGHUP before it imports any library."""
+    loaded = modules_after(
+        "import signal\n"
+        "from hsm_kms.start import take_signals\n"
+        "take_signals(['serve'])\n"
+        "for number in (signal.SIGTERM, signal.SIGHUP):\n"
+        "    assert callable(signal.getsignal(number)), number"
+    )
+
+    assert set() == {*HEAVY, "click", "hsm_kms.cli"} & loaded
+
+
+def test_other_commands_leave_signals_alone():
+    """A command that holds nothing ends by SIGTERM as any program does."""
+    modules_after(
+        "import signal\n"
+        "from hsm_kms.start import take_signals\n"
+        "take_signals(['keys', 'list'])\n"
+        "assert signal.SIG_DFL == signal.getsignal(signal.SIGTERM)"
+    )
+
+
 def run_of(*arguments):
     """Return the statement that runs a command, which may fail."""
     return (

@@ -1,4 +1,4 @@
-"""What the socket's tests have in common: servers, strangers, leftovers."""
+"""Share between the tests of the socket: servers, foreign listeners, stale sockets."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @contextlib.asynccontextmanager
 async def serving(path: Path, **settings) -> AsyncIterator[grpc.aio.Server]:
-    """Serve nothing on a path, all methods being unimplemented."""
+    """Run a gRPC server without any method on a path."""
     unix = UnixSocket(path, **settings)
     await unix.acquire()
     server = grpc.aio.server()
@@ -47,7 +47,7 @@ async def answers(path: Path) -> bool:
 
 @contextlib.contextmanager
 def listener(path: Path) -> Iterator[socket.socket]:
-    """Hold a socket of a stranger, who knows nothing of locks."""
+    """Listen on a path as a foreign program does, which takes no lock."""
     with socket.socket(socket.AF_UNIX) as stranger:
         stranger.bind(str(path))
         stranger.listen()
@@ -55,16 +55,16 @@ def listener(path: Path) -> Iterator[socket.socket]:
 
 
 def leave_stale_socket(path: Path | str) -> None:
-    """Leave a socket behind, as a killed process does."""
+    """Leave a stale socket, as a killed process does."""
     with socket.socket(socket.AF_UNIX) as stale:
         stale.bind(str(path))
 
 
 def names(directory: Path) -> set[str]:
-    """Return what is in a directory."""
+    """Return the names of the files in a directory."""
     return {each.name for each in directory.iterdir()}
 
 
 def lock_of(path: Path) -> Path:
-    """Return the path of the lock that belongs to a socket."""
+    """Return the path of a socket's lock file."""
     return Path(f"{path}.lock")

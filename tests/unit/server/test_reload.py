@@ -1,4 +1,4 @@
-"""One table decides what a changed setting leads to."""
+"""One table decides the effect of a changed setting."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from hsm_kms.server.reload import CHANGES
 
 
 def test_every_setting_has_a_row():
-    """Each setting has exactly one row, its own or its section's."""
+    """Each setting has exactly one row: its own, or the row of its section."""
     found = sections()
     settings = {
         f"{path}.{name}".lstrip(".")

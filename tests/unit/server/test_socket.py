@@ -1,4 +1,4 @@
-"""The socket's path and its mode, by real grpc servers."""
+"""The path and the mode of the socket, seen with real gRPC servers."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may chown")
 
 @pytest.fixture
 def directory():
-    """Give a directory with a short name, which the longest of paths needs."""
+    """Create a directory with a short name, so that a path of 107 bytes fits in it."""
     made = Path(tempfile.mkdtemp(prefix="kms-"))
     yield made
     shutil.rmtree(made)
@@ -38,12 +38,12 @@ def directory():
 
 @pytest.fixture
 def path(directory):
-    """Give a path for a socket."""
+    """Return the path of a socket that does not exist yet."""
     return directory / "kms.sock"
 
 
 def modes_seen(path, stop) -> set[tuple[int, int]]:
-    """Look at a path without pause; return the modes and groups it ever had."""
+    """Poll a path without pause; return every mode and group that it had."""
     seen = set()
     while not stop.is_set():
         with contextlib.suppress(FileNotFoundError):
@@ -62,7 +62,7 @@ def modes_seen(path, stop) -> set[tuple[int, int]]:
     ids=["default", "0660", "group"],
 )
 async def test_mode_from_the_first_instant(path, settings):
-    """Nobody ever sees another mode or group, whatever the umask (conformance 47)."""
+    """The socket has no other mode or group, whatever the umask (conformance 47)."""
     stop = threading.Event()
     umask = os.umask(0)
     try:
@@ -80,7 +80,7 @@ async def test_mode_from_the_first_instant(path, settings):
 
 
 async def test_group_by_name(path):
-    """The group may be given by its name."""
+    """The group can be given by its name."""
     name = grp.getgrgid(os.getegid()).gr_name
     async with serving(path, mode=0o660, group=name):
         assert (0o660, os.getegid()) == (
@@ -90,7 +90,7 @@ async def test_group_by_name(path):
 
 
 async def test_unknown_group(path):
-    """A group that does not exist is refused by name, and nothing is left."""
+    """A group that does not exist is refused by its name, and no socket is left."""
     with pytest.raises(SocketError, match="there is no group 'no-such-group'"):
         async with serving(path, group="no-such-group"):
             pass
@@ -100,7 +100,7 @@ async def test_unknown_group(path):
 
 @pytest.mark.parametrize("name", ["kms.sock", "k m%41#?é.sock", "k", "~", "kms~"])
 async def test_serves_and_leaves(directory, name):
-    """A server answers under the very name; afterwards only the lock is left."""
+    """A server answers at exactly this path; afterwards only the lock file is left."""
     path = directory / name
     async with serving(path):
         assert await answers(path)
@@ -120,7 +120,7 @@ async def test_longest_path(directory, last):
 
 
 async def test_path_too_long(directory):
-    """A path of 108 bytes is refused; letters are not bytes."""
+    """A path of 108 bytes is refused, also if it has fewer letters."""
     room = MAX_PATH_BYTES - len(os.fsencode(directory)) - 2
     path = directory / ("k" * room + "é")
     with pytest.raises(SocketError, match=r"has 108 bytes, .* at most 107"):
@@ -136,7 +136,7 @@ async def test_odd_paths(path):
 
 
 async def test_stale_socket_is_removed(path):
-    """A socket nobody answers is replaced (conformance 48)."""
+    """A socket on which no server answers is replaced (conformance 48)."""
     leave_stale_socket(path)
     leave_stale_socket(f"{path}~")
     async with serving(path):
@@ -145,17 +145,17 @@ async def test_stale_socket_is_removed(path):
 
 
 async def test_datagram_socket(path):
-    """A socket of another type is not taken for a stale one."""
+    """A socket of another type is not mistaken for a stale one."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as other:
         other.bind(str(path))
-        with pytest.raises(SocketError, match=r"cannot tell whose .* is"):
+        with pytest.raises(SocketError, match="cannot find out whether a server uses"):
             await UnixSocket(path, lock_wait=0).acquire()
     assert path.is_socket()
 
 
 @pytest.mark.parametrize("kind", ["file", "symlink", "directory", "fifo"])
 async def test_something_else_in_its_place(path, kind):
-    """What is no socket is refused and stays."""
+    """A file that is not a socket is refused and stays."""
     match kind:
         case "file":
             path.write_text("mine")
@@ -174,14 +174,14 @@ async def test_something_else_in_its_place(path, kind):
 
 
 async def test_missing_directory(directory):
-    """A missing directory is not made, its rights being the operator's choice."""
+    """A missing directory is not created: its permissions are the operator's choice."""
     with pytest.raises(SocketError) as caught:
         await UnixSocket(directory / "run" / "kms.sock").acquire()
 
     assert (
         f"cannot use the socket's directory {directory}/run: "
         "No such file or directory; "
-        f"make it with: install -d -m 0750 {directory}/run"
+        f"create it with: install -d -m 0750 {directory}/run"
     ) == caught.value.sentence
 
 
@@ -193,8 +193,8 @@ async def test_file_for_a_directory(directory):
 
 
 @pytest.mark.parametrize("mode", [0o700, 0o750, 0o755, 0o770, 0o775])
-async def test_directories_that_will_do(path, mode):
-    """Others may look; the process's own group may even write."""
+async def test_directories_that_are_accepted(path, mode):
+    """Other users may read the directory, and the process's own group may write."""
     os.chown(path.parent, -1, os.getegid())
     path.parent.chmod(mode)
     async with serving(path):
@@ -203,7 +203,7 @@ async def test_directories_that_will_do(path, mode):
 
 @pytest.mark.parametrize("mode", [0o702, 0o777, 0o1777])
 async def test_directory_writable_by_others(path, mode):
-    """A directory others can write is refused, sticky or not (conformance 47)."""
+    """A directory that others can write to is refused, also if sticky (47)."""
     path.parent.chmod(mode)
     with pytest.raises(SocketError, match="is writable by others"):
         await UnixSocket(path).acquire()
@@ -212,7 +212,7 @@ async def test_directory_writable_by_others(path, mode):
 
 @needs_root
 async def test_directory_writable_by_a_foreign_group(path):
-    """A directory another group can write is refused."""
+    """A directory that another group can write to is refused."""
     os.chown(path.parent, -1, 54321)
     path.parent.chmod(0o770)
     with pytest.raises(SocketError, match="is writable by others"):
@@ -221,7 +221,7 @@ async def test_directory_writable_by_a_foreign_group(path):
 
 @needs_root
 async def test_directory_of_another_user(path):
-    """A directory of another user is refused, for that user could write there."""
+    """A directory of another user is refused, because that user can write to it."""
     os.chown(path.parent, 54321, -1)
     with pytest.raises(SocketError, match="belongs to user 54321"):
         await UnixSocket(path).acquire()

@@ -1,4 +1,4 @@
-"""Who owns the socket's path: locks, live owners, two processes."""
+"""Only one instance owns the path of the socket: locks, live servers, two processes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.unit.server.socket_tools import answers, listener, lock_of, names, se
 
 ROOT = Path(__file__).parents[3]
 
-# A whole instance: says that it is up, serves until its standard input ends.
+# A whole instance: prints "up", then serves until its standard input ends.
 INSTANCE = """
 import asyncio, sys
 from pathlib import Path
@@ -53,7 +53,7 @@ asyncio.run(main())
 
 @pytest.fixture
 def directory():
-    """Give a directory with a short name, which the longest of paths needs."""
+    """Create a directory with a short name, so that a path of 107 bytes fits in it."""
     made = Path(tempfile.mkdtemp(prefix="kms-"))
     yield made
     shutil.rmtree(made)
@@ -61,7 +61,7 @@ def directory():
 
 @pytest.fixture
 def path(directory):
-    """Give a path for a socket."""
+    """Return the path of a socket that does not exist yet."""
     return directory / "kms.sock"
 
 
@@ -89,7 +89,7 @@ async def test_live_owner_without_lock(path):
 
 
 async def test_owner_with_full_backlog(path):
-    """A server too busy to accept is alive."""
+    """A server whose backlog is full counts as alive."""
     with listener(path) as busy, contextlib.ExitStack() as stack:
         busy.listen(0)
         for _ in range(3):
@@ -103,7 +103,7 @@ async def test_owner_with_full_backlog(path):
 
 @pytest.mark.parametrize("kind", ["symlink", "fifo", "directory"])
 async def test_odd_lock(path, kind):
-    """A lock that is no regular file is refused."""
+    """A lock that is not a regular file is refused."""
     lock = lock_of(path)
     match kind:
         case "symlink":
@@ -118,7 +118,7 @@ async def test_odd_lock(path, kind):
 
 
 async def test_waits_for_another_instance(path):
-    """An instance that leaves within `lock_wait` is followed at once."""
+    """The path is taken as soon as another instance leaves it within `lock_wait`."""
     first = UnixSocket(path)
     await first.acquire()
     second = UnixSocket(path, lock_wait=60)
@@ -131,7 +131,7 @@ async def test_waits_for_another_instance(path):
 
 
 async def test_waits_for_a_dying_socket(path):
-    """A socket that stops answering within `lock_wait` is no obstacle."""
+    """A socket on which a server stops answering within `lock_wait` is replaced."""
     with listener(path):
         unix = UnixSocket(path, lock_wait=60)
         waiting = asyncio.create_task(unix.acquire())
@@ -142,7 +142,7 @@ async def test_waits_for_a_dying_socket(path):
 
 
 async def test_waits_no_longer_than_it_should(path):
-    """After `lock_wait` the second instance gives up with cause and cure."""
+    """After `lock_wait` the second instance fails with cause and cure."""
     first = UnixSocket(path)
     await first.acquire()
     began = time.monotonic()
@@ -151,14 +151,13 @@ async def test_waits_no_longer_than_it_should(path):
 
     assert 0.3 <= time.monotonic() - began < patient()
     assert (
-        f"another hsm-kms holds {path}.lock; "
-        "stop it, or give this one a listen.socket of its own"
+        f"another hsm-kms holds {path}.lock; stop it, or choose another listen.socket"
     ) == caught.value.sentence
     first.close()
 
 
 async def test_giving_up_leaves_the_lock_free(path):
-    """A wait that is cancelled holds nothing."""
+    """A wait that is cancelled does not hold the lock."""
     first = UnixSocket(path)
     await first.acquire()
     waiting = asyncio.create_task(UnixSocket(path).acquire())
@@ -172,14 +171,14 @@ async def test_giving_up_leaves_the_lock_free(path):
 
 
 async def test_bind_needs_the_lock(path):
-    """Without the lock nothing is bound."""
+    """A socket whose lock was not acquired cannot be bound."""
     with pytest.raises(SocketError, match="was not acquired"):
         UnixSocket(path).bind(grpc.aio.server())
     assert set() == names(path.parent)
 
 
 async def test_close_twice(path):
-    """Closing again, or without a bind, does nothing."""
+    """A second `close`, or one without `bind`, does nothing."""
     unix = UnixSocket(path)
     unix.close()
     await unix.acquire()
@@ -189,7 +188,7 @@ async def test_close_twice(path):
 
 
 async def test_foreign_socket_survives_our_end(path):
-    """A socket that took our path meanwhile is not unlinked (conformance 48)."""
+    """A socket that another process bound there is not unlinked (conformance 48)."""
     async with serving(path):
         path.unlink()
         stranger = socket.socket(socket.AF_UNIX)
@@ -201,7 +200,7 @@ async def test_foreign_socket_survives_our_end(path):
 
 
 async def test_two_processes(path):
-    """A second process is refused, the first goes on serving (conformance 48)."""
+    """A second process fails, and the first continues to serve (conformance 48)."""
     with start(path) as first:
         assert "serving\n" == await asyncio.to_thread(first.stdout.readline)
         inode = path.lstat().st_ino
@@ -220,7 +219,7 @@ async def test_two_processes(path):
 
 
 async def test_second_process_without_lock_file(path):
-    """Somebody removed the lock file: the path that answers is still not taken."""
+    """Without its lock file a path on which a server answers is still not taken."""
     with start(path) as first:
         assert "serving\n" == await asyncio.to_thread(first.stdout.readline)
         lock_of(path).unlink()
@@ -250,7 +249,7 @@ async def test_killed_process_is_followed(path):
 
 
 async def test_children_do_not_keep_the_lock(path):
-    """A worker that outlives us does not hold the path."""
+    """A child process that outlives the server does not hold the path."""
     async with serving(path):
         child = await asyncio.create_subprocess_exec("sleep", "60", close_fds=False)
     try:
