@@ -147,3 +147,31 @@ async def test_bug_in_a_trial(make_node, maker, monkeypatch):
     assert [] == left
     await maker.make(now() - 1000)
     await node.until(lambda: node.look().key_id not in {"", old})
+
+
+async def test_switch_during_a_trial(make_node, maker, monkeypatch):
+    """A key that becomes current while a trial runs is current afterwards as well."""
+    node = await make_node("token")
+    old = node.announce().key_id
+    held_back = True
+    tried = []
+
+    def slow(engine):
+        if engine not in tried:
+            tried.append(engine)
+        return False if held_back else is_well(engine)
+
+    is_well = Engine.well.fget
+    monkeypatch.setattr(Engine, "well", property(slow))
+    change(node, keys={"suffix": "two"})
+    attempt = asyncio.create_task(node.reloads.once())
+    await node.until(lambda: tried)
+    await maker.make(now() + 2)
+    await node.until(lambda: node.announce().key_id not in {"", old})
+    new = node.look().key_id
+    held_back = False
+    await attempt
+
+    assert f"{new}.two" == node.announce().key_id
+    assert DEK == (await node.unwrap(await node.wrap())).plaintext
+    assert tried[0] is not node.engine
