@@ -152,13 +152,17 @@ class Canaries:
 
     def passed(self, worker: Worker) -> None:
         """Note that an inspection with `worker` read the keys and proved them."""
+        self.answered(worker)
+        self.error = None
+        self.passes += 1
+
+    def answered(self, worker: Worker) -> None:
+        """Note that the token answered an inspection with `worker`."""
         if worker not in self._qualified:
             self._qualified.append(worker)
         self._passed_at = asyncio.get_running_loop().time()
         self._suspension = Suspension()
         self._inspected[worker] = self._passed_at
-        self.error = None
-        self.passes += 1
 
     def failed(self, error: HsmKmsError) -> None:
         """Note that an inspection failed, or was not answered in time."""

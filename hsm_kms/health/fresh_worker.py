@@ -3,7 +3,8 @@
 1. Now and then a fresh worker reads the keys: some modules show an old process only
    the keys that existed when it started. A worker that still misses a key after a
    fresh worker saw it is replaced, one worker at a time.
-2. A request that names an unknown key can cause one look in `REQUESTED_SECONDS`,
+2. When the current key is missing, a fresh worker looks for it at once, and once.
+3. A request that names an unknown key can cause one look in `REQUESTED_SECONDS`,
    however many such requests come.
 """
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 REQUESTED_SECONDS: Final = 5.0  # between two looks on request
 APART_SECONDS: Final = 60.0  # two fresh workers: each is a process, and a login
+ASK_SECONDS: Final = 30.0  # the same, if the current key was seen between them
 CHECK_EVERY: Final = 10  # regular intervals between two fresh-worker checks
 _TICK_SECONDS: Final = 0.5
 
@@ -51,6 +53,7 @@ class FreshWorkerChecks:
         self._period = max(interval * CHECK_EVERY, APART_SECONDS)
         self._next = 0.0
         self._soonest = 0.0
+        self._ask_soonest = 0.0
 
     def soon(self) -> None:
         """Let a fresh worker read the keys soon, but at most every `APART_SECONDS`."""
@@ -65,16 +68,21 @@ class FreshWorkerChecks:
             await asyncio.sleep(_TICK_SECONDS)
             self.end_outdated()
             self.recycle()
-            if loop.time() < self._next or not self._workers.ready:
+            if not self._workers.ready or not self._is_time(loop.time()):
                 continue
             self._next = loop.time() + self._period
             self._soonest = loop.time() + APART_SECONDS
+            self._ask_soonest = loop.time() + ASK_SECONDS
             try:
                 await self.check()
             except HsmKmsError as error:
                 _log.info("fresh worker could not read the keys", error=str(error))
             except Exception as error:  # noqa: BLE001 - a bug must not end the checks
                 _log.error("bug in a fresh-worker check", exc_info=error)
+
+    def _is_time(self, now: float) -> bool:
+        asks = now >= self._ask_soonest and self._inspection.asks
+        return asks or now >= self._next
 
     async def check(self) -> None:
         """Let one fresh worker read the keys, unless no place for it is free.

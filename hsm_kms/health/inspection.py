@@ -3,15 +3,20 @@
 1. A new worker serves only after it has read the keys and proven them.
 2. A worker that fails an inspection is ended. One that is merely slow is left to the
    hang watch of `token.watchdog`.
-3. A missing key is believed only after a fresh worker has missed it, too. That another
-   key has its names is believed at once, and every worker that is older is ended.
+3. No worker is ended because the current key is missing: whether a fresh process sees
+   more is asked once, of a fresh worker, and its answer is believed until the key is
+   seen again. `health.fresh_worker` replaces the workers that see less than it.
+4. That another key has the names of a key is believed at once, and every worker that
+   is older is ended.
+5. Any key that is proven closes the breaker. While the breaker is open, or there is no
+   current key, an inspection proves some key.
 """
 
 from __future__ import annotations
 
 import asyncio
 import math
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from hsm_kms.errors import (
     HsmKmsError,
@@ -21,7 +26,7 @@ from hsm_kms.errors import (
     TokenTimeoutError,
     WorkerLostError,
 )
-from hsm_kms.keys.inventory import Inventory
+from hsm_kms.keys.inventory import MISSED_SECONDS, Inventory
 from hsm_kms.log import get_logger
 
 if TYPE_CHECKING:
@@ -34,9 +39,6 @@ if TYPE_CHECKING:
     from hsm_kms.token.process import Worker
     from hsm_kms.wrapping.standby import Standby
 
-FRESH_SECONDS: Final = 10.0  # younger workers are believed when they miss a key
-
-
 _log = get_logger(__name__)
 
 
@@ -48,9 +50,10 @@ class Inspection:
         node_keyring: Adopts them.
         canaries: Proves them.
         standby: Provides local KEKs for them.
-        breaker: Closed when the current key works.
+        breaker: Closed when a key works.
         call_timeout: Longest wait for one answer of the token, in seconds.
         start_timeout: The same while a worker starts.
+        interval: Seconds between regular inspections.
     """
 
     def __init__(  # noqa: PLR0913 - one object each
@@ -63,6 +66,7 @@ class Inspection:
         *,
         call_timeout: float,
         start_timeout: float,
+        interval: float,
     ) -> None:
         self._discovery = discovery
         self._node_keyring = node_keyring
@@ -71,7 +75,9 @@ class Inspection:
         self._breaker = breaker
         self._call_timeout = call_timeout
         self._start_timeout = start_timeout
-        self._inventory = Inventory()
+        # With a shorter interval the operator asks for quicker answers.
+        self._inventory = Inventory(apart=min(interval, MISSED_SECONDS))
+        self._answered: str | None = None  # the missing key a fresh worker looked for
         self._inspecting = asyncio.Lock()
         self._outdated_before = -math.inf  # in the loop's time
 
@@ -84,21 +90,24 @@ class Inspection:
         listing = await self._read(worker, fresh=True)
         for key in listing.keys:
             await self._prove(worker, key, self._start_timeout)
-        if self._misses_current(worker):
-            raise WorkerLostError("a fresh worker does not see the current key")
         current = self._would_be_current(listing)
-        if current is not None and not self._canaries.has_proven(worker, current):
-            await self._canaries.prove(
-                worker, current, self._start_timeout, needed=True
-            )
+        # If no worker sees the current key, this one still serves the other keys.
+        if current is not None and self._inventory.is_seen(current):
+            if not self._inventory.sees(worker, current):
+                raise WorkerLostError("a fresh worker does not see the current key")
+            if not self._canaries.has_proven(worker, current):
+                await self._canaries.prove(
+                    worker, current, self._start_timeout, needed=True
+                )
         await self._adopt(worker, listing)
+        self._answered = self._missing()
 
     async def look(self, worker: Worker) -> bool:
         """Inspect the token with a worker that serves.
 
         Returns:
-            True if the current key works on it; False if there is no current key, or
-            the worker did not answer in time.
+            True if a canary passed on it; False if it holds no key that works, or did
+            not answer in time.
 
         Raises:
             HsmKmsError: The worker must be ended.
@@ -107,11 +116,8 @@ class Inspection:
         async with self._inspecting:
             try:
                 listing = await self._read(worker, fresh=False)
-                for key in listing.keys:
-                    if self._canaries.is_due(worker, key):
-                        await self._prove(worker, key, self._call_timeout)
-                self._doubt(worker)
-                return await self._adopt(worker, listing)
+                passed = await self._prove_some(worker, listing)
+                await self._adopt(worker, listing)
             except TokenTimeoutError as error:
                 self._canaries.failed(error)
                 return False
@@ -120,6 +126,7 @@ class Inspection:
                     return False  # it is ended for that
                 self._canaries.failed(error)
                 raise
+            return passed
 
     async def read_fresh(self, worker: Worker) -> None:
         """Read the keys with a worker that was started for this alone.
@@ -127,7 +134,18 @@ class Inspection:
         Raises:
             HsmKmsError: The token could not be asked.
         """
+        missing = self._missing()
         await self._read(worker, fresh=False)
+        self._answered = missing
+
+    @property
+    def asks(self) -> bool:
+        """Return True if a fresh worker should look for the current key.
+
+        The current key is missing, and no fresh worker has looked for it since.
+        """
+        missing = self._missing()
+        return missing is not None and missing != self._answered
 
     def is_behind(self, worker: Worker) -> bool:
         """Return True if `worker` misses a key that a younger worker saw earlier."""
@@ -162,14 +180,34 @@ class Inspection:
         now = asyncio.get_running_loop().time()
         self._outdated_before = worker.born if fresh else now
 
-    async def _prove(self, worker: Worker, key: TokenKey, seconds: float) -> None:
-        """Prove a key on a worker, and distrust a key that is another than before."""
+    async def _prove_some(self, worker: Worker, listing: KeyListing) -> bool:
+        """Prove the keys that are due; return True if a canary passed."""
+        due = [key for key in listing.keys if self._canaries.is_due(worker, key)]
+        passed = False
+        for key in due:
+            passed |= await self._prove(worker, key, self._call_timeout)
+        if self._breaker.is_open or self._node_keyring.current is None:
+            for key in listing.keys:
+                if not passed and key not in due:
+                    passed = await self._prove(worker, key, self._call_timeout)
+        return passed
+
+    async def _prove(self, worker: Worker, key: TokenKey, seconds: float) -> bool:
+        """Prove a key on a worker; return True if the canary passed.
+
+        A key that is another than before is distrusted.
+        """
         try:
             await self._canaries.prove(worker, key, seconds)
         except KeyReplacedError as error:
             if self._node_keyring.memory.distrust(key):
                 _log.warning("another key", key_id=key.key_id, error=str(error))
                 self._outdate(worker, fresh=False)
+            return False
+        if not self._canaries.has_proven(worker, key):
+            return False
+        self._breaker.close()
+        return True
 
     def _would_be_current(self, listing: KeyListing) -> TokenKey | None:
         """Return the key that the keys read so far make current, None if none."""
@@ -179,38 +217,34 @@ class Inspection:
     def _misses_current(self, worker: Worker) -> bool:
         """Return True if the current key is held, and this worker does not see it."""
         current = self._node_keyring.current
-        if current is None or self._inventory.sees(worker, current):
-            return False
-        return any(key.name == current.name for key in self._inventory.keys)
+        return current is not None and not self._inventory.sees(worker, current)
 
-    def _doubt(self, worker: Worker) -> None:
-        """Let a fresh worker look before a missing key is believed.
+    def _missing(self) -> str | None:
+        """Return the key_id of a current key that a worker misses, "" if unknown.
 
-        Some modules show only the keys that existed at C_Initialize, and some show
-        none after their token was removed and inserted again.
-
-        Raises:
-            KeyNotFoundError: This worker should be replaced.
+        Returns None if every worker sees the current key. The key may be held still,
+        or lost.
         """
-        if self._misses_current(worker):
-            raise KeyNotFoundError("the current key is not seen: a fresh worker looks")
-        ring = self._node_keyring.ring
-        missing = ring is not None and isinstance(
-            ring.fault, KeyNotFoundError | KeyLostError
-        )
-        age = asyncio.get_running_loop().time() - worker.born
-        if missing and age > FRESH_SECONDS:
-            raise KeyNotFoundError("no current key is seen: a fresh worker looks")
+        ring, current = self._node_keyring.ring, self._node_keyring.current
+        if ring is not None and isinstance(ring.fault, KeyNotFoundError | KeyLostError):
+            return self._node_keyring.last_key_id or ""
+        if current is not None and self._inventory.is_missed(current):
+            return current.key_id
+        return None
 
-    async def _adopt(self, worker: Worker, listing: KeyListing) -> bool:
-        """Rebuild the keyring; return True if it has a current key.
+    async def _adopt(self, worker: Worker, listing: KeyListing) -> None:
+        """Rebuild the keyring, and say what the inspection means for health.
 
-        Keyring, breaker and local KEKs change in one step of the event loop: the only
-        await is in `NodeKeyring.adopt`, before the keyring changes.
+        Keyring and local KEKs change in one step of the event loop: the only await is
+        in `NodeKeyring.adopt`, before the keyring changes.
         """
         self._inventory.forget_lost()
         self._canaries.forget(self._inventory.keys)
-        self._canaries.passed(worker)
+        if self._misses_current(worker) and self._would_be_current(listing):
+            self._canaries.answered(worker)
+            self._canaries.failed(KeyLostError("a worker does not see the current key"))
+        else:
+            self._canaries.passed(worker)
         on_workers = self._canaries.trials()
 
         def try_key(key: TokenKey) -> Trial:
@@ -220,8 +254,7 @@ class Inspection:
         await self._node_keyring.adopt(
             self._inventory, listing.unidentified, try_key, worker.token_serial
         )
-        if self._node_keyring.current is None:
-            return False
-        self._breaker.close()
-        self._standby.keys_changed()
-        return True
+        if self._missing() is None:
+            self._answered = None
+        if self._node_keyring.current is not None:
+            self._standby.keys_changed()

@@ -6,9 +6,10 @@ proves little, and which worker made the listing counts:
 
 1. A key that one worker has seen is held.
 2. A held key is dropped when `MISSES_BELIEVED` listings in a row have missed it, each
-   by a witness.
-3. A witness is a worker that would see the key if it were there: one that once saw it
-   and sees some key now, or one at least as young as the youngest that saw it.
+   by a witness, and the first of them some time ago: alarms bring several in a second.
+3. A witness is a worker that would see the key if it were there: one at least as young
+   as the youngest that saw it, or one that once saw it and sees some key now. Seeing
+   none is enough once a witness of the first kind has missed the key.
 4. A worker that misses a key which another worker sees has lost sight of it: that it
    once saw the key counts no more.
 5. A worker that is no witness for a held key, in `BEHIND` listings in a row, is behind
@@ -19,6 +20,7 @@ proves little, and which worker made the listing counts:
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, TypeAlias
@@ -26,7 +28,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 from hsm_kms.keys.arrivals import Arrivals
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from hsm_kms.ipc.values import Cipher, KeyRef
     from hsm_kms.keys.discovery import KeyListing
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from hsm_kms.token.process import Worker
 
 MISSES_BELIEVED: Final = 3
+MISSED_SECONDS: Final = 30.0  # usual, from the first miss to the last
 BEHIND: Final = 2  # a key that has just gone is first missed by one worker, then by all
 
 _Object: TypeAlias = "tuple[KeyRef, str, Cipher]"
@@ -47,11 +50,15 @@ class _Held:
         key: The key, as listed last.
         youngest: When the youngest worker that saw it was started.
         misses: Listings in a row, by witnesses, that missed it.
+        missed_since: When the first of them was made, by the inventory's clock.
+        missed_by_youngest: A worker at least as young as `youngest` was among them.
     """
 
     key: TokenKey
     youngest: float
     misses: int = 0
+    missed_since: float = 0.0
+    missed_by_youngest: bool = False
 
 
 @dataclass(slots=True)
@@ -75,8 +82,8 @@ class _View:
     def is_witness(self, name: _Object, held: _Held) -> bool:
         """Return True if this worker would see the object if it were there."""
         # A worker that sees nothing at all may have lost its token, not the keys.
-        saw_it = name in self.once and bool(self.now)
-        return saw_it or self.born >= held.youngest
+        believed = bool(self.now) or held.missed_by_youngest
+        return self.born >= held.youngest or (believed and name in self.once)
 
     def take(self, seen: frozenset[_Object]) -> None:
         """Take the latest listing."""
@@ -113,12 +120,20 @@ class Replaced:
 class Inventory:
     """Hold the keys of one token.
 
+    Args:
+        apart: Seconds that must pass from the first miss of a key until it is dropped.
+        clock: Seconds from any moment on, never set back.
+
     Attributes:
         first_seen: When each key held was seen first, by fingerprint, in seconds since
             the Unix epoch.
     """
 
-    def __init__(self) -> None:
+    def __init__(
+        self, apart: float = 0.0, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._apart = apart
+        self._clock = clock
         self._held: dict[_Object, _Held] = {}
         self._views: dict[Worker, _View] = {}
         self.first_seen: dict[str, float] = {}
@@ -213,8 +228,13 @@ class Inventory:
         for name, held in list(self._held.items()):
             if name in view.now or not view.is_witness(name, held):
                 continue
+            moment = self._clock()
+            if not held.misses:
+                held.missed_since = moment
             held.misses += 1
-            if held.misses >= MISSES_BELIEVED:
+            held.missed_by_youngest |= view.born >= held.youngest
+            lasted = moment - held.missed_since >= self._apart
+            if held.misses >= MISSES_BELIEVED and lasted:
                 self._drop(name)
 
     def _drop(self, name: _Object) -> None:
@@ -228,6 +248,20 @@ class Inventory:
         """Return True if the latest listing of `worker` had this key."""
         view = self._views.get(worker)
         return view is not None and key.found_by in view.now
+
+    def is_seen(self, key: TokenKey) -> bool:
+        """Return True if the latest listing of some worker had this key."""
+        return any(key.found_by in view.now for view in self._alive())
+
+    def is_missed(self, key: TokenKey) -> bool:
+        """Return True if the latest listing of some worker did not have this key."""
+        return any(key.found_by not in view.now for view in self._alive())
+
+    def _alive(self) -> Iterator[_View]:
+        """Yield what each worker sees that is not lost."""
+        for worker, view in self._views.items():
+            if not worker.lost.is_set():
+                yield view
 
     def is_behind(self, worker: Worker) -> bool:
         """Return True if `worker` should be replaced because it sees less (rule 5)."""

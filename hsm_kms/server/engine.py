@@ -111,6 +111,7 @@ class Engine:
             opened=self.opened,
             budget=lasting.budget,
         )
+        interval = min(config.health.interval, config.keys.discover)
         inspection = Inspection(
             _discovery(config, self._state),
             self.keys,
@@ -119,6 +120,7 @@ class Engine:
             self.pool.breaker,
             call_timeout=config.token.call_timeout,
             start_timeout=config.token.start_timeout,
+            interval=interval,
         )
         self.login = PinLogin(settings.pin_source(config), self._state)
         self.workers = Workers(
@@ -138,7 +140,7 @@ class Engine:
             self.health,
             self.keys,
             self.alarm,
-            interval=min(config.health.interval, config.keys.discover),
+            interval=interval,
         )
         self._opening = Opening(token, self.opened)
         self._wrap_as_configured()

@@ -24,7 +24,7 @@ class End(StrEnum):
     LOST = "lost"  # it crashed, or was killed from outside
     START = "start"  # it could not start, or not in time
     HANG = "hang"  # one call ran longer than hang_timeout
-    CANARY = "canary"  # its canary failed, or it misses a key
+    CANARY = "canary"  # its canary failed
     RECYCLED = "recycled"  # a fresh worker sees more keys
     LOGIN = "login"  # it was logged out
     KEY = "key"  # another key has the names of a key that it holds

@@ -10,6 +10,7 @@ import pytest
 from hsm_kms.errors import TokenAbsentError
 from hsm_kms.health.fresh_worker import (
     APART_SECONDS,
+    ASK_SECONDS,
     REQUESTED_SECONDS,
     FreshWorkerChecks,
     RequestedLooks,
@@ -116,6 +117,7 @@ class Inspection:
 
     def __init__(self, reads):
         self.reads = reads
+        self.asks = False
 
     async def read_fresh(self, worker):
         self.reads.append(worker)
@@ -148,7 +150,9 @@ async def visited(clock, monkeypatch):
     workers, reads = Workers(), []
     workers.ready = [Member(), Member()]
 
-    checks = FreshWorkerChecks(workers, Inspection(reads), Alarm(), INTERVAL)
+    inspection = Inspection(reads)
+    checks = FreshWorkerChecks(workers, inspection, Alarm(), INTERVAL)
+    checks.inspection = inspection
     real = asyncio.sleep
     monkeypatch.setattr("hsm_kms.health.fresh_worker.asyncio.sleep", tick)
     task = asyncio.ensure_future(checks.run())
@@ -190,6 +194,17 @@ async def test_visit_soon(visited):
         assert 1 == await after(1)
     checks.soon()
     assert 2 == await after(REQUESTED_SECONDS)
+
+
+async def test_visit_for_a_missing_key(visited):
+    """A missing current key starts a fresh worker at once, then seldom."""
+    checks, _, _, after = visited
+    checks.inspection.asks = True
+    assert 1 == await after(0.5)
+    for _ in range(int(ASK_SECONDS) - 1):
+        assert 1 == await after(1)
+
+    assert 2 == await after(1)
 
 
 async def test_no_visit_without_workers(visited):

@@ -166,6 +166,67 @@ async def test_visit_that_sees_more(watched):
     assert 1 == len(before & set(watched.engine.peers.ready))
 
 
+async def test_current_key_out_of_sight(watched):
+    """Workers that lost sight of the current key are replaced one by one.
+
+    They are not ended before a fresh worker has seen it, which looks once.
+    """
+    await watched.start()
+    engine = watched.engine
+    before = set(engine.peers.ready)
+    for peer in before:
+        peer.sees.clear()
+    await watched.look()
+    assert engine.inspection.asks
+    assert before == set(engine.peers.ready)
+
+    await engine.visit()
+    await watched.look(2)
+    assert not engine.inspection.asks
+    assert before == set(engine.peers.ready)
+    await engine.visit()
+    assert 1 == len(before & set(engine.peers.ready))
+    await engine.come()
+    await engine.visit()
+    await engine.come()
+    await watched.look()
+    assert not before & set(engine.peers.ready)
+    assert ("ok", False) == (engine.state().state, engine.inspection.asks)
+
+
+async def test_current_key_deleted(watched):
+    """No worker ends for a deleted key, and a fresh worker looks for it once."""
+    watched.token.add(make_key(1, watched.wall + 600))
+    await watched.start()
+    watched.token.remove(watched.first)
+    before = set(watched.engine.peers.ready)
+    for peer in before:
+        peer.sees.discard(watched.first)
+    await watched.look()
+    assert watched.engine.inspection.asks
+    await watched.engine.visit()
+    for _ in range(9):
+        await watched.look()
+        assert not watched.engine.inspection.asks
+
+    assert before == set(watched.engine.peers.ready)
+    assert "failed" == watched.engine.state().state
+    assert watched.first.key_id == watched.engine.state().key_id
+
+
+async def test_worker_comes_while_the_key_is_missing(watched):
+    """A new worker serves the other keys while no worker sees the current one."""
+    watched.token.add(make_key(1, watched.wall + 600))
+    await watched.engine.come()
+    watched.token.remove(watched.first)
+    watched.engine.peers.ready[0].sees.discard(watched.first)
+    await watched.look()
+    await watched.engine.come()
+    await watched.look()
+
+    assert 2 == len(watched.engine.peers.ready)
+
+
 async def test_visit_before_all_have_looked(watched):
     """No worker is replaced for a key that it sees in its next look."""
     await watched.start()

@@ -232,6 +232,7 @@ class Engine:
             Breaker(),
             call_timeout=2,
             start_timeout=60,
+            interval=0.0,
         )
         self.health = Health(
             self.keyring,

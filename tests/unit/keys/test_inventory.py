@@ -43,6 +43,18 @@ def test_dropped_at_the_third_miss(seen):
     assert (key(B),) == seen.by(OLD, key(B)).keys
 
 
+def test_misses_in_a_second():
+    """Many misses within a second drop no key; one more does when time has passed."""
+    moment = [100.0]
+    seen = Seen(apart=30.0, clock=lambda: moment[0]).by(OLD, key(A), key(B))
+    for _ in range(30):
+        assert (key(A), key(B)) == seen.by(OLD, key(B)).keys
+        moment[0] += 0.99
+    moment[0] = 130.0
+
+    assert (key(B),) == seen.by(OLD, key(B)).keys
+
+
 def test_misses_in_a_row(seen):
     """A key that is seen again starts with no misses."""
     seen.by(OLD, key(A))
@@ -84,6 +96,14 @@ def test_who_sees_nothing_is_no_witness(seen):
         seen.by(OLD)
 
     assert (key(A),) == seen.keys
+
+
+def test_who_sees_nothing_agrees_with_the_youngest(seen):
+    """Once a younger worker has missed a key, those that see no key count, too."""
+    seen.by(OLD, key(A)).by(YOUNG, key(A)).by(OLD).by(OLD).by(YOUNGEST)
+    assert (key(A),) == seen.by(OLD).keys
+
+    assert () == seen.by(OLD).keys
 
 
 def test_the_youngest_is_the_witness(seen):
