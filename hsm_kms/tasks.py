@@ -1,9 +1,35 @@
-"""End background tasks without swallowing a cancellation of the caller."""
+"""Keep background tasks running, and end them without swallowing a cancellation."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import TYPE_CHECKING, Any, Final
+
+from hsm_kms.log import get_logger
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+RESTART_SECONDS: Final = 1.0
+
+_log = get_logger(__name__)
+
+
+async def keep_running(name: str, work: Callable[[], Awaitable[None]]) -> None:
+    """Run background work, and start it again whenever a bug ends it.
+
+    Args:
+        name: Names the work in the log.
+        work: Runs until it is cancelled, or returns when it is done.
+    """
+    while True:
+        try:
+            await work()
+        except Exception as error:  # noqa: BLE001 - a bug must not end the work
+            _log.error("bug in a background task", task=name, exc_info=error)
+            await asyncio.sleep(RESTART_SECONDS)
+        else:
+            return
 
 
 async def cancel_and_wait(task: asyncio.Task[Any]) -> None:

@@ -164,6 +164,12 @@ class Canaries:
         self._suspension = Suspension()
         self._inspected[worker] = self._passed_at
 
+    def silent_for(self) -> float:
+        """Return the seconds since the token answered; 0 if it never did."""
+        if self._passed_at is None:
+            return 0.0
+        return asyncio.get_running_loop().time() - self._passed_at
+
     def failed(self, error: HsmKmsError) -> None:
         """Note that an inspection failed, or was not answered in time."""
         _log.warning("canary failed", error=str(error))

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 from hsm_kms.errors import HsmKmsError
 from hsm_kms.health.fresh_worker import FreshWorkerChecks, RequestedLooks
 from hsm_kms.log import get_logger
+from hsm_kms.tasks import keep_running
 from hsm_kms.token.ends import End
 
 if TYPE_CHECKING:
@@ -85,7 +86,9 @@ class Monitor:
 
     async def run(self) -> None:
         """Inspect every worker, again and again, until cancelled."""
-        checks = asyncio.create_task(self._fresh_checks.run())
+        checks = asyncio.create_task(
+            keep_running("fresh-worker checks", self._fresh_checks.run)
+        )
         try:
             while True:
                 self._health.evaluate()  # time alone may change it

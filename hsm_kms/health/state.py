@@ -3,7 +3,8 @@
 The state follows from the keys (`keys.node_keyring`), the canaries, the workers, and
 the local KEKs that stand by.
 
-1. "ok" means that wrap and unwrap under the announced key_id have just worked.
+1. "ok" means that wrap and unwrap under the announced key_id have just worked: within
+   `INTERVALS` intervals, or `DOWN_SECONDS` if that is longer, whoever asks.
 2. A failed canary alone does not change the state: a fresh worker must fail too, or
    none has come within `DOWN_SECONDS`.
 3. Where Encrypt works without the token an outage is "degraded". Status still says ok
@@ -19,7 +20,7 @@ import asyncio
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, Literal, Protocol
 
-from hsm_kms.errors import HsmKmsError, WorkerLostError
+from hsm_kms.errors import HsmKmsError, TokenTimeoutError, WorkerLostError
 from hsm_kms.health import healthz
 from hsm_kms.log import get_logger
 
@@ -32,10 +33,12 @@ if TYPE_CHECKING:
     from hsm_kms.keys.node_keyring import NodeKeyring
 
 DOWN_SECONDS: Final = 25.0
+INTERVALS: Final = 3
 _IN_SOFTWARE: Final = "; meanwhile Encrypt works in software"
 
 _NOT_REACHED: Final = WorkerLostError("the token is not reached yet")
 _NO_WORKER: Final = WorkerLostError("no worker came")
+_SILENT: Final = TokenTimeoutError("no canary has passed for three intervals")
 
 _log = get_logger(__name__)
 
@@ -130,12 +133,16 @@ class Health:
 
     def look(self) -> HealthState:
         """Return the state, at once."""
+        # The monitor judges the state in time, unless it is what does not run.
+        if self._state.state == "ok" and self._is_silent:
+            self.evaluate()
         return self._state
 
     def announce(self) -> HealthState:
         """Return the state for the API server; v2 encrypts under its key_id now."""
-        self._node_keyring.announce(self._state.key_id)
-        return self._state
+        state = self.look()
+        self._node_keyring.announce(state.key_id)
+        return state
 
     async def first_news(self) -> None:
         """Wait until the keys have been read, or a worker could not start."""
@@ -160,6 +167,12 @@ class Health:
         if not self._call_failed:
             self._call_failed_after = self._canaries.passes
             self.evaluate()
+
+    @property
+    def _is_silent(self) -> bool:
+        """Return True if no canary has passed for so long that one must be missing."""
+        limit = max(INTERVALS * self._settings.interval, DOWN_SECONDS)
+        return self._canaries.silent_for() > limit
 
     @property
     def _call_failed(self) -> bool:
@@ -195,7 +208,8 @@ class Health:
         ring = self._node_keyring.ring
         if ring is None:
             return self._failed(self._workers.last_error or _NOT_REACHED)
-        if not self._workers.ready or self._canaries.error is not None:
+        in_doubt = not self._workers.ready or self._canaries.error is not None
+        if in_doubt or self._is_silent:
             return self._down(ring, now)
         self._doubt_since = None
         if fault := self._fault(ring):
@@ -208,10 +222,12 @@ class Health:
             self._doubt_since = now
         doubted = now - self._doubt_since
         start_error = self._workers.last_error
-        known = start_error is not None or self._state.state == "degraded"
+        silent = self._is_silent
+        known = start_error is not None or silent or self._state.state == "degraded"
         if not known and doubted < DOWN_SECONDS:
             return self._state
-        error = start_error or self._canaries.error or _NO_WORKER
+        error = start_error or self._canaries.error
+        error = error or (_SILENT if silent else _NO_WORKER)
         if self._fault(ring) is not None or not self._standby.encrypts_without_token:
             return self._failed(error)
         self._detail = error.sentence + _IN_SOFTWARE

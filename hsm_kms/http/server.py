@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from hsm_kms.http.exchange import Pages, Responder
 from hsm_kms.log import get_logger
-from hsm_kms.tasks import cancel_and_wait
+from hsm_kms.tasks import cancel_and_wait, keep_running
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -172,7 +172,7 @@ class Listener:
     def start(self) -> None:
         """Listen, or begin to try."""
         self._try()
-        self._task = asyncio.create_task(self._run())
+        self._task = asyncio.create_task(keep_running("HTTP", self._run))
 
     async def close(self) -> None:
         """Stop listening, drop all connections and release the address."""

@@ -22,7 +22,7 @@ from hsm_kms.log import get_logger
 from hsm_kms.server import settings
 from hsm_kms.state_dir.directory import SAVE_SECONDS, StateWriteError
 from hsm_kms.state_dir.held import HeldStateDir
-from hsm_kms.tasks import cancel_and_wait
+from hsm_kms.tasks import cancel_and_wait, keep_running
 from hsm_kms.token.alarm import Alarm
 from hsm_kms.token.counts import Counts
 from hsm_kms.token.login import PinLogin
@@ -163,8 +163,8 @@ class Engine:
         with log.logged_by(self._origin):  # and so by every task that these start
             self.workers.start()
             self._tasks = [
-                asyncio.create_task(self._monitor.run()),
-                asyncio.create_task(self.local.run()),
+                asyncio.create_task(keep_running("monitor", self._monitor.run)),
+                asyncio.create_task(keep_running("local KEKs", self.local.run)),
             ]
 
     async def take_effect(self) -> None:

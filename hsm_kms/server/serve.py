@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from hsm_kms import __version__
@@ -22,7 +23,7 @@ from hsm_kms.server.reload import Reload
 from hsm_kms.server.snapshot import snapshot, status_of
 from hsm_kms.server.takeover import DRAIN_SECONDS, InForce
 from hsm_kms.state_dir.directory import StateDir, StateWriteError
-from hsm_kms.tasks import cancel_and_wait
+from hsm_kms.tasks import cancel_and_wait, keep_running
 from hsm_kms.wrapping.nonce_budget import NonceBudget
 
 if TYPE_CHECKING:
@@ -142,8 +143,9 @@ class Server:
         _log.info("listening", socket=str(config.listen.socket), version=__version__)
         self._in_force.engine.start()
         self._listen_http()
-        reloading = asyncio.create_task(self._reload.run(again))
-        reaping = asyncio.create_task(reap_orphans())
+        reload = partial(self._reload.run, again)
+        reloading = asyncio.create_task(keep_running("reload", reload))
+        reaping = asyncio.create_task(keep_running("reaper", reap_orphans))
         try:
             await stop.wait()
             _log.info("stopping")

@@ -14,11 +14,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from hsm_kms.errors import HsmKmsError, TokenTimeoutError, WorkerLostError
 from hsm_kms.log import get_logger
-from hsm_kms.tasks import outlast
+from hsm_kms.tasks import keep_running, outlast
 from hsm_kms.token.counts import Counts
 from hsm_kms.token.ends import ENDS, End, Ending
 from hsm_kms.token.process import Worker
@@ -83,8 +84,8 @@ class Workers:
     def start(self) -> None:
         """Start the workers in the background."""
         for number in range(self._settings.workers):
-            self._run(self._keep(number))
-        self._run(Watchdog(self._settings, self._pool, self).run())
+            self._run_on("token worker", partial(self._keep, number))
+        self._run_on("watchdog", Watchdog(self._settings, self._pool, self).run)
 
     @contextlib.asynccontextmanager
     async def fresh_worker(self) -> AsyncIterator[Worker | None]:
@@ -164,7 +165,8 @@ class Workers:
     def start_spare(self) -> None:
         """Keep one more worker alive, unless there is a spare one."""
         if self._spare is None:
-            self._spare = self._run(self._keep(self._settings.workers))
+            keep = partial(self._keep, self._settings.workers)
+            self._spare = self._run_on("spare worker", keep)
             self._spare.add_done_callback(self._spare_gone)
 
     def drop_spare(self) -> None:
@@ -186,6 +188,11 @@ class Workers:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _run_on(
+        self, name: str, work: Callable[[], Awaitable[None]]
+    ) -> asyncio.Task[None]:
+        return self._run(keep_running(name, work))
 
     def _run(self, work: Awaitable[None]) -> asyncio.Task[None]:
         task = asyncio.ensure_future(work)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from hsm_kms.health.state import DOWN_SECONDS
+from hsm_kms.health.state import DOWN_SECONDS, INTERVALS
 from tests.unit.health.health_node import (
     ABSENT,
     GRACE,
@@ -13,6 +13,8 @@ from tests.unit.health.health_node import (
     outages,
     sentence,
 )
+
+INTERVAL = outages().interval
 
 
 async def test_well(node):
@@ -136,9 +138,41 @@ async def test_call_failed_before_a_good_canary(node):
 async def test_call_fails_while_all_is_well(node):
     """A failed request alone does not change the state."""
     node.health.call_failed()
-    node.later(2 * GRACE)
+    for _ in range(8):
+        node.later(DOWN_SECONDS)
+        await node.well()
 
     assert ("ok", "ok") == node.seen
+
+
+async def test_no_canary_for_three_intervals(node):
+    """Without a canary for three intervals health is not ok, whoever asks first."""
+    node.clock[0] += INTERVALS * INTERVAL
+    assert node.health.look().ready
+    node.clock[0] += 0.125
+    assert not node.health.look().ready
+    assert ("failed", sentence(SLOW)) == node.seen
+    assert "no canary has passed for three intervals" == node.health.detail
+
+    await node.well()
+    assert ("ok", "ok") == node.seen
+
+
+async def test_no_canary_is_announced(node):
+    """A Status of the API server notices the missing canary by itself."""
+    node.clock[0] += INTERVALS * INTERVAL + 0.125
+
+    assert sentence(SLOW) == node.health.announce().healthz
+
+
+async def test_no_canary_with_a_short_interval(node):
+    """With a short interval a canary counts for `DOWN_SECONDS`."""
+    node.health.adjust(outages(interval=0.1))
+    node.clock[0] += DOWN_SECONDS
+    assert node.health.look().ready
+    node.clock[0] += 0.125
+
+    assert not node.health.look().ready
 
 
 async def test_max_offline(node):

@@ -1,4 +1,4 @@
-"""Test that tasks end when cancelled, and that no cancellation is swallowed."""
+"""Test that tasks go on after a bug, end if cancelled, and swallow no cancellation."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ import asyncio
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 import hsm_kms
-from hsm_kms.tasks import cancel_and_wait, outlast
+from hsm_kms import tasks
+from hsm_kms.tasks import cancel_and_wait, keep_running, outlast
 from tests.harness.wait import settle
 
 ROOT = Path(hsm_kms.__file__).parent
@@ -74,6 +76,45 @@ async def test_outlast():
         await caller
 
     assert task.result()
+
+
+async def test_keep_running(monkeypatch):
+    """Work that a bug ends is logged and started again; work that is done is not."""
+    monkeypatch.setattr(tasks, "RESTART_SECONDS", 0)
+    outcomes = [ZeroDivisionError(), KeyError("k"), None]
+
+    async def work():
+        if (outcome := outcomes.pop(0)) is not None:
+            raise outcome
+
+    with capture_logs() as logs:
+        await keep_running("a test", work)
+
+    assert [] == outcomes
+    assert [("bug in a background task", "error", "a test")] * 2 == [
+        (log["event"], log["log_level"], log["task"]) for log in logs
+    ]
+
+
+def runs_unwatched(node: ast.AST) -> bool:
+    """Return True for create_task(x.run()): nobody would notice its end by a bug."""
+    if not isinstance(node, ast.Call) or not ast.unparse(node.func).endswith(
+        ("create_task", "ensure_future")
+    ):
+        return False
+    return ast.unparse(node.args[0]).partition("(")[0].endswith(("run", "_run"))
+
+
+def test_background_tasks_are_kept_running():
+    """No background task is started without `keep_running`."""
+    found = [
+        f"{path.relative_to(ROOT)}:{node.lineno}"
+        for path in ROOT.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if runs_unwatched(node)
+    ]
+
+    assert [] == found
 
 
 def suppresses(node: ast.AST) -> bool:

@@ -49,6 +49,23 @@ async def test_killed_worker_is_replaced(make):
         assert b"dek" == await served.unwrap(sealed)
 
 
+async def test_bug_while_a_worker_is_kept(make, monkeypatch):
+    """A bug that ends the task which keeps a worker costs no worker."""
+    wait, failed = restarts.KillBudget.wait, []
+
+    async def fails_once(budget, number):
+        if not failed:
+            failed.append(number)
+            raise ZeroDivisionError
+        await wait(budget, number)
+
+    monkeypatch.setattr(restarts.KillBudget, "wait", fails_once)
+    async with make() as served:
+        await served.stocked()
+
+    assert [0] == failed
+
+
 async def test_spare_beside_a_hung_worker(make):
     """A hung worker costs its callers `call_timeout`, and brings a spare."""
     async with make(
