@@ -2,7 +2,7 @@
 
 1. A new worker serves only after it has read the keys and proven them.
 2. A worker that fails an inspection is ended. One that is merely slow is left to the
-   hang watch of `token.watchdog`.
+   hang watch of `token.watchdog`. An error of a worker that is leaving says nothing.
 3. No worker is ended because the current key is missing: whether a fresh process sees
    more is asked once, of a fresh worker, and its answer is believed until the key is
    seen again. `health.fresh_worker` replaces the workers that see less than it.
@@ -118,13 +118,12 @@ class Inspection:
                 listing = await self._read(worker, fresh=False)
                 passed = await self._prove_some(worker, listing)
                 await self._adopt(worker, listing)
-            except TokenTimeoutError as error:
-                self._canaries.failed(error)
-                return False
             except HsmKmsError as error:
-                if self.is_outdated(worker):
-                    return False  # it is ended for that
+                if worker.leaving or self.is_outdated(worker):
+                    return False  # it is ended for another reason than this
                 self._canaries.failed(error)
+                if isinstance(error, TokenTimeoutError):
+                    return False
                 raise
             return passed
 

@@ -78,6 +78,10 @@ class TokenWorkers(Protocol):
     def last_error(self) -> HsmKmsError | None:
         """Return why the latest worker could not start; None if it did."""
 
+    @property
+    def failed_at(self) -> float:
+        """Return when that was, in the loop's time."""
+
 
 class Substitute(Protocol):
     """Encrypt in place of the token; `wrapping.standby.Standby` does."""
@@ -221,7 +225,9 @@ class Health:
         if self._doubt_since is None:
             self._doubt_since = now
         doubted = now - self._doubt_since
-        start_error = self._workers.last_error
+        # A worker that could not start before the doubt began says nothing about it.
+        came_after = self._workers.failed_at >= self._doubt_since
+        start_error = self._workers.last_error if came_after else None
         silent = self._is_silent
         known = start_error is not None or silent or self._state.state == "degraded"
         if not known and doubted < DOWN_SECONDS:

@@ -4,12 +4,15 @@
    that died inside C_Login has used up a try, and a PIN has two.
 2. An error that does not say that the PIN is wrong uses up no try. Some tokens may mean
    a wrong PIN by it, so the next try of an unproven PIN waits 5 s, 10 s, ... 5 minutes.
-3. A result that could not be recorded is not risked: without a writable state
+3. A worker that refuses to try the PIN, for instance because the token reports that few
+   tries are left, is asked once a minute, or when the file changes.
+4. A result that could not be recorded is not risked: without a writable state
    directory only a PIN that is already proven is used.
 """
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Final
 
 from msgspec.structs import replace
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
 MOST_TRIES: Final = 2
 FIRST_PAUSE_SECONDS: Final = 5.0
 LONGEST_PAUSE_SECONDS: Final = 300.0
+REFUSED_SECONDS: Final = 60.0
 _REPLACE: Final = (
     "put the right PIN into the PIN file, or run `hsm-kms token retry-pin`"
 )
@@ -54,6 +58,8 @@ class PinVerdict:
         self._state = state
         self._retry = retry
         self._unsaved: PinRecord | None = None
+        # What a worker refused to try, why, and until when that is believed.
+        self._refused: tuple[PinIdentity, PinUnavailableError, float] | None = None
 
     def check(self) -> None:
         """Find out without a worker if a login could be tried now.
@@ -131,6 +137,9 @@ class PinVerdict:
         """
         if before.verdict == "proven":
             return
+        if isinstance(error, PinUnavailableError):
+            until = time.monotonic() + REFUSED_SECONDS
+            self._refused = before.identity, error, until
         if may_mean_wrong_pin(error):
             before = replace(
                 before,
@@ -147,6 +156,7 @@ class PinVerdict:
             return record
         if self._retry:
             return PinRecord(identity=identity)
+        self._require_not_refused(identity)
         if record.verdict == "rejected":
             raise PinRejectedError(
                 "the token rejected the PIN in the PIN file",
@@ -176,6 +186,13 @@ class PinVerdict:
         self._require_writable()
         require_stable(identity)
         return record
+
+    def _require_not_refused(self, identity: PinIdentity) -> None:
+        if self._refused is None:
+            return
+        refused, error, until = self._refused
+        if refused == identity and time.monotonic() < until:
+            raise error.again()
 
     def _require_writable(self) -> None:
         if not self._state.writable:

@@ -84,6 +84,11 @@ class Worker:
         return self._process.pid
 
     @property
+    def leaving(self) -> bool:
+        """Return True if the worker is ended in order: not killed, and not lost."""
+        return self.retiring and (self.end is None or not ENDS[self.end].kill)
+
+    @property
     def token_serial(self) -> str:
         """Return the token's serial number; "" before the worker is configured."""
         token = self.started.token if self.started else None

@@ -1,5 +1,8 @@
 """Decide when the next worker starts: after which pause, and after how many kills.
 
+The pauses of a worker that cannot start grow to `LONGEST_SECONDS`, or, while others
+serve, to `LONGEST_BESIDE_SECONDS`: each start is a process and a login.
+
 Some HSMs keep the sessions of dead clients. After `MOST` kills within
 `WINDOW_SECONDS` only one worker is started, with one session, until a canary has
 passed, on it or on one that still serves.
@@ -22,6 +25,7 @@ MOST: Final = 3
 WINDOW_SECONDS: Final = 5 * 60.0
 FIRST_SECONDS: Final = 0.1
 LONGEST_SECONDS: Final = 5.0
+LONGEST_BESIDE_SECONDS: Final = 60.0
 PIN_SECONDS: Final = 1.0  # only a stat() of the PIN file each time
 
 _log = get_logger(__name__)
@@ -33,19 +37,21 @@ class Backoff:
     def __init__(self) -> None:
         self._next = FIRST_SECONDS
 
-    def pause(self, error: HsmKmsError | None = None) -> float:
+    def pause(self, error: HsmKmsError | None = None, *, beside: bool = False) -> float:
         """Return the seconds to wait before the next start.
 
         Args:
             error: Why the last start failed; None if the worker ended soon after it.
+            beside: Other workers serve.
         """
         if isinstance(error, (PinRejectedError, PinUnavailableError)):
             return PIN_SECONDS
         if error is None and self._next == FIRST_SECONDS:
             self._next *= 2
             return 0.0  # it may have crashed only once
-        seconds = self._next * (0.5 + secrets.SystemRandom().random())
-        self._next = min(self._next * 2, LONGEST_SECONDS)
+        longest = LONGEST_BESIDE_SECONDS if beside else LONGEST_SECONDS
+        seconds = min(self._next, longest) * (0.5 + secrets.SystemRandom().random())
+        self._next = min(self._next * 2, LONGEST_BESIDE_SECONDS)
         return seconds
 
     def reset(self) -> None:

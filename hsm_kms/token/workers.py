@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -56,6 +57,7 @@ class Workers:
     Attributes:
         ready: The workers that serve, and those that drain.
         last_error: Why the latest worker could not start; None if it could.
+        failed_at: When that was, in the loop's time.
     """
 
     def __init__(
@@ -76,6 +78,7 @@ class Workers:
         self._alarm = alarm
         self.ready: list[Worker] = []
         self.last_error: HsmKmsError | None = None
+        self.failed_at = -math.inf
         self._budget = KillBudget()
         self._tasks: set[asyncio.Task[None]] = set()
         self._spare: asyncio.Task[None] | None = None
@@ -211,7 +214,7 @@ class Workers:
             except Exception as error:  # noqa: BLE001 - a bug must not end it
                 known = _as_known(error)
                 self._failed(known)
-                await asyncio.sleep(backoff.pause(known))
+                await asyncio.sleep(backoff.pause(known, beside=bool(self.ready)))
                 continue
             began = loop.time()
             is_spare = number == self._settings.workers
@@ -224,7 +227,7 @@ class Workers:
             if loop.time() - began > _WELL_SECONDS:
                 backoff.reset()
             else:
-                await asyncio.sleep(backoff.pause())
+                await asyncio.sleep(backoff.pause(beside=bool(self.ready)))
 
     async def _start(self) -> tuple[Worker, list[Channel]]:
         await self._login.check()
@@ -270,6 +273,7 @@ class Workers:
         if str(error) != str(self.last_error):
             _log.warning("token worker cannot start", error=error.sentence)
         self.last_error = error
+        self.failed_at = asyncio.get_running_loop().time()
         self._pool.fail(error)
         self._alarm.notify("a token worker cannot start")
 

@@ -7,10 +7,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from hsm_kms.errors import UnavailableError
+from hsm_kms.errors import TokenError, UnavailableError
 from hsm_kms.token import watchdog
 from hsm_kms.token.breaker import TRIP_AFTER
 from hsm_kms.token.ends import End
+from hsm_kms.token.restarts import Backoff
 from tests.harness.one_worker import configure
 from tests.harness.plugin import code_of
 from tests.harness.served import Served
@@ -125,6 +126,25 @@ async def test_grows(make, shim):
         await served.until(lambda: served.pool.stats().sessions == LENT)
         assert b"dek" == await served.unwrap(await served.wrap(b"dek"))
         assert CONTROL + LENT == sum(shim.sessions().values())
+
+
+async def test_one_worker_too_many(make, shim, monkeypatch):
+    """A worker that finds no room is tried ever more seldom while another serves."""
+    asked = []
+
+    def pause(_, error=None, *, beside=False):
+        asked.append((type(error), beside))
+        return 3600.0
+
+    monkeypatch.setattr(Backoff, "pause", pause)
+    monkeypatch.setattr(watchdog, "WATCH_SECONDS", 3600)  # it would drop the spare
+    shim.set(f"max_sessions={CONTROL + LENT}")
+    async with make(1) as served:
+        await served.stocked()
+        served.workers.start_spare()
+        await served.until(lambda: asked)
+
+    assert [(TokenError, True)] == asked
 
 
 async def test_shrinks(make, shim):

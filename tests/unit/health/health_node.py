@@ -84,6 +84,7 @@ class HealthNode:
         """The last worker is gone, and no other can start."""
         self.serves()
         self.workers.last_error = error
+        self.workers.failed_at = self.clock[0]
         self.health.evaluate()
 
     def later(self, seconds):

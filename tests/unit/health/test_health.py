@@ -46,6 +46,18 @@ async def test_no_worker_starts(node):
     assert ("failed", sentence(ABSENT)) == node.seen
 
 
+async def test_worker_that_failed_before(node):
+    """A worker that could not start before the outage does not explain it."""
+    node.workers.last_error = ABSENT
+    node.workers.failed_at = node.clock[0]
+    node.later(1)
+    node.away()
+    assert ("ok", "ok") == node.seen
+
+    node.later(DOWN_SECONDS)
+    assert ("failed", sentence(SLOW)) == node.seen
+
+
 async def test_degraded(node):
     """If Encrypt works without the token, healthz stays ok for `grace` seconds."""
     node.local_kek = True

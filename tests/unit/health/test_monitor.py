@@ -227,6 +227,20 @@ async def test_worker_comes_while_the_key_is_missing(watched):
     assert 2 == len(watched.engine.peers.ready)
 
 
+async def test_worker_leaves_while_it_is_inspected(watched):
+    """A worker that leaves in order while it is inspected has failed no canary."""
+    await watched.start()
+    leaver, other = watched.engine.peers.ready
+    leaver.leaving = True
+    leaver.lost.set()
+    await watched.engine.monitor.look(leaver)
+    assert watched.engine.health.settled
+
+    other.lost.set()
+    await watched.engine.monitor.look(other)
+    assert not watched.engine.health.settled
+
+
 async def test_visit_before_all_have_looked(watched):
     """No worker is replaced for a key that it sees in its next look."""
     await watched.start()

@@ -94,6 +94,7 @@ class Peer:
         self.blind: set[TokenKey] = set()
         self.born = asyncio.get_running_loop().time()
         self.retiring = False
+        self.leaving = False
         self.lost = asyncio.Event()
 
     async def ask(self, request, _seconds) -> Encrypted:
@@ -120,6 +121,7 @@ class Peers:
         self._token = token
         self.ready: list[Peer] = []
         self.last_error: HsmKmsError | None = None
+        self.failed_at = 0.0
 
     @contextlib.asynccontextmanager
     async def fresh_worker(self) -> AsyncIterator[Peer]:
@@ -285,6 +287,7 @@ class Engine:
             await self.inspection.qualify(peer)
         except HsmKmsError as error:
             self.peers.last_error = error
+            self.peers.failed_at = asyncio.get_running_loop().time()
         else:
             self.peers.last_error = None
             self.peers.ready.append(peer)
