@@ -66,6 +66,7 @@ class Canaries:
         self._due: dict[tuple[str, Cipher], float] = {}
         self._qualified: list[Worker] = []
         self._passed_at: float | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None  # whose time that is
         self._suspension = Suspension()  # since then
         self.error: HsmKmsError | None = None
         self.passes = 0
@@ -160,15 +161,16 @@ class Canaries:
         """Note that the token answered an inspection with `worker`."""
         if worker not in self._qualified:
             self._qualified.append(worker)
-        self._passed_at = asyncio.get_running_loop().time()
+        self._loop = asyncio.get_running_loop()
+        self._passed_at = self._loop.time()
         self._suspension = Suspension()
         self._inspected[worker] = self._passed_at
 
     def silent_for(self) -> float:
         """Return the seconds since the token answered; 0 if it never did."""
-        if self._passed_at is None:
+        if self._passed_at is None or self._loop is None:
             return 0.0
-        return asyncio.get_running_loop().time() - self._passed_at
+        return self._loop.time() - self._passed_at
 
     def failed(self, error: HsmKmsError) -> None:
         """Note that an inspection failed, or was not answered in time."""

@@ -5,7 +5,9 @@
    hang watch of `token.watchdog`. An error of a worker that is leaving says nothing.
 3. No worker is ended because the current key is missing: whether a fresh process sees
    more is asked once, of a fresh worker, and its answer is believed until the key is
-   seen again. `health.fresh_worker` replaces the workers that see less than it.
+   seen again. `health.fresh_worker` replaces the workers that see less than it. Only a
+   worker that saw keys and sees none any more is ended: it has lost its token, or can
+   serve nothing in any case.
 4. That another key has the names of a key is believed at once, and every worker that
    is older is ended.
 5. Any key that is proven closes the breaker. While the breaker is open, or there is no
@@ -116,6 +118,8 @@ class Inspection:
         async with self._inspecting:
             try:
                 listing = await self._read(worker, fresh=False)
+                if self._inventory.has_lost_all(worker):
+                    raise KeyLostError("a worker does not see any key any more")
                 passed = await self._prove_some(worker, listing)
                 await self._adopt(worker, listing)
             except HsmKmsError as error:

@@ -249,6 +249,11 @@ class Inventory:
         view = self._views.get(worker)
         return view is not None and key.found_by in view.now
 
+    def has_lost_all(self, worker: Worker) -> bool:
+        """Return True if `worker` saw a key that is held, and lists no key now."""
+        view = self._views.get(worker)
+        return view is not None and bool(view.once) and not (view.now or view.unclear)
+
     def is_seen(self, key: TokenKey) -> bool:
         """Return True if the latest listing of some worker had this key."""
         return any(key.found_by in view.now for view in self._alive())

@@ -171,11 +171,12 @@ async def test_current_key_out_of_sight(watched):
 
     They are not ended before a fresh worker has seen it, which looks once.
     """
+    watched.token.add(make_key(1, watched.wall + 600))
     await watched.start()
     engine = watched.engine
     before = set(engine.peers.ready)
     for peer in before:
-        peer.sees.clear()
+        peer.sees.discard(watched.first)
     await watched.look()
     assert engine.inspection.asks
     assert before == set(engine.peers.ready)
@@ -192,6 +193,25 @@ async def test_current_key_out_of_sight(watched):
     await watched.look()
     assert not before & set(engine.peers.ready)
     assert ("ok", False) == (engine.state().state, engine.inspection.asks)
+
+
+async def test_no_key_in_sight(watched):
+    """A worker that sees no key any more is replaced once; a fresh one is believed."""
+    await watched.start()
+    watched.token.clear()
+    before = set(watched.engine.peers.ready)
+    for peer in before:
+        peer.sees.clear()
+    await watched.look()
+    assert [] == watched.engine.peers.ready
+
+    for _ in before:
+        await watched.engine.come()
+    fresh = set(watched.engine.peers.ready)
+    await watched.look(9)
+    assert 2 == len(fresh)
+    assert fresh == set(watched.engine.peers.ready)
+    assert "failed" == watched.engine.state().state
 
 
 async def test_current_key_deleted(watched):

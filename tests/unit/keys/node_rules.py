@@ -12,11 +12,14 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 from structlog.testing import capture_logs
 
 from hsm_kms.clock import now
+from hsm_kms.config import schema
 from hsm_kms.keys.keyring import KeySettings
 from tests.unit.keys.node_rig import LABEL, Engine, make_key
 from tests.unit.token.pool_rig import Loop
 
 YEAR = 365 * 24 * 3600
+# Time passes here without a look, which says nothing about the keys.
+HEALTH = schema.Health().model_copy(update={"interval": 100.0 * YEAR})
 which = st.integers(min_value=0, max_value=99)
 
 
@@ -51,6 +54,7 @@ class NodeRules(RuleBasedStateMachine):
             self.directory,
             lambda: self.wall,
             self.token,
+            HEALTH,
             damaged=self.damaged,
         )
 
