@@ -186,7 +186,7 @@ def test_mechanism_of_a_rejected_file(rig):
     pair.rename(plugin.config_file)
     wait_for(lambda: plugin.events(UNAVAILABLE))
 
-    assert [entry for entry in plugin.events("mechanism") if entry.get("engine")]
+    assert [entry for entry in plugin.events("mechanism found") if entry.get("engine")]
     assert before == saved.read_bytes()
     replace(rig, good)
     plugin.stop()

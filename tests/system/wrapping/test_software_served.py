@@ -129,7 +129,7 @@ def test_reloads(make_server):
 
     told = [
         (one["api"], one["before"], one["wrapping"])
-        for one in server.plugin.events("wrapping")
+        for one in server.plugin.events("wrapping mode changed")
     ]
     changes = zip(["token", *steps], steps, strict=False)
     assert [(api, *change) for change in changes for api in ("v2", "v1")] == told

@@ -142,9 +142,8 @@ async def test_bug_in_a_trial(make_node, maker, monkeypatch):
         patch.setattr(Engine, "well", property(broken))
         with pytest.raises(ZeroDivisionError):
             await node.reloads.once()
-    left = [pid for pid in children_of(os.getpid()) if pid not in workers]
-
-    assert [] == left
+    # A fresh worker of the old engine may be there, for a moment.
+    await node.until(lambda: {*children_of(os.getpid())} <= {*workers})
     await maker.make(now() - 1000)
     await node.until(lambda: node.look().key_id not in {"", old})
 
