@@ -146,7 +146,10 @@ def test_nobody_notices(rig, fault, ended):
     """A call that was lost is made again, so no request fails."""
     load = under_load(rig, fault)
     assert [] == load.failures()
-    assert ended == rig.admin()["workers"]["ended"]
+    found = rig.admin()["workers"]["ended"]
+    # A fault that happens to hit a canary ends a worker too; its calls end well.
+    found.pop("canary", None)
+    assert ended == found
 
 
 def under_load(rig, fault, old=()):

@@ -136,14 +136,14 @@ async def test_bug_in_a_trial(make_node, maker, monkeypatch):
 
     node = await make_node("token")
     old = node.look().key_id
-    workers = [each.pid for each in node.engine.workers.ready]
+    before = {*children_of(os.getpid())}
     change(node, keys={"suffix": "two"})
     with monkeypatch.context() as patch:
         patch.setattr(Engine, "well", property(broken))
         with pytest.raises(ZeroDivisionError):
             await node.reloads.once()
     # A fresh worker of the old engine may be there, for a moment.
-    await node.until(lambda: {*children_of(os.getpid())} <= {*workers})
+    await node.until(lambda: {*children_of(os.getpid())} <= before)
     await maker.make(now() - 1000)
     await node.until(lambda: node.look().key_id not in {"", old})
 
