@@ -6,7 +6,8 @@
 2. A ciphertext comes from etcd, and may have been made to cause any failure. Whatever
    the token answers to a decryption, it is no fault of the token while the same session
    decrypts a known-good record.
-3. A ciphertext is found bad only if it failed twice, for a failure may pass.
+3. A ciphertext is found bad only if it failed twice, for a failure may pass; and three
+   times if the failure speaks of the session, of which there may be several at once.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ JUDGES: Final = frozenset({"C_DecryptInit", "C_Decrypt", "C_VerifyInit", "C_Veri
 """The functions that see a ciphertext, its IV or its tag."""
 
 _OF_SESSION: Final = frozenset({Fault.SESSION, Fault.LOGIN})
+_MORE_TRIES: Final[dict[str, int]] = {Fault.SESSION: 2, Fault.LOGIN: 2}  # else one
 
 # Not Login, which can use up a PIN try, nor changes of keys, which may have succeeded.
 _REPEATABLE = (
@@ -128,25 +130,28 @@ def _settle(session: Session, request: Decrypt, error: WorkerError) -> Reply:
         raise _because(Cause.UNSETTLED, error)
     if not works:
         _heal(session, error)
-    try:
-        return session.run(request)
-    except WorkerError as again:
-        if not works or again.rv != error.rv:  # it may be another failure by now
-            works = _works(session, request)
-        raise _verdict(session, again, works=works) from None
+    again = error
+    for _ in range(_MORE_TRIES.get(error.cause, 1)):
+        try:
+            return session.run(request)
+        except WorkerError as failure:
+            again = failure
+    if not works or again.rv != error.rv:  # it may be another failure by now
+        works = _works(session, request)
+    raise _verdict(session, again, works=works) from None
 
 
 def _verdict(
     session: Session, error: WorkerError, *, works: bool | None
 ) -> WorkerError:
-    """Return the error of a decryption that failed twice.
+    """Return the error of a decryption that failed each time.
 
     Its cause is `Fault.REQUEST` or `Cause.NOT_AUTHENTIC` if the ciphertext is at fault,
     `Cause.UNSETTLED` if that is not known, and any other if the token is at fault.
 
     Args:
         session: The session.
-        error: The second failure.
+        error: The last failure.
         works: True if the session decrypts the known-good record; None without one.
     """
     if error.cause == Fault.REQUEST or error.function not in JUDGES:
