@@ -47,6 +47,9 @@ _READ: Final = (Attribute.LABEL, Attribute.ID, Attribute.VALUE_LEN, *_FLAGS.valu
 
 # The operation was refused before it began, so it is not under way on the session.
 _REFUSED_AT_ONCE: Final = frozenset({"C_EncryptInit", "C_SignInit"})
+_NO_OBJECT: Final = frozenset(
+    {ckr.CKR_OBJECT_HANDLE_INVALID, ckr.CKR_KEY_HANDLE_INVALID}
+)
 
 
 class Listing:
@@ -136,6 +139,19 @@ class Listing:
         more = position < len(self._found)
         return KeyPage(keys=tuple(keys), next=position if more else None)
 
+    def go_on_in(self, session: int) -> None:
+        """Describe the remaining objects in another session.
+
+        PKCS#11 makes handles of token objects valid in all sessions of a process;
+        another search could find the objects in another order.
+
+        Args:
+            session: CK_SESSION_HANDLE.
+        """
+        self._session = session
+        self.identified.clear()
+        self.spoiled = False
+
     def _look(self, handle: int) -> list[KeySeen]:
         """Return the key, once for each HMAC key beside it."""
         try:
@@ -149,6 +165,8 @@ class Listing:
         if self._wanted.partners or seen.problem is not None:
             return [seen]
         seen = self._identify(seen, Keyed(c=self._c, session=self._session, key=handle))
+        if _may_have_gone(seen) and describe(self._c, self._session, handle) is None:
+            return []  # deleted since it was described
         pairs = self._pairs(seen, handle) if self._has_partners else []
         return pairs or [seen]
 
@@ -211,7 +229,9 @@ class Listing:
         if not self._session_answers():
             raise error
         # Some modules leave an operation under way after an error, and refuse the next.
-        refused = error.function in _REFUSED_AT_ONCE and error.cause == Fault.OPERATOR
+        refused = error.function in _REFUSED_AT_ONCE and (
+            error.cause == Fault.OPERATOR or error.rv in _NO_OBJECT
+        )
         self.spoiled |= bool(error.function) and not refused
         return Problem(
             cause=str(error.cause),
@@ -250,6 +270,11 @@ def describe(c: Cryptoki, session: int, handle: int) -> KeySeen | None:
         attributes={name: search.flag(values[which]) for name, which in _FLAGS.items()},
         problem=_unnamed(label, cka_id),
     )
+
+
+def _may_have_gone(seen: KeySeen) -> bool:
+    """Return True if the handle of the key was not valid when it was identified."""
+    return seen.problem is not None and seen.problem.rv in _NO_OBJECT
 
 
 def _unnamed(label: bytes | None, cka_id: bytes | None) -> Problem | None:

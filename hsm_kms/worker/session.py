@@ -159,7 +159,9 @@ class TokenSession:
         page = listing.page(request.skip, request.limit)
         self._handles.add(listing.identified)
         if listing.spoiled:
-            self.reopen()  # the next page searches again
+            self.reopen()
+            listing.go_on_in(self._handle)
+            self._listing = listing
         elif page.next is None:
             self._listing = None
         return page
