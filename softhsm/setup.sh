@@ -154,7 +154,12 @@ YAML
 }
 
 has_key() {
-    keys=$("$hsm_kms" keys list --config "$1" -o json) || die "the keys of the token cannot be listed"
+    # A token without a key is what is expected here, so that is not shown.
+    if ! keys=$("$hsm_kms" keys list --config "$1" -o json 2>"$dir/.keys.log"); then
+        cat "$dir/.keys.log" >&2
+        die "the keys of the token cannot be listed"
+    fi
+    rm -f "$dir/.keys.log"
     case $keys in
     *key_id*) return 0 ;;
     *) return 1 ;;
