@@ -79,3 +79,33 @@ def test_every_command_explains_itself(path):
 
     assert 0 == shown.exit_code
     assert re.search(r"\n\n  [A-Z].*\.", shown.output)
+
+
+def test_the_attacks_have_their_tests():
+    """Each row of the table of attacks names tests that exist."""
+    page = (ROOT / "docs/threat-model.md").read_text()
+    _, _, section = page.partition("## Attacks that were tried")
+    rows = [
+        re.split(r"(?<!\\)\|", line)[3]
+        for line in section.partition("\n## ")[0].splitlines()
+        if line.startswith("| ") and not line.startswith("| attack")
+    ]
+    defined = {
+        path.name: set(
+            re.findall(r"^(?:async )?def (test_\w+)", path.read_text(), re.MULTILINE)
+        )
+        for path in (ROOT / "tests").rglob("test_*.py")
+    }
+    everywhere = set().union(*defined.values())
+    assert rows
+    for row in rows:
+        names = re.findall(r"`([^`]+)`", row)
+        assert names, row
+        for name in names:
+            file, _, test = name.rpartition("::")
+            if name.endswith(".py"):
+                assert Path(name).name in defined, name
+            elif file:
+                assert test in defined[Path(file).name], name
+            else:
+                assert test in everywhere, name
