@@ -32,6 +32,19 @@ def descriptors() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
+def has_open(pid: int, file: Path) -> bool:
+    """Return True if a process has a file open."""
+    return str(file.resolve()) in set(map(_link, Path(f"/proc/{pid}/fd").iterdir()))
+
+
+def _link(descriptor: Path) -> str:
+    """Return what a descriptor of /proc stands for, "" if it was closed meanwhile."""
+    try:
+        return str(descriptor.readlink())
+    except FileNotFoundError:
+        return ""
+
+
 def command_lines(pid: int) -> str:
     """Arguments and environment of a process, as others on the node see them."""
     parts = []

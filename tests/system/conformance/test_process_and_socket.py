@@ -17,7 +17,7 @@ import pytest
 
 from hsm_kms.wrapping.record import Kind
 from tests.harness.plugin import code_of
-from tests.harness.processes import alive
+from tests.harness.processes import alive, has_open
 from tests.harness.wait import until, wait_for
 from tests.system.conformance.clients import (
     DEK,
@@ -110,19 +110,6 @@ def test_48_successor_waits_its_turn(make_plugin, hsm):
     assert 0 == first.stop()
     second.wait_healthz("ok")
     assert stat.S_ISSOCK(first.socket.stat().st_mode)
-
-
-def has_open(pid: int, file: Path) -> bool:
-    """Return True if a process has a file open."""
-    return str(file.resolve()) in set(map(_link, Path(f"/proc/{pid}/fd").iterdir()))
-
-
-def _link(descriptor: Path) -> str:
-    """Return what a descriptor of /proc stands for, "" if it was closed meanwhile."""
-    try:
-        return str(descriptor.readlink())
-    except FileNotFoundError:
-        return ""
 
 
 @pytest.mark.parametrize("end", ["stop", "kill"])

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.harness import command_line
-from tests.harness.processes import children_of
+from tests.harness.processes import children_of, has_open
 from tests.harness.wait import patient, wait_for
 from tests.unit.server.socket_tools import lock_of
 
@@ -35,11 +35,6 @@ def blocks(pid, number):
     status = Path(f"/proc/{pid}/status").read_text()
     (mask,) = [line.split()[1] for line in status.splitlines() if "SigBlk" in line]
     return bool(int(mask, 16) & 1 << (number - 1))
-
-
-def has_open(pid, file):
-    """Return True if a process has a file open."""
-    return any(each.samefile(file) for each in Path(f"/proc/{pid}/fd").iterdir())
 
 
 def test_sighup(make_plugin, hsm):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pkgutil
 import subprocess
 import sys
@@ -25,8 +26,14 @@ def contracts():
 def modules_after(statement):
     """Return sys.modules of a fresh interpreter after one statement."""
     code = f"{statement}\nimport sys\nprint(*sys.modules)"
+    # Coverage would load modules of its own, and handle signals.
+    env = {k: v for k, v in os.environ.items() if not k.startswith("COVERAGE_")}
     result = subprocess.run(
-        [sys.executable, "-c", code], check=True, capture_output=True, text=True
+        [sys.executable, "-c", code],
+        check=True,
+        capture_output=True,
+        text=True,
+        env=env,
     )
     return set(result.stdout.split())
 
