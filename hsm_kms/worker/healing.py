@@ -130,15 +130,27 @@ def _settle(session: Session, request: Decrypt, error: WorkerError) -> Reply:
         raise _because(Cause.UNSETTLED, error)
     if not works:
         _heal(session, error)
-    again = error
-    for _ in range(_MORE_TRIES.get(error.cause, 1)):
+    outcome = _repeat(session, request, _MORE_TRIES.get(error.cause, 1))
+    if isinstance(outcome, WorkerError) and not (works and outcome.rv == error.rv):
+        # It may be another failure by now, or it has passed: only what fails after a
+        # known-good record was decrypted is bad.
+        works = _works(session, request)
+        if works:
+            outcome = _repeat(session, request, 1)
+    if isinstance(outcome, WorkerError):
+        raise _verdict(session, outcome, works=works)
+    return outcome
+
+
+def _repeat(session: Session, request: Decrypt, times: int) -> Reply | WorkerError:
+    """Return the first reply, or the last failure if all fail."""
+    outcome = WorkerError(Cause.INTERNAL, "not tried")
+    for _ in range(times):
         try:
             return session.run(request)
         except WorkerError as failure:
-            again = failure
-    if not works or again.rv != error.rv:  # it may be another failure by now
-        works = _works(session, request)
-    raise _verdict(session, again, works=works) from None
+            outcome = failure
+    return outcome
 
 
 def _verdict(
