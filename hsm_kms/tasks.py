@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 from hsm_kms.log import get_logger
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Coroutine
 
 RESTART_SECONDS: Final = 1.0
 
@@ -47,6 +47,20 @@ async def cancel_and_wait(task: asyncio.Task[Any]) -> None:
     await asyncio.wait({task})
     if not task.cancelled():
         task.result()
+
+
+async def complete(work: Coroutine[Any, Any, None]) -> None:
+    """Do work to its end, even if the caller is cancelled meanwhile.
+
+    Args:
+        work: The work; its exception is raised, unless the caller was cancelled.
+
+    Raises:
+        CancelledError: See `outlast`.
+    """
+    task = asyncio.create_task(work)
+    await outlast(task)
+    task.result()
 
 
 async def outlast(task: asyncio.Future[Any]) -> None:

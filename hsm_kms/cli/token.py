@@ -20,6 +20,7 @@ from hsm_kms.token.process import Worker
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from hsm_kms.config.schema import Config
     from hsm_kms.ipc.values import TokenSeen
 
 SECONDS: Final = 60.0
@@ -122,7 +123,7 @@ def retry_pin(path: Path) -> None:
     click.echo("the token accepts the PIN")
 
 
-async def _log_in_once(config: Any) -> None:
+async def _log_in_once(config: Config) -> None:
     async with one_worker(config, retry=True):
         pass
 

@@ -64,7 +64,6 @@ class Canaries:
         self._failures: dict[tuple[Worker, tuple[KeyRef, str, Cipher]], str] = {}
         self._inspected: dict[Worker, float] = {}
         self._due: dict[tuple[str, Cipher], float] = {}
-        self._qualified: list[Worker] = []
         self._passed_at: float | None = None
         self._loop: asyncio.AbstractEventLoop | None = None  # whose time that is
         self._suspension = Suspension()  # since then
@@ -159,8 +158,6 @@ class Canaries:
 
     def answered(self, worker: Worker) -> None:
         """Note that the token answered an inspection with `worker`."""
-        if worker not in self._qualified:
-            self._qualified.append(worker)
         self._loop = asyncio.get_running_loop()
         self._passed_at = self._loop.time()
         self._suspension = Suspension()
@@ -184,7 +181,6 @@ class Canaries:
             held: The keys held.
         """
         names = {key.found_by for key in held}
-        self._qualified = [each for each in self._qualified if not each.lost.is_set()]
         for each in [each for each in self._inspected if each.lost.is_set()]:
             del self._inspected[each]
         for tried in (self._proven, self._failures):
@@ -204,7 +200,7 @@ class Canaries:
         before, self._due = self._due, {}
         serving = [
             each
-            for each in self._qualified
+            for each in self._inspected
             if not each.retiring and not each.lost.is_set()
         ]
 
@@ -244,6 +240,6 @@ class Canaries:
         if self._passed_at is None:
             return None
         suspended = self._suspension.seconds()
-        if self.error is None and any(not one.lost.is_set() for one in self._qualified):
+        if self.error is None and any(not one.lost.is_set() for one in self._inspected):
             return suspended
         return suspended + asyncio.get_running_loop().time() - self._passed_at

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from typing import TYPE_CHECKING, Final
 
 from hsm_kms.errors import HsmKmsError
@@ -52,13 +53,13 @@ class FreshWorkerChecks:
         self._alarm = alarm
         self._period = max(interval * CHECK_EVERY, APART_SECONDS)
         self._next = 0.0
-        self._soonest = 0.0
-        self._ask_soonest = 0.0
+        self._checked = -math.inf  # when the latest check began
 
     def soon(self) -> None:
         """Let a fresh worker read the keys soon, but at most every `APART_SECONDS`."""
         now = asyncio.get_running_loop().time()
-        self._next = min(self._next, max(now + REQUESTED_SECONDS, self._soonest))
+        soonest = max(now + REQUESTED_SECONDS, self._checked + APART_SECONDS)
+        self._next = min(self._next, soonest)
 
     async def run(self) -> None:
         """Check from time to time, until cancelled."""
@@ -70,9 +71,8 @@ class FreshWorkerChecks:
             self.recycle()
             if not self._workers.ready or not self._is_time(loop.time()):
                 continue
-            self._next = loop.time() + self._period
-            self._soonest = loop.time() + APART_SECONDS
-            self._ask_soonest = loop.time() + ASK_SECONDS
+            self._checked = loop.time()
+            self._next = self._checked + self._period
             try:
                 await self.check()
             except HsmKmsError as error:
@@ -81,7 +81,7 @@ class FreshWorkerChecks:
                 _log.error("bug in a fresh-worker check", exc_info=error)
 
     def _is_time(self, now: float) -> bool:
-        asks = now >= self._ask_soonest and self._inspection.asks
+        asks = now >= self._checked + ASK_SECONDS and self._inspection.asks
         return asks or now >= self._next
 
     async def check(self) -> None:

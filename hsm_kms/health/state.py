@@ -63,7 +63,7 @@ class HealthState:
 
     @property
     def ready(self) -> bool:
-        """Return Return True if Status says ok, and so /readyz."""
+        """Return True if Status says ok, and so /readyz."""
         return self.answers and self.healthz == "ok"
 
 
@@ -88,7 +88,7 @@ class Substitute(Protocol):
 
     @property
     def encrypts_without_token(self) -> bool:
-        """Return Return True if Encrypt would go on without the token."""
+        """Return True if Encrypt would go on without the token."""
 
     @property
     def spent(self) -> HsmKmsError | None:
@@ -159,7 +159,7 @@ class Health:
 
     @property
     def settled(self) -> bool:
-        """Return Return True if all is well and nothing is in doubt."""
+        """Return True if all is well and nothing is in doubt."""
         return self._state.state == "ok" and self._doubt_since is None
 
     def call_failed(self) -> None:
@@ -180,7 +180,7 @@ class Health:
 
     @property
     def _call_failed(self) -> bool:
-        """Return Return True if a request has failed since an inspection passed."""
+        """Return True if a request has failed since an inspection passed."""
         return self._call_failed_after == self._canaries.passes
 
     def evaluate(self) -> None:

@@ -122,13 +122,11 @@ async def _read_head(connection: socket.socket) -> bytes:
     """Return the head of a request, cut at `MAX_HEAD_BYTES`; b"" if there is none."""
     loop = asyncio.get_running_loop()
     head = bytearray()
-    while len(head) < MAX_HEAD_BYTES:
+    while _END not in head and len(head) < MAX_HEAD_BYTES:
         received = await loop.sock_recv(connection, MAX_HEAD_BYTES - len(head))
         if not received:
             return b""
         head += received
-        if head.find(_END, max(0, len(head) - len(received) - len(_END))) >= 0:
-            break
     return bytes(head)
 
 

@@ -208,10 +208,8 @@ def _of_snapshot(now: Snapshot) -> Iterable[Metric]:
             "The key that Status announced.",
             key_id_hash=now.key_id_hash,
         )
-    held = GaugeMetricFamily("hsm_kms_keys", "Keys held.", labels=["state"])
-    for name in KeyState:
-        held.add_metric([name], float(now.keys.get(name, 0)))
-    yield held
+    held = {str(name): now.keys.get(name, 0) for name in KeyState}
+    yield _gauges("hsm_kms_keys", "Keys held.", "state", held)
     yield _number(
         "hsm_kms_keys_unidentified",
         "Keys on the token that could not be identified.",
@@ -274,29 +272,30 @@ def _of_local_keks(now: Snapshot) -> Iterable[Metric]:
 
 
 def _of_budget(now: Snapshot) -> Iterable[Metric]:
-    used = GaugeMetricFamily(
+    yield _gauges(
         "hsm_kms_kek_wraps",
         "Wraps by AES-GCM under a KEK that count on this node.",
-        labels=["key_id_hash"],
+        "key_id_hash",
+        dict(sorted(now.kek_wraps.items())),
     )
-    for key_id_hash, count in sorted(now.kek_wraps.items()):
-        used.add_metric([key_id_hash], float(count))
-    yield used
-    limits = GaugeMetricFamily(
+    yield _gauges(
         "hsm_kms_kek_wraps_limit",
         "Values of hsm_kms_kek_wraps that cause a warning, and that stop Encrypt.",
-        labels=["level"],
+        "level",
+        _LIMITS,
     )
-    for level, limit in _LIMITS.items():
-        limits.add_metric([level], float(limit))
-    yield limits
 
 
 def _one_of(name: str, text: str, states: Sequence[str], present: str) -> Metric:
     """Return a gauge with a sample for each state: 1 for the present one, else 0."""
-    family = GaugeMetricFamily(name, text, labels=["state"])
-    for state in states:
-        family.add_metric([state], float(state == present))
+    return _gauges(name, text, "state", {each: each == present for each in states})
+
+
+def _gauges(name: str, text: str, label: str, values: Mapping[str, float]) -> Metric:
+    """Return a gauge with a sample for each value, in their order."""
+    family = GaugeMetricFamily(name, text, labels=[label])
+    for each, value in values.items():
+        family.add_metric([each], float(value))
     return family
 
 

@@ -47,7 +47,7 @@ def sparing(pages: Pages) -> Pages:
     Args:
         pages: The pages of `public_pages`, to be served to clients that nobody knows.
     """
-    return {**pages, "/metrics": _Kept(pages["/metrics"], METRICS_SECONDS)}
+    return {**pages, "/metrics": _Kept(pages["/metrics"])}
 
 
 def admin_pages(public: Pages, status: Callable[[], Mapping[str, Any]]) -> Pages:
@@ -73,25 +73,16 @@ class _Kept:
 
     Args:
         make: Makes the page.
-        seconds: How long the page is kept.
-        clock: Seconds since some moment.
     """
 
-    def __init__(
-        self,
-        make: Callable[[], Page],
-        seconds: float,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
+    def __init__(self, make: Callable[[], Page]) -> None:
         self._make = make
-        self._seconds = seconds
-        self._clock = clock
         self._page: Page | None = None
         self._made = 0.0
 
     def __call__(self) -> Page:
         """Return the page."""
-        now = self._clock()
-        if self._page is None or now - self._made >= self._seconds:
+        now = time.monotonic()
+        if self._page is None or now - self._made >= METRICS_SECONDS:
             self._page, self._made = self._make(), now
         return self._page

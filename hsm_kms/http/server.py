@@ -76,12 +76,8 @@ class TcpAddress:
         listening = socket.socket(
             socket.AF_INET6 if ":" in self.host else socket.AF_INET, socket.SOCK_STREAM
         )
-        try:
-            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            return _listen(listening, (self.host, self.port))
-        except BaseException:
-            listening.close()
-            raise
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        return _listen(listening, (self.host, self.port))
 
     def release(self) -> None:
         """Do nothing: the port is free when the socket is closed."""
@@ -118,9 +114,6 @@ class UnixAddress:
         umask = os.umask(0o177)
         try:
             return _listen(listening, str(self.path))
-        except BaseException:
-            listening.close()
-            raise
         finally:
             os.umask(umask)
 
@@ -134,9 +127,14 @@ class UnixAddress:
 
 
 def _listen(listening: socket.socket, address: str | tuple[str, int]) -> socket.socket:
-    listening.bind(address)
-    listening.listen(MAX_CONNECTIONS)
-    listening.setblocking(False)
+    """Return the socket, which listens; close the socket if it cannot."""
+    try:
+        listening.bind(address)
+        listening.listen(MAX_CONNECTIONS)
+        listening.setblocking(False)
+    except BaseException:
+        listening.close()
+        raise
     return listening
 
 

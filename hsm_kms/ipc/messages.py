@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import msgspec
 
-from hsm_kms.ipc.values import (  # noqa: TC001 - msgspec reads it
+from hsm_kms.ipc.values import (
     Cipher,
     KeptCanary,
     KeyRef,
     KeySeen,
     Mechanism,
+    Problem,
     TokenSeen,
 )
 
@@ -287,20 +288,8 @@ class Random(_Secret, frozen=True, kw_only=True):
     data: bytes
 
 
-class Failure(_Message, frozen=True, kw_only=True):
-    """Report that the request failed.
-
-    Args:
-        cause: A `ckr.Fault` or a `ckr.Cause`.
-        detail: A message without secrets: paths, names, the loader's message.
-        function: The PKCS#11 function that failed; "" if none was called.
-        rv: Its CK_RV; None if it returned none.
-    """
-
-    cause: str
-    detail: str = ""
-    function: str = ""
-    rv: int | None = None
+class Failure(Problem, frozen=True, kw_only=True, tag=True):
+    """Report that the request failed."""
 
 
 Request = (

@@ -36,11 +36,11 @@ class TokenSeen(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Problem(msgspec.Struct, frozen=True, kw_only=True):
-    """Say why a key could not be identified.
+    """Say why a request failed, or why a key could not be identified.
 
     Args:
         cause: A `ckr.Fault` or a `ckr.Cause`.
-        detail: A message without secrets.
+        detail: A message without secrets: paths, names, the loader's message.
         function: The PKCS#11 function that failed; "" if none was called.
         rv: Its CK_RV; None if it returned none.
     """

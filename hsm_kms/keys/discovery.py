@@ -217,7 +217,7 @@ class Discovery:
             return self._mechanism
         if frozen is None or frozen.token_serial != worker.token_serial:
             return self._mechanism
-        return Mechanism(frozen.mechanism)
+        return frozen.mechanism
 
     async def _save(self, worker: Worker, mechanism: Mechanism) -> None:
         if not self._freeze:

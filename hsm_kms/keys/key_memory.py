@@ -143,9 +143,7 @@ class KeyMemory:
     def _record(self, key: TokenKey, token_serial: str, now: float) -> LastKey:
         same = self.last is not None and self.last.key_id == key.key_id
         kept = self.last if same else None
-        canary = self.kept_canary(key)
-        if canary is None and self._by_cka_id:
-            canary = self._canaries.get(key.name)
+        canary = self.kept_canary(key) or self._canaries.get(key.name)
         return LastKey(
             key_id=key.key_id,
             cka_id=key.ref.cka_id.hex(),
@@ -170,17 +168,17 @@ class KeyMemory:
 
     def kept_canary(self, key: TokenKey) -> KeptCanary | None:
         """Return an earlier canary that `key` must decrypt; None if there is none."""
-        if self.last is None or self.last.key_id != key.key_id:
+        last = self.last
+        if not self._by_cka_id or last is None or last.key_id != key.key_id:
             return None
-        canary = self.last.canary
-        if canary is None or canary.cipher is not key.cipher:
-            return None
-        return canary if self._by_cka_id else None
+        canary = last.canary
+        return canary if canary and canary.cipher is key.cipher else None
 
     def canary_passed(self, key: TokenKey, canary: KeptCanary) -> None:
         """Trust a key: it wrapped this canary, and decrypted the one that was kept."""
         self._distrusted.discard(key.name)
-        self._canaries[key.name] = canary
+        if self._by_cka_id:
+            self._canaries[key.name] = canary
 
     def distrust(self, key: TokenKey) -> bool:
         """Note that `key` is another key than the one with its names before.

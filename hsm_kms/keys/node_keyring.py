@@ -22,7 +22,6 @@ from hsm_kms.keys.key_memory import KeyMemory
 from hsm_kms.keys.odd_keys import OddKeys
 from hsm_kms.keys.rotation import build_keyring
 from hsm_kms.keys.trial import UNTRIED
-from hsm_kms.log import get_logger
 
 if TYPE_CHECKING:
     from hsm_kms.keys.inventory import Inventory
@@ -32,8 +31,6 @@ if TYPE_CHECKING:
     from hsm_kms.state_dir.records import LastKey
 
 Clock: TypeAlias = Callable[[], float]
-
-_log = get_logger(__name__)
 
 
 class NodeKeyring:

@@ -75,6 +75,11 @@ class Memory:
     not_yet: frozenset[tuple[str, Cipher]] = frozenset()
     missed_at: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
 
+    @property
+    def known(self) -> frozenset[str]:
+        """Return the fingerprints of the keys that are or were current here."""
+        return frozenset(map(fingerprint_in, (self.last or "", *self.former)))
+
 
 def build_keyring(
     keys: Sequence[TokenKey],
@@ -101,16 +106,14 @@ def build_keyring(
         fault = identity_faults.unidentified_last(unidentified, memory) or fault
     pending = _pending(usable, current, settings, memory, now) if current else ()
     # A foreign key that is the only one at the first start is current from then on.
-    known = {fingerprint_in(each) for each in (memory.last or "", *memory.former)}
-    if current is not None:
-        known.add(current.fingerprint)
+    known = memory.known | ({current.fingerprint} if current else set())
     return Keyring(
         keys=tuple(keys),
         current=current,
         fault=fault,
         pending=pending,
         unidentified=unidentified,
-        known=frozenset(known),
+        known=known,
         settings=settings,
     )
 

@@ -183,7 +183,6 @@ class Reload:
         self._in_force = in_force
         self._first_retry = self._pause = first_retry
         self._logged: tuple[str, str] | None = None
-        self._log_settings = in_force.config.log
         self.rejected: Rejected | None = None
 
     async def run(self, again: asyncio.Event) -> None:
@@ -226,6 +225,7 @@ class Reload:
         return min(2 * self._pause, LONGEST_RETRY_SECONDS)
 
     async def _attempt(self) -> None:
+        before = self._in_force.config.log
         try:
             await self.once()
         except Exception as error:  # noqa: BLE001 - a bug must not end reloads
@@ -233,8 +233,7 @@ class Reload:
             self._differs(f"a bug in hsm-kms: {type(error).__name__}")
         finally:  # a take-over that was decided has happened, also if this is cancelled
             settings = self._in_force.config.log
-            if settings != self._log_settings:
-                self._log_settings = settings
+            if settings != before:
                 log.configure(settings.level, settings.format)
 
     async def once(self) -> bool:
@@ -269,7 +268,8 @@ class Reload:
 
     async def _try(self, config: Config) -> bool:
         """Let an engine with this configuration take over; return True if it did."""
-        self._differs(_TRYING if self.rejected is None else self.rejected.reason)
+        if self.rejected is None:
+            self._differs(_TRYING)
         trouble = await self._in_force.take_over(config)
         if trouble is None:
             return True

@@ -34,11 +34,12 @@ def snapshot(
     counts = lasting.counts
     health = engine.health.look()
     stats = engine.pool.stats()
+    ring = engine.keys.ring
     return Snapshot(
         health=health.state,
         key_id_hash=key_id_hash(health.key_id) if health.key_id else "",
-        keys=_by_state(engine.keys.ring),
-        unidentified=len(ring.unidentified) if (ring := engine.keys.ring) else 0,
+        keys=_by_state(ring),
+        unidentified=len(ring.unidentified) if ring else 0,
         same_names=len(ring.twins) if ring else 0,
         workers=len(engine.workers.ready),
         ends=counts.ends,
@@ -52,7 +53,7 @@ def snapshot(
         local_uses=engine.local.uses,
         local_cached=len(engine.opened),
         local_created=counts.created,
-        kek_wraps=_wraps(engine.keys.ring, lasting.budget.used),
+        kek_wraps=_wraps(ring, lasting.budget.used),
         http_failures={each.address.kind: each.failures for each in http.listeners},
         config_in_force=reload.rejected is None,
     )

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Final
 from hsm_kms.errors import HsmKmsError, PinRejectedError
 from hsm_kms.log import get_logger
 from hsm_kms.server.engine import Engine
-from hsm_kms.tasks import cancel_and_wait, outlast
+from hsm_kms.tasks import cancel_and_wait, complete
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -123,14 +123,13 @@ class InForce:
                     continue  # the new engine remembers less than the old one wrote
                 if may_replace(old, trouble):
                     old.step_back()
-                    swapping = asyncio.create_task(self._swap(old, new))
-                    await outlast(swapping)  # decided: a cancellation comes too late
-                    swapping.result()
+                    # Decided: a cancellation comes too late.
+                    await complete(self._swap(old, new))
                     return None
                 return trouble
             finally:  # also after a bug, or when the server stops meanwhile
                 if self.engine is not new:
-                    await _close(new)
+                    await complete(new.close())
 
     async def handed_over(self) -> None:
         """Wait until the engine that was replaced last has left."""
@@ -139,7 +138,7 @@ class InForce:
 
     async def close(self) -> None:
         """Close every engine; no take-over may be under way."""
-        closing = [_close(self.engine)]
+        closing = [complete(self.engine.close())]
         if self._leaving is not None:
             closing.append(cancel_and_wait(self._leaving))
         await asyncio.gather(*closing)
@@ -165,7 +164,7 @@ class InForce:
             await asyncio.sleep(self._pace.drain)
         finally:
             self._announced = new
-            await _close(old)
+            await complete(old.close())
             _log.info("the replaced engine has left")
 
 
@@ -209,13 +208,6 @@ def _final(engine: Engine) -> HsmKmsError | None:
     if isinstance(engine.workers.last_error, PinRejectedError):
         return engine.workers.last_error
     return engine.keys.ring.fault if engine.keys.ring is not None else None
-
-
-async def _close(engine: Engine) -> None:
-    """Close an engine, even if the caller is cancelled meanwhile."""
-    closing = asyncio.create_task(engine.close())
-    await outlast(closing)
-    closing.result()
 
 
 class _Current:

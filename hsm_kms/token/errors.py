@@ -9,7 +9,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final
 
@@ -79,7 +79,7 @@ class Row:
         """Return True if the request runs once more, on another session."""
         return issubclass(self.error, LOST)
 
-    def error_from(self, failure: Failure | Problem) -> HsmKmsError:
+    def error_from(self, failure: Problem) -> HsmKmsError:
         """Return the error for a failure that has this row's cause."""
         return self.error(
             failure.detail, hint=self.hint, function=failure.function, rv=failure.rv
@@ -87,10 +87,8 @@ class Row:
 
     def final_from(self, failure: Failure) -> HsmKmsError:
         """Return the error for a failure after which nothing is tried again."""
-        kind = TokenError if self.retried else self.error
-        return kind(
-            failure.detail, hint=self.hint, function=failure.function, rv=failure.rv
-        )
+        final = replace(self, error=TokenError) if self.retried else self
+        return final.error_from(failure)
 
 
 LOST: Final = (SessionLostError, WorkerLostError)
@@ -198,7 +196,7 @@ def row_for(failure: Failure, request: Request, *, others: bool) -> Row:
     return BY_REQUEST.get((type(request), failure.cause), row)
 
 
-def error_from(failure: Failure | Problem) -> HsmKmsError:
+def error_from(failure: Problem) -> HsmKmsError:
     """Return the error for a failure, whatever the request was."""
     return _row_of(failure.cause).error_from(failure)
 

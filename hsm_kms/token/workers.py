@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Final
 
 from hsm_kms.errors import HsmKmsError, TokenTimeoutError, WorkerLostError
 from hsm_kms.log import get_logger
-from hsm_kms.tasks import keep_running, outlast
+from hsm_kms.tasks import complete, keep_running
 from hsm_kms.token.counts import Counts
 from hsm_kms.token.ends import ENDS, End, Ending
 from hsm_kms.token.process import Worker
@@ -261,13 +261,11 @@ class Workers:
 
     async def _see_out(self, worker: Worker) -> None:
         """Let a worker leave, even if this task is cancelled meanwhile."""
-        leaving = asyncio.ensure_future(worker.leave())
         try:
-            await outlast(leaving)
+            await complete(worker.leave())
         finally:
             if worker.killed:
                 self._budget.spend()
-        leaving.result()
 
     def _failed(self, error: HsmKmsError) -> None:
         if str(error) != str(self.last_error):

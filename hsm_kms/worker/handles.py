@@ -76,12 +76,7 @@ class Handles:
             ref, kind = ref.partner, KeyType.GENERIC_SECRET
         elif request.fingerprint is not None:
             return self._find(session, (ref, request.fingerprint, False)).key
-        found = search.find_keys(self._c, session, ref, kind)
-        if not found:
-            raise identity.no_key(ref)
-        if len(found) > 1:
-            raise identity.several_keys(ref, len(found))
-        return found[0]
+        return identity.the_one(search.find_keys(self._c, session, ref, kind), ref)
 
     def _find(self, session: int, name: Name) -> Keyed:
         find = identity.find_by_names if self._by_cka_id else identity.find

@@ -6,8 +6,9 @@
 2. A ciphertext comes from etcd, and may have been made to cause any failure. Whatever
    the token answers to a decryption, it is no fault of the token while the same session
    decrypts a known-good record.
-3. A ciphertext is found bad only if it failed twice, for a failure may pass; and three
-   times if the failure speaks of the session, of which there may be several at once.
+3. A ciphertext is found bad only if it failed twice, for a failure may pass; three
+   times if the failure speaks of the session, for several may come at once. The last
+   failure must come after the known-good record was decrypted.
 """
 
 from __future__ import annotations
@@ -48,7 +49,6 @@ JUDGES: Final = frozenset({"C_DecryptInit", "C_Decrypt", "C_VerifyInit", "C_Veri
 """The functions that see a ciphertext, its IV or its tag."""
 
 _OF_SESSION: Final = frozenset({Fault.SESSION, Fault.LOGIN})
-_MORE_TRIES: Final[dict[str, int]] = {Fault.SESSION: 2, Fault.LOGIN: 2}  # else one
 
 # Not Login, which can use up a PIN try, nor changes of keys, which may have succeeded.
 _REPEATABLE = (
@@ -130,7 +130,7 @@ def _settle(session: Session, request: Decrypt, error: WorkerError) -> Reply:
         raise _because(Cause.UNSETTLED, error)
     if not works:
         _heal(session, error)
-    outcome = _repeat(session, request, _MORE_TRIES.get(error.cause, 1))
+    outcome = _repeat(session, request, 2 if error.cause in _OF_SESSION else 1)
     if isinstance(outcome, WorkerError) and not (works and outcome.rv == error.rv):
         # It may be another failure by now, or it has passed: only what fails after a
         # known-good record was decrypted is bad.

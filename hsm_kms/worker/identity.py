@@ -10,7 +10,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from pkcs11 import KeyType
 
@@ -25,10 +25,12 @@ from hsm_kms.worker.errors import WorkerError
 from hsm_kms.worker.mechanisms import Keyed, encrypt_block
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from hsm_kms.ipc.values import KeyRef
     from hsm_kms.worker.cryptoki import Cryptoki
+
+_T = TypeVar("_T")
 
 
 def compute(on: Keyed) -> str:
@@ -83,9 +85,7 @@ def find_by_names(
         WorkerError: No key has these names, or several do, or the fingerprint is that
             of another CKA_ID; or the token failed.
     """
-    on, *others = candidates(c, session, ref, paired=paired)
-    if others:
-        raise several_keys(ref, 1 + len(others))
+    on = the_one([*candidates(c, session, ref, paired=paired)], ref)
     if fingerprint_of_cka_id(ref.cka_id) != fingerprint:
         raise other_key(ref, f"its CKA_ID does not make {fingerprint}")
     return on
@@ -109,6 +109,23 @@ def candidates(
     for key in keys:
         for mac in macs:
             yield Keyed(c=c, session=session, key=key, mac=mac)
+
+
+def the_one(found: Sequence[_T], ref: KeyRef) -> _T:
+    """Return the only key found.
+
+    Args:
+        found: The keys, or their handles.
+        ref: Names that they have.
+
+    Raises:
+        WorkerError: There is none, or there are several.
+    """
+    if not found:
+        raise no_key(ref)
+    if len(found) > 1:
+        raise several_keys(ref, len(found))
+    return found[0]
 
 
 def no_key(ref: KeyRef) -> WorkerError:

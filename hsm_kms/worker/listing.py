@@ -215,9 +215,8 @@ class Listing:
     def _of_cka_id(self, ref: KeyRef) -> str:
         if not ref.cka_id:
             raise WorkerError(Cause.UNNAMED, "it has no CKA_ID")
-        same = len(search.find_keys(self._c, self._session, ref, KeyType.AES))
-        if same != 1:
-            raise identity.several_keys(ref, same)
+        same = search.find_keys(self._c, self._session, ref, KeyType.AES)
+        identity.the_one(same, ref)
         return fingerprint_of_cka_id(ref.cka_id)
 
     def _problem(self, error: WorkerError) -> Problem:
@@ -233,12 +232,7 @@ class Listing:
             error.cause == Fault.OPERATOR or error.rv in _NO_OBJECT
         )
         self.spoiled |= bool(error.function) and not refused
-        return Problem(
-            cause=str(error.cause),
-            detail=error.detail,
-            function=error.function,
-            rv=error.rv,
-        )
+        return error.as_message()
 
     def _session_answers(self) -> bool:
         try:

@@ -18,11 +18,11 @@ from hsm_kms.cli.keys.objects import (
     interrupted_work,
 )
 from hsm_kms.cli.keys.options import (
-    KEY_ID_TYPE,
     Given,
     common_options,
     confirm,
     confirm_key,
+    confirm_option,
     require_terminal,
     spell,
     tell,
@@ -66,13 +66,7 @@ class _TargetType(click.ParamType[str]):
     help="Do not check first that etcd holds nothing under the key; asks for the "
     "key_id.",
 )
-@click.option(
-    "--confirm",
-    "typed",
-    type=KEY_ID_TYPE,
-    metavar="KEY_ID",
-    help="The key_id once more, instead of typing it when asked.",
-)
+@confirm_option
 @yes_option
 @etcd_options
 @common_options

@@ -12,10 +12,10 @@ from hsm_kms.cli.etcd.options import EtcdChoice, etcd_options
 from hsm_kms.cli.keys.journal import Journal
 from hsm_kms.cli.keys.objects import destroy_objects, finish, interrupted_work
 from hsm_kms.cli.keys.options import (
-    KEY_ID_TYPE,
     Given,
     common_options,
     confirm_key,
+    confirm_option,
     key_id_argument,
     require_terminal,
     tell,
@@ -49,13 +49,7 @@ RETIRED_SECONDS: Final = 86400.0
     is_flag=True,
     help="Confirm that no value in etcd that cannot be parsed needs the key.",
 )
-@click.option(
-    "--confirm",
-    "typed",
-    type=KEY_ID_TYPE,
-    metavar="KEY_ID",
-    help="The key_id once more, instead of typing it when asked.",
-)
+@confirm_option
 @etcd_options
 @common_options
 def destroy(

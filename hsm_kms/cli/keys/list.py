@@ -16,7 +16,7 @@ from hsm_kms.cli.one_worker import one_worker
 from hsm_kms.clock import now, when
 from hsm_kms.errors import HsmKmsError
 from hsm_kms.ipc.values import Cipher
-from hsm_kms.keys.key_id import activation_of, fingerprint_in
+from hsm_kms.keys.key_id import activation_of
 from hsm_kms.keys.keyring import FOREIGN, FOREIGN_HINT, KeyState
 from hsm_kms.keys.odd_keys import NO_CKA_ID, SAME_NAMES
 from hsm_kms.keys.policy import born_here, violations
@@ -169,10 +169,8 @@ def _half_retired(main: tuple[str, Cipher] | None) -> str:
 def _also(survey: Survey, found: Found) -> Iterator[str]:
     """Yield the key's other key_id, if this node remembers that one."""
     main = survey.main(found)
-    memory = survey.memory
-    known = {fingerprint_in(each) for each in (memory.last or "", *memory.former)}
     for cipher, name in found.names.items():
-        if main and cipher is not main[1] and name in known:
+        if main and cipher is not main[1] and name in survey.memory.known:
             yield f"with {cipher} its key_id is {survey.key_id(name)}"
 
 

@@ -81,8 +81,15 @@ class _KeyIdType(click.ParamType[str]):
         return str(value)
 
 
-KEY_ID_TYPE: Final = _KeyIdType()
-key_id_argument = click.argument("key_id", metavar="KEY_ID", type=KEY_ID_TYPE)
+_KEY_ID_TYPE: Final = _KeyIdType()
+key_id_argument = click.argument("key_id", metavar="KEY_ID", type=_KEY_ID_TYPE)
+confirm_option = click.option(
+    "--confirm",
+    "typed",
+    type=_KEY_ID_TYPE,
+    metavar="KEY_ID",
+    help="The key_id once more, instead of typing it when asked.",
+)
 
 
 def tell(*lines: str) -> None:

@@ -155,10 +155,7 @@ class Survey:
 
     def was_current(self, found: Found) -> bool:
         """Return True if this node remembers that the key is or was current."""
-        known = {self.memory.last or "", *self.memory.former}
-        return not {fingerprint_in(each) for each in known}.isdisjoint(
-            found.names.values()
-        )
+        return not self.memory.known.isdisjoint(found.names.values())
 
     def refuse_in_use(self, found: Found, key_id: str) -> None:
         """Refuse to touch a key that this node encrypts with, or did last.
