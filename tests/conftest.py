@@ -18,7 +18,8 @@ from hypothesis import HealthCheck, settings
 
 from tests.harness import fork_server
 from tests.harness.examples import examples
-from tests.harness.plugin import Plugin
+from tests.harness.plugin import Plugin, beside
+from tests.harness.shim.driver import Shim
 from tests.harness.softhsm import PIN, SoftHsm
 from tests.harness.wait import patient
 from tests.unit.token.pool_rig import Rig
@@ -153,15 +154,19 @@ def plugin(make_plugin: Callable[..., Plugin], hsm: SoftHsm) -> Plugin:
     return started
 
 
+@pytest.fixture
+def shim(directory: Path) -> Shim:
+    """A shim that does nothing yet."""
+    return Shim(directory)
+
+
 @pytest.fixture(scope="session")
 def shared_server(
     session_directory: Path, keyed_template: SoftHsm, pin_file: Path
 ) -> Iterator[Plugin]:
     """A healthy server for tests that only ask it; it has the KEK of `hsm`."""
     hsm = keyed_template.copy(session_directory / "shared")
-    directory = hsm.directory / "p"
-    directory.mkdir(mode=0o700)
-    plugin = Plugin(directory, hsm, pin_file)
+    plugin = beside(hsm, pin_file)
     try:
         plugin.start().wait_healthz("ok")
         yield plugin

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import pytest
 
 from tests.cli.keys_rig import Keys
-from tests.harness.plugin import Plugin
-from tests.harness.shim.driver import Shim
+from tests.harness.plugin import beside
 from tests.harness.softhsm import SoftHsm
 
 if TYPE_CHECKING:
@@ -36,9 +35,7 @@ class Stocked(NamedTuple):
 
 def stocked(hsm: SoftHsm, pin_file: Path, **section: str) -> Stocked:
     """Generate two keys on a token, by a node that is not used again."""
-    directory = hsm.directory / "p"
-    directory.mkdir(mode=0o700)
-    keys = Keys(Plugin(directory, hsm, pin_file, token={"shared": True}, keys=section))
+    keys = Keys(beside(hsm, pin_file, token={"shared": True}, keys=section))
     old = keys.generate()
     shutil.copytree(hsm.directory / "tokens", hsm.directory / "one" / "tokens")
     one = SoftHsm(hsm.directory / "one")
@@ -59,9 +56,3 @@ def pairs_of_keys(
 ) -> Stocked:
     """A token with two pairs of an AES key and an HMAC key."""
     return stocked(token_template.copy(session_directory / "pairs"), pin_file, **PAIRS)
-
-
-@pytest.fixture
-def shim(directory: Path) -> Shim:
-    """A shim that does nothing yet."""
-    return Shim(directory)

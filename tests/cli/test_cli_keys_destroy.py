@@ -11,7 +11,7 @@ from hsm_kms.ipc.values import KeyRef
 from tests.cli.conftest import PAIRS
 from tests.cli.keys_rig import Keys, etcd_json, retired_long_ago, stored_value
 from tests.harness.etcd_server import EtcdServer
-from tests.harness.forged import KNOWN, forge
+from tests.harness.forged import forge
 from tests.harness.token_keys import LABEL, create
 
 UNREACHABLE = ("--endpoints", "127.0.0.1:1")
@@ -100,7 +100,7 @@ def test_destroyed(two):
 
 def test_planted_key_is_removed(two):
     """A planted key is retired and destroyed like one of ours, once etcd is clean."""
-    create(two.plugin.hsm, KeyRef(LABEL, b"planted"), KNOWN)
+    create(two.plugin.hsm, KeyRef(LABEL, b"planted"))
     record, planted = forge(b"d" * 32)
     forged = b"k8s:enc:kms:v1:hsm-kms:" + len(record).to_bytes(2, "big") + record
     assert "foreign" == two.states()[planted]

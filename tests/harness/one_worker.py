@@ -18,6 +18,7 @@ from hsm_kms.ipc.messages import (
     KeyPage,
     Reply,
     Request,
+    RunCanary,
 )
 from hsm_kms.ipc.values import Cipher, KeyRef, KeySeen, Mechanism
 from hsm_kms.state_dir.directory import StateDir
@@ -81,6 +82,16 @@ def unwrapping(key: Named, sealed: Encrypted, aad: bytes = AAD) -> Decrypt:
         aad=aad,
         iv=sealed.iv,
         ciphertext=sealed.ciphertext,
+    )
+
+
+def canary(key: Named) -> RunCanary:
+    """A request to prove a key."""
+    return RunCanary(
+        ref=key.ref,
+        fingerprint=key.fingerprint,
+        mechanism=Mechanism.GCM_CALLER,
+        aad=b"canary",
     )
 
 

@@ -299,6 +299,13 @@ def get(connection: HTTPConnection, path: str) -> tuple[int, str]:
         connection.close()
 
 
+def beside(hsm: SoftHsm, pin_file: Path, **sections: Any) -> Plugin:
+    """A server whose files are in a folder of its token's directory; not started."""
+    directory = hsm.directory / "p"
+    directory.mkdir(mode=0o700)
+    return Plugin(directory, hsm, pin_file, **sections)
+
+
 def _can_run_here(command: str) -> bool:
     """Return True if no server, event loop or other installation is involved."""
     if command == "serve" or command_line.PYTHON != sys.executable:

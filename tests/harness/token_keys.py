@@ -34,19 +34,6 @@ with pkcs11.lib(module).get_token(token_label=token).open(rw=True, user_pin=pin)
         )
 """
 
-_CREATE = """
-import sys, hsm_kms.worker, pkcs11
-from pkcs11 import Attribute as A
-module, token, pin, label, cka_id, value = sys.argv[1:]
-with pkcs11.lib(module).get_token(token_label=token).open(rw=True, user_pin=pin) as s:
-    s.create_object({
-        A.CLASS: pkcs11.ObjectClass.SECRET_KEY, A.KEY_TYPE: pkcs11.KeyType.AES,
-        A.LABEL: label, A.ID: bytes.fromhex(cka_id), A.VALUE: bytes.fromhex(value),
-        A.TOKEN: True, A.PRIVATE: True, A.SENSITIVE: True, A.EXTRACTABLE: False,
-        A.ENCRYPT: True, A.DECRYPT: True,
-    })
-"""
-
 
 def make_key(
     hsm: SoftHsm,
@@ -86,14 +73,11 @@ def make_keys(
 
 def create(hsm: SoftHsm, ref: KeyRef = IMPORTED, value: bytes = MATERIAL) -> None:
     """Create a key of known material from another process."""
-    hsm.run(
-        *(sys.executable, "-c", _CREATE, softhsm_module(), TOKEN_LABEL, PIN),
-        *(ref.label, ref.cka_id.hex(), value.hex()),
-    )
+    change(hsm, ("import", ref, value))
 
 
 _CHANGE = """
-import json, sys, pkcs11
+import json, sys, hsm_kms.worker, pkcs11
 from pkcs11 import Attribute as A
 module, token, pin, steps = sys.argv[1:]
 with pkcs11.lib(module).get_token(token_label=token).open(rw=True, user_pin=pin) as s:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
 import struct
 from pathlib import Path
-
-import pytest
 
 from hsm_kms import clock
 from tests.harness.compiled import shared_library
@@ -34,7 +31,8 @@ class Clock:
         self._file.write_bytes(_SECONDS.pack(seconds, 0.0))
         self.seconds = seconds
         self.suspended = 0.0
-        self.env = {"LD_PRELOAD": str(_library()), "HSM_KMS_CLOCK": str(self._file)}
+        library = shared_library(SOURCE, "-ldl", "-lm")
+        self.env = {"LD_PRELOAD": str(library), "HSM_KMS_CLOCK": str(self._file)}
 
     def set(self, seconds: float) -> None:
         """Let the wall clock be off by so many seconds from now on."""
@@ -54,10 +52,3 @@ class Clock:
     def now(self) -> float:
         """What it shows, in seconds since the Unix epoch."""
         return clock.now() + self.seconds
-
-
-def _library() -> Path:
-    """Path of the compiled library, made once for all test processes."""
-    if shutil.which("gcc") is None:
-        pytest.skip("gcc is needed: make test installs it")
-    return shared_library(SOURCE, "-ldl", "-lm")

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
-
-import pytest
 
 from tests.harness.compiled import shared_library
 
@@ -25,7 +22,8 @@ class Disk:
     def __init__(self, directory: Path) -> None:
         self._hang = Path(f"{directory}.hang")
         self._nolocks = Path(f"{directory}.nolocks")
-        self.env = {"LD_PRELOAD": str(_library()), "HSM_KMS_DISK": str(directory)}
+        library = shared_library(SOURCE, "-ldl")
+        self.env = {"LD_PRELOAD": str(library), "HSM_KMS_DISK": str(directory)}
 
     def hang(self) -> None:
         """Let writes wait from now on."""
@@ -38,10 +36,3 @@ class Disk:
     def lose_locks(self) -> None:
         """Let nobody lock a file from now on."""
         self._nolocks.touch()
-
-
-def _library() -> Path:
-    """Path of the compiled library, made once for all test processes."""
-    if shutil.which("gcc") is None:
-        pytest.skip("gcc is needed: make test installs it")
-    return shared_library(SOURCE, "-ldl")

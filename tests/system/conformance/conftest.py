@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.harness.plugin import Plugin
+from tests.harness.plugin import Plugin, beside
 from tests.system.conformance.clients import workers_of
 from tests.system.conformance.inside import PATIENT, start_well
 from tests.system.conformance.spied import Spied
@@ -32,7 +32,7 @@ def serving(
     made: dict[str, Plugin] = {}
 
     def start(wrapping: str) -> Plugin:
-        made[wrapping] = plugin = _beside(
+        made[wrapping] = plugin = beside(
             keyed_template.copy(session_directory / f"served-{wrapping}"),
             pin_file,
             apis=apis(wrapping),
@@ -72,16 +72,10 @@ def spied(
 ) -> Iterator[Spied]:
     """A server whose calls into the module are counted; no test harms it."""
     hsm = keyed_template.copy(session_directory / "spied")
-    plugin = _beside(hsm, pin_file)
+    plugin = beside(hsm, pin_file)
     try:
         yield Spied(plugin, hsm.directory / "spy")
     except FileNotFoundError as error:
         pytest.skip(str(error))
     finally:
         plugin.close()
-
-
-def _beside(hsm: SoftHsm, pin_file: Path, **sections: object) -> Plugin:
-    directory = hsm.directory / "p"
-    directory.mkdir(mode=0o700)
-    return Plugin(directory, hsm, pin_file, **sections)

@@ -16,7 +16,7 @@ from hsm_kms.errors import TokenTimeoutError
 from hsm_kms.wrapping.record import Kind
 from hsm_kms.wrapping.single_flight import SingleFlight
 from tests.harness.examples import examples
-from tests.harness.plugin import Plugin, code_of
+from tests.harness.plugin import beside, code_of
 from tests.harness.shim.driver import Shim
 from tests.harness.wait import patient, wait_for
 from tests.system.conformance.clients import (
@@ -59,10 +59,8 @@ def neighbour(session_directory, token_template, pin_file):
     """A server and another node, shared: each test makes records of its own."""
     hsm = import_kek(token_template.copy(session_directory / "cold"), KEK)
     shim = Shim(hsm.directory)
-    directory = hsm.directory / "p"
-    directory.mkdir(mode=0o700)
-    plugin = Plugin(
-        *(directory, hsm, pin_file),
+    plugin = beside(
+        *(hsm, pin_file),
         apis=apis("software"),
         log={"level": "info"},
         token=PATIENT | {"module": str(shim.module), "env": hsm.env | shim.env},

@@ -9,7 +9,7 @@ import pytest
 
 from hsm_kms.errors import CiphertextError
 from hsm_kms.wrapping.record import Kind, Record
-from tests.harness.plugin import Plugin
+from tests.harness.plugin import beside
 from tests.system.conformance.clients import (
     BAD_REQUEST,
     DEK,
@@ -58,10 +58,8 @@ def fixtures(session_directory, token_template, pin_file):
     It has opened a local KEK that most of the malformed vectors begin with.
     """
     hsm = import_kek(token_template.copy(session_directory / "vectors"), KEK)
-    directory = hsm.directory / "p"
-    directory.mkdir(mode=0o700)
-    plugin = Plugin(
-        *(directory, hsm, pin_file),
+    plugin = beside(
+        *(hsm, pin_file),
         apis=apis("software"),
         scope=SCOPE,
         log={"level": "info"},

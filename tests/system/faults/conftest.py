@@ -6,17 +6,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.harness.shim.driver import Shim
 from tests.system.faults.observed import QUICK, ObservedServer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-
-@pytest.fixture
-def shim(directory) -> Shim:
-    """A shim that does nothing yet."""
-    return Shim(directory)
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.harness.shim.driver import Shim
 from tests.system.rotation.nodes import RotationNode
 
 if TYPE_CHECKING:
@@ -58,9 +57,3 @@ def make_nodes(make_node) -> Callable[..., list[RotationNode]]:
         return nodes
 
     return make
-
-
-@pytest.fixture
-def shim(directory) -> Shim:
-    """A shim that does nothing yet."""
-    return Shim(directory)

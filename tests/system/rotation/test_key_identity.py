@@ -15,7 +15,7 @@ from hsm_kms.keys.key_id import make_cka_id
 from hsm_kms.wrapping.record import Record
 from tests.harness.one_worker import imported
 from tests.harness.plugin import code_of
-from tests.harness.token_keys import LABEL, change, create
+from tests.harness.token_keys import LABEL, MATERIAL, change, create
 from tests.harness.wait import wait_for
 from tests.system.faults.observed import ObservedServer
 from tests.system.rotation.nodes import AHEAD, announce_key, forward, key_id_of
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from tests.harness.plugin import Plugin
 
 DEK = b"d" * 32
-KNOWN = bytes(range(1, 33))
 OTHER = bytes(range(101, 133))
 AWAY = f"{LABEL}-away"
 REFUSED = "FAILED_PRECONDITION"
@@ -111,15 +110,15 @@ def test_relabel_and_import(make_plugin, hsm):
     wait_for(lambda: admin(plugin)["workers"]["ready"] >= 2)
     key_id, ref, writer = plugin.status().key_id, ref_of(plugin), Writer(plugin)
     writer.once()
-    change(hsm, ("relabel", ref, AWAY), ("import", ref, KNOWN))
+    change(hsm, ("relabel", ref, AWAY), ("import", ref, MATERIAL))
     writer.write()
     writer.until_refused()
-    writer.check(key_id, KNOWN)
-    require_failed(plugin, key_id, imported(ref, KNOWN).fingerprint)
+    writer.check(key_id, MATERIAL)
+    require_failed(plugin, key_id, imported(ref, MATERIAL).fingerprint)
     wait_for(lambda: {"key"} == {e["end"] for e in plugin.events("token worker ended")})
     plugin.stop()
     plugin.start()
-    require_failed(plugin, key_id, imported(ref, KNOWN).fingerprint)
+    require_failed(plugin, key_id, imported(ref, MATERIAL).fingerprint)
 
     change(hsm, ("destroy", ref, ""), ("relabel", KeyRef(AWAY, ref.cka_id), LABEL))
     plugin.stop()
@@ -134,33 +133,33 @@ def test_names_given_back(make_plugin, hsm):
     plugin.wait_healthz("ok")
     key_id, ref, writer = plugin.status().key_id, ref_of(plugin), Writer(plugin)
     writer.once()
-    change(hsm, ("relabel", ref, AWAY), ("import", ref, KNOWN))
+    change(hsm, ("relabel", ref, AWAY), ("import", ref, MATERIAL))
     require_failed(plugin, key_id)
     change(hsm, ("destroy", ref, ""), ("relabel", KeyRef(AWAY, ref.cka_id), LABEL))
     plugin.wait_healthz("ok")
     writer.once()
 
-    writer.check(key_id, KNOWN)
+    writer.check(key_id, MATERIAL)
     writer.check_opens()
 
 
 def test_destroy_and_import(make_plugin, empty_hsm):
     """After the current key was destroyed, a key with its names wraps nothing."""
     ref = KeyRef(LABEL, b"kek")
-    create(empty_hsm, ref, KNOWN)
+    create(empty_hsm, ref, MATERIAL)
     plugin = make_plugin(empty_hsm, health={"interval": "60s"}).start()
     plugin.wait_healthz("ok")
     key_id, writer = plugin.status().key_id, Writer(plugin)
-    assert imported(ref, KNOWN).fingerprint == key_id
+    assert imported(ref, MATERIAL).fingerprint == key_id
     writer.once()
     change(empty_hsm, ("destroy", ref, ""), ("import", ref, OTHER))
     writer.write()
     writer.until_refused()
     writer.check(key_id, OTHER)
-    assert all(opens(each, KNOWN) for each in writer.sealed)
+    assert all(opens(each, MATERIAL) for each in writer.sealed)
     require_failed(plugin, key_id, imported(ref, OTHER).fingerprint)
 
-    change(empty_hsm, ("destroy", ref, ""), ("import", ref, KNOWN))
+    change(empty_hsm, ("destroy", ref, ""), ("import", ref, MATERIAL))
     plugin.wait_healthz("ok")
     writer.check_opens()
 
@@ -170,8 +169,8 @@ def test_planted_key(make_node, hsm):
     node = make_node().start().well()
     activation = int(node.clock.now() + AHEAD)
     ref = KeyRef(LABEL, make_cka_id(activation))
-    planted = imported(ref, KNOWN).fingerprint
-    change(hsm, ("import", ref, KNOWN))
+    planted = imported(ref, MATERIAL).fingerprint
+    change(hsm, ("import", ref, MATERIAL))
     assert planted == key_id_of(node, ref.cka_id)
     aside = KeyRef(AWAY, ref.cka_id)
     change(hsm, ("relabel", ref, AWAY), ("generate", ref, ""))
@@ -189,7 +188,7 @@ def test_planted_key(make_node, hsm):
     )
     writer.write()
     writer.until_refused()
-    writer.check(good, KNOWN)
+    writer.check(good, MATERIAL)
     require_failed(node, good, planted)
     node.stop()
     node.start()
@@ -209,13 +208,13 @@ def test_only_the_cka_id_names_it(make_plugin, hsm, how):
     writer.once()
     kept = plugin.state_dir / "last-key.json"
     wait_for(lambda: '"canary":{' in kept.read_text())
-    value = KNOWN if how == "import" else ""
+    value = MATERIAL if how == "import" else ""
     change(hsm, ("relabel", ref, AWAY), (how, ref, value))
     require_failed(plugin, key_id)
     plugin.stop()
     plugin.start()
     require_failed(plugin, key_id)
-    writer.check(key_id, KNOWN)
+    writer.check(key_id, MATERIAL)
 
     change(hsm, ("destroy", ref, ""), ("relabel", KeyRef(AWAY, ref.cka_id), LABEL))
     plugin.wait_healthz("ok")

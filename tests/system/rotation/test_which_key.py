@@ -12,9 +12,9 @@ import pytest
 
 from hsm_kms.keys.key_id import make_cka_id
 from hsm_kms.keys.rotation import LATE_WAIT_SECONDS
-from tests.harness.forged import KNOWN, forge
+from tests.harness.forged import forge
 from tests.harness.softhsm import PIN, TOKEN_LABEL, softhsm_module
-from tests.harness.token_keys import LABEL
+from tests.harness.token_keys import LABEL, MATERIAL
 from tests.harness.wait import wait_for
 from tests.system.conformance.tokens import import_kek
 from tests.system.faults.load import Load
@@ -91,7 +91,7 @@ def test_planted(make_nodes, ahead):
     first = node.status().key_id
     activation = int(node.clock.now() + ahead)
     cka_id = make_cka_id(activation)
-    import_kek(node.hsm, KNOWN, cka_id)
+    import_kek(node.hsm, MATERIAL, cka_id)
     record, planted = forge(DEK)
     node.wait_state(planted, "foreign")
     node.clock.move(max(0, ahead) + 3600)

@@ -6,17 +6,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.harness.shim.driver import Shim
 from tests.harness.shim.running import Client
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-
-@pytest.fixture
-def shim(directory) -> Shim:
-    """A shim that does nothing yet."""
-    return Shim(directory)
 
 
 @pytest.fixture

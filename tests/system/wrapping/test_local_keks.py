@@ -8,25 +8,20 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import pytest
-from structlog.testing import capture_logs
 
 from hsm_kms.clock import now
 from hsm_kms.errors import KeyRetiredError, UnavailableError
 from hsm_kms.wrapping.by_local_kek import MAX_USES, LocalKek
 from hsm_kms.wrapping.record import Kind, Record
 from hsm_kms.wrapping.wrapper import Path
-from tests.harness.shim.driver import Shim
 from tests.harness.wait import patient
 from tests.system.wrapping.wrapping_rig import (
     DEK,
     DOWN,
     NESTED,
     SELDOM,
-    Maker,
-    aged,
     kind,
     nested,
-    nodes,
     running,
 )
 
@@ -37,44 +32,6 @@ if TYPE_CHECKING:
 NO_RNG = 0x121
 NO_BIRTH = f"C_GenerateRandom rv={NO_RNG:#x}"  # nothing else asks for it
 NOT_MADE = "no local KEK could be created"
-
-
-@pytest.fixture(scope="module")
-def aged_template(session_directory, token_template):
-    """A token whose only key is a day old."""
-    return aged(token_template, session_directory)
-
-
-@pytest.fixture
-def hsm(directory, aged_template):
-    """A token of this test's own, whose only key is a day old."""
-    return aged_template.copy(directory / "hsm")
-
-
-@pytest.fixture
-def shim(directory):
-    """A shim that does nothing yet."""
-    return Shim(directory)
-
-
-@pytest.fixture
-def logs():
-    """Events of the log."""
-    with capture_logs() as events:
-        yield events
-
-
-@pytest.fixture
-async def make_node(make_plugin, hsm, shim, logs):
-    """Make nodes on one token."""
-    async with nodes(make_plugin, hsm, shim) as make:
-        yield make
-
-
-@pytest.fixture
-def maker(hsm, pin_file, directory):
-    """Makes keys on that token."""
-    return Maker(hsm, pin_file, directory)
 
 
 @dataclass

@@ -6,55 +6,15 @@ import asyncio
 import os
 
 import pytest
-from structlog.testing import capture_logs
 
 from hsm_kms.clock import now
 from hsm_kms.server.engine import Engine
 from hsm_kms.tasks import cancel_and_wait
 from hsm_kms.wrapping.wrapper import Path
 from tests.harness.processes import children_of
-from tests.harness.shim.driver import Shim
-from tests.system.wrapping.wrapping_rig import DEK, Maker, aged, nodes, running
+from tests.system.wrapping.wrapping_rig import DEK, running
 
 WRITTEN_IN_ANY_CASE = {"pin.json", "nonces.json"}
-
-
-@pytest.fixture(scope="module")
-def aged_template(session_directory, token_template):
-    """A token whose only key is a day old."""
-    return aged(token_template, session_directory)
-
-
-@pytest.fixture
-def hsm(directory, aged_template):
-    """A token of this test's own, whose only key is a day old."""
-    return aged_template.copy(directory / "hsm")
-
-
-@pytest.fixture
-def shim(directory):
-    """A shim that does nothing yet."""
-    return Shim(directory)
-
-
-@pytest.fixture
-def logs():
-    """Events of the log."""
-    with capture_logs() as events:
-        yield events
-
-
-@pytest.fixture
-async def make_node(make_plugin, hsm, shim, logs):
-    """Make nodes on one token."""
-    async with nodes(make_plugin, hsm, shim) as make:
-        yield make
-
-
-@pytest.fixture
-def maker(hsm, pin_file, directory):
-    """Makes keys on that token."""
-    return Maker(hsm, pin_file, directory)
 
 
 def saved(node):

@@ -22,7 +22,6 @@ from hsm_kms.errors import (
 from hsm_kms.wrapping.record import Header, Kind, Record
 from hsm_kms.wrapping.wrapper import Path, Sealed
 from tests.harness.processes import children
-from tests.harness.shim.driver import Shim
 from tests.harness.wait import patient
 from tests.system.conformance.clients import stopped
 from tests.system.wrapping.wrapping_rig import (
@@ -38,12 +37,6 @@ from tests.system.wrapping.wrapping_rig import (
 from tests.unit.keys.key_samples import A
 
 TOKEN, LOCAL, COLD = Path.TOKEN, Path.LOCAL, Path.LOCAL_UNCACHED
-
-
-@pytest.fixture
-def shim(directory):
-    """A shim that does nothing yet."""
-    return Shim(directory)
 
 
 @pytest.fixture

@@ -51,7 +51,6 @@ from tests.system.wrapping.wrapping_rig import (
     DOWN,
     Maker,
     WrappingNode,
-    aged,
     on_shim,
     quick,
 )
@@ -463,11 +462,10 @@ def _apis(v2, v1):
 
 
 @pytest.fixture
-def machine(session_directory, token_template, pin_file):
+def machine(aged_template, pin_file):
     """Makes machines, on copies of one token."""
-    template = aged(token_template, session_directory)
     with quick():
-        yield partial(WrappingMachine, template, pin_file)
+        yield partial(WrappingMachine, aged_template, pin_file)
 
 
 @pytest.mark.timeout(patient(max(300, 2 * STEPS)))

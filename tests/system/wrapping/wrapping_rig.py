@@ -5,11 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from typing import TYPE_CHECKING, Any, Final
-from uuid import uuid4
 
 import pytest
 
-from hsm_kms.clock import now
 from hsm_kms.health import monitor
 from hsm_kms.ipc.messages import GenerateKey, KeyPage
 from hsm_kms.ipc.values import KeyRef
@@ -26,7 +24,7 @@ from hsm_kms.wrapping.kek_cache import MAX_OPENED, KekCache
 from hsm_kms.wrapping.nonce_budget import NonceBudget
 from hsm_kms.wrapping.record import Kind, Record
 from tests.harness.one_worker import configure, gate
-from tests.harness.token_keys import LABEL, make_key
+from tests.harness.token_keys import LABEL
 from tests.harness.wait import SECONDS, quiet, until
 
 if TYPE_CHECKING:
@@ -276,15 +274,3 @@ class Maker:
             assert made.keys
         finally:
             await worker.leave()
-
-
-def aged(template: SoftHsm, directory: Path) -> SoftHsm:
-    """A token whose only key is a day old: younger ones may be made in the past.
-
-    Args:
-        template: A token without a key.
-        directory: Where to make it.
-    """
-    hsm = template.copy(directory / f"aged-{uuid4().hex}")
-    make_key(hsm, make_cka_id(int(now()) - 86_400))
-    return hsm

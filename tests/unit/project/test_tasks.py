@@ -105,16 +105,19 @@ def runs_unwatched(node: ast.AST) -> bool:
     return ast.unparse(node.args[0]).partition("(")[0].endswith(("run", "_run"))
 
 
-def test_background_tasks_are_kept_running():
-    """No background task is started without `keep_running`."""
-    found = [
+def places(is_wrong):
+    """Return where in the package a node of the syntax tree is wrong."""
+    return [
         f"{path.relative_to(ROOT)}:{node.lineno}"
         for path in ROOT.rglob("*.py")
         for node in ast.walk(ast.parse(path.read_text()))
-        if runs_unwatched(node)
+        if is_wrong(node)
     ]
 
-    assert [] == found
+
+def test_background_tasks_are_kept_running():
+    """No background task is started without `keep_running`."""
+    assert [] == places(runs_unwatched)
 
 
 def suppresses(node: ast.AST) -> bool:
@@ -132,11 +135,4 @@ def suppresses(node: ast.AST) -> bool:
 
 def test_nobody_suppresses():
     """No code in the package suppresses CancelledError."""
-    found = [
-        f"{path.relative_to(ROOT)}:{node.lineno}"
-        for path in ROOT.rglob("*.py")
-        for node in ast.walk(ast.parse(path.read_text()))
-        if suppresses(node)
-    ]
-
-    assert [] == found
+    assert [] == places(suppresses)

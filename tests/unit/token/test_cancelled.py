@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 
@@ -39,8 +40,9 @@ async def test_worker_has_gone(hsm, pin_file, directory):
         assert not alive(worker.pid)
 
 
-async def test_login_is_recorded(hsm, pin_file, directory):
-    """The result of a C_Login under way is recorded, also after two cancellations."""
+@contextlib.asynccontextmanager
+async def logging_in(hsm, pin_file, directory):
+    """A worker inside C_Login: the worker, its PinLogin, and the task that waits."""
     shim = Shim(directory)
     shim.set("C_Login sleep=500")
     login = gate(pin_file, directory)
@@ -49,24 +51,23 @@ async def test_login_is_recorded(hsm, pin_file, directory):
         await worker.configure(configure(module=str(shim.module)))
         trying = asyncio.create_task(login.login(worker))
         await until(lambda: shim.calls("C_Login"))
-        await cancel_twice(trying)
-
-        assert "proven" == login.verdict.word
-        assert not worker.lost.is_set()
+        yield worker, login, trying
     finally:
         await worker.leave()
 
 
+async def test_login_is_recorded(hsm, pin_file, directory):
+    """The result of a C_Login under way is recorded, also after two cancellations."""
+    async with logging_in(hsm, pin_file, directory) as (worker, login, trying):
+        await cancel_twice(trying)
+
+        assert "proven" == login.verdict.word
+        assert not worker.lost.is_set()
+
+
 async def test_lock_is_held_meanwhile(hsm, pin_file, directory):
     """No other process can try the PIN while a C_Login that was cancelled runs."""
-    shim = Shim(directory)
-    shim.set("C_Login sleep=500")
-    login = gate(pin_file, directory)
-    worker = await Worker.spawn(0, hsm.env | shim.env)
-    try:
-        await worker.configure(configure(module=str(shim.module)))
-        trying = asyncio.create_task(login.login(worker))
-        await until(lambda: shim.calls("C_Login"))
+    async with logging_in(hsm, pin_file, directory) as (_, _, trying):
         trying.cancel()
         await settle()
         trying.cancel()
@@ -75,5 +76,3 @@ async def test_lock_is_held_meanwhile(hsm, pin_file, directory):
             assert acquired == trying.done()
         with pytest.raises(asyncio.CancelledError):
             await trying
-    finally:
-        await worker.leave()

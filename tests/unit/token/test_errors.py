@@ -7,8 +7,8 @@ import pytest
 from hsm_kms.errors import HsmKmsError, TokenError, WorkerLostError
 from hsm_kms.ipc import ckr
 from hsm_kms.ipc.ckr import Cause, Fault
-from hsm_kms.ipc.messages import Decrypt, Encrypt, Failure, FindKeys
-from hsm_kms.ipc.values import Cipher, KeyRef, Mechanism
+from hsm_kms.ipc.messages import Decrypt, Encrypt, Encrypted, Failure, FindKeys
+from hsm_kms.ipc.values import KeyRef
 from hsm_kms.token.breaker import TRIP_AFTER
 from hsm_kms.token.ends import End
 from hsm_kms.token.errors import (
@@ -20,25 +20,13 @@ from hsm_kms.token.errors import (
     error_from,
     may_mean_wrong_pin,
 )
+from tests.harness.one_worker import Named, unwrapping, wrapping
 
-KEK = KeyRef("kek", b"1")
+KEY = Named(KeyRef("kek", b"1"), "f")
 REQUESTS = {
     FindKeys: FindKeys(label="kek"),
-    Encrypt: Encrypt(
-        ref=KEK,
-        fingerprint="f",
-        mechanism=Mechanism.GCM_CALLER,
-        aad=b"a",
-        plaintext=b"dek",
-    ),
-    Decrypt: Decrypt(
-        ref=KEK,
-        fingerprint="f",
-        cipher=Cipher.GCM,
-        aad=b"a",
-        iv=b"i",
-        ciphertext=b"c",
-    ),
+    Encrypt: wrapping(KEY, b"dek", b"a"),
+    Decrypt: unwrapping(KEY, Encrypted(iv=b"i", ciphertext=b"c"), b"a"),
 }
 DEVICE = Failure(cause=Fault.DEVICE)
 

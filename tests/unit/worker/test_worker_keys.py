@@ -18,12 +18,11 @@ from hsm_kms.ipc.messages import (
     KeyPage,
     KeyRef,
     Relabel,
-    RunCanary,
 )
-from hsm_kms.ipc.values import Mechanism
 from tests.harness.one_worker import (
     Named,
     ask,
+    canary,
     imported,
     keys,
     only_key,
@@ -111,13 +110,7 @@ async def test_canary_runs_on_the_listed_handle(make, directory):
     async with make(spy.env, module=spy.module) as worker:
         key = await only_key(worker)
         before = len(log.read_text())
-        request = RunCanary(
-            ref=key.ref,
-            fingerprint=key.fingerprint,
-            mechanism=Mechanism.GCM_CALLER,
-            aad=b"canary",
-        )
-        assert isinstance(await ask(worker, request), Encrypted)
+        assert isinstance(await ask(worker, canary(key)), Encrypted)
         text = log.read_text()[before:]
     names = [line.partition(": ")[2] for line in text.splitlines() if ": C_" in line]
 

@@ -15,15 +15,14 @@ from hsm_kms.ipc.messages import (
     Failure,
     FindKeys,
     KeyRef,
-    Mechanism,
     OpenSession,
-    RunCanary,
 )
 from hsm_kms.token.process import Worker
 from tests.harness.one_worker import (
     AAD,
     Named,
     ask,
+    canary,
     configure,
     imported,
     only_key,
@@ -37,13 +36,7 @@ UNKNOWN = Named(KeyRef(LABEL, b"no such key"), "a" * 26)
 
 
 async def prove(worker, key):
-    request = RunCanary(
-        ref=key.ref,
-        fingerprint=key.fingerprint,
-        mechanism=Mechanism.GCM_CALLER,
-        aad=b"canary",
-    )
-    assert isinstance(await ask(worker, request), Encrypted)
+    assert isinstance(await ask(worker, canary(key)), Encrypted)
 
 
 def flip(data, bit=0):
