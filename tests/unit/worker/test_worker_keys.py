@@ -7,6 +7,8 @@ import subprocess
 import msgspec
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
+from hsm_kms.ipc import values
+from hsm_kms.ipc.ckr import BY_NAME
 from hsm_kms.ipc.fingerprints import FINGERPRINT_BLOCK, fingerprint_of
 from hsm_kms.ipc.messages import (
     Decrypted,
@@ -32,6 +34,8 @@ from tests.harness.one_worker import (
 from tests.harness.softhsm import PIN, TOKEN_LABEL, softhsm_module
 from tests.harness.spy import Spy
 from tests.harness.token_keys import IMPORTED, MATERIAL, create
+
+DEVICE_ERROR = BY_NAME["CKR_DEVICE_ERROR"]
 
 
 def destroy(hsm, ref):
@@ -115,6 +119,28 @@ async def test_canary_runs_on_the_listed_handle(make, directory):
     names = [line.partition(": ")[2] for line in text.splitlines() if ": C_" in line]
 
     assert ["C_EncryptInit", "C_Encrypt", "C_DecryptInit", "C_Decrypt"] == names
+
+
+async def test_fault_while_a_kept_canary_is_read(make, shim):
+    """A failure of the token is not taken for another key under the same names."""
+    async with make(shim.env, module=str(shim.module)) as worker:
+        key = await only_key(worker)
+        made = await ask(worker, canary(key))
+        kept = values.KeptCanary(
+            cipher=values.Cipher.GCM,
+            aad=b"canary",
+            iv=made.iv,
+            ciphertext=made.ciphertext,
+        )
+        again = msgspec.structs.replace(canary(key), kept=kept)
+        other = msgspec.structs.replace(
+            again, kept=msgspec.structs.replace(kept, ciphertext=bytes(48))
+        )
+        shim.set(f"C_Decrypt skip=1 count=1 rv={DEVICE_ERROR}")
+        assert isinstance(await ask(worker, again), Encrypted)
+        assert "other-key" == (await ask(worker, other)).cause
+        shim.set(f"C_Decrypt skip=1 rv={DEVICE_ERROR}")
+        assert "device" == (await ask(worker, again)).cause
 
 
 async def test_another_key_under_the_names(worker, hsm):
