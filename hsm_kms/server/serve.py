@@ -8,7 +8,7 @@ import signal
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-from hsm_kms import __version__
+from hsm_kms import __version__, log
 from hsm_kms.api.server import build_server
 from hsm_kms.errors import ConfigError
 from hsm_kms.http.metrics import Metrics
@@ -99,7 +99,10 @@ def _latest(file: ConfigFile, config: Config) -> Config:
         latest = file.load()
     except ConfigError:
         return config
-    return latest if latest.listen == config.listen else config
+    if latest.listen != config.listen:
+        return config
+    log.configure(latest.log.level, latest.log.format)
+    return latest
 
 
 class Server:

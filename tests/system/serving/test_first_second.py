@@ -37,6 +37,11 @@ def blocks(pid, number):
     return bool(int(mask, 16) & 1 << (number - 1))
 
 
+def name_of(pid):
+    """Return the name of the program that a process runs."""
+    return Path(f"/proc/{pid}/comm").read_text().strip()
+
+
 def test_sighup(make_plugin, hsm):
     """SIGHUP before anything is imported does not kill the server."""
     plugin = make_plugin(hsm)
@@ -79,7 +84,8 @@ def test_process_1_of_the_image(make_plugin, hsm):
     )
     try:
         (first,) = wait_for(lambda: children_of(started.pid))
-        wait_for(lambda: blocks(first, signal.SIGTERM))
+        # While it forks, unshare blocks signals too.
+        wait_for(lambda: name_of(first) != "unshare" and blocks(first, signal.SIGTERM))
         os.kill(first, signal.SIGTERM)
         assert 0 == started.wait(patient())
     finally:
@@ -112,11 +118,13 @@ def test_change_in_the_wait_for_the_socket(plugin, waiting):
     Even if the change needs a restart: the server has not started yet.
     """
     waiting.config["apis"]["v2"]["version"] = "v2beta1"
+    waiting.config["log"]["level"] = "warning"
     waiting.write_config()
     plugin.stop()
     waiting.wait_healthz("ok")
 
     assert "v2beta1" == waiting.status().version
+    assert [] == waiting.events("listening")  # an event of level info
     assert [] == waiting.events("configuration rejected: a restart is needed")
 
 
