@@ -104,6 +104,17 @@ def test_without_a_scan(others, tmp_path):
     assert {others.old: "current"} == others.states()
 
 
+def test_repeated_although_nobody_asked(keys):
+    """A key_id that --confirm repeats must be that of the key, needed or not."""
+    (old,) = keys.states()
+    new = keys.rotate("--activate-in", "10m")
+    refused = keys.refusal("cancel", new, "--yes", "--confirm", old)
+    keys.json("cancel", new, "--yes", "--confirm", new)
+
+    assert "the two key_ids differ" in refused
+    assert new not in keys.states()
+
+
 def test_in_the_last_minute(keys):
     """In the last minute before its time, a key needs a proof to be cancelled."""
     new = keys.rotate("--activate-in", "30s", "--force")

@@ -164,7 +164,7 @@ class _Cancelling:
             "has not used the key. If keys.current of another node names it, data "
             "encrypted with it is lost."
         )
-        if doubt and self._sure.etcd is None:
+        if self._sure.typed is not None or (doubt and self._sure.etcd is None):
             confirm_key(key_id, self._sure.typed)
         else:
             confirm("destroy this key?", yes=self._sure.yes)
