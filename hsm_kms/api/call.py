@@ -5,7 +5,8 @@
 2. Any other exception is answered as INTERNAL; the log gets its trace without values.
 3. A client that gives up cancels its request, and nothing here catches that.
 4. Each request is one log event: debug if it succeeded or its client gave up, warning
-   if it was refused, error if the cause is a bug in hsm-kms.
+   if it was refused, error if the cause is a bug in hsm-kms. Unless debug events are
+   logged, refusals of one kind are counted after the first, see `repeats`.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from google.protobuf.message import DecodeError, Message
 from hsm_kms.api import codes
 from hsm_kms.errors import HsmKmsError, RequestError
 from hsm_kms.log import describe, get_logger, key_id_hash
+from hsm_kms.repeats import Repeats
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
@@ -53,6 +55,7 @@ class Call:
         method: API and method for the log, such as "v2.Encrypt".
         context: The context that gRPC passes to the handler.
         observe: Called with each request's method, code, seconds and path.
+        refusals: Logs the refused requests of this method.
 
     Attributes:
         uid: The client's name for the request, unchecked; for the log.
@@ -65,6 +68,7 @@ class Call:
         "_context",
         "_method",
         "_observe",
+        "_refusals",
         "_started",
         "key_id",
         "path",
@@ -72,11 +76,16 @@ class Call:
     )
 
     def __init__(
-        self, method: str, context: ServicerContext[Any, Any], observe: Observe
+        self,
+        method: str,
+        context: ServicerContext[Any, Any],
+        observe: Observe,
+        refusals: Repeats,
     ) -> None:
         self._method = method
         self._context = context
         self._observe = observe
+        self._refusals = refusals
         self.uid = self.key_id = self.path = ""
         self._started = perf_counter()
 
@@ -102,34 +111,44 @@ class Call:
             CancelledError: The deadline has passed: gRPC has answered by itself.
         """
         code, sentence = codes.refusal(error)
+        kind = type(error).__name__
         if isinstance(error, HsmKmsError):
-            why = {"error": type(error).__name__, "reason": error.sentence}
-            self.event(logging.WARNING, code.name, **why)
+            why = {"error": kind, "reason": error.sentence}
+            self.event(logging.WARNING, code.name, kind, **why)
         else:
-            self.event(logging.ERROR, code.name, trace=describe(error))
+            self.event(logging.ERROR, code.name, kind, trace=describe(error))
         remaining = cast("float | None", self._context.time_remaining())
         if remaining is not None and remaining <= 0:
             raise asyncio.CancelledError
         await self._context.abort(code, sentence)
 
-    def event(self, level: int, code: str, **more: object) -> None:
-        """Report to the observer and the log how the request ended."""
+    def event(self, level: int, code: str, kind: str = "", **more: object) -> None:
+        """Report to the observer and the log how the request ended.
+
+        Args:
+            level: Level of the log event.
+            code: Name of the gRPC status code.
+            kind: Refusals of the same code and kind are logged once, and then counted.
+            more: Fields of the log event.
+        """
         seconds = perf_counter() - self._started
         self._observe(self._method, code, seconds, self.path)
         if not _levels.isEnabledFor(level):
             return
         if self.path:
             more["path"] = self.path
-        _log.log(
-            level,
-            "request",
-            method=self._method,
-            uid=safe_uid(self.uid),
-            key_id_hash=key_id_hash(self.key_id) if self.key_id else "",
-            code=code,
-            duration_seconds=round(seconds, 6),
+        fields = {
+            "method": self._method,
+            "uid": safe_uid(self.uid),
+            "key_id_hash": key_id_hash(self.key_id) if self.key_id else "",
+            "code": code,
+            "duration_seconds": round(seconds, 6),
             **more,
-        )
+        }
+        if _levels.isEnabledFor(logging.DEBUG):
+            _log.log(level, "request", **fields)
+        else:
+            self._refusals.log(level, "request", (code, kind), **fields)
 
 
 def handler(
@@ -147,9 +166,10 @@ def handler(
             the attributes of the call for the log.
         observe: As for `Call`.
     """
+    refusals = Repeats(_NAME)
 
     async def handle(data: bytes, context: ServicerContext[bytes, bytes]) -> bytes:
-        call = Call(method, context, observe)
+        call = Call(method, context, observe, refusals)
         try:
             try:
                 request = parse(data)

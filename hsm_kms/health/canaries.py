@@ -12,6 +12,7 @@ A canary is a constant that a worker wraps and unwraps under one key.
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 from typing import TYPE_CHECKING
 
@@ -21,7 +22,7 @@ from hsm_kms.ipc.messages import Encrypted
 from hsm_kms.ipc.values import KeptCanary
 from hsm_kms.keys.key_id import fingerprint_in
 from hsm_kms.keys.trial import PASSED, Trial
-from hsm_kms.log import get_logger
+from hsm_kms.repeats import Repeats
 from hsm_kms.wrapping.by_token import canary
 from hsm_kms.wrapping.nonce_budget import counts
 
@@ -35,8 +36,6 @@ if TYPE_CHECKING:
     from hsm_kms.token.alarm import Alarm
     from hsm_kms.token.process import Worker
     from hsm_kms.wrapping.nonce_budget import NonceBudget
-
-_log = get_logger(__name__)
 
 
 class Canaries:
@@ -67,6 +66,7 @@ class Canaries:
         self._passed_at: float | None = None
         self._loop: asyncio.AbstractEventLoop | None = None  # whose time that is
         self._suspension = Suspension()  # since then
+        self._repeats = Repeats(__name__)
         self.error: HsmKmsError | None = None
         self.passes = 0
 
@@ -110,8 +110,12 @@ class Canaries:
             # A key that cannot encrypt may still decrypt.
             if needed or self._is_current(key) or isinstance(error, WorkerLostError):
                 raise
-            _log.info(
-                "canary of another key failed", key_id=key.key_id, error=str(error)
+            self._repeats.log(
+                logging.INFO,
+                "canary of another key failed",
+                (key.key_id, str(error)),
+                key_id=key.key_id,
+                error=str(error),
             )
         else:
             # The time before the request: a key that comes due meanwhile has not
@@ -171,7 +175,9 @@ class Canaries:
 
     def failed(self, error: HsmKmsError) -> None:
         """Note that an inspection failed, or was not answered in time."""
-        _log.warning("canary failed", error=str(error))
+        self._repeats.log(
+            logging.WARNING, "canary failed", str(error), error=str(error)
+        )
         self.error = error
 
     def forget(self, held: Iterable[TokenKey]) -> None:

@@ -12,11 +12,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import math
 from typing import TYPE_CHECKING, Final
 
 from hsm_kms.errors import HsmKmsError
 from hsm_kms.log import get_logger
+from hsm_kms.repeats import Repeats
 from hsm_kms.token.ends import End
 
 if TYPE_CHECKING:
@@ -53,6 +55,7 @@ class FreshWorkerChecks:
         self._alarm = alarm
         self._period = max(interval * CHECK_EVERY, APART_SECONDS)
         self._next = 0.0
+        self._failures = Repeats(__name__)
         self._checked = -math.inf  # when the latest check began
 
     def soon(self) -> None:
@@ -76,7 +79,12 @@ class FreshWorkerChecks:
             try:
                 await self.check()
             except HsmKmsError as error:
-                _log.info("fresh worker could not read the keys", error=str(error))
+                self._failures.log(
+                    logging.INFO,
+                    "fresh worker could not read the keys",
+                    str(error),
+                    error=str(error),
+                )
             except Exception as error:  # noqa: BLE001 - a bug must not end the checks
                 _log.error("bug in a fresh-worker check", exc_info=error)
 

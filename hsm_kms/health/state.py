@@ -17,12 +17,14 @@ the local KEKs that stand by.
 from __future__ import annotations
 
 import asyncio
+import logging
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, Literal, Protocol
 
 from hsm_kms.errors import HsmKmsError, TokenTimeoutError, WorkerLostError
 from hsm_kms.health import healthz
 from hsm_kms.log import get_logger
+from hsm_kms.repeats import Repeats
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -124,6 +126,7 @@ class Health:
         self._doubt_since: float | None = None
         self._not_ok_since: float | None = None
         self._detail = ""
+        self._causes = Repeats(__name__)
         self._state = self._failed(_NOT_REACHED)
 
     def adjust(self, settings: schema.Health) -> None:
@@ -198,15 +201,20 @@ class Health:
         state = replace(state, answers=answers)
         if state == self._state and self._detail == before:
             return
+        fields = {
+            "state": state.state,
+            "healthz": state.healthz,
+            "detail": self._detail,
+            "key_id": state.key_id,
+            "status_available": state.answers,
+        }
+        same = replace(state, healthz=self._state.healthz) == self._state
+        if same and state.ready == self._state.ready:
+            # One outage can have several causes in turn, as often as it is inspected.
+            self._causes.log(logging.INFO, "health", self._detail, **fields)
+        else:
+            _log.info("health", **fields)
         self._state = state
-        _log.info(
-            "health",
-            state=state.state,
-            healthz=state.healthz,
-            detail=self._detail,
-            key_id=state.key_id,
-            status_available=state.answers,
-        )
 
     def _judge(self, now: float) -> HealthState:
         ring = self._node_keyring.ring

@@ -2,20 +2,19 @@
 
 Pool, workers and local KEKs raise the alarm; the health monitor waits for it. All that
 happens before the next inspection is one alarm, so a flood of errors cannot cause a
-flood of inspections or of log lines.
+flood of inspections; nor of log lines, see `repeats`.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import TYPE_CHECKING
 
-from hsm_kms.log import get_logger
+from hsm_kms.repeats import Repeats
 
 if TYPE_CHECKING:
     from hsm_kms.errors import HsmKmsError
-
-_log = get_logger(__name__)
 
 
 class Alarm:
@@ -28,7 +27,7 @@ class Alarm:
     def __init__(self) -> None:
         self.reason = ""
         self._raised = asyncio.Event()
-        self._fault_logged = False
+        self._faults = Repeats(__name__)
 
     def notify(self, reason: str) -> None:
         """Raise the alarm: something changed that an inspection should find."""
@@ -37,9 +36,12 @@ class Alarm:
 
     def fault(self, error: HsmKmsError) -> None:
         """Raise the alarm: a request met an error of the token, not of the request."""
-        if not self._fault_logged:
-            self._fault_logged = True
-            _log.info("token fault during a request", error=str(error))
+        self._faults.log(
+            logging.INFO,
+            "token fault during a request",
+            (type(error), error.rv),
+            error=str(error),
+        )
         self.notify(str(error))
 
     async def wait(self) -> None:
@@ -50,4 +52,3 @@ class Alarm:
         """Take note of the alarm: what happens from now on raises it again."""
         self.reason = ""
         self._raised.clear()
-        self._fault_logged = False

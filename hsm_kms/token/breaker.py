@@ -8,16 +8,15 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Final
 
-from hsm_kms.log import get_logger
+from hsm_kms.repeats import Repeats
 
 if TYPE_CHECKING:
     from hsm_kms.errors import HsmKmsError
 
 TRIP_AFTER: Final = 5
-
-_log = get_logger(__name__)
 
 
 class Breaker:
@@ -26,6 +25,7 @@ class Breaker:
     def __init__(self) -> None:
         self._in_a_row = 0
         self._open: HsmKmsError | None = None
+        self._changes = Repeats(__name__)
 
     @property
     def is_open(self) -> bool:
@@ -46,7 +46,8 @@ class Breaker:
         self._in_a_row += 1
         if self._in_a_row >= TRIP_AFTER and self._open is None:
             self._open = error
-            _log.warning("breaker open", error=error.sentence)
+            sentence = error.sentence
+            self._changes.log(logging.WARNING, "breaker open", error=sentence)
 
     def succeeded(self) -> None:
         """Reset the count, because the token answered a request."""
@@ -57,4 +58,4 @@ class Breaker:
         self._in_a_row = 0
         if self._open is not None:
             self._open = None
-            _log.info("breaker closed")
+            self._changes.log(logging.INFO, "breaker closed")

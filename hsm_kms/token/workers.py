@@ -14,12 +14,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import math
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from hsm_kms.errors import HsmKmsError, TokenTimeoutError, WorkerLostError
 from hsm_kms.log import get_logger
+from hsm_kms.repeats import Repeats
 from hsm_kms.tasks import complete, keep_running
 from hsm_kms.token.counts import Counts
 from hsm_kms.token.ends import ENDS, End, Ending
@@ -80,6 +82,7 @@ class Workers:
         self.last_error: HsmKmsError | None = None
         self.failed_at = -math.inf
         self._budget = KillBudget()
+        self._failures = Repeats(__name__)
         self._tasks: set[asyncio.Task[None]] = set()
         self._spare: asyncio.Task[None] | None = None
         self._spare_worker: Worker | None = None
@@ -269,7 +272,12 @@ class Workers:
 
     def _failed(self, error: HsmKmsError) -> None:
         if str(error) != str(self.last_error):
-            _log.warning("token worker cannot start", error=error.sentence)
+            self._failures.log(
+                logging.WARNING,
+                "token worker cannot start",
+                str(error),
+                error=error.sentence,
+            )
         self.last_error = error
         self.failed_at = asyncio.get_running_loop().time()
         self._pool.fail(error)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
+from structlog.testing import capture_logs
 
 from hsm_kms.health.state import DOWN_SECONDS, INTERVALS
 from tests.unit.health.health_node import (
@@ -15,6 +18,8 @@ from tests.unit.health.health_node import (
 )
 
 INTERVAL = outages().interval
+HOURS = 6
+EACH = 2.0  # seconds between two inspections in an outage
 
 
 async def test_well(node):
@@ -37,6 +42,21 @@ async def test_token_away(node):
     node.later(0.125)
     assert ("failed", sentence(SLOW)) == node.seen
     assert node.health.look().key_id == node.keyring.key_id
+
+
+async def test_log_of_a_long_outage(node):
+    """Looks that fail for hours, for one cause and another, are a few lines an hour."""
+    looks = int(HOURS * 3600 / EACH)
+    with capture_logs() as logs:
+        for number in range(looks):
+            node.away((SLOW, ABSENT)[number % 2])
+            node.later(EACH)
+            await asyncio.sleep(0)
+    failed = [one for one in logs if one["event"] == "canary failed"]
+
+    assert len(logs) < 60
+    assert looks * 0.8 < sum(one.get("repeated", 1) for one in failed) <= looks
+    assert "failed" == node.health.look().state
 
 
 async def test_no_worker_starts(node):
