@@ -155,6 +155,10 @@ class WorkerLostError(UnavailableError):
     """Raised when the worker process that held the session is gone."""
 
 
+class WorkerUnkillableError(UnavailableError):
+    """Raised when no worker may start, because too many others cannot be killed."""
+
+
 class SessionLostError(UnavailableError):
     """Raised when a session cannot be used any more; never leaves `hsm_kms.token`."""
 

@@ -89,6 +89,7 @@ REFUSALS: Final[Mapping[type[BaseException], Refusal]] = MappingProxyType(
         errors.UndecidedError: _NOT_READY,
         errors.TokenAbsentError: _NOT_READY,
         errors.WorkerLostError: _NOT_READY,
+        errors.WorkerUnkillableError: _NOT_READY,
         errors.SessionLostError: _NOT_READY,
         errors.TokenTimeoutError: Refusal(
             StatusCode.UNAVAILABLE, "the token did not answer in time"

@@ -79,6 +79,12 @@ def _faults(server: dict[str, Any]) -> dict[str, str]:
         for listener in server.get("http", ())
         if listener["error"]
     }
+    if stuck := server["workers"].get("unkillable"):
+        pids = ", ".join(map(str, stuck))
+        shown["workers that cannot be killed"] = (
+            f"process {pids}; a call hangs in the kernel: repair the driver that the "
+            "PKCS#11 module uses, or reboot the node"
+        )
     config = server.get("config", {"in_force": True})
     if not config["in_force"]:
         shown["config"] = f"not in force since {config['since']}: {config['error']}"

@@ -21,6 +21,10 @@ HEALTH: Final[dict[type[errors.HsmKmsError], str]] = {
         f"check whether the HSM and its client are running, and {_CHECK}"
     ),
     errors.WorkerLostError: f"the token cannot be reached; {_CHECK}",
+    errors.WorkerUnkillableError: (
+        "token workers hang in the kernel and cannot be killed; "
+        "repair the driver that the PKCS#11 module uses, or reboot the node"
+    ),
     errors.SessionLostError: f"the token keeps losing its sessions; {_CHECK}",
     errors.TokenTimeoutError: (
         "the token does not answer in time; "

@@ -55,6 +55,7 @@ class Snapshot:
         unidentified: Number of keys on the token that could not be identified.
         same_names: Number of keys held whose CKA_LABEL and CKA_ID another key has, too.
         workers: Number of workers that serve.
+        unkillable: Number of workers that cannot be killed.
         ends: Number of workers that ended, by reason.
         sessions: Number of sessions held.
         idle: Number of sessions that are not in use.
@@ -81,6 +82,7 @@ class Snapshot:
     unidentified: int = 0
     same_names: int = 0
     workers: int
+    unkillable: int = 0
     ends: Mapping[str, int] = field(default_factory=dict)
     sessions: int
     idle: int
@@ -221,6 +223,11 @@ def _of_snapshot(now: Snapshot) -> Iterable[Metric]:
         now.same_names,
     )
     yield _number("hsm_kms_workers", "Token workers that serve.", now.workers)
+    yield _number(
+        "hsm_kms_workers_unkillable",
+        "Token workers that SIGKILL has not ended.",
+        now.unkillable,
+    )
     yield _number("hsm_kms_sessions", "Token sessions held.", now.sessions)
     yield _number("hsm_kms_sessions_idle", "Token sessions not in use.", now.idle)
     yield _number(

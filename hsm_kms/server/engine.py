@@ -26,6 +26,7 @@ from hsm_kms.tasks import cancel_and_wait, keep_running
 from hsm_kms.token.alarm import Alarm
 from hsm_kms.token.counts import Counts
 from hsm_kms.token.login import PinLogin
+from hsm_kms.token.places import Unkillable
 from hsm_kms.token.pool import Pool
 from hsm_kms.token.workers import Workers
 from hsm_kms.wrapping.by_token import ByToken
@@ -52,12 +53,14 @@ class Lasting:
         budget: How often each KEK has wrapped on this node.
         counts: Running totals.
         opened: The local KEKs that the token has decrypted.
+        unkillable: The workers that cannot be killed.
     """
 
     state: StateDir
     budget: NonceBudget
     counts: Counts = field(default_factory=Counts)
     opened: KekCache = field(default_factory=KekCache)
+    unkillable: Unkillable = field(default_factory=Unkillable)
 
 
 class Engine:
@@ -130,6 +133,7 @@ class Engine:
             qualify=inspection.qualify,
             alarm=self.alarm,
             counts=lasting.counts,
+            unkillable=lasting.unkillable,
         )
         self.health = Health(
             self.keys, self.canaries, self.workers, self.standby, config.health

@@ -42,6 +42,7 @@ def snapshot(
         unidentified=len(ring.unidentified) if ring else 0,
         same_names=len(ring.twins) if ring else 0,
         workers=len(engine.workers.ready),
+        unkillable=len(lasting.unkillable.pids),
         ends=counts.ends,
         sessions=stats.sessions,
         idle=stats.idle,
@@ -161,7 +162,11 @@ def status_of(
         "key_id_hash": now.key_id_hash,
         "keys": keys_of(engine.keys.ring),
         "unidentified_keys": unidentified_of(engine.keys.ring),
-        "workers": {"ready": now.workers, "ended": dict(now.ends)},
+        "workers": {
+            "ready": now.workers,
+            "unkillable": lasting.unkillable.pids,
+            "ended": dict(now.ends),
+        },
         "sessions": {
             "held": now.sessions,
             "idle": now.idle,

@@ -3,11 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import os
-import socket
-import subprocess
-import sys
 from typing import TYPE_CHECKING, Final
 
 from hsm_kms.errors import HsmKmsError, TokenTimeoutError, WorkerLostError
@@ -25,13 +20,14 @@ from hsm_kms.tasks import cancel_and_wait
 from hsm_kms.token.channel import Channel
 from hsm_kms.token.ends import ENDS, End
 from hsm_kms.token.errors import error_from
-from hsm_kms.token.kill import Killer
+from hsm_kms.token.spawn import spawn
 from hsm_kms.token.stderr import Stderr
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from hsm_kms.token.ends import Keeper
+    from hsm_kms.token.spawn import Spawned
 
 LEAVE_SECONDS: Final = 1.0  # the worker itself takes half of it at most
 _IDLE_SECONDS: Final = 0.4  # of LEAVE_SECONDS, for a call on the control session
@@ -54,16 +50,9 @@ class Worker:
         killed: The worker had to be killed; some HSMs keep the sessions of such a one.
     """
 
-    def __init__(
-        self,
-        process: asyncio.subprocess.Process,
-        pairs: Sequence[socket.socket],
-        stderr: int,
-        killer: Killer,
-        keeper: Keeper | None = None,
-    ) -> None:
+    def __init__(self, spawned: Spawned, keeper: Keeper | None = None) -> None:
         self.control, *self.sessions = (
-            Channel(pair, self._lost, self.retire) for pair in pairs
+            Channel(pair, self._lost, self.retire) for pair in spawned.pairs
         )
         self.lost = asyncio.Event()
         self.end: End | None = None
@@ -72,16 +61,25 @@ class Worker:
         self.retiring = False
         self.born = asyncio.get_running_loop().time()
         self.started: Started | None = None
-        self._process = process
+        self._process = spawned.process
         self._keeper = keeper
-        self._killer = killer
-        self._stderr = Stderr(stderr, process.pid)
+        self._killer = spawned.killer
+        self._stderr = Stderr(spawned.stderr, self.pid)
         self._watching = asyncio.create_task(self._watch())
 
     @property
     def pid(self) -> int:
         """Return the process ID of the worker."""
         return self._process.pid
+
+    @property
+    def gone(self) -> bool:
+        """Return True if the process has ended."""
+        return self._process.returncode is not None
+
+    async def wait_until_gone(self) -> None:
+        """Wait until the process has ended."""
+        await self._process.wait()
 
     @property
     def leaving(self) -> bool:
@@ -114,32 +112,8 @@ class Worker:
         Raises:
             WorkerLostError: The machine has no process or descriptor left.
         """
-        with contextlib.ExitStack() as theirs, contextlib.ExitStack() as ours:
-            try:
-                stderr, their_stderr = os.pipe()
-                ours.callback(os.close, stderr)
-                theirs.callback(os.close, their_stderr)
-                pairs = [_pair(ours, theirs) for _ in range(1 + sessions)]
-                numbers = [other.fileno() for _, other in pairs]
-                # From the main thread: the parent-death signal comes when the thread
-                # ends that started the process.
-                process = await asyncio.create_subprocess_exec(
-                    *(sys.executable, "-I", "-m", "hsm_kms.worker"),
-                    *map(str, (os.getpid(), *numbers)),
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,
-                    stderr=their_stderr,
-                    pass_fds=[*numbers, *pass_fds],
-                    env={**os.environ, **env},
-                )
-                # If this fails, the worker sees its pairs close and exits.
-                killer = Killer(process)
-            except OSError as error:
-                raise WorkerLostError(
-                    f"a token worker cannot be started: {error.strerror}"
-                ) from None
-            ours.pop_all()
-        return cls(process, [mine for mine, _ in pairs], stderr, killer, keeper)
+        spawned = await spawn(sessions, env, pass_fds)
+        return cls(spawned, keeper)
 
     async def configure(self, request: Configure) -> Started:
         """Have the worker load the module and choose the token.
@@ -292,13 +266,6 @@ class Worker:
             self.end = end
             self.reason = reason
             self.lost.set()
-
-
-def _pair(
-    ours: contextlib.ExitStack, theirs: contextlib.ExitStack
-) -> tuple[socket.socket, socket.socket]:
-    mine, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    return ours.enter_context(mine), theirs.enter_context(other)
 
 
 def _unexpected(reply: Reply) -> HsmKmsError:

@@ -8,6 +8,7 @@
 3. Only `Workers.end` ends a worker that serves, for every caller. A worker is
    ended once, calls under way may finish as the row in `token.ends` says, and a worker
    is recycled only while all workers serve, so never two at once.
+4. A worker starts only if it has a place, see `token.places`.
 """
 
 from __future__ import annotations
@@ -19,14 +20,15 @@ import math
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from hsm_kms.errors import HsmKmsError, TokenTimeoutError, WorkerLostError
+from hsm_kms.errors import HsmKmsError, WorkerLostError
 from hsm_kms.log import get_logger
 from hsm_kms.repeats import Repeats
-from hsm_kms.tasks import complete, keep_running
+from hsm_kms.tasks import keep_running
 from hsm_kms.token.counts import Counts
 from hsm_kms.token.ends import ENDS, End, Ending
-from hsm_kms.token.process import Worker
+from hsm_kms.token.places import Places, Unkillable
 from hsm_kms.token.restarts import Backoff, KillBudget
+from hsm_kms.token.startup import Startup
 from hsm_kms.token.watchdog import Watchdog
 
 if TYPE_CHECKING:
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from hsm_kms.token.channel import Channel
     from hsm_kms.token.login import PinLogin
     from hsm_kms.token.pool import Pool
+    from hsm_kms.token.process import Worker
     from hsm_kms.token.settings import WorkerSettings
 
 _WELL_SECONDS: Final = 10.0  # a worker that lived this long resets the pauses
@@ -55,6 +58,7 @@ class Workers:
             lent; raises an error to refuse it.
         alarm: Raised when a worker started, ended, or could not start.
         counts: Running totals.
+        unkillable: The workers that cannot be killed, of all engines.
 
     Attributes:
         ready: The workers that serve, and those that drain.
@@ -62,7 +66,7 @@ class Workers:
         failed_at: When that was, in the loop's time.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - one object each
         self,
         settings: WorkerSettings,
         *,
@@ -71,17 +75,26 @@ class Workers:
         qualify: Callable[[Worker], Awaitable[None]],
         alarm: Alarm,
         counts: Counts | None = None,
+        unkillable: Unkillable | None = None,
     ) -> None:
         self._settings = settings
         self._counts = counts or Counts()
         self._pool = pool
-        self._login = login
-        self._qualify = qualify
         self._alarm = alarm
         self.ready: list[Worker] = []
         self.last_error: HsmKmsError | None = None
         self.failed_at = -math.inf
         self._budget = KillBudget()
+        unkillable = unkillable or Unkillable()
+        self._places = Places(settings.workers, unkillable)
+        self._startup = Startup(
+            settings,
+            login=login,
+            qualify=qualify,
+            budget=self._budget,
+            unkillable=unkillable,
+            counts=self._counts,
+        )
         self._failures = Repeats(__name__)
         self._tasks: set[asyncio.Task[None]] = set()
         self._spare: asyncio.Task[None] | None = None
@@ -98,30 +111,21 @@ class Workers:
         """Start a worker that only reads the keys, and let it leave at the end.
 
         Yields:
-            A worker with a control session alone, logged in; None while a spare worker
-            has its place on the token, or while the budget of kills is spent.
+            A worker with a control session alone, logged in; None while the place of
+            the spare worker is taken, or while the budget of kills is spent.
 
         Raises:
             HsmKmsError: The worker could not be started.
         """
-        if self.has_spare or self._budget.spent:
+        spare = self._settings.workers
+        if self.has_spare or self._budget.spent or not self._places.is_free(spare):
             yield None
             return
-        await self._login.check()
-        settings = self._settings
-        worker = await Worker.spawn(0, settings.env, keeper=self)
+        worker = await self._startup.start_reader(self)
         try:
-            try:
-                async with asyncio.timeout(settings.start_timeout):
-                    await worker.configure(settings.configure)
-                    await self._login.login(worker)
-            except TimeoutError:
-                raise TokenTimeoutError(
-                    "a fresh worker did not start in time"
-                ) from None
             yield worker
         finally:
-            await self._see_out(worker)
+            await self._startup.see_out(worker)
 
     def end(self, worker: Worker, end: End, why: str) -> None:
         """End a worker as its row in `token.ends` says, and have it replaced.
@@ -138,7 +142,7 @@ class Workers:
         if how.drain == 0:
             worker.finish(end, why)
             return
-        if worker.retiring or (how.alone and not self._all_serve()):
+        if worker.retiring or (how.alone and self._lending < self._settings.workers):
             return
         # No await from the checks to here: the second of two callers finds this worker
         # retiring, and a second worker finds that not all serve.
@@ -147,9 +151,9 @@ class Workers:
             self._pool.withdraw(channel)
         self._run(self._drain_and_finish(worker, end, why))
 
-    def _all_serve(self) -> bool:
-        lending = sum(not each.retiring for each in self.ready)
-        return lending >= self._settings.workers
+    @property
+    def _lending(self) -> int:
+        return sum(not each.retiring for each in self.ready)
 
     async def _drain_and_finish(self, worker: Worker, end: End, why: str) -> None:
         settings, loop = self._settings, asyncio.get_running_loop()
@@ -178,7 +182,8 @@ class Workers:
     def drop_spare(self) -> None:
         """Let the spare worker leave, calls under way having finished."""
         if self._spare_worker is not None:
-            self.end(self._spare_worker, End.ASKED, "the spare worker is not needed")
+            if self._lending > 1:  # no other worker may have a place
+                self.end(self._spare_worker, End.ASKED, "the spare is not needed")
         elif self._spare is not None:
             self._spare.cancel()
 
@@ -209,66 +214,44 @@ class Workers:
     async def _keep(self, number: int) -> None:
         """Keep worker `number` alive: start one after the other until cancelled."""
         backoff = Backoff()
-        loop = asyncio.get_running_loop()
         while True:
             await self._budget.wait(number)
+            if not self._places.is_free(number):
+                self._failed(self._places.error())
+            await self._places.take(number)
             try:
-                worker, channels = await self._start()
-            except Exception as error:  # noqa: BLE001 - a bug must not end it
-                known = _as_known(error)
-                self._failed(known)
-                await asyncio.sleep(backoff.pause(known, beside=bool(self.ready)))
-                continue
-            began = loop.time()
-            is_spare = number == self._settings.workers
-            self._spare_worker = worker if is_spare else self._spare_worker
-            how = await self._serve(worker, channels)
-            if is_spare:
-                self._spare_worker = None
-            if not how.replaced:
+                pause = await self._keep_one(number, backoff)
+            finally:
+                self._places.release(number)
+            if pause is None:
                 return
-            if loop.time() - began > _WELL_SECONDS:
-                backoff.reset()
-            else:
-                await asyncio.sleep(backoff.pause(beside=bool(self.ready)))
+            await asyncio.sleep(pause)
 
-    async def _start(self) -> tuple[Worker, list[Channel]]:
-        await self._login.check()
-        settings = self._settings
-        spent = self._budget.spent
-        worker = await Worker.spawn(settings.sessions, settings.env, keeper=self)
-        try:
-            async with asyncio.timeout(settings.start_timeout):
-                started = await worker.configure(settings.configure)
-                await self._login.login(worker)
-                granted = worker.sessions if started.os_locking else worker.sessions[:1]
-                channels = await worker.open_sessions(granted[:1] if spent else granted)
-                await self._qualify(worker)
-                if spent:  # a canary passed with one session: open the others too
-                    channels = await worker.open_sessions(granted)
-        except TimeoutError:
-            self._counts.ends[End.START] += 1
-            self.end(worker, End.START, "it did not start in time")
-            await self._see_out(worker)
-            raise TokenTimeoutError(
-                f"the token worker did not start within {settings.start_timeout:g} s",
-                hint="see whether the HSM and its client service are up",
-            ) from None
-        except BaseException as error:
-            if isinstance(error, Exception):
-                self._counts.ends[End.START] += 1
-            await self._see_out(worker)
-            raise
-        self._budget.refill()
-        return worker, channels
+    async def _keep_one(self, number: int, backoff: Backoff) -> float | None:
+        """Start one worker, and return once it has ended.
 
-    async def _see_out(self, worker: Worker) -> None:
-        """Let a worker leave, even if this task is cancelled meanwhile."""
+        Returns:
+            The seconds until another one starts; None if none shall.
+        """
         try:
-            await complete(worker.leave())
-        finally:
-            if worker.killed:
-                self._budget.spend()
+            worker, channels = await self._startup.start(self)
+        except Exception as error:  # noqa: BLE001 - a bug must not end it
+            known = _as_known(error)
+            self._failed(known)
+            return backoff.pause(known, beside=bool(self.ready))
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        is_spare = number == self._settings.workers
+        self._spare_worker = worker if is_spare else self._spare_worker
+        how = await self._serve(worker, channels)
+        if is_spare:
+            self._spare_worker = None
+        if not how.replaced:
+            return None
+        if loop.time() - began > _WELL_SECONDS:
+            backoff.reset()
+            return 0.0
+        return backoff.pause(beside=bool(self.ready))
 
     def _failed(self, error: HsmKmsError) -> None:
         if str(error) != str(self.last_error):
@@ -296,7 +279,7 @@ class Workers:
             self.ready.remove(worker)
             for channel in worker.sessions:  # also those opened later
                 self._pool.withdraw(channel)
-            await self._see_out(worker)
+            await self._startup.see_out(worker)
             end = worker.end or End.ASKED
             self._counts.ends[end] += 1
             _log.info(

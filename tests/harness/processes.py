@@ -58,11 +58,16 @@ def command_lines(pid: int) -> str:
 
 def alive(pid: int) -> bool:
     """Whether a process runs; a zombie does not."""
+    return state(pid) not in {"", "Z"}
+
+
+def state(pid: int) -> str:
+    """State of a process as ps shows it, such as "S"; "" once it is gone."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
-        return False
-    return stat.rpartition(")")[2].split()[0] != "Z"
+        return ""
+    return stat.rpartition(")")[2].split()[0]
 
 
 def in_namespace(prefix: list[str], script: str, *arguments: str) -> list[str]:

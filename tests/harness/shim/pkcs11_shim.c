@@ -7,11 +7,12 @@
  * A line of the control file is a rule or one or more modes; # begins a comment.
  *
  *   C_Function|* [skip=N] [count=N] [len=N] [after] [sleep=ms] [jitter=ms]
- *                [rv=0x30] [hang] [abort] [segv] [fork=ms] [exec=ms]
+ *                [rv=0x30] [hang] [abort] [segv] [fork=ms] [exec=ms] [undying]
  *     Let N calls pass, then act on N calls (counted over all processes; without count:
  *     on every one), with len only on C_Encrypt and C_Decrypt of so many bytes; `after`
  *     the real call, which is made then, instead of in place of it. `fork` leaves a copy
- *     of the process behind for so long, `exec` another program.
+ *     of the process behind for so long, `exec` another program. With `undying` not even
+ *     SIGKILL ends the process until the control file changes, as if a driver kept it.
  *   lost                everything is CKR_DEVICE_REMOVED until the next C_Initialize
  *   logged_out          C_Logout, once, behind the back of each process
  *   frozen              finds show only what the latest C_Login saw
@@ -46,8 +47,12 @@
 #include <string.h>
 #include <sys/file.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/ptrace.h>
 #include <sys/random.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -72,7 +77,7 @@ struct shared {
 };
 
 #define RULE_WORDS(X) X(skip) X(count) X(len) X(after) X(rv) X(hang) X(abort) X(segv) \
-  X(fork) X(exec)
+  X(fork) X(exec) X(undying)
 #define MODES(X)                                                                     \
   X(lost) X(logged_out) X(frozen) X(max_sessions) X(keep_dead) X(cant_lock) X(strict) \
   X(bad_tag) X(bad_iv) X(corrupt) X(no_gcm) X(no_ecb) X(no_cbc) X(odd_value_len) X(token_flags) X(max_session_count)
@@ -255,6 +260,41 @@ static void leave_behind(const struct rule *r) {
   _exit(0);
 }
 
+/* Trace the process `pid`, which stops in its exit, until the control file changes. */
+static void hold(pid_t pid, uint64_t generation) {
+  struct stat s;
+  int status;
+  while (!stat(control_path, &s) && generation_of(&s) == generation) {
+    pid_t stopped = waitpid(pid, &status, __WALL | WNOHANG);
+    if (stopped == pid && WIFSTOPPED(status) && status >> 16 != PTRACE_EVENT_EXIT)
+      ptrace(PTRACE_CONT, pid, NULL, (long)(status >> 16 ? 0 : WSTOPSIG(status)));
+    else
+      nap(10);
+  }
+}
+
+static void become_undying(uint64_t generation) {
+  int ready[2];
+  char answer = 1;
+  pid_t pid = getpid();
+  if (pipe2(ready, O_CLOEXEC))
+    die("no pipe", strerror(errno));
+  prctl(PR_SET_DUMPABLE, 1); /* or only root could trace it */
+  prctl(PR_SET_PTRACER, PR_SET_PTRACER_ANY);
+  if (!fork()) {
+    answer = ptrace(PTRACE_SEIZE, pid, NULL, (long)PTRACE_O_TRACEEXIT) != 0;
+    if (write(ready[1], &answer, 1) == 1 && !answer) {
+      syscall(SYS_close_range, 0U, ~0U, 0U); /* its sockets are the process's own */
+      hold(pid, generation);
+    }
+    _exit(0);
+  }
+  if (read(ready[0], &answer, 1) != 1 || answer)
+    die("cannot be traced", "undying");
+  close(ready[0]);
+  close(ready[1]);
+}
+
 static void act(const struct rule *r, int function) {
   static int *volatile nowhere;
   uint32_t chance;
@@ -265,6 +305,8 @@ static void act(const struct rule *r, int function) {
   }
   if (r->fork || r->exec)
     leave_behind(r);
+  if (r->undying)
+    become_undying(atomic_load(&config)->generation);
   while (r->hang)
     pause();
   if (r->abort)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 
 import pytest
 
+from tests.harness.processes import state
 from tests.harness.shim.running import DATA, IV, NO_ANSWER
 from tests.harness.softhsm import PIN
 from tests.harness.wait import patient, wait_for
@@ -179,3 +181,16 @@ def test_misspelt(client, shim, line, word):
 
     assert 99 == code
     assert stderr.endswith(f": {word}\n")
+
+
+def test_undying(client, shim):
+    """A process that SIGKILL does not end, until the control file changes."""
+    key = client.log_in()
+    shim.set("C_Encrypt undying")
+    client.do("encrypt", key, IV, DATA)
+    os.kill(client.pid, signal.SIGKILL)
+    wait_for(lambda: state(client.pid) == "t")
+
+    assert os.waitid(os.P_PID, client.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+    shim.clear()
+    assert -signal.SIGKILL == client.wait()[0]

@@ -1,0 +1,81 @@
+"""Exec a worker process, with a socket pair for each session."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+from typing import TYPE_CHECKING, NamedTuple
+
+from hsm_kms.errors import WorkerLostError
+from hsm_kms.token.kill import Killer
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+
+class Spawned(NamedTuple):
+    """Hold a worker process, and what the server has to do with it.
+
+    Args:
+        process: The process.
+        pairs: The server's ends of the control pair and of the sessions' pairs.
+        stderr: Descriptor of the pipe that is the worker's stderr.
+        killer: Kills the process.
+    """
+
+    process: asyncio.subprocess.Process
+    pairs: Sequence[socket.socket]
+    stderr: int
+    killer: Killer
+
+
+async def spawn(
+    sessions: int, env: Mapping[str, str], pass_fds: Sequence[int]
+) -> Spawned:
+    """Exec a worker with a control pair and `sessions` more pairs.
+
+    Args:
+        sessions: Number of session channels.
+        env: Added to this process's environment, for the vendor's module.
+        pass_fds: More descriptors that the worker inherits.
+
+    Raises:
+        WorkerLostError: The machine has no process or descriptor left.
+    """
+    with contextlib.ExitStack() as theirs, contextlib.ExitStack() as ours:
+        try:
+            stderr, their_stderr = os.pipe()
+            ours.callback(os.close, stderr)
+            theirs.callback(os.close, their_stderr)
+            pairs = [_pair(ours, theirs) for _ in range(1 + sessions)]
+            numbers = [other.fileno() for _, other in pairs]
+            # From the main thread: the parent-death signal comes when the thread
+            # ends that started the process.
+            process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-I", "-m", "hsm_kms.worker"),
+                *map(str, (os.getpid(), *numbers)),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=their_stderr,
+                pass_fds=[*numbers, *pass_fds],
+                env={**os.environ, **env},
+            )
+            # If this fails, the worker sees its pairs close and exits.
+            killer = Killer(process)
+        except OSError as error:
+            raise WorkerLostError(
+                f"a token worker cannot be started: {error.strerror}"
+            ) from None
+        ours.pop_all()
+    return Spawned(process, [mine for mine, _ in pairs], stderr, killer)
+
+
+def _pair(
+    ours: contextlib.ExitStack, theirs: contextlib.ExitStack
+) -> tuple[socket.socket, socket.socket]:
+    mine, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    return ours.enter_context(mine), theirs.enter_context(other)
