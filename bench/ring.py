@@ -14,11 +14,13 @@ import time
 from pathlib import Path
 
 from hsm_kms.clock import now
+from hsm_kms.ipc.values import KeyRef
 from hsm_kms.keys.key_id import make_cka_id
+from tests.harness.administrator import Generate, change
 from tests.harness.plugin import Plugin
 from tests.harness.shim.driver import Shim
 from tests.harness.softhsm import PIN, SoftHsm
-from tests.harness.token_keys import make_keys
+from tests.harness.token_keys import LABEL
 from tests.harness.wait import wait_for
 
 SIZES = (1, 10, 100)
@@ -34,11 +36,8 @@ def prepare(directory: Path, size: int) -> tuple[Plugin, Shim]:
     pin.touch(mode=0o600)
     pin.write_text(PIN)
     oldest = int(now()) - 100_000
-    make_keys(
-        hsm,
-        [make_cka_id(oldest + number) for number in range(size)],
-        PRIVATE=True,
-    )
+    names = [KeyRef(LABEL, make_cka_id(oldest + each)) for each in range(size)]
+    change(hsm, *(Generate(each, template={"PRIVATE": True}) for each in names))
     (directory / "shim").mkdir()
     shim = Shim(directory / "shim")
     plugin = Plugin(directory, hsm, pin)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 
 import pytest
 
@@ -11,35 +10,10 @@ from hsm_kms.clock import now
 from hsm_kms.ipc.messages import Destroy, Done, FindKeys, KeyPage, Relabel
 from hsm_kms.ipc.values import KeyRef
 from tests.cli import keys_rig
-from tests.harness.softhsm import PIN, TOKEN_LABEL, softhsm_module
+from tests.harness.administrator import Generate, change
 from tests.harness.token_keys import LABEL, create, make_key
 
 SIGNED = ("--without-scan", "--yes")
-
-# A process of its own: the tests themselves never load a module.
-_MANY = """
-import sys, hsm_kms.worker, pkcs11
-module, token, pin, label, count = sys.argv[1:]
-with pkcs11.lib(module).get_token(token_label=token).open(rw=True, user_pin=pin) as s:
-    for number in range(int(count)):
-        s.generate_key(
-            pkcs11.KeyType.AES, 256, id=number.to_bytes(2, "big"), label=label,
-            store=True, template={pkcs11.Attribute.PRIVATE: True},
-        )
-"""
-
-_FIXED = """
-import sys, hsm_kms.worker, pkcs11
-from pkcs11 import Attribute as A, MechanismFlag as F
-module, token, pin, label, cka_id = sys.argv[1:]
-with pkcs11.lib(module).get_token(token_label=token).open(rw=True, user_pin=pin) as s:
-    s.generate_key(
-        pkcs11.KeyType.GENERIC_SECRET, 256, id=bytes.fromhex(cka_id), label=label,
-        store=True, capabilities=F.SIGN | F.VERIFY,
-        template={A.PRIVATE: True, A.SENSITIVE: True, A.EXTRACTABLE: False,
-                  A.MODIFIABLE: False},
-    )
-"""
 
 
 def our_cka_id(activation, salt=b"00000000"):
@@ -145,8 +119,9 @@ def test_listed_by_id(make_plugin, hsm):
 
 def test_more_keys_than_fit_one_answer(keys, hsm):
     """Any number of keys is listed, page by page."""
-    command = [sys.executable, "-c", _MANY, softhsm_module(), TOKEN_LABEL, PIN]
-    hsm.run(*command, f"{LABEL}/retired/20260101T000000Z", "120")
+    retired = f"{LABEL}/retired/20260101T000000Z"
+    names = [KeyRef(retired, number.to_bytes(2, "big")) for number in range(120)]
+    change(hsm, *(Generate(each, template={"PRIVATE": True}) for each in names))
     listed = keys.json("list")
 
     assert 121 == len({key["key_id"] for key in listed})
@@ -163,8 +138,8 @@ def test_names_too_long_for_any_message(keys, hsm):
 
 def test_pages(keys, hsm):
     """A page says where the next begins, and shows keys under their new names."""
-    for number in range(5):
-        make_key(hsm, bytes([number]), label="five", PRIVATE=True)
+    names = [KeyRef("five", bytes([number])) for number in range(5)]
+    change(hsm, *(Generate(each, template={"PRIVATE": True}) for each in names))
     ref, after = KeyRef("five", b"\x00"), KeyRef("six", b"\x00")
     find = FindKeys(label="five", limit=2)
     pages = [FindKeys(label="five", limit=2, skip=skip) for skip in (2, 4)]
@@ -223,10 +198,10 @@ def test_partner_that_must_not_change(make_plugin, empty_hsm):
     section = {"mechanism": "aes-cbc-hmac-sha256"}
     keys = keys_rig.Keys(make_plugin(empty_hsm, keys=section))
     make_key(empty_hsm, b"old", PRIVATE=True)
-    empty_hsm.run(
-        *(sys.executable, "-c", _FIXED, softhsm_module(), TOKEN_LABEL, PIN),
-        *(f"{LABEL}-hmac", b"oldh".hex()),
-    )
+    fixed = {"PRIVATE": True, "MODIFIABLE": False}
+    partner = KeyRef(f"{LABEL}-hmac", b"oldh")
+    mac = Generate(partner, 256, ("SIGN", "VERIFY"), fixed, "GENERIC_SECRET")
+    change(empty_hsm, mac)
     (old,) = keys.states()
     new = keys.generate("--another")
     keys.configure("keys", current=new)

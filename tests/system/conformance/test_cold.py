@@ -54,7 +54,7 @@ OUR_SENTENCES = {INTERNAL.sentence, *SENTENCES}
 SESSIONS = 8  # of two workers
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def neighbour(session_directory, token_template, pin_file):
     """A server and another node, shared: each test makes records of its own."""
     hsm = import_kek(token_template.copy(session_directory / "cold"), KEK)

@@ -51,7 +51,7 @@ def vectors(folder: str, *kinds: str):
     ]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def fixtures(session_directory, token_template, pin_file):
     """A server on a token that holds the KEK of the vectors.
 

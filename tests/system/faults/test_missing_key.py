@@ -8,8 +8,9 @@ import pytest
 
 from hsm_kms.health.fresh_worker import APART_SECONDS
 from hsm_kms.ipc.values import KeyRef
+from tests.harness.administrator import Destroy, change
 from tests.harness.plugin import code_of
-from tests.harness.token_keys import LABEL, change, make_key
+from tests.harness.token_keys import LABEL, make_key
 from tests.harness.wait import wait_for
 from tests.system.faults.load import OLD, Kept, Load
 
@@ -45,7 +46,7 @@ def test_key_deleted(switched, shim):
     workers, logins = set(rig.workers()), shim.calls("C_Login")
     began = time.monotonic()
     with Load(rig.plugin, 1, [old]) as load:
-        change(rig.hsm, ("destroy", SECOND, ""))
+        change(rig.hsm, Destroy(SECOND))
         wait_for(lambda: LOST in rig.plugin.status().healthz)
         wait_for(
             lambda: "FAILED_PRECONDITION" == code_of(lambda: rig.plugin.encrypt(b"dek"))
@@ -69,7 +70,7 @@ def test_breaker_closes(switched, shim):
     def decrypt():
         return code_of(lambda: rig.plugin.decrypt(old.ciphertext, old.key_id))
 
-    change(rig.hsm, ("destroy", SECOND, ""))
+    change(rig.hsm, Destroy(SECOND))
     wait_for(lambda: LOST in rig.plugin.status().healthz)
     shim.set("C_Decrypt rv=0x30")
     wait_for(lambda: decrypt() == "UNAVAILABLE" and rig.plugin.events("breaker open"))

@@ -13,9 +13,10 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from hsm_kms.ipc.values import KeyRef
 from hsm_kms.keys.key_id import make_cka_id
 from hsm_kms.wrapping.record import Record
+from tests.harness.administrator import Destroy, Generate, Import, Relabel, change
 from tests.harness.one_worker import imported
 from tests.harness.plugin import code_of
-from tests.harness.token_keys import LABEL, MATERIAL, change, create
+from tests.harness.token_keys import LABEL, MATERIAL, create
 from tests.harness.wait import wait_for
 from tests.system.faults.observed import ObservedServer
 from tests.system.rotation.nodes import AHEAD, announce_key, forward, key_id_of
@@ -110,7 +111,7 @@ def test_relabel_and_import(make_plugin, hsm):
     wait_for(lambda: admin(plugin)["workers"]["ready"] >= 2)
     key_id, ref, writer = plugin.status().key_id, ref_of(plugin), Writer(plugin)
     writer.once()
-    change(hsm, ("relabel", ref, AWAY), ("import", ref, MATERIAL))
+    change(hsm, Relabel(ref, AWAY), Import(ref, MATERIAL))
     writer.write()
     writer.until_refused()
     writer.check(key_id, MATERIAL)
@@ -120,7 +121,7 @@ def test_relabel_and_import(make_plugin, hsm):
     plugin.start()
     require_failed(plugin, key_id, imported(ref, MATERIAL).fingerprint)
 
-    change(hsm, ("destroy", ref, ""), ("relabel", KeyRef(AWAY, ref.cka_id), LABEL))
+    change(hsm, Destroy(ref), Relabel(KeyRef(AWAY, ref.cka_id), LABEL))
     plugin.stop()
     plugin.start().wait_healthz("ok")
     assert key_id == plugin.status().key_id
@@ -133,9 +134,9 @@ def test_names_given_back(make_plugin, hsm):
     plugin.wait_healthz("ok")
     key_id, ref, writer = plugin.status().key_id, ref_of(plugin), Writer(plugin)
     writer.once()
-    change(hsm, ("relabel", ref, AWAY), ("import", ref, MATERIAL))
+    change(hsm, Relabel(ref, AWAY), Import(ref, MATERIAL))
     require_failed(plugin, key_id)
-    change(hsm, ("destroy", ref, ""), ("relabel", KeyRef(AWAY, ref.cka_id), LABEL))
+    change(hsm, Destroy(ref), Relabel(KeyRef(AWAY, ref.cka_id), LABEL))
     plugin.wait_healthz("ok")
     writer.once()
 
@@ -152,14 +153,14 @@ def test_destroy_and_import(make_plugin, empty_hsm):
     key_id, writer = plugin.status().key_id, Writer(plugin)
     assert imported(ref, MATERIAL).fingerprint == key_id
     writer.once()
-    change(empty_hsm, ("destroy", ref, ""), ("import", ref, OTHER))
+    change(empty_hsm, Destroy(ref), Import(ref, OTHER))
     writer.write()
     writer.until_refused()
     writer.check(key_id, OTHER)
     assert all(opens(each, MATERIAL) for each in writer.sealed)
     require_failed(plugin, key_id, imported(ref, OTHER).fingerprint)
 
-    change(empty_hsm, ("destroy", ref, ""), ("import", ref, MATERIAL))
+    change(empty_hsm, Destroy(ref), Import(ref, MATERIAL))
     plugin.wait_healthz("ok")
     writer.check_opens()
 
@@ -170,10 +171,10 @@ def test_planted_key(make_node, hsm):
     activation = int(node.clock.now() + AHEAD)
     ref = KeyRef(LABEL, make_cka_id(activation))
     planted = imported(ref, MATERIAL).fingerprint
-    change(hsm, ("import", ref, MATERIAL))
+    change(hsm, Import(ref, MATERIAL))
     assert planted == key_id_of(node, ref.cka_id)
     aside = KeyRef(AWAY, ref.cka_id)
-    change(hsm, ("relabel", ref, AWAY), ("generate", ref, ""))
+    change(hsm, Relabel(ref, AWAY), Generate(ref))
     wait_for(lambda: key_id_of(node, ref.cka_id) != planted)
     good = announce_key([node], ref.cka_id)
     forward([node], activation, -1)
@@ -182,10 +183,7 @@ def test_planted_key(make_node, hsm):
     writer = Writer(node)
     writer.once()
     second = KeyRef(f"{AWAY}-2", ref.cka_id)
-    change(
-        hsm,
-        *(("relabel", ref, second.label), ("relabel", aside, LABEL)),
-    )
+    change(hsm, Relabel(ref, second.label), Relabel(aside, LABEL))
     writer.write()
     writer.until_refused()
     writer.check(good, MATERIAL)
@@ -194,7 +192,7 @@ def test_planted_key(make_node, hsm):
     node.start()
     require_failed(node, good, planted)
 
-    change(hsm, ("relabel", ref, AWAY), ("relabel", second, LABEL))
+    change(hsm, Relabel(ref, AWAY), Relabel(second, LABEL))
     node.wait_healthz("ok")
     writer.check_opens()
 
@@ -208,14 +206,14 @@ def test_only_the_cka_id_names_it(make_plugin, hsm, how):
     writer.once()
     kept = plugin.state_dir / "last-key.json"
     wait_for(lambda: '"canary":{' in kept.read_text())
-    value = MATERIAL if how == "import" else ""
-    change(hsm, ("relabel", ref, AWAY), (how, ref, value))
+    new = Import(ref, MATERIAL) if how == "import" else Generate(ref)
+    change(hsm, Relabel(ref, AWAY), new)
     require_failed(plugin, key_id)
     plugin.stop()
     plugin.start()
     require_failed(plugin, key_id)
     writer.check(key_id, MATERIAL)
 
-    change(hsm, ("destroy", ref, ""), ("relabel", KeyRef(AWAY, ref.cka_id), LABEL))
+    change(hsm, Destroy(ref), Relabel(KeyRef(AWAY, ref.cka_id), LABEL))
     plugin.wait_healthz("ok")
     writer.check_opens()

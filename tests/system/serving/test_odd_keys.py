@@ -7,9 +7,10 @@ import json
 import pytest
 
 from hsm_kms.ipc.values import KeyRef
+from tests.harness.administrator import Generate, change
 from tests.harness.one_worker import imported
 from tests.harness.shim.driver import Shim
-from tests.harness.token_keys import LABEL, MATERIAL, change, create, damage_newest
+from tests.harness.token_keys import LABEL, MATERIAL, create, damage_newest
 from tests.harness.wait import wait_for
 from tests.system.faults.observed import ObservedServer
 
@@ -114,7 +115,7 @@ def test_damaged_current_key(make_plugin, hsm):
     plugin.wait_healthz("ok")
     first = works(plugin)
     ref = KeyRef(LABEL, b"second")
-    change(hsm, ("generate", ref, ""))
+    change(hsm, Generate(ref))
     second = wait_for(
         lambda: [
             key["key_id"]

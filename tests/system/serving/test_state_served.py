@@ -29,7 +29,7 @@ def stopped_with_key(plugin):
     return sealed
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def former(session_directory, keyed_template, pin_file):
     """A server on the token of `hsm` that was healthy and stopped, and a record."""
     directory = session_directory / "former"

@@ -20,7 +20,7 @@ from tests.harness.etcd_server import (
 )
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def certificates(tmp_path_factory):
     """Provide certificates of a CA, a server and a client."""
     return make_certificates(tmp_path_factory.mktemp("tls") / "pki")

@@ -59,7 +59,7 @@ def snapshot(directory):
     }
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def made(tmp_path_factory):
     directory = tmp_path_factory.mktemp("setup") / "dev"
     ended = setup(directory)

@@ -22,7 +22,7 @@ def keygen(hsm, slot, label, cka_id, *more):
     )
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def tokens(session_directory):
     """Two tokens with one label, a third, and SoftHSM's blank one."""
     hsm = SoftHsm(session_directory / "twins")
