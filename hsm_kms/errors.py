@@ -70,6 +70,10 @@ class SocketError(HsmKmsError):
     """Raised when the KMS socket cannot be used: live owner, wrong file, bad path."""
 
 
+class WrongUserError(HsmKmsError):
+    """Raised when a command runs as another user than the server of this node."""
+
+
 # The request itself is the cause: repeating it fails again.
 
 

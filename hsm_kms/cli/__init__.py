@@ -12,6 +12,7 @@ import sys
 import click
 
 from hsm_kms import __version__
+from hsm_kms.cli.hints import leading_on
 from hsm_kms.cli.lazy import Lazy, LazyGroup
 from hsm_kms.errors import ConfigError, HsmKmsError
 
@@ -83,7 +84,7 @@ def main() -> None:
 
 def _say(cause: str, hint: str | None = None) -> None:
     click.echo(f"hsm-kms: {cause}", err=True)
-    if hint:
+    if hint := leading_on(hint):
         click.echo(f"hint: {hint}", err=True)
 
 

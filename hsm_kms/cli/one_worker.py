@@ -21,6 +21,7 @@ from hsm_kms.state_dir.directory import StateDir
 from hsm_kms.token.login import PinLogin
 from hsm_kms.token.pin_file import STABLE_SECONDS, PinSource
 from hsm_kms.token.process import Worker
+from hsm_kms.users import require_service_user
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -79,9 +80,11 @@ async def one_worker(
         retry: Try the PIN even if it was rejected before.
 
     Raises:
+        WrongUserError: The server of this node runs as another user.
         HsmKmsError: The worker could not be started or logged in.
     """
-    state = StateDir(config.state_dir).open()
+    require_service_user(config.state_dir, config.token.pin_file)
+    state = StateDir(config.state_dir, create=False).open()
     with _pin_source(config, choice or LoginChoice()) as (source, descriptors):
         login = PinLogin(source, state, retry=retry)
         await _wait_until_stable(login)

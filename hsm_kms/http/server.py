@@ -13,18 +13,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
-import os
-import socket
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 from hsm_kms.http.exchange import Pages, Responder
 from hsm_kms.log import get_logger
 from hsm_kms.tasks import cancel_and_wait, keep_running
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    import socket
+
+    from hsm_kms.http.address import Address
 
 MAX_CONNECTIONS: Final = 16
 RETRY_SECONDS: Final = 5.0
@@ -34,108 +32,6 @@ _CROWDED_SECONDS: Final = 0.005
 _NO_DESCRIPTOR_SECONDS: Final = 0.5
 
 _log = get_logger(__name__)
-
-
-class Address(Protocol):
-    """Name a place to listen at."""
-
-    @property
-    def kind(self) -> str:
-        """Return "tcp" or "unix"."""
-
-    def bind(self) -> socket.socket:
-        """Return a socket that listens at this address.
-
-        Raises:
-            OSError: The address cannot be had.
-        """
-
-    def release(self) -> None:
-        """Remove what `bind` left in the file system."""
-
-
-@dataclass(frozen=True, slots=True)
-class TcpAddress:
-    """Name a TCP port.
-
-    Args:
-        host: IPv4 or IPv6 address of an interface.
-        port: Port, or 0 for any free one.
-    """
-
-    host: str
-    port: int
-
-    @property
-    def kind(self) -> str:
-        """Return "tcp"."""
-        return "tcp"
-
-    def bind(self) -> socket.socket:
-        """See `Address.bind`."""
-        listening = socket.socket(
-            socket.AF_INET6 if ":" in self.host else socket.AF_INET, socket.SOCK_STREAM
-        )
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        return _listen(listening, (self.host, self.port))
-
-    def release(self) -> None:
-        """Do nothing: the port is free when the socket is closed."""
-
-    def __str__(self) -> str:
-        """Return the address as the configuration writes it."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{host}:{self.port}"
-
-
-@dataclass(frozen=True, slots=True)
-class UnixAddress:
-    """Name a unix socket with mode 0600.
-
-    Args:
-        path: Path that belongs to this process alone: a socket there is replaced.
-    """
-
-    path: Path
-
-    @property
-    def kind(self) -> str:
-        """Return "unix"."""
-        return "unix"
-
-    def bind(self) -> socket.socket:
-        """See `Address.bind`."""
-        if self.path.exists() and not self.path.is_socket():
-            raise OSError(errno.EEXIST, "the path exists and is not a socket")
-        self.path.unlink(missing_ok=True)
-        listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        # The umask belongs to the whole process: until it is restored, files that other
-        # threads create are only narrower than they would be.
-        umask = os.umask(0o177)
-        try:
-            return _listen(listening, str(self.path))
-        finally:
-            os.umask(umask)
-
-    def release(self) -> None:
-        """See `Address.release`."""
-        self.path.unlink(missing_ok=True)
-
-    def __str__(self) -> str:
-        """Return the path."""
-        return str(self.path)
-
-
-def _listen(listening: socket.socket, address: str | tuple[str, int]) -> socket.socket:
-    """Return the socket, which listens; close the socket if it cannot."""
-    try:
-        listening.bind(address)
-        listening.listen(MAX_CONNECTIONS)
-        listening.setblocking(False)
-    except BaseException:
-        listening.close()
-        raise
-    return listening
 
 
 class Listener:
@@ -191,7 +87,7 @@ class Listener:
 
     def _try(self) -> None:
         try:
-            listening = self.address.bind()
+            listening = self.address.listen(MAX_CONNECTIONS)
         except OSError as error:
             self.failures += 1
             problem = error.strerror or type(error).__name__

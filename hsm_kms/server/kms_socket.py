@@ -16,18 +16,25 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
-import grp
 import os
-import socket
 import stat
 from pathlib import Path
 from typing import Final, Protocol
 from urllib.parse import quote
 
 from hsm_kms.errors import SocketError
+from hsm_kms.log import get_logger
+from hsm_kms.server.socket_path import (
+    MAX_PATH_BYTES,
+    group_id,
+    listener_pid,
+    remove_stale,
+    require_usable,
+)
 
-MAX_PATH_BYTES: Final = 107  # sun_path holds 108 with the NUL that ends it
 _POLL_SECONDS: Final = 0.05  # between two tries for a path or lock that is taken
+
+_log = get_logger(__name__)
 
 
 class Server(Protocol):
@@ -64,6 +71,7 @@ class UnixSocket:
         self._lock_wait = lock_wait
         self._lock: int | None = None
         self._bound: tuple[int, int] | None = None
+        self._rival: int | None = None
 
     async def acquire(self) -> None:
         """Take the path and clear it, waiting for another instance to leave it.
@@ -72,8 +80,7 @@ class UnixSocket:
             SocketError: The path or its directory cannot be used, or another
                 instance still held it after `lock_wait`.
         """
-        check_length(self._path)
-        check_directory(self._path.parent)
+        require_usable(self._path, self._group)
         until = asyncio.get_running_loop().time() + self._lock_wait
         lock = _open_lock(self._lock_path)
         try:
@@ -99,7 +106,7 @@ class UnixSocket:
         """
         if self._lock is None:
             raise SocketError(f"{self._path} was not acquired")
-        gid = None if self._group is None else _group_id(self._group)
+        gid = group_id(self._group)
         umask = os.umask(0o777 & ~(self._mode if gid is None else 0o600))
         try:
             # The name is read as a URI, percent signs and all.
@@ -139,79 +146,29 @@ class UnixSocket:
 
     async def _wait_for_lock(self, lock: int, until: float) -> None:
         while not _try_lock(lock):
-            await _pause(
-                until,
-                SocketError(
-                    f"another hsm-kms holds {self._lock_path}",
-                    hint="stop it, or choose another listen.socket",
-                ),
-            )
+            await self._pause(until, f"another hsm-kms holds {self._lock_path}")
 
     async def _wait_for_path(self, path: Path, until: float) -> None:
         # An instance that is killed may lose its lock before its socket.
-        while _remove_stale(path):
-            await _pause(
-                until,
-                SocketError(
-                    f"a live server answers on {path}",
-                    hint="stop it, or choose another listen.socket",
-                ),
+        while remove_stale(path):
+            await self._pause(until, f"a live server answers on {path}")
+
+    async def _pause(self, until: float, cause: str) -> None:
+        """Sleep for a moment; raise an error if it is later than `until`."""
+        if self._rival is None:
+            self._rival = listener_pid(self._path)
+            _log.info(
+                "waiting for another instance to leave the socket",
+                cause=cause,
+                process=self._rival or "unknown",
+                seconds=self._lock_wait,
             )
-
-
-def check_length(path: Path) -> None:
-    """Refuse a path that a unix socket cannot have.
-
-    Args:
-        path: The path.
-
-    Raises:
-        SocketError: The path is relative, contains a NUL, or is over 107 bytes long.
-    """
-    size = len(os.fsencode(path))
-    if size > MAX_PATH_BYTES:
-        raise SocketError(
-            f"the socket path has {size} bytes, and the kernel allows at most "
-            f"{MAX_PATH_BYTES}: {path}",
-            hint="choose a shorter listen.socket",
-        )
-    if not path.is_absolute() or "\0" in str(path):
-        raise SocketError(f"the socket path is not absolute: {str(path)!r}")
-
-
-def check_directory(directory: Path) -> None:
-    """Refuse a directory in which other users could put a socket of their own.
-
-    The directory's group may write if it is the group of this process. Parent
-    directories are not checked.
-
-    Args:
-        directory: The directory of the socket.
-
-    Raises:
-        SocketError: The directory is missing, belongs to another user, or is writable
-            by others.
-    """
-    try:
-        found = directory.stat()
-    except OSError as e:
-        raise SocketError(
-            f"cannot use the socket's directory {directory}: {e.strerror}",
-            hint=f"create it with: install -d -m 0750 {directory}",
-        ) from e
-    if not stat.S_ISDIR(found.st_mode):
-        raise SocketError(f"{directory} is not a directory")
-    if found.st_uid not in {0, os.geteuid()}:
-        raise SocketError(
-            f"the socket's directory {directory} belongs to user {found.st_uid}",
-            hint="it must belong to root or to the user hsm-kms runs as",
-        )
-    foreign_group = found.st_mode & stat.S_IWGRP and found.st_gid != os.getegid()
-    if found.st_mode & stat.S_IWOTH or foreign_group:
-        raise SocketError(
-            f"the socket's directory {directory} is writable by others",
-            hint=f"chmod go-w {directory}, or choose another listen.socket",
-        )
+        if asyncio.get_running_loop().time() >= until:
+            who = f" (process {self._rival})" if self._rival else ""
+            raise SocketError(
+                f"{cause}{who}", hint="stop it, or choose another listen.socket"
+            )
+        await asyncio.sleep(_POLL_SECONDS)
 
 
 def _name_beside(path: Path) -> Path:
@@ -243,59 +200,9 @@ def _try_lock(lock: int) -> bool:
     return True
 
 
-async def _pause(until: float, error: SocketError) -> None:
-    """Sleep for a moment, or raise `error` if it is later than `until`."""
-    if asyncio.get_running_loop().time() >= until:
-        raise error
-    await asyncio.sleep(_POLL_SECONDS)
-
-
-def _remove_stale(path: Path) -> bool:
-    """Remove a socket on which no server answers; return True if one does."""
-    try:
-        mode = path.lstat().st_mode
-    except FileNotFoundError:
-        return False
-    if not stat.S_ISSOCK(mode):
-        raise SocketError(
-            f"{path} exists and is not a socket",
-            hint="remove it, or choose another listen.socket",
-        )
-    if _answers(path):
-        return True
-    path.unlink(missing_ok=True)
-    return False
-
-
-def _answers(path: Path) -> bool:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.setblocking(False)
-        try:
-            probe.connect(os.fsencode(path))
-        except (ConnectionRefusedError, FileNotFoundError):
-            return False
-        except BlockingIOError:  # the backlog of a live server is full
-            return True
-        except OSError as e:
-            raise SocketError(
-                f"cannot find out whether a server uses {path}: {e.strerror}",
-                hint="stop the process that uses it, or choose another listen.socket",
-            ) from e
-    return True
-
-
 def _identity(path: Path) -> tuple[int, int] | None:
     try:
         found = path.lstat()
     except FileNotFoundError:
         return None
     return found.st_dev, found.st_ino
-
-
-def _group_id(group: str) -> int:
-    if group.isascii() and group.isdecimal():
-        return int(group)
-    try:
-        return grp.getgrnam(group).gr_gid
-    except KeyError as e:
-        raise SocketError(f"there is no group {group!r} for the socket") from e

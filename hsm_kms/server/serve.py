@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, Final
 from hsm_kms import __version__, log
 from hsm_kms.api.server import build_server
 from hsm_kms.errors import ConfigError
+from hsm_kms.http.address import TcpAddress, UnixAddress
 from hsm_kms.http.metrics import Metrics
 from hsm_kms.http.pages import admin_pages, public_pages, sparing
-from hsm_kms.http.server import HttpServer, TcpAddress, UnixAddress
+from hsm_kms.http.server import HttpServer
 from hsm_kms.log import get_logger
 from hsm_kms.server import writable
 from hsm_kms.server.engine import Lasting
@@ -188,7 +189,7 @@ async def _open_state(path: Path) -> StateDir:
     try:
         await state.background(state.open, _OPEN_SECONDS)
     except StateWriteError as error:
-        state.problem = error.sentence
+        state.failure = error
     if state.problem:
         _log.warning("state directory problem", error=state.problem)
     return state

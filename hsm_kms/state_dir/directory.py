@@ -38,6 +38,7 @@ from hsm_kms.state_dir.records import (
     PinRecord,
 )
 from hsm_kms.state_dir.writer import Writer, WriterBusyError
+from hsm_kms.users import install_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -77,36 +78,60 @@ class StateDir:
     disk: the server calls it through `background`.
 
     Args:
-        path: The directory. It is created with mode 0700 if its parent exists.
+        path: The directory.
         writer: Does what is given to `background`; None for one of its own.
+        create: True for the server, whose `prepare` creates the directory with mode
+            0700 if its parent exists, and writes a test file. A command may run as
+            another user, whose directory the server could not use: its `prepare` looks.
 
     Attributes:
-        problem: Why the last attempt to write failed: cause and cure; None if it
-            succeeded.
+        failure: Why the last attempt to write failed; None if it succeeded.
     """
 
-    def __init__(self, path: Path, writer: Writer | None = None) -> None:
+    def __init__(
+        self, path: Path, writer: Writer | None = None, *, create: bool = True
+    ) -> None:
         self.path = path
         self.writer = writer or Writer()
-        self.problem: str | None = "the state directory has not been opened"
+        self._create = create
+        self.failure: StateWriteError | None = StateWriteError(
+            "the state directory has not been opened"
+        )
 
     @property
     def writable(self) -> bool:
         """Return True if the last attempt to write succeeded."""
-        return self.problem is None
+        return self.failure is None
+
+    @property
+    def problem(self) -> str | None:
+        """Return `failure` as one line, or None."""
+        return self.failure.sentence if self.failure else None
 
     def open(self) -> Self:
-        """Create the directory if it is missing, and find out if it can be used.
+        """Do what `prepare` does; the result is in `problem` and `writable`.
 
-        The result is in `problem` and `writable`; no error is raised. Each call checks
-        the directory again.
+        Each call checks the directory again.
         """
-        with suppress(StateWriteError), self._writing():
+        with suppress(StateWriteError):
+            self.prepare()
+        return self
+
+    def prepare(self) -> None:
+        """Find out if the directory can be used, after creating it if `create` is set.
+
+        Raises:
+            StateWriteError: It cannot be used; `problem` says so, too.
+        """
+        with self._writing():
+            if not self._create:
+                files.check_directory(self.path)
+                files.require_writable(self.path)
+                return
             with suppress(FileExistsError):
                 self.path.mkdir(mode=0o700)
             files.check_directory(self.path)
             files.probe(self.path)
-        return self
 
     async def background(
         self, work: Callable[[], _T], seconds: float | None = None
@@ -334,11 +359,16 @@ class StateDir:
             yield
         except OSError as error:
             failure = self._unusable(error)
-            self.problem = failure.sentence
+            self.failure = failure
             raise failure from error
-        self.problem = None
+        self.failure = None
 
     def _unusable(self, error: OSError) -> StateWriteError:
+        if isinstance(error, FileNotFoundError) and not self._create:
+            return StateWriteError(
+                f"the state directory {self.path} does not exist",
+                hint="as root, run: " + install_line(self.path),
+            )
         return StateWriteError(
             f"the state directory {self.path} cannot be used: {error.strerror}",
             hint=_OWN,

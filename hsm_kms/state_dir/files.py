@@ -66,6 +66,22 @@ def probe(directory: Path) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def require_writable(directory: Path) -> None:
+    """Refuse a directory in which this process could not write a file; write nothing.
+
+    Raises:
+        OSError: The mode, the mount or a full disk forbids it.
+    """
+    disk = os.statvfs(directory)
+    if disk.f_flag & os.ST_RDONLY:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+    if not os.access(directory, os.W_OK | os.X_OK, effective_ids=True):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    # Some file systems report no limit at all as 0 of 0.
+    if (disk.f_blocks and not disk.f_bavail) or (disk.f_files and not disk.f_favail):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
 def replace(path: Path, data: bytes) -> None:
     """Replace the file at `path` by one of mode 0600 that holds `data`.
 

@@ -30,7 +30,7 @@ class HeldStateDir(StateDir):
 
     def __init__(self, state: StateDir, *, holds: bool = True) -> None:
         super().__init__(state.path, state.writer)
-        self.problem = state.problem
+        self.failure = state.failure
         self._holds = holds
         self._held: dict[str, Struct] = {}  # changed in the writer's thread alone
 

@@ -1,11 +1,12 @@
 """Check that the PIN file can be used, without reading it.
 
-A PIN file that is absent, empty, younger than two seconds, or readable by others is
-waited for, not used. Only a worker opens the file.
+A PIN file that is absent, empty, younger than two seconds, or readable by others is not
+used until that has changed. Only a worker opens the file.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from dataclasses import dataclass
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
 
 STABLE_SECONDS: Final = 2.0
 _TOO_OPEN: Final = stat.S_IRWXO | stat.S_IWGRP
+_WRITE: Final = "write the PIN to the file; a running server then uses it by itself"
+_CREATE: Final = (
+    "create it with mode 0400 and write the PIN to it, or correct token.pin_file"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,12 +53,15 @@ def identify(path: Path) -> PinIdentity:
         found = path.stat()
     except OSError as error:
         raise PinUnavailableError(
-            f"waiting for the PIN file {path}: {error.strerror}"
+            f"the PIN file {path} cannot be read: {error.strerror}",
+            hint=_CREATE
+            if error.errno == errno.ENOENT
+            else f"let user {os.geteuid()} read it, and nobody else but root",
         ) from None
     if not stat.S_ISREG(found.st_mode):
         raise PinUnavailableError(f"the PIN file {path} is not a regular file")
     if found.st_size == 0:
-        raise PinUnavailableError(f"waiting for the PIN file {path}: it is empty")
+        raise PinUnavailableError(f"the PIN file {path} is empty", hint=_WRITE)
     if found.st_mode & _TOO_OPEN:
         raise PinUnavailableError(
             f"the PIN file {path} is open to others (mode {found.st_mode & 0o777:04o})",

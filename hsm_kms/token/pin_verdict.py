@@ -195,10 +195,11 @@ class PinVerdict:
             raise error.again()
 
     def _require_writable(self) -> None:
-        if not self._state.writable:
+        failure = self._state.failure
+        if failure is not None:
             raise PinUnavailableError(
-                "not logging in: a rejected PIN could not be recorded: "
-                f"{self._state.problem}"
+                f"not logging in: a rejected PIN could not be recorded: {failure}",
+                hint=failure.hint,
             )
 
     def _known(self, identity: PinIdentity) -> PinRecord:

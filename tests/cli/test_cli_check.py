@@ -95,6 +95,9 @@ def test_check(make_plugin, hsm):
         f"state directory {plugin.state_dir}",
         f"module {softhsm_module()}, SHA-256 {digest}",
         f"PIN file {plugin.config['token']['pin_file']}",
+        f"KMS socket {plugin.socket}",
+        "HTTP 127.0.0.1:0",
+        f"HTTP {plugin.directory}/admin.sock",
         r"token 'test', serial [0-9a-f]{16}, slot \d+",
         "login as user",
         r"sessions 5 x 2 workers .* = 11; the token reports no session limit",
@@ -146,7 +149,7 @@ def test_offline(make_plugin, hsm, directory):
     online = plugin.cli("check")
 
     assert (0, 0) == (offline.returncode, calls)
-    assert [*"✓✓✓✓✓W"] == [
+    assert [*"✓✓✓✓✓✓✓✓W"] == [
         line[0] for line in offline.stdout.splitlines() if line[0] != " "
     ]
     assert 1 == online.returncode
@@ -207,8 +210,9 @@ TRADEOFFS = {
 
 
 @pytest.mark.parametrize("name", TRADEOFFS)
-def test_tradeoff(make_plugin, hsm, name):
+def test_tradeoff(make_plugin, hsm, monkeypatch, name):
     """`check` ends with a row for each enabled API and its wrapping mode."""
+    monkeypatch.setenv("COLUMNS", "200")
     sections, wanted = TRADEOFFS[name]
     shown = make_plugin(hsm, **sections).cli("check", "--offline").stdout
     table = shown.partition("What each wrapping mode gives up")[2].splitlines()[1:]
@@ -223,18 +227,39 @@ def test_tradeoff(make_plugin, hsm, name):
     assert max(map(len, table)) <= 120
 
 
+def test_tradeoff_fits_the_terminal(make_plugin, hsm, monkeypatch):
+    """The table is never wider than the terminal, and loses no word."""
+    plugin = make_plugin(hsm, apis={"v2": {"wrapping": "fallback"}})
+    words = {}
+    for columns in (200, 112, 100, 91, 80, 40, 1):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        shown = plugin.cli("check", "--offline").stdout
+        table = shown[shown.index("What each wrapping mode") :].splitlines()
+        assert max(map(len, table)) <= max(columns, 40)
+        words[columns] = sorted(re.findall(r"\w+", " ".join(table).lower()))
+    assert words[200] == words[112] == words[91]
+    assert {*words[200]} == {*words[80]} == {*words[1]}
+
+
 def test_offline_finds_faults(make_plugin, hsm, directory):
-    """`check --offline` finds every fault that is visible without the token."""
+    """`check --offline` finds every fault that is visible without the token.
+
+    Then no table follows, unless it is asked for, and the last line counts.
+    """
     token = {"module": str(directory / "no.so"), "pin_file": str(directory / "no-pin")}
-    result = make_plugin(hsm, token=token, state_dir="/proc/self/none").cli(
-        "check", "--offline"
-    )
+    plugin = make_plugin(hsm, token=token, state_dir="/proc/self/none")
+    result = plugin.cli("check", "--offline")
+    asked = plugin.cli("check", "--wrapping")
     failed = [line for line in result.stdout.splitlines() if line[0] == "✗"]
 
-    assert 1 == result.returncode
+    assert (1, 1) == (result.returncode, asked.returncode)
     assert ["✗ state", "✗ module:", "✗ PIN:"] == [
         " ".join(line.split()[:2]) for line in failed
     ]
+    assert result.stdout.endswith("\n3 of 8 checks failed\n")
+    assert "WRAPPING" not in result.stdout
+    assert "WRAPPING" in asked.stdout.upper().replace("--WRAPPING", "")
+    assert asked.stdout.endswith("\n3 of 8 checks failed; the token was not checked\n")
 
 
 def test_session_budget(make_plugin, hsm):

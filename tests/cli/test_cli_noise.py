@@ -54,7 +54,6 @@ def test_each_command_prints_its_own_words(noisy):
 
 def test_logging_of_a_command_goes_to_stderr(noisy):
     """A warning that a command logs leaves its JSON alone."""
-    noisy.state_dir.mkdir(mode=0o700, exist_ok=True)
     noisy.state_dir.chmod(0o500)
     done = noisy.cli("keys", "list", "-o", "json")
     assert json.loads(done.stdout)

@@ -44,6 +44,8 @@ class Plugin:
         self.config_file = directory / "config.yaml"
         self.log_file = directory / "log"
         self.state_dir = directory / "state"
+        # As an installation does: besides it, only `serve` creates the directory.
+        self.state_dir.mkdir(mode=0o700, exist_ok=True)
         self.config: dict[str, Any] = {
             "version": 1,
             "state_dir": str(self.state_dir),

@@ -42,7 +42,7 @@ class Journal:
     """
 
     def __init__(self, config: Config) -> None:
-        self._state = StateDir(config.state_dir)
+        self._state = StateDir(config.state_dir, create=False)
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:

@@ -68,7 +68,6 @@ def test_serves_while_the_disk_hangs(rig, disk):
 
 def test_starts_while_the_disk_hangs(rig, disk):
     """The server listens, and says why it does not log in; then it does by itself."""
-    rig.plugin.state_dir.mkdir(mode=0o700)
     disk.hang()
     rig.start(spawn=True)
     wait_for(
@@ -93,7 +92,6 @@ def test_stops_while_the_disk_hangs(rig, disk):
 
 def test_stops_while_a_login_waits(rig, disk):
     """SIGTERM is obeyed although the try of a PIN still waits for the disk."""
-    rig.plugin.state_dir.mkdir(mode=0o700)
     rig.start(spawn=True)
     rig.well()
     kill_one(rig, disk)

@@ -48,7 +48,7 @@ def sealed(former):
 def plugin(make_plugin, hsm, former):
     """A server that was healthy and has been stopped."""
     made = make_plugin(hsm)
-    shutil.copytree(former[0].state_dir, made.state_dir)
+    shutil.copytree(former[0].state_dir, made.state_dir, dirs_exist_ok=True)
     return made
 
 
@@ -216,7 +216,9 @@ def test_missing(make_plugin, hsm, directory):
     assert "No such file or directory" in state_warnings(plugin)[0]
     assert "UNAVAILABLE" == code_of(plugin.status)
     assert 1 == check.returncode
-    assert f"✗ state directory: the state directory {state_dir} cannot" in check.stdout
+    assert (
+        f"✗ state directory: the state directory {state_dir} does not" in check.stdout
+    )
     state_dir.parent.mkdir()
     plugin.wait_healthz("ok")
 
@@ -280,7 +282,6 @@ def test_read_only_with_what_it_needs(plugin, sealed, prefix):
 def test_read_only_and_empty(make_plugin, hsm, prefix):
     """If the state directory is read-only and empty, the unproven PIN is not tried."""
     plugin = make_plugin(hsm)
-    plugin.state_dir.mkdir(mode=0o700)
     start_in(plugin, prefix, READ_ONLY)
     wait_for(lambda: UNPROVEN in errors(plugin))
 
@@ -291,7 +292,6 @@ def test_read_only_and_empty(make_plugin, hsm, prefix):
 def test_full_until_there_is_room(make_plugin, hsm, prefix):
     """If the state directory is full, the unproven PIN is not tried until it is not."""
     plugin = make_plugin(hsm)
-    plugin.state_dir.mkdir(mode=0o700)
     start_in(plugin, prefix, FULL)
     wait_for(lambda: UNPROVEN in errors(plugin))
     assert "No space left on device" in state_warnings(plugin)[0]

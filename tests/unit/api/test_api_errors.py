@@ -43,7 +43,7 @@ BASES = {
         grpc.StatusCode.RESOURCE_EXHAUSTED,
     },
 }
-AT_START_ONLY = {errors.ConfigError, errors.SocketError}
+AT_START_ONLY = {errors.ConfigError, errors.SocketError, errors.WrongUserError}
 
 
 def test_every_class_has_its_row():
@@ -60,7 +60,12 @@ def test_code_follows_from_the_base(error):
 
 
 @pytest.mark.parametrize(
-    "error", [errors.ConfigError([SECRET]), errors.SocketError(SECRET)]
+    "error",
+    [
+        errors.ConfigError([SECRET]),
+        errors.SocketError(SECRET),
+        errors.WrongUserError(SECRET),
+    ],
 )
 def test_an_error_of_the_start_is_a_bug_in_an_rpc(error):
     """An error that only a start can raise is answered as INTERNAL."""

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from hsm_kms.config.load import parse
-from hsm_kms.http.server import TcpAddress
+from hsm_kms.http.address import TcpAddress
 from tests.unit.config.test_config import faults_of, with_
 
 
@@ -95,6 +95,6 @@ def test_addresses_can_be_bound(text):
             attempt.bind((host, port))
     except OSError:
         pytest.skip("this machine has no IPv6")
-    listening = TcpAddress(host, port).bind()
+    listening = TcpAddress(host, port).listen(1)
     with listening, socket.create_connection(listening.getsockname()[:2]):
         pass

@@ -12,9 +12,10 @@ from http import HTTPStatus
 import pytest
 
 from hsm_kms.http import exchange, server
+from hsm_kms.http.address import TcpAddress, UnixAddress
 from hsm_kms.http.exchange import Page
 from hsm_kms.http.pages import sparing
-from hsm_kms.http.server import Listener, TcpAddress, UnixAddress
+from hsm_kms.http.server import Listener
 from tests.harness.log_capture import captured
 from tests.harness.wait import patient, until
 

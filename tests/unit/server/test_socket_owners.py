@@ -19,6 +19,7 @@ import pytest
 
 from hsm_kms.errors import SocketError
 from hsm_kms.server.kms_socket import UnixSocket
+from tests.harness.log_capture import captured
 from tests.harness.wait import patient
 from tests.unit.server.socket_tools import answers, listener, lock_of, names, serving
 
@@ -81,11 +82,15 @@ def start(path, *, lock_wait=0.0) -> subprocess.Popen:
 
 async def test_live_owner_without_lock(path):
     """A socket that answers is left alone, lock or no lock (conformance 48)."""
-    with listener(path):
+    with listener(path), captured() as log:
         inode = path.lstat().st_ino
         with pytest.raises(SocketError, match="a live server answers on"):
-            await UnixSocket(path, lock_wait=0).acquire()
+            await UnixSocket(path, lock_wait=0.2).acquire()
         assert inode == path.lstat().st_ino
+
+    (told,) = log.events()
+    assert "waiting for another instance to leave the socket" == told["event"]
+    assert (os.getpid(), 0.2) == (told["process"], told["seconds"])
 
 
 async def test_owner_with_full_backlog(path):
@@ -207,7 +212,8 @@ async def test_two_processes(path):
         with start(path) as second:
             _, said = await asyncio.to_thread(second.communicate)
 
-        assert (1, f"another hsm-kms holds {path}.lock") == (
+        holder = f"another hsm-kms holds {path}.lock (process {first.pid})"
+        assert (1, holder) == (
             second.returncode,
             said.partition(";")[0],
         )
@@ -226,7 +232,8 @@ async def test_second_process_without_lock_file(path):
         with start(path) as second:
             _, said = await asyncio.to_thread(second.communicate)
 
-        assert f"a live server answers on {path}" == said.partition(";")[0]
+        owner = f"a live server answers on {path} (process {first.pid})"
+        assert owner == said.partition(";")[0]
         assert await answers(path)
         await asyncio.to_thread(first.communicate)
 

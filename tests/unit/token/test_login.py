@@ -69,11 +69,14 @@ def test_absent_empty_open_right(make_plugin, hsm, own_pin):
     plugin = make_plugin(hsm, token={"pin_file": str(own_pin)}).start()
     wait_for(lambda: WAITING in sentences(plugin))
     assert "UNAVAILABLE" == code_of(plugin.status)
-    assert_check(plugin, f"waiting for the PIN file {own_pin}: No such file", None)
+    absent = f"the PIN file {own_pin} cannot be read: No such file"
+    assert_check(plugin, absent, "create it with mode 0400 and write the PIN to it")
 
     own_pin.touch(0o600)
-    assert_told(plugin, f"waiting for the PIN file {own_pin}: it is empty")
-    assert_check(plugin, f"waiting for the PIN file {own_pin}: it is empty", None)
+    assert_told(plugin, f"the PIN file {own_pin} is empty")
+    assert_check(
+        plugin, f"the PIN file {own_pin} is empty", "write the PIN to the file"
+    )
 
     write(own_pin, PIN, mode=0o644)
     told = f"the PIN file {own_pin} is open to others (mode 0644)"
@@ -97,7 +100,7 @@ def assert_check(plugin, cause, hint):
     assert (1, "") == (check.returncode, check.stderr)
     assert f"✗ PIN: {cause}" in check.stdout
     if hint:
-        assert f"  hint: {hint}\n" in check.stdout
+        assert f"  hint: {hint}" in check.stdout
 
 
 def assert_no_pin(plugin, pin):

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from hsm_kms.config.schema import ApiV1, ApiV2, Config, Wrapping
 
+# Heading and width of each column where there is room; the first two keep theirs.
 _COLUMNS: Final = (
     ("API", 3),
     ("WRAPPING", 8),
@@ -21,6 +22,9 @@ _COLUMNS: Final = (
     ("THE HSM'S LOG SHOWS", 19),
     ("COSTS", 22),
 )
+_FIXED: Final = 2
+_GAP: Final = 2
+_LEAST: Final = 13  # a narrower column would break words
 _MEMORY: Final[dict[Wrapping, str]] = {
     "token": "the DEKs in requests at that moment",
     "fallback": "every DEK wrapped by a local KEK in memory; new ones can be forged",
@@ -33,24 +37,35 @@ _LOG: Final[dict[Wrapping, str]] = {
 }
 
 
-def tradeoff(config: Config) -> Iterator[str]:
-    """Yield the lines of a table with one row for each enabled API."""
-    yield "What each wrapping mode gives up compared to `token` (docs/threat-model.md):"
-    yield from _lines([name for name, _ in _COLUMNS])
+def tradeoff(config: Config, width: int) -> Iterator[str]:
+    """Yield the lines of a table with one row for each enabled API.
+
+    Args:
+        config: The configuration.
+        width: Characters in a line; a terminal too narrow for columns gets a list.
+    """
+    title = (
+        "What each wrapping mode gives up compared to `token` (docs/threat-model.md):"
+    )
+    yield from textwrap.wrap(title, width)
     wrappings = _wrappings(config)
-    for api, wrapping in wrappings.items():
-        yield from _lines(
-            [
-                api,
-                wrapping,
-                _MEMORY[wrapping],
-                _without_hsm(config, wrapping),
-                _LOG[wrapping],
-                _cost(config, api, wrapping),
-            ]
-        )
+    rows = [
+        [
+            api,
+            wrapping,
+            _MEMORY[wrapping],
+            _without_hsm(config, wrapping),
+            _LOG[wrapping],
+            _cost(config, api, wrapping),
+        ]
+        for api, wrapping in wrappings.items()
+    ]
+    yield from _table(rows, width)
     if "token" in wrappings.values() and len(set(wrappings.values())) > 1:
-        yield "A DEK forged with a local KEK of one API is accepted by the other API."
+        yield from textwrap.wrap(
+            "A DEK forged with a local KEK of one API is accepted by the other API.",
+            width,
+        )
 
 
 def _wrappings(config: Config) -> dict[str, Wrapping]:
@@ -76,12 +91,42 @@ def _cost(config: Config, api: str, wrapping: Wrapping) -> str:
     return f"{calls} per Encrypt, 1 per Decrypt"
 
 
-def _lines(cells: Sequence[str]) -> Iterator[str]:
+def _table(rows: Sequence[Sequence[str]], width: int) -> Iterator[str]:
+    widths = _widths(width)
+    names = [name for name, _ in _COLUMNS]
+    if min(widths[_FIXED:]) >= _LEAST:
+        for row in (names, *rows):
+            yield from _lines(row, widths)
+        return
+    for row in rows:
+        for name, cell in zip(names, row, strict=True):
+            yield from textwrap.wrap(
+                f"{name.lower()}: {cell}",
+                width,
+                initial_indent="  ",
+                subsequent_indent="    ",
+            )
+
+
+def _widths(width: int) -> list[int]:
+    """Return the widths of the columns, narrowed evenly to the width of a line."""
+    wanted = [each for _, each in _COLUMNS]
+    excess = _GAP * len(wanted) + sum(wanted) - width
+    if excess <= 0:
+        return wanted
+    narrowed = len(wanted) - _FIXED
+    less = [(excess + number) // narrowed for number in range(narrowed)]
+    return [
+        *wanted[:_FIXED],
+        *(each - by for each, by in zip(wanted[_FIXED:], reversed(less), strict=True)),
+    ]
+
+
+def _lines(cells: Sequence[str], widths: Sequence[int]) -> Iterator[str]:
     """Yield the lines of one row, each cell wrapped to the width of its column."""
-    widths = [width for _, width in _COLUMNS]
     broken = [
         textwrap.wrap(cell, width) for cell, width in zip(cells, widths, strict=True)
     ]
     for line in zip_longest(*broken, fillvalue=""):
         padded = (part.ljust(width) for part, width in zip(line, widths, strict=True))
-        yield "  " + "  ".join(padded).rstrip()
+        yield " " * _GAP + (" " * _GAP).join(padded).rstrip()

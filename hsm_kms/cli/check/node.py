@@ -1,0 +1,215 @@
+"""Check what can be seen without the token: files, user, socket, HTTP.
+
+Everything that `serve` does at its start is tried here by the code that does it there,
+without creating, writing or taking anything.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from hsm_kms.cli.check.modules import advice_for
+from hsm_kms.errors import (
+    HsmKmsError,
+    PinSettlingError,
+    SocketError,
+    TokenAbsentError,
+    WrongUserError,
+)
+from hsm_kms.http.address import TcpAddress, UnixAddress
+from hsm_kms.server import settings
+from hsm_kms.server.socket_path import live_server, require_usable
+from hsm_kms.server.writable import weaknesses
+from hsm_kms.state_dir.directory import StateDir
+from hsm_kms.token.pin_verdict import PinVerdict
+from hsm_kms.users import install_line, require_service_user
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from hsm_kms.cli.check.report import Report
+    from hsm_kms.config.schema import Config
+    from hsm_kms.http.address import Address
+
+# Variables in which modules look for the path of their configuration.
+_CONFIGURATION_OF_MODULES: Final = (
+    "CS_PKCS11_R3_CFG",
+    "ChrystokiConfigurationPath",
+    "KRYOPTIC_CONF",
+    "NFAST_HOME",
+    "OPENSSL_CONF",
+    "PKCS11SPY",
+    "SOFTHSM2_CONF",
+    "YUBIHSM_PKCS11_CONF",
+)
+
+
+def check_node(report: Report, config: Config, path: Path) -> bool:
+    """Check everything but the token.
+
+    Args:
+        report: Prints the findings.
+        config: The configuration.
+        path: The file it came from.
+
+    Returns:
+        True if the module may be loaded and the PIN may be tried.
+    """
+    try:
+        require_service_user(config.state_dir, config.token.pin_file)
+    except WrongUserError as error:
+        # Another user sees other permissions: whatever was found would mislead.
+        report.fail("user", error)
+        return False
+    before = report.failed
+    state = StateDir(config.state_dir, create=False)
+    _check_writable(report, config, path)
+    _check_state(report, state)
+    _check_module(report, config)
+    _check_pin(report, config, state)
+    safe = report.failed == before
+    running = _check_socket(report, config)
+    _check_http(report, config, running=running)
+    return safe
+
+
+def _check_writable(report: Report, config: Config, path: Path) -> None:
+    found = weaknesses(config, path)
+    for each in found:
+        report.fail(each.setting, HsmKmsError(each.cause, hint=f"run {each.cure}"))
+    if not found:
+        report.ok("no other user can change configuration, module, PIN file or state")
+
+
+def _check_state(report: Report, state: StateDir) -> None:
+    try:
+        state.prepare()
+        state.last_key()
+        state.key_work()
+    except HsmKmsError as error:
+        report.fail("state directory", error)
+        return
+    report.ok(f"state directory {state.path}")
+
+
+def _check_module(report: Report, config: Config) -> None:
+    module = config.token.module
+    try:
+        with module.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        advice = advice_for(module, error)
+        absent = TokenAbsentError(f"{module}: {error.strerror}", hint=advice)
+        report.fail("module", absent)
+        return
+    report.ok(f"module {module}, SHA-256 {digest}")
+    for name, trouble in _unreadable(config):
+        what = f"token.env.{name} names {config.token.env[name]}: {trouble.strerror}"
+        report.fail("module", HsmKmsError(what, hint=_cure(trouble)))
+
+
+def _unreadable(config: Config) -> Iterator[tuple[str, OSError]]:
+    """Yield the configuration of the module that this process cannot read."""
+    for name in _CONFIGURATION_OF_MODULES:
+        path = config.token.env.get(name)
+        if not path:
+            continue
+        try:
+            Path(path).stat()
+            if not os.access(path, os.R_OK, effective_ids=True):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        except OSError as error:
+            yield name, error
+
+
+def _cure(error: OSError) -> str:
+    if error.errno == errno.ENOENT:
+        return "correct token.env, or create the file as the module's manual says"
+    return f"make it readable for user {os.geteuid()}, group {os.getegid()}"
+
+
+def _check_pin(report: Report, config: Config, state: StateDir) -> None:
+    source = settings.pin_source(config)
+    if source is None:
+        report.ok("no login needed (token.login: none)")
+        return
+    try:
+        PinVerdict(source, state).check()
+    except PinSettlingError:
+        pass  # one_worker waits until the file is stable
+    except HsmKmsError as error:
+        if state.failure is not None and error.hint == state.failure.hint:
+            return  # told already
+        report.fail("PIN", error)
+        return
+    report.ok(f"PIN file {source.path}")
+
+
+def _check_socket(report: Report, config: Config) -> bool:
+    """Check the KMS socket; return True if a server uses it."""
+    listen = config.listen
+    try:
+        require_usable(listen.socket, listen.group)
+        pid = live_server(listen.socket)
+    except SocketError as error:
+        report.fail("KMS socket", error)
+        return False
+    if pid is None:
+        report.ok(f"KMS socket {listen.socket}")
+        return False
+    process = f"process {pid}" if pid else "a process"
+    report.ok(f"KMS socket {listen.socket}: {process} serves on it")
+    return True
+
+
+def _check_http(report: Report, config: Config, *, running: bool) -> None:
+    # http.client takes longer to load than anything else here.
+    from hsm_kms.http.client import read_status  # noqa: PLC0415
+
+    http = config.http
+    status = read_status(http.admin_socket) if http.admin_socket and running else None
+    addresses: list[Address] = []
+    if http.address is not None:
+        addresses.append(TcpAddress(*http.address))
+    if http.admin_socket is not None:
+        addresses.append(UnixAddress(http.admin_socket))
+    for address in addresses:
+        _check_address(report, address, status, running=running)
+
+
+def _check_address(
+    report: Report, address: Address, status: dict[str, Any] | None, *, running: bool
+) -> None:
+    what = f"HTTP {address}"
+    try:
+        address.examine()
+    except OSError as error:
+        taken = error.errno == errno.EADDRINUSE
+        if taken and status is not None and _has(status, address):
+            report.ok(f"{what}: the running server has it")
+        elif taken and running and status is None:
+            report.warn(f"{what} is taken, probably by the running server")
+        else:
+            hint = _http_cure(address, error)
+            report.fail(what, HsmKmsError(f"{error.strerror}", hint=hint))
+        return
+    report.ok(what)
+
+
+def _has(status: dict[str, Any], address: Address) -> bool:
+    return any(
+        each["address"] == str(address) and not each["error"]
+        for each in status.get("http", ())
+    )
+
+
+def _http_cure(address: Address, error: OSError) -> str:
+    if error.errno == errno.ENOENT and isinstance(address, UnixAddress):
+        return f"as root, run: {install_line(address.path.parent, 0o750)}"
+    if address.kind == "tcp":
+        return "free the port, or choose another http.listen (null for none)"
+    return "choose another http.admin_socket (null for none)"

@@ -1,0 +1,50 @@
+"""Let no hint lead back to the command that prints it.
+
+The same error can reach the log of the server and many commands. Its hint may name the
+command that helps an operator of the server, which is no help to those who just ran it.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from typing import Final
+
+_GROUPS: Final = {"keys", "etcd", "token", "config"}
+_NAMED: Final = re.compile("`hsm-kms ([^`]+)`")
+# Between these each part of a hint stands by itself.
+_BETWEEN: Final = re.compile("(; |: |, or |, then | or )")
+
+
+def leading_on(hint: str | None) -> str | None:
+    """Return the hint without the parts that name the running command.
+
+    Args:
+        hint: The hint of an error, or None.
+
+    Returns:
+        None if nothing is left.
+    """
+    if not hint:
+        return None
+    running = _command(sys.argv[1:])
+    kept = ""
+    # Each part comes with what separates it from the part before.
+    parts = ["", *_BETWEEN.split(hint)]
+    for between, part in zip(parts[::2], parts[1::2], strict=True):
+        if not _leads_back(part, running):
+            kept += between + part if kept else part
+    return kept or None
+
+
+def _leads_back(part: str, running: tuple[str, ...]) -> bool:
+    return any(
+        _command(words) == running
+        for words in (named.split() for named in _NAMED.findall(part))
+        if "--help" not in words
+    )
+
+
+def _command(words: list[str]) -> tuple[str, ...]:
+    """Return the name of a command without its options and arguments."""
+    return tuple(words[: 2 if words[:1] and words[0] in _GROUPS else 1])
