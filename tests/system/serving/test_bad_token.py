@@ -71,7 +71,8 @@ CASES = {
         no_module,
         NOT_THERE,
         "none.so: ",
-        "correct token.module",
+        "correct token.module: the HSM's client software brings the module, often "
+        "below /usr/lib or /opt",
     ),
     "text file as module": (
         text_file,
