@@ -66,6 +66,10 @@ class ConfigError(HsmKmsError):
         self.faults = tuple(faults)
 
 
+class CommandInterruptedError(HsmKmsError):
+    """Raised when a signal ended a command, its cause, to say how far it came."""
+
+
 class SocketError(HsmKmsError):
     """Raised when the KMS socket cannot be used: live owner, wrong file, bad path."""
 

@@ -2,20 +2,28 @@
 
 Results go to stdout and everything else to stderr: an error as "hsm-kms: CAUSE" in
 lower case, then its cure as "hint: CURE". The exit code is 0 for success, 1 if a check
-failed or the token refused, and 2 if the command line or the configuration is wrong.
+failed, the token refused or the output could not be written, and 2 if the command line
+or the configuration is wrong. As a shell has it for signals, it is 130 after Ctrl-C,
+and 141 if nobody reads the output any more.
 """
 
 from __future__ import annotations
 
+import errno
+import os
+import signal
 import sys
+from typing import Final
 
 import click
 
-from hsm_kms import __version__
+from hsm_kms import __version__, interrupts
+from hsm_kms.cli import streams
 from hsm_kms.cli.hints import leading_on
 from hsm_kms.cli.lazy import Lazy, LazyGroup
-from hsm_kms.errors import ConfigError, HsmKmsError
+from hsm_kms.errors import CommandInterruptedError, ConfigError, HsmKmsError
 
+_COMPLETE: Final = "_HSM_KMS_COMPLETE"  # set by the script that click prints
 _COMMANDS = {
     "serve": Lazy(
         "hsm_kms.cli.serve:serve",
@@ -61,31 +69,89 @@ def cli() -> None:
 
 def main() -> None:
     """Run the command line and exit."""
+    with streams.prepared():
+        sys.exit(_exit_code())
+
+
+def _exit_code() -> int:
+    """Run the command, print its error, and return its exit code."""
     try:
-        cli(prog_name="hsm-kms", standalone_mode=False)
-    except ConfigError as error:
+        with interrupts.raising():
+            return _run()
+    except (KeyboardInterrupt, click.Abort) as error:
+        return _stopped(error)
+    except HsmKmsError as error:
+        return _failed(error)
+    except click.UsageError as error:
+        return _misused(error)
+    except streams.OutputError as error:
+        return _could_not_write(error)
+
+
+def _run() -> int:
+    if os.environ.get(_COMPLETE):
+        from click.shell_completion import shell_complete  # noqa: PLC0415
+
+        return shell_complete(cli, {}, "hsm-kms", _COMPLETE, os.environ[_COMPLETE])
+    try:
+        with cli.make_context("hsm-kms", sys.argv[1:]) as context:
+            cli.invoke(context)
+    except click.exceptions.Exit as end:
+        return end.exit_code
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
+
+
+def _stopped(error: KeyboardInterrupt | click.Abort) -> int:
+    """Say why the command stopped; click raises the same error for all answers."""
+    cause = error if isinstance(error, KeyboardInterrupt) else error.__context__
+    if isinstance(cause, KeyboardInterrupt):
+        if sys.stderr.isatty():
+            streams.tell("")  # it shows ^C
+        _say("interrupted")
+        return interrupts.exit_code(cause)
+    if isinstance(cause, EOFError):
+        _say("stdin ended before the question was answered")
+    else:
+        _say("not confirmed, so nothing was changed")
+    return 1
+
+
+def _failed(error: HsmKmsError) -> int:
+    if isinstance(error, ConfigError):
         for fault in error.faults:
             _say(fault)
-        sys.exit(2)
-    except HsmKmsError as error:
-        _say(str(error), error.hint)
-        sys.exit(1)
-    except click.exceptions.NoArgsIsHelpError as error:
-        error.show()
-        sys.exit(2)
-    except click.UsageError as error:
-        command = error.ctx.command_path if error.ctx else "hsm-kms"
-        _say(_as_cause(error.format_message()), f"see `{command} --help`")
-        sys.exit(2)
-    except click.Abort:
-        _say("interrupted")
-        sys.exit(1)
+        return 2
+    _say(str(error), error.hint)
+    if isinstance(error, CommandInterruptedError):
+        return interrupts.exit_code(error.__cause__)
+    return 1
+
+
+def _misused(error: click.UsageError) -> int:
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        streams.tell(error.format_message())
+        return 2
+    command = error.ctx.command_path if error.ctx else "hsm-kms"
+    _say(_as_cause(error.format_message()), f"see `{command} --help`")
+    return 2
+
+
+def _could_not_write(error: streams.OutputError) -> int:
+    """Say that the output could not be written, unless nobody reads it."""
+    streams.discard(sys.stdout)
+    if error.errno == errno.EPIPE:
+        streams.discard(sys.stderr)
+        return 128 + signal.SIGPIPE
+    _say(f"cannot write the output: {error.strerror}")
+    return 1
 
 
 def _say(cause: str, hint: str | None = None) -> None:
-    click.echo(f"hsm-kms: {cause}", err=True)
+    streams.tell(f"hsm-kms: {cause}")
     if hint := leading_on(hint):
-        click.echo(f"hint: {hint}", err=True)
+        streams.tell(f"hint: {hint}")
 
 
 def _as_cause(message: str) -> str:

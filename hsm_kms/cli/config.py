@@ -8,6 +8,7 @@ import click
 import yaml
 
 from hsm_kms.cli.options import config_option
+from hsm_kms.cli.streams import is_utf8
 from hsm_kms.config.load import effective, load
 
 if TYPE_CHECKING:
@@ -23,5 +24,7 @@ def config_group() -> None:
 @config_option
 def show(path: Path) -> None:
     """Print the effective configuration without anything that may be secret."""
-    shown = yaml.safe_dump(effective(load(path)), sort_keys=False, allow_unicode=True)
+    shown = yaml.safe_dump(
+        effective(load(path)), sort_keys=False, allow_unicode=is_utf8()
+    )
     click.echo(shown, nl=False)

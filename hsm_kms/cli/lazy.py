@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import click
 
+from hsm_kms import interrupts
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
@@ -55,7 +57,8 @@ class _Commands(MutableMapping[str, click.Command]):
 
     def __getitem__(self, name: str) -> click.Command:
         module, _, attribute = self._lazy[name].source.partition(":")
-        command: click.Command = getattr(import_module(module), attribute)
+        with interrupts.exiting():
+            command: click.Command = getattr(import_module(module), attribute)
         return command
 
     def __contains__(self, name: object) -> bool:

@@ -15,7 +15,8 @@ import msgspec
 
 from hsm_kms.cli.options import output_option
 from hsm_kms.clock import when
-from hsm_kms.errors import ConfigError, HsmKmsError
+from hsm_kms.errors import CommandInterruptedError, ConfigError, HsmKmsError
+from hsm_kms.interrupts import raising_also_on
 from hsm_kms.migrate import journal as journals
 from hsm_kms.migrate.api import connected
 from hsm_kms.migrate.journal import Outcome
@@ -25,7 +26,7 @@ from hsm_kms.migrate.resources import find_resources, parse_resource
 from hsm_kms.migrate.rewrite import Migration, Pace, Watcher
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from click._termui_impl import ProgressBar
 
@@ -125,7 +126,8 @@ def migrate(  # noqa: PLR0913 - one per option
     kubectl = Kubectl(program=program, kubeconfig=kubeconfig, context=context)
     scope = journals.Scope(kubectl.server(), namespace, tuple(names))
     journal = journals.load(file, scope) if file else journals.begin(scope)
-    with _terminable(), running_proxy(kubectl) as proxy, connected(proxy) as api:
+    terminable = raising_also_on(signal.SIGTERM)  # so that kubectl is stopped, too
+    with terminable, running_proxy(kubectl) as proxy, connected(proxy) as api:
         resources = find_resources(api, wanted)
         served = served_version(api)
         if explain:
@@ -153,16 +155,6 @@ def migrate(  # noqa: PLR0913 - one per option
 
 def _nothing() -> None:
     """Save nothing, because --resume was not given."""
-
-
-@contextlib.contextmanager
-def _terminable() -> Iterator[None]:
-    """Let SIGTERM end the block like Ctrl-C, so that kubectl is stopped too."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _explained(resources: Sequence[Resource], version: str | None) -> str:
@@ -229,10 +221,10 @@ def _run(
     try:
         with contextlib.ExitStack() as stack:
             migration.run(resources, _Bar(stack))
-    except KeyboardInterrupt:
-        raise HsmKmsError(
+    except KeyboardInterrupt as interrupt:
+        raise CommandInterruptedError(
             f"interrupted after {_objects(journal.objects)}", hint=again
-        ) from None
+        ) from interrupt
     except HsmKmsError as error:
         if not journal.objects:
             raise

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
+import sys
 from typing import TYPE_CHECKING
 
 import click
 
-from hsm_kms import log
+from hsm_kms import interrupts, log
 from hsm_kms.cli.options import config_option
 from hsm_kms.server.reload import ConfigFile
 
@@ -23,13 +25,16 @@ def serve(path: Path) -> None:
 
     If the token is unavailable, the PIN is rejected or a key is missing, the server
     keeps running, reports it in Status and retries. It exits with 2 if the
-    configuration file is invalid, and with 1 if it cannot take the socket.
+    configuration file is invalid, and with 1 if it cannot take the socket. After
+    Ctrl-C it exits with 130.
     """
     file = ConfigFile(path)
     config = file.load()
     log.configure(config.log.level, config.log.format)
     # gRPC's C core would write lines of its own to stderr.
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
-    from hsm_kms.server import serve as server  # noqa: PLC0415 - grpc takes a third of a second
+    with interrupts.exiting():
+        from hsm_kms.server import serve as server  # noqa: PLC0415 - grpc takes a third of a second
 
-    asyncio.run(server.serve(file, config))
+    if asyncio.run(server.serve(file, config)) == signal.SIGINT:
+        sys.exit(interrupts.exit_code(KeyboardInterrupt()))

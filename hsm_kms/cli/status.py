@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from hsm_kms import interrupts
 from hsm_kms.cli.options import config_option, output_option
 from hsm_kms.errors import HsmKmsError
 
@@ -34,8 +35,9 @@ def status(path: Path, socket: Path | None, output: str) -> None:
     server = None
     if socket is None:
         # pydantic and http.client take longer to load than anything else but gRPC.
-        from hsm_kms.config.load import load  # noqa: PLC0415
-        from hsm_kms.http.client import read_status  # noqa: PLC0415
+        with interrupts.exiting():
+            from hsm_kms.config.load import load  # noqa: PLC0415
+            from hsm_kms.http.client import read_status  # noqa: PLC0415
 
         config = load(path)
         socket, admin = config.listen.socket, config.http.admin_socket
@@ -97,10 +99,11 @@ def _ask(socket: Path, server: dict[str, Any] | None) -> dict[str, str]:
             f"the KMS socket {socket} does not exist",
             hint="start `hsm-kms serve`, or read the server's log",
         )
-    import grpc  # noqa: PLC0415 - takes a third of a second
+    with interrupts.exiting():
+        import grpc  # noqa: PLC0415 - takes a third of a second
 
-    from hsm_kms.api.call import OBSERVER  # noqa: PLC0415
-    from hsm_kms.api.rpc import kms_v2_pb2, kms_v2_pb2_grpc  # noqa: PLC0415
+        from hsm_kms.api.call import OBSERVER  # noqa: PLC0415
+        from hsm_kms.api.rpc import kms_v2_pb2, kms_v2_pb2_grpc  # noqa: PLC0415
 
     options = [("grpc.default_authority", "localhost")]
     try:

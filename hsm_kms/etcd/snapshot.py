@@ -12,21 +12,22 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import threading
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NoReturn, Self
+from typing import TYPE_CHECKING, Final, Self
 
+from hsm_kms.another_python import python_command
 from hsm_kms.etcd.connection import Login, UnreachableError
 from hsm_kms.etcd.live import Access, Etcd
 from hsm_kms.etcd.source import DEFAULT_PREFIX, EtcdError, Item
 from hsm_kms.etcd.text import printable
+from hsm_kms.interrupts import raising_also_on
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from types import FrameType, TracebackType
+    from types import TracebackType
 
 START_SECONDS: Final = 60.0
 STOP_SECONDS: Final = 5.0
@@ -191,7 +192,7 @@ def _restore(etcdutl: str, path: Path, folder: Path) -> None:
 @contextlib.contextmanager
 def _running(etcd: str, folder: Path) -> Iterator[_Server]:
     command = [
-        *(sys.executable, "-m", "hsm_kms.pdeathsig", str(os.getpid()), etcd),
+        *python_command("hsm_kms.pdeathsig", str(os.getpid()), etcd),
         *("--data-dir", str(folder / _DATA), "--unsafe-no-fsync", "--log-level=error"),
         *("--listen-client-urls", f"unix://{folder / _CLIENT}"),
         # The URL must have the form host:port; it names a socket file in the directory.
@@ -229,19 +230,11 @@ def _private_folder() -> Iterator[Path]:
 @contextlib.contextmanager
 def _interrupted_by_signals() -> Iterator[None]:
     """Let SIGTERM and SIGHUP end the block as Ctrl-C does, so that it cleans up."""
-
-    def interrupt(_: int, __: FrameType | None) -> NoReturn:
-        raise KeyboardInterrupt
-
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {each: signal.signal(each, interrupt) for each in _ENDING}
-    try:
+    with raising_also_on(*_ENDING):
         yield
-    finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)
 
 
 def _environment() -> dict[str, str]:

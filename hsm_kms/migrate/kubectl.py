@@ -19,13 +19,13 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from hsm_kms.another_python import python_command
 from hsm_kms.errors import HsmKmsError
 from hsm_kms.etcd.text import printable
 
@@ -40,8 +40,6 @@ _FLAGS: Final = (
     "--accept-paths=^/apis?(/.*)?$",
     "--reject-methods=^POST$,^PATCH$,^DELETE$,^HEAD$,^OPTIONS$",
 )
-# If this process is killed by SIGKILL, the kernel kills the proxy.
-_TIED: Final = (sys.executable, "-I", "-m", "hsm_kms.pdeathsig")
 _NOWHERE: Final = "current-context must exist in order to minify"
 """Message of kubectl if there is no kubeconfig, as in a pod."""
 
@@ -144,9 +142,9 @@ def running_proxy(kubectl: Kubectl) -> Iterator[Proxy]:
     with tempfile.TemporaryDirectory(prefix="hsm-kms-") as directory:
         path = Path(directory) / "api"
         command = kubectl.command("proxy", f"--unix-socket={path}", *_FLAGS)
-        process = subprocess.Popen(  # noqa: S603 - the user's own
-            [*_TIED, str(os.getpid()), *command], stdout=subprocess.DEVNULL
-        )
+        # If this process is killed by SIGKILL, the kernel kills the proxy.
+        tied = python_command("hsm_kms.pdeathsig", str(os.getpid()), *command)
+        process = subprocess.Popen(tied, stdout=subprocess.DEVNULL)  # noqa: S603 - the user's own
         try:
             proxy = Proxy(path, process)
             _await_socket(proxy)

@@ -41,20 +41,29 @@ _SAVE_SECONDS: Final = 1.0  # nor from stopping
 _log = get_logger(__name__)
 
 
-async def serve(file: ConfigFile, config: Config) -> None:
+async def serve(file: ConfigFile, config: Config) -> signal.Signals | None:
     """Serve until SIGTERM or SIGINT; read the configuration again on SIGHUP.
 
     Args:
         file: The configuration file.
         config: What was read from it.
 
+    Returns:
+        The first signal that stopped the server; None if it stopped by itself.
+
     Raises:
         SocketError: The KMS socket cannot be taken.
     """
     stop, again = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
+    stopped_by: list[signal.Signals] = []
+
+    def stop_by(number: signal.Signals) -> None:
+        stopped_by.append(number)
+        stop.set()
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+        loop.add_signal_handler(number, stop_by, number)
     loop.add_signal_handler(signal.SIGHUP, again.set)
     writable.warn(config, file.path)
     listen = config.listen
@@ -71,6 +80,7 @@ async def serve(file: ConfigFile, config: Config) -> None:
             await Server(file, config, state).run(socket, stop, again)
     finally:
         socket.close()
+    return stopped_by[0] if stopped_by else None
 
 
 async def _unless(stop: asyncio.Event, work: Coroutine[None, None, None]) -> bool:

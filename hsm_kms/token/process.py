@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import sys
 from typing import TYPE_CHECKING, Final
 
 from hsm_kms.errors import HsmKmsError, TokenTimeoutError, WorkerLostError
@@ -121,11 +123,28 @@ class Worker:
         Raises:
             HsmKmsError: The worker could not.
         """
-        reply = await self.control.exchange(request)
+        try:
+            reply = await self.control.exchange(request)
+        except WorkerLostError as error:
+            raise await self._why_never_started(error) from None
         if not isinstance(reply, Started):
             raise _unexpected(reply)
         self.started = reply
         return reply
+
+    async def _why_never_started(self, error: WorkerLostError) -> WorkerLostError:
+        """Return the reason that Python gave, if it could not run the worker at all."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(KILL_SECONDS):
+                await self._process.wait()
+        reason = self._stderr.python_error()
+        if not reason:
+            return error
+        return WorkerLostError(
+            f"the token worker cannot start: {reason}",
+            hint=f"hsm-kms runs its workers by {sys.executable}: restart hsm-kms if "
+            "that was upgraded, or else install hsm-kms into a virtual environment",
+        )
 
     async def open_sessions(self, channels: Sequence[Channel]) -> list[Channel]:
         """Open a session on each of these channels, one after the other.

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING, NamedTuple
 
+from hsm_kms.another_python import python_command
 from hsm_kms.errors import WorkerLostError
 from hsm_kms.token.kill import Killer
 
@@ -56,8 +57,9 @@ async def spawn(
             # From the main thread: the parent-death signal comes when the thread
             # ends that started the process.
             process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-I", "-m", "hsm_kms.worker"),
-                *map(str, (os.getpid(), *numbers)),
+                *python_command(
+                    "hsm_kms.worker.__main__", *map(str, (os.getpid(), *numbers))
+                ),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=their_stderr,
@@ -68,7 +70,8 @@ async def spawn(
             killer = Killer(process)
         except OSError as error:
             raise WorkerLostError(
-                f"a token worker cannot be started: {error.strerror}"
+                f"a token worker cannot be started by {sys.executable or 'Python'}: "
+                f"{error.strerror}"
             ) from None
         ours.pop_all()
     return Spawned(process, [mine for mine, _ in pairs], stderr, killer)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 from typing import Final
 
 from hsm_kms.log import get_logger
@@ -15,6 +16,9 @@ from hsm_kms.log import get_logger
 _LINES: Final = 20  # of a worker's life: a chatty module must not flood the log
 _LINE_BYTES: Final = 200
 _READ_BYTES: Final = 4096
+_PYTHON_ERROR: Final = re.compile(
+    rb"(ModuleNotFoundError|ImportError|SyntaxError|Fatal Python error): "
+)
 
 _log = get_logger(__name__)
 
@@ -34,6 +38,7 @@ class Stderr:
         self._lines = 0
         self._rest = b""
         self._closed = False
+        self._python_error = ""
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(descriptor, self._readable)
 
@@ -42,6 +47,15 @@ class Stderr:
         if not self._closed:
             self._readable()
         self._end()
+
+    def python_error(self) -> str:
+        """Return the error with which Python ended before the module was loaded, or "".
+
+        Anything else that was printed may be a module's, and of a secret argument.
+        """
+        if not self._closed:
+            self._readable()
+        return self._python_error
 
     def _readable(self) -> None:
         try:
@@ -54,6 +68,8 @@ class Stderr:
         *complete, rest = (self._rest + chunk).split(b"\n")
         self._rest = rest[:_LINE_BYTES]
         for line in complete:
+            if _PYTHON_ERROR.match(line):
+                self._python_error = line[:_LINE_BYTES].decode("utf-8", "replace")
             self._lines += 1
             if self._lines <= _LINES:
                 text = line[:_LINE_BYTES].decode("utf-8", "replace")

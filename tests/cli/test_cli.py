@@ -264,7 +264,8 @@ def test_pin_prompt_without_terminal(make_plugin, hsm):
 
     assert 1 == result.returncode
     assert "Traceback" not in result.stderr
-    assert result.stderr.endswith("hsm-kms: interrupted\n")
+    wanted = "hsm-kms: stdin ended before the question was answered\n"
+    assert result.stderr.endswith(wanted)
 
 
 def test_config_show(make_plugin, hsm):

@@ -98,7 +98,7 @@ def test_confirm(keys, typed, code, left):
 
     assert code == terminal.end()
     assert "Traceback" not in terminal.text
-    assert ("interrupted" in terminal.text) == bool(code)
+    assert ("not confirmed, so nothing was changed" in terminal.text) == bool(code)
     assert left == len(keys.states())
 
 
@@ -108,7 +108,8 @@ def test_interrupted_while_asking(keys):
     terminal.until("destroy this key? [y/N]")
     terminal.interrupt()
 
-    assert 1 == terminal.end()
+    # The latter if Ctrl-C is pressed again while Python exits.
+    assert terminal.end() in {130, -signal.SIGINT}
     assert "Traceback" not in terminal.text
     assert "interrupted" in terminal.text
     assert 2 == len(keys.states())

@@ -53,7 +53,7 @@ def test_interrupted(migrating):
         assert "" == out
         assert "hsm-kms: interrupted after " in err
         assert "hint: run the same command again to resume" in err
-        assert 1 == process.returncode
+        assert 128 + number == process.returncode
         assert progress.exists()
         assert TEXT not in progress.read_text()
         assert [] == [pid for pid in kubectl if alive(pid)]

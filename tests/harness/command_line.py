@@ -14,7 +14,7 @@ import sys
 import tempfile
 from pathlib import Path
 from subprocess import CompletedProcess
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TextIO
 
 import structlog
 
@@ -48,6 +48,8 @@ def run(
     env: Mapping[str, str] | None = None,
     stdin: str | bytes = b"",
     cwd: Path | None = None,
+    stdout: TextIO | None = None,
+    encoding: str = "utf-8",
 ) -> CompletedProcess[str]:
     """Run `hsm-kms ARGUMENT...`, and return its exit code and what it wrote.
 
@@ -59,12 +61,14 @@ def run(
         env: Environment variables that are set meanwhile.
         stdin: What the command can read; it is not a terminal.
         cwd: The working directory; this process's if None.
+        stdout: A stream instead of the one whose text is returned.
+        encoding: Encoding of stdout and stderr.
     """
     argv = ["hsm-kms", *map(str, arguments)]
-    out, err = _stream(), _stream()
+    out, err = _stream(encoding), _stream(encoding)
     source = stdin.encode() if isinstance(stdin, str) else stdin
     with _as_a_process(argv, env or {}, cwd), contextlib.ExitStack() as streams:
-        streams.enter_context(contextlib.redirect_stdout(out))
+        streams.enter_context(contextlib.redirect_stdout(stdout or out))
         streams.enter_context(contextlib.redirect_stderr(err))
         streams.enter_context(_stdin(source))
         code = _exit_code()
@@ -117,12 +121,12 @@ def _stdin(source: bytes) -> Iterator[None]:
             sys.stdin = before
 
 
-def _stream() -> io.TextIOWrapper:
-    return io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True)
+def _stream(encoding: str) -> io.TextIOWrapper:
+    return io.TextIOWrapper(io.BytesIO(), encoding, write_through=True)
 
 
 def _text(stream: io.TextIOWrapper) -> str:
     stream.flush()
     data = stream.buffer
     assert isinstance(data, io.BytesIO)
-    return data.getvalue().decode()
+    return data.getvalue().decode(stream.encoding)

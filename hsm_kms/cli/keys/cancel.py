@@ -25,12 +25,12 @@ from hsm_kms.cli.keys.options import (
     confirm_option,
     require_terminal,
     spell,
-    tell,
     yes_option,
 )
 from hsm_kms.cli.keys.read_survey import ask_of, read_survey
 from hsm_kms.cli.keys.unused import require_live, require_unused
 from hsm_kms.cli.one_worker import one_worker
+from hsm_kms.cli.streams import tell
 from hsm_kms.clock import now, when
 from hsm_kms.config.formats import KEY_ID
 from hsm_kms.errors import HsmKmsError

@@ -18,11 +18,11 @@ from hsm_kms.cli.keys.options import (
     confirm_option,
     key_id_argument,
     require_terminal,
-    tell,
 )
 from hsm_kms.cli.keys.read_survey import ask_of, read_survey
 from hsm_kms.cli.keys.unused import require_live, require_unused
 from hsm_kms.cli.one_worker import one_worker
+from hsm_kms.cli.streams import tell
 from hsm_kms.clock import now, when
 from hsm_kms.errors import ConfigError, HsmKmsError
 from hsm_kms.keys.key_id import fingerprint_in

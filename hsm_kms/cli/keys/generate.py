@@ -15,9 +15,10 @@ from hsm_kms.cli.keys.objects import (
     label_for_new,
     make_key,
 )
-from hsm_kms.cli.keys.options import Given, common_options, tell
+from hsm_kms.cli.keys.options import Given, common_options
 from hsm_kms.cli.keys.read_survey import ask_of, read_survey
 from hsm_kms.cli.one_worker import one_worker
+from hsm_kms.cli.streams import tell
 from hsm_kms.clock import now, when
 from hsm_kms.errors import HsmKmsError, MechanismError
 from hsm_kms.ipc.messages import GenerateKey

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from hsm_kms.cli.keys.options import tell
+from hsm_kms.cli.streams import tell
 from hsm_kms.errors import HsmKmsError, KeyNotFoundError, MechanismError
 from hsm_kms.ipc.messages import Destroy, FindKeys, GenerateKey, Probe
 from hsm_kms.ipc.values import Cipher, KeyRef, Mechanism

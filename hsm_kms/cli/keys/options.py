@@ -92,12 +92,6 @@ confirm_option = click.option(
 )
 
 
-def tell(*lines: str) -> None:
-    """Print lines that are not the result, to stderr."""
-    for line in lines:
-        click.echo(line, err=True)
-
-
 def require_terminal(instead: str) -> None:
     """Refuse to go on if stdin is no terminal on which to ask.
 

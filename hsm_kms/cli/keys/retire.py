@@ -16,13 +16,13 @@ from hsm_kms.cli.keys.options import (
     key_id_argument,
     require_terminal,
     spell,
-    tell,
     yes_option,
 )
 from hsm_kms.cli.keys.read_survey import ask_of, read_survey
 from hsm_kms.cli.keys.survey import retired_label, time_in
 from hsm_kms.cli.keys.unused import require_unused
 from hsm_kms.cli.one_worker import one_worker
+from hsm_kms.cli.streams import tell
 from hsm_kms.clock import now, when
 from hsm_kms.errors import ConfigError, HsmKmsError, MechanismError
 from hsm_kms.ipc.messages import Relabel

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from hsm_kms.cli.etcd.options import open_source, progress_bar
-from hsm_kms.cli.keys.options import interruptible, tell
+from hsm_kms.cli.keys.options import interruptible
+from hsm_kms.cli.streams import tell
 from hsm_kms.errors import ConfigError, HsmKmsError
 from hsm_kms.etcd.tally import scan
 

@@ -16,9 +16,14 @@ ROOT = Path(__file__).parents[3]
 def package_of(pid):
     """Path of the package that the interpreter of this process finds."""
     arguments = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
-    program = "-m" if "-m" in arguments else fork_server.__file__
-    interpreter = arguments[: arguments.index(program)]
     code = "import hsm_kms; print(hsm_kms.__file__)"
+    if "-c" in arguments:  # a worker
+        program = "-c"
+        set_path, _, _ = arguments[arguments.index("-c") + 1].partition("from hsm_kms")
+        code = set_path + code
+    else:
+        program = "-m" if "-m" in arguments else fork_server.__file__
+    interpreter = arguments[: arguments.index(program)]
     found = subprocess.run(
         [*interpreter, "-c", code],
         cwd=Path(f"/proc/{pid}/cwd").resolve(),

@@ -1,0 +1,114 @@
+"""Choose what Ctrl-C does: exit at once, or raise so that the command cleans up.
+
+Nothing else is imported here, because Ctrl-C must be handled before that.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import FrameType
+    from typing import Any, NoReturn
+
+    _Handler = Callable[[int, FrameType | None], object]
+
+_STDERR = 2
+
+
+class Interrupted(KeyboardInterrupt):
+    """Raised when a signal other than SIGINT ends a command that must clean up.
+
+    Args:
+        number: Number of the signal.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+
+
+def exit_code(error: BaseException | None) -> int:
+    """Return the exit code by which a shell knows the signal: 130 for SIGINT.
+
+    Args:
+        error: The KeyboardInterrupt that the signal raised.
+    """
+    return 128 + (error.number if isinstance(error, Interrupted) else signal.SIGINT)
+
+
+def prepare() -> None:
+    """Exit at once on SIGINT from now on, unless this process ignores it."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _exit_at_once)
+    sys.unraisablehook = _deliver_again
+
+
+def exiting() -> _Handling:
+    """Exit at once on SIGINT inside a `with` block that holds nothing, as of imports.
+
+    KeyboardInterrupt, raised inside an import, could be caught there, or leave a module
+    half loaded.
+    """
+    return _Handling(_exit_at_once, signal.SIGINT)
+
+
+def raising() -> _Handling:
+    """Raise KeyboardInterrupt on SIGINT inside a `with` block, which cleans up."""
+    return _Handling(signal.default_int_handler, signal.SIGINT)
+
+
+def raising_also_on(*numbers: signal.Signals) -> _Handling:
+    """Raise `Interrupted` on other signals inside a `with` block, which cleans up.
+
+    Args:
+        numbers: The signals.
+    """
+    return _Handling(_raise, *numbers)
+
+
+class _Handling:
+    """Handle signals inside a `with` block."""
+
+    def __init__(self, handler: _Handler, *numbers: signal.Signals) -> None:
+        self._handler = handler
+        self._numbers = numbers
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> None:
+        for number in self._numbers:
+            before = signal.getsignal(number)
+            # A shell without job control starts what ends in "&" with SIGINT ignored;
+            # an event loop handles SIGINT itself.
+            if number != signal.SIGINT or before in {
+                signal.default_int_handler,
+                _exit_at_once,
+            }:
+                self._before[number] = signal.signal(number, self._handler)
+
+    def __exit__(self, *_: object) -> None:
+        for number, before in self._before.items():
+            signal.signal(number, before)
+
+
+def _exit_at_once(number: int, _: FrameType | None) -> NoReturn:
+    try:
+        os.write(_STDERR, b"hsm-kms: interrupted\n")
+    finally:
+        os._exit(128 + number)
+
+
+def _raise(number: int, _: FrameType | None) -> NoReturn:
+    raise Interrupted(number)
+
+
+def _deliver_again(unraisable: sys.UnraisableHookArgs) -> None:
+    """Deliver a Ctrl-C again that the interpreter would print as ignored, and lose."""
+    if issubclass(unraisable.exc_type, KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+    else:
+        sys.__unraisablehook__(unraisable)

@@ -1,0 +1,74 @@
+"""Name one run of every command, for what must hold of them all."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+from hsm_kms.cli import cli
+from tests.cli.etcd_cli import OBJECTS
+from tests.cli.migrating import Migrating
+from tests.harness.etcd_samples import written
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from tests.harness.plugin import Plugin
+
+SHARED = {"token": {"shared": True}}
+
+
+def all_commands(command=cli, path=()):
+    """Yield the path of each command and group, such as ("keys", "list")."""
+    yield path
+    for name, inner in getattr(command, "commands", {}).items():
+        yield from all_commands(inner, (*path, name))
+
+
+LEAVES = {
+    path
+    for path in all_commands()
+    if not any(path == other[: len(path)] != other for other in all_commands())
+}
+
+
+def every_command(
+    node: Plugin, socket: Path, directory: Path
+) -> Iterator[tuple[str, ...]]:
+    """Yield the command lines that print a result, in an order in which each can.
+
+    `serve`, which prints none, is not among them.
+
+    Args:
+        node: Configuration with a token that holds a key, and is shared.
+        socket: KMS socket of a server.
+        directory: For files.
+    """
+    config = ("--config", str(node.config_file))
+    dump = ("--from-json", str(written(directory / "dump.json", OBJECTS)))
+    kubectl = ("--kubectl", str(Migrating(directory).kubectl))
+    yield ("status", "--socket", str(socket))
+    yield ("config", "show", *config)
+    yield ("check", *config)
+    yield ("token", "list", *config)
+    yield ("token", "retry-pin", *config)
+    yield ("keys", "list", *config)
+    yield ("keys", "rotate", *config)
+    key_ids = _key_ids(node)  # one, if nobody has run what was yielded
+    old, new = key_ids[0], key_ids[-1]
+    yield ("keys", "cancel", new, "--yes", *config)
+    yield ("keys", "generate", "--another", *config)
+    yield ("keys", "retire", old, "--without-scan", "--yes", *config)
+    yield ("etcd", "scan", *dump)
+    yield ("etcd", "show", next(iter(OBJECTS)), *dump)
+    yield ("etcd", "verify", *dump, *config)
+    yield ("migrate", *kubectl)
+    # Nothing to destroy is retired for 24 hours: this one prints an error.
+    etcd = ("--endpoints", "127.0.0.1:1", "--confirm", old)
+    yield ("keys", "destroy", old, *etcd, *config)
+
+
+def _key_ids(node: Plugin) -> list[str]:
+    listed = json.loads(node.cli("keys", "list", "-o", "json").stdout)
+    return [key["key_id"] for key in listed]
