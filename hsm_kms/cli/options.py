@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import click
 
-from hsm_kms.config.formats import parse_duration
+from hsm_kms.config.formats import parse_go_duration
 
 DEFAULT_PATH: Final = Path("/etc/hsm-kms/config.yaml")
 
@@ -38,7 +38,7 @@ class _SecondsType(click.ParamType[float]):
         if isinstance(value, float):
             return value
         try:
-            return parse_duration(value)
+            return parse_go_duration(value)
         except ValueError as error:
             self.fail(f"{value!r} {error}", param, ctx)
 

@@ -13,6 +13,11 @@ KEY_ID: Final = re.compile(r"[a-z2-7]{26}(\.[a-z0-9]{1,16})?")
 
 _UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _DURATION: Final = re.compile(r"([0-9]{1,9})(ms|s|m|h|d)")
+_GO_UNITS: Final = _UNITS | {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6}
+_GO_PART: Final = re.compile(
+    r"([0-9]{1,9}(?:\.[0-9]{0,9})?|\.[0-9]{1,9})(ns|us|µs|μs|ms|s|m|h|d)"
+)
+_GO_DURATION: Final = re.compile(f"(?:{_GO_PART.pattern})+")
 
 
 def parse_duration(value: object) -> float:
@@ -25,6 +30,21 @@ def parse_duration(value: object) -> float:
     if found is None:
         raise ValueError("must be a whole number with its unit: 500ms, 2s, 5m, 24h, 7d")
     return int(found[1]) * _UNITS[found[2]]
+
+
+def parse_go_duration(text: str) -> float:
+    """Return the seconds of a duration as Go writes it: "1m30s", "2.5s" or "0".
+
+    Days, which Go has not, are taken as in the configuration file.
+
+    Raises:
+        ValueError: `text` is anything else; so is a negative duration.
+    """
+    if text == "0":
+        return 0.0
+    if not _GO_DURATION.fullmatch(text):
+        raise ValueError("must be a duration such as 500ms, 2.5s, 1m30s, 24h or 7d")
+    return sum(float(count) * _GO_UNITS[unit] for count, unit in _GO_PART.findall(text))
 
 
 def format_duration(seconds: float) -> str:

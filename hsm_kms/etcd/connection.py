@@ -155,6 +155,8 @@ def _channel(endpoint: Endpoint, tls: Tls) -> grpc.Channel:
         if not endpoint.port:
             options.append(("grpc.default_authority", "localhost"))
         return grpc.insecure_channel(endpoint.target, options)
+    if tls.server_name:
+        options.append(("grpc.ssl_target_name_override", tls.server_name))
     files = tls.files
     credentials = grpc.ssl_channel_credentials(files.cacert, files.key, files.cert)
     return grpc.secure_channel(endpoint.target, credentials, options)

@@ -38,6 +38,8 @@ class Access:
         cacert: PEM file of the server's CA; None for the CAs of this system.
         cert: PEM file of the client's certificate, or None.
         key: PEM file of the private key for `cert`, or None.
+        tls_server_name: Name in the server's certificate; None for the endpoint's host.
+        secured: True if an endpoint without a scheme uses TLS also without TLS files.
         login: User and password, or None.
         dial_timeout: Timeout to connect to one endpoint, in seconds.
         command_timeout: Timeout of one request, in seconds.
@@ -46,6 +48,8 @@ class Access:
     cacert: Path | None = None
     cert: Path | None = None
     key: Path | None = None
+    tls_server_name: str | None = None
+    secured: bool = False
     login: Login | None = None
     dial_timeout: float = 2.0
     command_timeout: float = 10.0
@@ -74,9 +78,11 @@ class Etcd:
         self.prefix = prefix
         self.revision: int | None = None
         self._access = access = access or Access()
-        secured = bool(access.cacert or access.cert)
+        secured = bool(access.secured or access.cacert or access.cert)
         self._endpoints = [parse_endpoint(each, secured=secured) for each in endpoints]
-        self._tls = Tls.load(access.cacert, access.cert, access.key)
+        self._tls = Tls.load(
+            access.cacert, access.cert, access.key, access.tls_server_name
+        )
         self._link: Link | None = None
         self._cluster: int | None = None
         self._total: int | None = None

@@ -50,8 +50,15 @@ def test_the_environment_of_etcdctl(tmp_path, cli):
             "ETCDCTL_KEY": str(pki.client_key),
             "ETCDCTL_USER": "root",
             "ETCDCTL_PASSWORD": "hunter2",
-            "ETCDCTL_DIAL_TIMEOUT": "5s",
-            "ETCDCTL_COMMAND_TIMEOUT": "1m",
+            "ETCDCTL_DIAL_TIMEOUT": "2.5s",
+            "ETCDCTL_COMMAND_TIMEOUT": "1m30s",
+            "ETCDCTL_INSECURE_TRANSPORT": "f",
+            "ETCDCTL_INSECURE_SKIP_TLS_VERIFY": "false",
+            # Only for etcdctl itself.
+            "ETCDCTL_API": "3",
+            "ETCDCTL_DEBUG": "true",
+            "ETCDCTL_WRITE_OUT": "table",
+            "ETCDCTL_KEEPALIVE_TIME": "2s",
         }
         done = cli.run("scan", env=env)
         refused = cli.run("scan", "--user", "root:wrong", env=env)
@@ -88,8 +95,11 @@ def test_nobody_listens():
         (["--password", "x"], "--password needs --user"),
         (["--user", "a:b", "--password", "x"], "in both --user and --password"),
         (["--endpoints", "etcd"], "is not host:port"),
-        (["--dial-timeout", "5"], "must be a whole number with its unit"),
-        (["--dial-timeout", "0s"], "must be more than 0s"),
+        (["--dial-timeout", "5"], "must be a duration such as 500ms, 2.5s, 1m30s"),
+        (["--dial-timeout", "-1s"], "must be a duration such as 500ms, 2.5s, 1m30s"),
+        (["--dial-timeout", "0"], "must be more than 0s"),
+        (["--insecure-transport=no"], "'no' is neither true nor false"),
+        (["-w", "json"], "--write-out is an option of etcdctl: use -o text or -o json"),
     ],
 )
 def test_bad_usage(options, words, cli):
@@ -98,6 +108,76 @@ def test_bad_usage(options, words, cli):
 
     assert 2 == done.code, done
     assert words in done.err
+
+
+ENDPOINTS = "--endpoints=127.0.0.1:1 --endpoints=127.0.0.1:2,127.0.0.1:3"
+# The global options of etcdctl 3.6 as a user may give them, and a word of the refusal.
+ETCDCTL_OPTIONS = {
+    "--cacert=/dev/null": "",
+    "--cert=/c --key=/k": "",
+    "--command-timeout=1m0.5s": "",
+    "--debug": "",
+    "--dial-timeout=.1s": "",
+    "--discovery-srv=example.com": "--discovery-srv is not supported",
+    "--discovery-srv-name=x": "--discovery-srv-name is not supported",
+    "-d example.com": "--discovery-srv is not supported",
+    ENDPOINTS: "",
+    "--hex": "",
+    "--hex=true": "",
+    "--insecure-discovery=false": "",
+    "--insecure-skip-tls-verify": "--insecure-skip-tls-verify is not supported",
+    "--insecure-skip-tls-verify=true": "--insecure-skip-tls-verify is not supported",
+    "--insecure-skip-tls-verify=false": "",
+    "--insecure-transport": "",
+    "--insecure-transport=false": "",
+    "--keepalive-time=2s": "",
+    "--keepalive-timeout=6s": "",
+    "--max-recv-bytes=0": "",
+    "--max-request-bytes=0": "",
+    "--user=a:b": "",
+    "--user=a --password=b": "",
+}
+
+
+@pytest.mark.parametrize("command", ["show", "scan"])
+def test_every_option_of_etcdctl(command, cli, dump):
+    """Each option of etcdctl is taken, or refused by name; for a file all are taken."""
+    rest = ["/k"] if command == "show" else []
+    for options, words in ETCDCTL_OPTIONS.items():
+        given = [*options.split(), *rest]
+        if "--endpoints" not in options:
+            given += ["--endpoints", "127.0.0.1:1"]
+        done = cli.run(command, *given)
+        if words:
+            assert (2, True) == (done.code, words in done.err), (options, done)
+            continue
+        # Taken: what is wrong is that there is no such file, or no etcd.
+        wanted = (
+            "cannot be read",
+            "no PEM cert",
+            "cannot connect to etcd: 127.0.0.1:1",
+        )
+        assert 1 == done.code, (options, done)
+        assert any(cause in done.err for cause in wanted), (options, done)
+    assert "127.0.0.1:3" in cli.run("scan", *ENDPOINTS.split()).err
+
+
+def test_variables_of_etcdctl_that_are_refused(cli, dump):
+    """A variable is refused by its own name, and only where etcd is asked."""
+    for name in ("DISCOVERY_SRV", "DISCOVERY_SRV_NAME", "INSECURE_SKIP_TLS_VERIFY"):
+        env = {f"ETCDCTL_{name}": "true"}
+        refused = cli.run("scan", env=env)
+        assert 2 == refused.code
+        assert refused.err.startswith(f"hsm-kms: ETCDCTL_{name} is not supported: give")
+        assert 0 == cli.run("scan", "--from-json", dump, env=env).code
+
+
+def test_a_password_variable_without_a_user(cli):
+    """ETCDCTL_PASSWORD without a user is not used, as by etcdctl."""
+    done = cli.run(
+        "scan", "--endpoints", "127.0.0.1:1", env={"ETCDCTL_PASSWORD": "hunter2"}
+    )
+    assert "cannot connect to etcd" in done.err
 
 
 def test_a_snapshot_without_its_tools(tmp_path, cli):

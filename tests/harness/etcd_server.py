@@ -179,12 +179,15 @@ class Certificates:
     client_key: Path
 
 
-def make_certificates(folder: Path, user: str = "scanner") -> Certificates:
+def make_certificates(
+    folder: Path, user: str = "scanner", *, hours: int = 1
+) -> Certificates:
     """Make them, in a folder of their own.
 
     Args:
         folder: Is made.
         user: CN of the client, which etcd takes for a user's name.
+        hours: How long the server's certificate is valid still.
     """
     folder.mkdir()
     ca_key = ec.generate_private_key(ec.SECP256R1())
@@ -192,7 +195,8 @@ def make_certificates(folder: Path, user: str = "scanner") -> Certificates:
     files = {"ca": ca.public_bytes(serialization.Encoding.PEM)}
     for name, common in (("server", "127.0.0.1"), ("client", user)):
         key = ec.generate_private_key(ec.SECP256R1())
-        made = _certificate(common, key, ca, ca_key, server=name == "server")
+        served = hours if name == "server" else None
+        made = _certificate(common, key, ca, ca_key, hours=served)
         files[name] = made.public_bytes(serialization.Encoding.PEM)
         files[f"{name}_key"] = key.private_bytes(
             serialization.Encoding.PEM,
@@ -211,8 +215,9 @@ def _certificate(
     issuer: x509.Certificate | None,
     issuer_key: ec.EllipticCurvePrivateKey,
     *,
-    server: bool = False,
+    hours: int | None = None,
 ) -> x509.Certificate:
+    server = hours is not None
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common)])
     now = datetime.now(UTC)
     made = (
@@ -221,8 +226,8 @@ def _certificate(
         .issuer_name(issuer.subject if issuer else subject)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - timedelta(hours=1))
-        .not_valid_after(now + timedelta(hours=1))
+        .not_valid_before(now - timedelta(hours=2))
+        .not_valid_after(now + timedelta(hours=1 if hours is None else hours))
         .add_extension(
             x509.BasicConstraints(ca=issuer is None, path_length=None), critical=True
         )

@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import os
-import sys
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import click
+from click.core import ParameterSource
 
+from hsm_kms import interrupts
+from hsm_kms.cli.etcd import etcdctl
+from hsm_kms.cli.etcd.etcdctl import variable
 from hsm_kms.cli.options import SECONDS_TYPE
 from hsm_kms.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
-    from hsm_kms.etcd.source import Item, Source
+    from hsm_kms.etcd.source import Source
 
 DEFAULT_ENDPOINT: Final = "127.0.0.1:2379"
 STDIN: Final = Path("-")
 _FILE: Final = click.Path(path_type=Path, dir_okay=False)
-_BAR_CHARS: Final = 36
-_REDRAW_SECONDS: Final = 0.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +36,8 @@ class EtcdChoice:
         cacert: PEM file of the CA that signed the server's certificate, or None.
         cert: PEM file of the client's certificate, or None.
         key: PEM file of the private key for `cert`, or None.
+        tls_server_name: Name in the server's certificate; None for the endpoint's host.
+        secured: True if an endpoint without a scheme uses TLS in any case.
         user: Name of an etcd user, "" for none.
         password: Password of the user.
         dial_timeout: Timeout to connect to one endpoint, in seconds.
@@ -45,12 +46,15 @@ class EtcdChoice:
         from_json: File with the output of `etcdctl get --prefix -w json`; "-" is
             stdin.
         from_snapshot: File written by `etcdctl snapshot save`.
+        refused: What is wrong with options that a live etcd would need.
     """
 
     endpoints: tuple[str, ...] = ()
     cacert: Path | None = None
     cert: Path | None = None
     key: Path | None = None
+    tls_server_name: str | None = None
+    secured: bool = False
     user: str = ""
     password: str = field(default="", repr=False)
     dial_timeout: float = 2.0
@@ -58,6 +62,7 @@ class EtcdChoice:
     prefix: str = "/registry/"
     from_json: Path | None = None
     from_snapshot: Path | None = None
+    refused: tuple[str, ...] = ()
 
     @property
     def named(self) -> bool:
@@ -74,7 +79,7 @@ def _positive(_: click.Context, __: click.Parameter, seconds: float) -> float:
 def _timeout_option(name: str, default: str, meaning: str) -> Callable[..., Any]:
     return click.option(
         name,
-        envvar=f"ETCDCTL_{name.removeprefix('--').replace('-', '_').upper()}",
+        envvar=variable(name),
         metavar="TIME",
         type=SECONDS_TYPE,
         callback=_positive,
@@ -88,6 +93,7 @@ _OPTIONS: Final = (
     click.option(
         "--endpoints",
         envvar="ETCDCTL_ENDPOINTS",
+        multiple=True,
         metavar="URL[,URL]",
         help=f"Endpoints of etcd, tried in turn.  [default: {DEFAULT_ENDPOINT}]",
     ),
@@ -101,6 +107,12 @@ _OPTIONS: Final = (
         "--cert", envvar="ETCDCTL_CERT", type=_FILE, help="The client's certificate."
     ),
     click.option("--key", envvar="ETCDCTL_KEY", type=_FILE, help="The key of --cert."),
+    click.option(
+        "--tls-server-name",
+        metavar="NAME",
+        help="Name in the server's certificate, if not the host in --endpoints.",
+    ),
+    etcdctl.INSECURE_TRANSPORT,
     click.option(
         "--user",
         envvar="ETCDCTL_USER",
@@ -130,10 +142,12 @@ _OPTIONS: Final = (
         type=_FILE,
         help="Read a snapshot instead; etcd and etcdutl must be in PATH.",
     ),
+    *etcdctl.OPTIONS,
 )
 _NAMES: Final = (
-    *("endpoints", "cacert", "cert", "key", "user", "password", "dial_timeout"),
-    *("command_timeout", "prefix", "from_json", "from_snapshot"),
+    *("endpoints", "cacert", "cert", "key", "tls_server_name", "insecure_transport"),
+    *("user", "password", "dial_timeout", "command_timeout"),
+    *("prefix", "from_json", "from_snapshot"),
 )
 
 
@@ -143,7 +157,11 @@ def etcd_options(command: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(command)
     def with_choice(*args: Any, **options: Any) -> Any:
         taken = {name: options.pop(name) for name in _NAMES}
-        return command(*args, etcd=_choice(**taken), **options)
+        context = click.get_current_context()
+        refused = tuple(etcdctl.refusals(context, options))
+        if context.get_parameter_source("password") is ParameterSource.ENVIRONMENT:
+            taken["password"] = taken["user"] and taken["password"]  # as etcdctl does
+        return command(*args, etcd=_choice(refused=refused, **taken), **options)
 
     made: Callable[..., Any] = with_choice
     for option in reversed(_OPTIONS):
@@ -152,16 +170,22 @@ def etcd_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _choice(
-    *, endpoints: str | None, user: str | None, password: str | None, **others: Any
+    *,
+    endpoints: tuple[str, ...],
+    user: str | None,
+    password: str | None,
+    insecure_transport: bool | None,
+    **others: Any,
 ) -> EtcdChoice:
     if others["from_json"] and others["from_snapshot"]:
         raise ConfigError(["--from-json and --from-snapshot exclude each other"])
     if bool(others["cert"]) != bool(others["key"]):
         raise ConfigError(["--cert and --key must be given together"])
-    named = (each.strip() for each in (endpoints or "").split(","))
+    named = (each.strip() for each in ",".join(endpoints).split(","))
     name, secret = ("", "") if others["from_json"] else _login(user, password)
     return EtcdChoice(
         endpoints=tuple(each for each in named if each),
+        secured=insecure_transport is False,
         user=name,
         password=secret,
         **others,
@@ -188,7 +212,7 @@ def open_source(choice: EtcdChoice) -> Source:
     """Return the chosen source, not open yet.
 
     Raises:
-        ConfigError: An endpoint is not valid.
+        ConfigError: An endpoint is not valid, or an option is not supported.
         EtcdError: A certificate or key file is not valid.
     """
     prefix = choice.prefix.encode("utf-8", "surrogateescape")
@@ -198,13 +222,16 @@ def open_source(choice: EtcdChoice) -> Source:
         return JsonFile(choice.from_json, prefix=prefix)
     # The C core of gRPC would write to stderr.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-    from hsm_kms.etcd.connection import Login  # noqa: PLC0415
-    from hsm_kms.etcd.live import Access, Etcd  # noqa: PLC0415
+    with interrupts.exiting():
+        from hsm_kms.etcd.connection import Login  # noqa: PLC0415
+        from hsm_kms.etcd.live import Access, Etcd  # noqa: PLC0415
 
     access = Access(
         cacert=choice.cacert,
         cert=choice.cert,
         key=choice.key,
+        tls_server_name=choice.tls_server_name,
+        secured=choice.secured,
         login=Login(choice.user, choice.password) if choice.user else None,
         dial_timeout=choice.dial_timeout,
         command_timeout=choice.command_timeout,
@@ -213,52 +240,6 @@ def open_source(choice: EtcdChoice) -> Source:
         from hsm_kms.etcd.snapshot import Snapshot  # noqa: PLC0415
 
         return Snapshot(choice.from_snapshot, access.login, prefix=prefix)
+    if choice.refused:
+        raise ConfigError(choice.refused)
     return Etcd(choice.endpoints or (DEFAULT_ENDPOINT,), access, prefix=prefix)
-
-
-@contextlib.contextmanager
-def progress_bar(source: Source, doing: str) -> Iterator[Callable[[Item], None]]:
-    """Show a progress bar if stderr is a terminal; yield what to call with each item.
-
-    Args:
-        source: Source, open, which knows how much of it has been read.
-        doing: Verb for the bar, such as "scanning".
-    """
-    if not sys.stderr.isatty():
-        yield lambda _: None
-        return
-    bar = _Bar(source, doing)
-    try:
-        yield bar.step
-    finally:
-        bar.draw()
-        click.echo(err=True)
-
-
-class _Bar:
-    """Show the progress in one line, redrawn at most ten times a second."""
-
-    def __init__(self, source: Source, doing: str) -> None:
-        self._source = source
-        self._doing = doing
-        self._items = 0
-        self._due = 0.0
-
-    def step(self, _: Item) -> None:
-        """Count one more item."""
-        self._items += 1
-        now = time.monotonic()
-        if now >= self._due:
-            self._due = now + _REDRAW_SECONDS
-            self.draw()
-
-    def draw(self) -> None:
-        """Draw the line, without a bar if the total is unknown."""
-        words = [self._doing]
-        share = self._source.share()
-        if share is not None:
-            done = min(_BAR_CHARS, round(share * _BAR_CHARS))
-            words.append(f"[{'#' * done}{'-' * (_BAR_CHARS - done)}]")
-            words.append(f"{min(1.0, share):4.0%}")
-        words.append(f"{self._items:,} objects")
-        click.echo("\r" + "  ".join(words), nl=False, err=True)

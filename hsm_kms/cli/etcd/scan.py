@@ -9,7 +9,9 @@ import click
 
 from hsm_kms.cli.etcd import output as etcd_shown
 from hsm_kms.cli.etcd.conditions import Condition, conditions_option
-from hsm_kms.cli.etcd.options import etcd_options, open_source, progress_bar
+from hsm_kms.cli.etcd.etcdctl import EtcdCommand
+from hsm_kms.cli.etcd.options import etcd_options, open_source
+from hsm_kms.cli.etcd.progress import progress_bar
 from hsm_kms.cli.options import output_option
 from hsm_kms.errors import HsmKmsError
 from hsm_kms.etcd.tally import scan
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
     from hsm_kms.etcd.tally import Tally
 
 
-@click.command("scan")
+@click.command("scan", cls=EtcdCommand)
 @etcd_options
 @click.option(
     "--resource",

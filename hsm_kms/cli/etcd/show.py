@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from hsm_kms.cli.etcd import output as etcd_shown
+from hsm_kms.cli.etcd.etcdctl import EtcdCommand
 from hsm_kms.cli.etcd.options import STDIN, etcd_options, open_source
 from hsm_kms.cli.options import output_option
 from hsm_kms.errors import ConfigError, HsmKmsError
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 MAX_VALUE_BYTES: Final = 64 * 1024**2
 
 
-@click.command("show")
+@click.command("show", cls=EtcdCommand)
 @click.argument("name", metavar="[KEY]", required=False)
 @click.option(
     "--value-file",

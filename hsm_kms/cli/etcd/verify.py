@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hsm_kms.cli.etcd.options import etcd_options, open_source, progress_bar
+from hsm_kms.cli.etcd.etcdctl import EtcdCommand
+from hsm_kms.cli.etcd.options import etcd_options, open_source
+from hsm_kms.cli.etcd.progress import progress_bar
 from hsm_kms.cli.one_worker import LoginChoice, login_options, one_worker
 from hsm_kms.cli.options import config_option, output_option
 from hsm_kms.cli.read_keyring import read_ring
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
     from hsm_kms.etcd.verify import Failure, Verdict
 
 
-@click.command()
+@click.command(cls=EtcdCommand)
 @config_option
 @etcd_options
 @login_options

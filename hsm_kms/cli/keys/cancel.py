@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from hsm_kms.cli.etcd.etcdctl import EtcdCommand
 from hsm_kms.cli.etcd.options import EtcdChoice, etcd_options
 from hsm_kms.cli.keys.journal import Journal
 from hsm_kms.cli.keys.objects import (
@@ -58,7 +59,7 @@ class _TargetType(click.ParamType[str]):
         return str(value)
 
 
-@click.command()
+@click.command(cls=EtcdCommand)
 @click.argument("target", metavar="KEY_ID|CKA_ID", type=_TargetType())
 @click.option(
     "--without-scan",

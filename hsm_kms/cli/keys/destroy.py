@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from hsm_kms.cli.etcd.etcdctl import EtcdCommand
 from hsm_kms.cli.etcd.options import EtcdChoice, etcd_options
 from hsm_kms.cli.keys.journal import Journal
 from hsm_kms.cli.keys.objects import destroy_objects, finish, interrupted_work
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 RETIRED_SECONDS: Final = 86400.0
 
 
-@click.command()
+@click.command(cls=EtcdCommand)
 @key_id_argument
 @click.option(
     "--backups-expired",

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from hsm_kms.cli.etcd.etcdctl import EtcdCommand
 from hsm_kms.cli.etcd.options import EtcdChoice, etcd_options
 from hsm_kms.cli.keys.journal import Journal
 from hsm_kms.cli.keys.options import (
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from hsm_kms.token.process import Worker
 
 
-@click.command()
+@click.command(cls=EtcdCommand)
 @key_id_argument
 @click.option(
     "--undo", "back", is_flag=True, help="Restore the label of a retired key."

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from hsm_kms.cli.etcd.options import open_source, progress_bar
+from hsm_kms.cli.etcd.options import open_source
+from hsm_kms.cli.etcd.progress import progress_bar
 from hsm_kms.cli.keys.options import interruptible
 from hsm_kms.cli.streams import tell
 from hsm_kms.errors import ConfigError, HsmKmsError
@@ -52,7 +53,8 @@ def require_unused(
         for key_id, cka_id in settings.also_known_as.items()
         if cka_id == found.ref.cka_id
     }
-    with interruptible(), open_source(choice) as source:
+    etcd = open_source(choice)
+    with interruptible(), etcd as source:
         with progress_bar(source, "scanning etcd") as step:
             tally = scan(source, step, watch=names)
         where = source.name

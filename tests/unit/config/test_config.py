@@ -7,7 +7,11 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hsm_kms.config.formats import format_duration, parse_duration
+from hsm_kms.config.formats import (
+    format_duration,
+    parse_duration,
+    parse_go_duration,
+)
 from hsm_kms.config.load import effective, parse
 from hsm_kms.config.schema import Config, Section, sections
 from hsm_kms.errors import ConfigError
@@ -97,6 +101,26 @@ def test_other_durations_are_refused(bad):
     """A duration without a unit, or in any other form, is refused."""
     with pytest.raises(ValueError, match="whole number with its unit"):
         parse_duration(bad)
+
+
+def test_durations_of_go():
+    """Options also take durations as Go, and so etcdctl and kubectl, write them."""
+    for text, seconds in {
+        "0": 0.0,
+        "1m30s": 90.0,
+        "2.5s": 2.5,
+        ".5m": 30.0,
+        "1.s": 1.0,
+        "1h15m30.918s": 4530.918,
+        "100us": 0.0001,
+        "100\u00b5s": 0.0001,
+        "7ns": 7e-9,
+        "7d": 604800.0,
+    }.items():
+        assert seconds == pytest.approx(parse_go_duration(text)), text
+    for bad in ("", "5", ".", ".s", "-1s", "1m30", "1 m", "1w", "\u0661s", "s"):
+        with pytest.raises(ValueError, match="must be a duration such as 500ms"):
+            parse_go_duration(bad)
 
 
 @given(st.integers(0, 10**9), st.sampled_from(["ms", "s", "m", "h", "d"]))

@@ -94,6 +94,48 @@ def test_tls_that_fails(wrong, scheme, words, hint, certificates, tmp_path):
     assert hint in caught.value.hint
 
 
+def test_a_certificate_for_another_name(certificates):
+    """A certificate without the endpoint's host is explained; a name can be given."""
+    with EtcdServer(made_objects(3), certificates) as server:
+        endpoints = [f"localhost:{server.port}"]
+        with pytest.raises(EtcdError) as caught, Etcd(endpoints, access(certificates)):
+            pass
+        named = access(certificates, tls_server_name="127.0.0.1")
+        with Etcd(endpoints, named) as source:
+            assert 3 == len(list(source))
+
+    assert "its certificate is for 127.0.0.1, and not for localhost" in str(
+        caught.value
+    )
+    assert "--tls-server-name" in caught.value.hint
+    assert "--cacert" not in caught.value.hint
+
+
+def test_a_certificate_that_has_expired(tmp_path):
+    """An expired certificate must be renewed; no other CA helps."""
+    expired = make_certificates(tmp_path / "expired", hours=-1)
+    with (
+        EtcdServer(made_objects(3), expired) as server,
+        pytest.raises(
+            EtcdError, match="is not valid now: certificate has exp"
+        ) as caught,
+        Etcd([server.endpoint], access(expired)),
+    ):
+        pass
+
+    assert caught.value.hint.startswith("renew the certificate")
+
+
+def test_tls_without_files(certificates):
+    """With --insecure-transport=false an endpoint without a scheme uses TLS."""
+    with (
+        EtcdServer(made_objects(3), certificates) as server,
+        pytest.raises(EtcdError, match="its certificate is not trusted"),
+        Etcd([server.endpoint], Access(secured=True)),
+    ):
+        pass
+
+
 def test_tls_where_there_is_none(certificates):
     """A server without TLS is reported as such."""
     with (
