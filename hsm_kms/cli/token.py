@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -15,6 +16,7 @@ from hsm_kms.cli.options import DEFAULT_PATH, config_option, output_option
 from hsm_kms.config import load as configuration
 from hsm_kms.errors import TokenTimeoutError
 from hsm_kms.ipc.messages import Configure, ListTokens, Tokens
+from hsm_kms.token.errors import ACCESS
 from hsm_kms.token.process import Worker
 
 if TYPE_CHECKING:
@@ -99,6 +101,10 @@ def list_tokens(
     if output == "json":
         click.echo(json.dumps(shown))
         return
+    _print_tokens(shown)
+
+
+def _print_tokens(shown: list[dict[str, Any]]) -> None:
     for token in shown:
         click.echo(f"slot {token['slot']}")
         for name, value in token.items():
@@ -107,6 +113,9 @@ def list_tokens(
                 click.echo(f"  {name}: {text if text is not None else 'not reported'}")
     if not shown:
         click.echo("no slot contains a token", err=True)
+    if not any("TOKEN_INITIALIZED" in token["flags"] for token in shown):
+        who = f"to user {os.geteuid()} the module shows no initialised token"
+        click.echo(f"hint: {who}; {ACCESS}", err=True)
 
 
 @token_group.command("retry-pin")

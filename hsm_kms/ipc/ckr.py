@@ -37,6 +37,7 @@ class Cause(StrEnum):
 
     MODULE = "module"  # the module cannot be loaded, or is no PKCS#11 module
     NO_TOKEN = "no-token"  # noqa: S105 - a PKCS#11 token
+    BLANK = "blank"  # the module shows no initialised token at all
     SEVERAL_TOKENS = "several-tokens"
     NO_KEY = "no-key"
     SEVERAL_KEYS = "several-keys"

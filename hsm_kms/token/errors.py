@@ -81,8 +81,9 @@ class Row:
 
     def error_from(self, failure: Problem) -> HsmKmsError:
         """Return the error for a failure that has this row's cause."""
+        hint = _more_precise(failure) or self.hint
         return self.error(
-            failure.detail, hint=self.hint, function=failure.function, rv=failure.rv
+            failure.detail, hint=hint, function=failure.function, rv=failure.rv
         )
 
     def final_from(self, failure: Failure) -> HsmKmsError:
@@ -94,8 +95,11 @@ class Row:
 LOST: Final = (SessionLostError, WorkerLostError)
 """Errors that say nothing about the request: the pool runs it once more."""
 
-_CHECK: Final = "run `hsm-kms check` for the details"
 _DEVICE: Final = "see whether the HSM and its client service are up"
+_FORBIDDEN: Final = (
+    "permit it on the HSM, or configure another way: docs/compatibility.md lists what "
+    "tokens need"
+)
 _CAPACITY: Final = "lower token.workers or token.sessions_per_worker"
 _PIN: Final = "put the right PIN into the PIN file; the rejected one is not tried again"
 _PIN_FILE: Final = "make the PIN file readable for this process"
@@ -108,6 +112,15 @@ _PIN_LOW: Final = (
 _MODULE: Final = "check token.module and the libraries it needs"
 _SELECT: Final = (
     "list the tokens with `hsm-kms token list`, then correct the token selector"
+)
+ACCESS: Final = (
+    "see whether its configuration (token.env) and the files of its tokens are intact "
+    "and readable for this user, whether the user is in its group (pkcs11 for "
+    "opencryptoki), and whether the HSM and its client service are up"
+)
+_WRITABLE: Final = (
+    "see whether the token can be changed: its files by this user, its policy by this "
+    "role, and whether it has room"
 )
 _OTHER_KEY: Final = (
     "give the key its CKA_LABEL and CKA_ID back, or name another in keys.current"
@@ -123,15 +136,16 @@ _REFUSED: Final = Row(
 
 TABLE: Final[dict[str, Row]] = {
     Fault.REQUEST: _REFUSED,
-    Fault.AMBIGUOUS: Row(error=TokenError, hint=_CHECK, breaker=BreakerEffect.COUNTS),
+    Fault.AMBIGUOUS: Row(error=TokenError, hint=_DEVICE, breaker=BreakerEffect.COUNTS),
     Fault.SESSION: Row(error=SessionLostError, session=SessionEffect.LENT_LAST),
     Fault.LOGIN: Row(error=WorkerLostError, session=SessionEffect.RETIRED),
     Fault.DEVICE: Row(error=TokenError, hint=_DEVICE, breaker=BreakerEffect.COUNTS),
     Fault.CAPACITY: Row(error=TokenError, hint=_CAPACITY),
     Fault.PIN: Row(error=PinRejectedError, hint=_PIN),
-    Fault.OPERATOR: Row(error=MechanismError, hint=_CHECK),
+    Fault.OPERATOR: Row(error=MechanismError, hint=_FORBIDDEN),
     Cause.MODULE: Row(error=TokenAbsentError, hint=_MODULE),
     Cause.NO_TOKEN: Row(error=TokenAbsentError, hint=_SELECT),
+    Cause.BLANK: Row(error=TokenAbsentError, hint=ACCESS),
     Cause.SEVERAL_TOKENS: Row(error=TokenAbsentError, hint="select by token_serial"),
     Cause.NO_KEY: Row(
         error=KeyNotFoundError, hint="make one with `hsm-kms keys generate`"
@@ -152,7 +166,7 @@ TABLE: Final[dict[str, Row]] = {
     Cause.PIN_LOW: Row(error=PinUnavailableError, hint=_PIN_LOW),
     Cause.NOT_AUTHENTIC: _REFUSED,
     # A ciphertext comes from etcd: it must not make anybody doubt the token.
-    Cause.UNSETTLED: Row(error=UndecidedError, hint=_CHECK, reported=False),
+    Cause.UNSETTLED: Row(error=UndecidedError, hint=_DEVICE, reported=False),
     Cause.SESSION_FAILS: Row(
         error=SessionLostError,
         hint=_DEVICE,
@@ -177,6 +191,25 @@ BY_REQUEST: Final[dict[tuple[type[Request], str], Row]] = {
 
 NOT_OPENED: Final = Row(error=SessionLostError, session=SessionEffect.WITHDRAWN)
 """The row of a C_OpenSession that the token has no room for, while there are others."""
+
+
+# The functions by which a module starts and shows its tokens.
+_FIRST_FUNCTIONS: Final = frozenset(
+    {"C_GetFunctionList", "C_Initialize", "C_GetInfo", "C_GetSlotList"}
+)
+# The functions that change the token.
+_WRITING_FUNCTIONS: Final = frozenset(
+    {"C_GenerateKey", "C_SetAttributeValue", "C_CopyObject", "C_DestroyObject"}
+)
+_HINTS: Final = {
+    "CKR_CANT_LOCK": "use a module that several threads of a process can use",
+    "CKR_LIBRARY_LOAD_FAILED": _MODULE,
+    "CKR_SESSION_READ_ONLY": "set token.read_write: true",
+    "CKR_TOKEN_WRITE_PROTECTED": _WRITABLE,
+    "CKR_USER_PIN_NOT_INITIALIZED": "set the user PIN with the HSM's own tools",
+    "CKR_USER_TYPE_INVALID": "correct token.login",
+}
+"""Cures of single return values, by name."""
 
 
 def row_for(failure: Failure, request: Request, *, others: bool) -> Row:
@@ -206,6 +239,16 @@ def may_mean_wrong_pin(error: HsmKmsError) -> bool:
     if error.function != "C_Login":
         return False
     return error.rv not in ckr.known() or ckr.fault(error.rv) is Fault.AMBIGUOUS
+
+
+def _more_precise(failure: Problem) -> str | None:
+    """Return the hint for the function or the CK_RV of a failure, if there is one."""
+    if failure.function in _FIRST_FUNCTIONS:
+        return ACCESS
+    hint = None if failure.rv is None else _HINTS.get(ckr.name(failure.rv))
+    if hint is None and failure.function in _WRITING_FUNCTIONS:
+        return _WRITABLE
+    return hint
 
 
 def _row_of(cause: str) -> Row:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Final
 
 from pkcs11 import TokenFlag
@@ -58,6 +59,10 @@ def choose(present: Sequence[Token], settings: Configure) -> Token:
         return wanted[0]
     asked = ", ".join(f"{name} {value!r}" for name, value in _asked(settings))
     seen = _listed(wanted or present)
+    if not any(TokenFlag.TOKEN_INITIALIZED in token.flags for token in present):
+        # Also what a module shows whose files this process cannot read.
+        seen = f"to user {os.geteuid()} the module shows no initialised token"
+        raise WorkerError(Cause.BLANK, f"no token matches {asked}; {seen}")
     if not wanted:
         raise WorkerError(Cause.NO_TOKEN, f"no token matches {asked}; seen: {seen}")
     raise WorkerError(

@@ -25,6 +25,10 @@ SEVERAL = "several keys have the configured label; name one in keys.current"
 UNSUITABLE = "the current key breaks the key policy; run hsm-kms check on the node"
 POLICY = "make a key with `hsm-kms keys generate`, or set keys.policy: warn"
 NAME_ONE = "make a key with `hsm-kms keys generate`, and name it in keys.current"
+OFTEN = (
+    "correct token.module: the HSM's client software brings the module, often below "
+    "/usr/lib or /opt"
+)
 LIBRARIES = "check token.module and the libraries it needs"
 
 
@@ -71,8 +75,7 @@ CASES = {
         no_module,
         NOT_THERE,
         "none.so: ",
-        "correct token.module: the HSM's client software brings the module, often "
-        "below /usr/lib or /opt",
+        OFTEN,
     ),
     "text file as module": (
         text_file,
