@@ -3,13 +3,15 @@
 1. A channel carries one request at a time, over one SOCK_SEQPACKET pair.
 2. Every request has a number and its reply repeats that number; any other number
    means that the two ends disagree, and the channel is lost.
-3. A caller may stop waiting for a reply. The reply is read all the same, and only
-   then is the channel idle again: no caller ever gets the reply to another's request.
+3. Whoever sent a request may stop waiting for its reply. The reply is read all the
+   same, and only then is the channel idle again: no caller ever gets the reply to
+   another's request.
 """
 
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -20,9 +22,12 @@ from hsm_kms.ipc import framing
 if TYPE_CHECKING:
     import socket
     from collections.abc import Callable
+    from typing import TypeAlias
 
     from hsm_kms.ipc.messages import Reply, Request
     from hsm_kms.token.ends import End
+
+    OnReply: TypeAlias = Callable[[Reply | WorkerLostError], None]
 
 _POLL_SECONDS: Final = 0.01
 
@@ -57,7 +62,7 @@ class Channel:
         self._on_retire = on_retire
         self._loop = asyncio.get_running_loop()
         self._number = 0
-        self._waiting: asyncio.Future[Reply] | None = None
+        self._on_reply: OnReply | None = None
         self._closed = False
         self.busy_since: float | None = None
         self.retiring = False
@@ -68,36 +73,49 @@ class Channel:
         """Return True if the pool may send a new request on this channel."""
         return not (self._closed or self.retiring)
 
+    def send(self, request: Request, on_reply: OnReply) -> None:
+        """Send a request.
+
+        Args:
+            request: The request.
+            on_reply: Called once: with the reply, which may be a `Failure`, or with
+                `WorkerLostError` if the worker goes first. The channel is idle then, so
+                the next request may be sent from here.
+
+        Raises:
+            WorkerLostError: The worker is gone; `on_reply` is not called.
+        """
+        if self._closed:
+            raise WorkerLostError("the token worker is gone")
+        if self._on_reply is not None:
+            raise AssertionError("a channel carries one request at a time")
+        # No await from here to the send: the number, the callback and the datagram on
+        # the wire always belong to the same request.
+        datagram = framing.pack(self._number + 1, request)
+        self._number += 1
+        self._on_reply = on_reply
+        self.busy_since = self._loop.time()
+        try:
+            self._pair.send(datagram)
+        except OSError:
+            self._lose("the worker receives no more")
+
     def exchange(self, request: Request) -> asyncio.Future[Reply]:
         """Send a request and return a future for its reply.
 
-        Shield the future before waiting with a deadline: cancelling it does not stop
-        the call in the module, and only drops the reply.
+        Cancelling the future does not stop the call in the module; the channel is busy
+        until the reply, which is then dropped.
 
         Raises:
             WorkerLostError: The worker is gone; also set on the future if the worker
                 goes later.
         """
-        if self._closed:
-            raise WorkerLostError("the token worker is gone")
-        if self._waiting is not None:
-            raise AssertionError("a channel carries one request at a time")
-        # No await from here to the send: the number, the future and the datagram on
-        # the wire always belong to the same request.
-        datagram = framing.pack(self._number + 1, request)
-        self._number += 1
-        self._waiting = self._loop.create_future()
-        self.busy_since = self._loop.time()
-        future = self._waiting
-        try:
-            self._pair.send(datagram)
-        except OSError:
-            self._lose("the worker receives no more")
+        future: asyncio.Future[Reply] = self._loop.create_future()
+        self.send(request, partial(_settle, future))
         return future
 
     async def idle(self) -> None:
         """Wait until no call is under way."""
-        # Not for the future: its caller may have cancelled it while the call goes on.
         while self.busy_since is not None:  # noqa: ASYNC110 - seldom, and short
             await asyncio.sleep(_POLL_SECONDS)
 
@@ -133,22 +151,27 @@ class Channel:
             return
         finally:
             _incoming[:length] = bytes(length)  # a DEK may be in it
-        if number != self._number or self._waiting is None:
+        if number != self._number or self._on_reply is None:
             self._lose("the worker answered a request that was not sent")
             return
         self._finish(reply)
 
     def _finish(self, result: Reply | WorkerLostError) -> None:
-        future, self._waiting = self._waiting, None
+        on_reply, self._on_reply = self._on_reply, None
         self.busy_since = None
-        if future is None or future.done():
-            return
-        if isinstance(result, WorkerLostError):
-            future.set_exception(result)
-            future.exception()  # mark as seen: its caller may have given up
-        else:
-            future.set_result(result)
+        if on_reply is not None:
+            on_reply(result)
 
     def _lose(self, why: str) -> None:
         self.close()
         self._on_lost(why)
+
+
+def _settle(future: asyncio.Future[Reply], result: Reply | WorkerLostError) -> None:
+    if future.done():  # its caller has cancelled it
+        return
+    if isinstance(result, WorkerLostError):
+        future.set_exception(result)
+        future.exception()  # mark as seen: its caller may have given up
+    else:
+        future.set_result(result)

@@ -1,20 +1,23 @@
 """Lend the sessions of all workers to requests, and take them back.
 
 1. A session belongs to the call that runs on it, not to the request: when a request
-   gives up, its session is lent again only after the answer to it was read.
+   gives up, its session is lent again only after the answer to it was read. If that
+   answer is a failure, the session is judged first, also if nobody waits for it.
 2. A request waits for a session at most `session_wait`, and never past its deadline.
 3. The session that came back last is lent first: few sessions stay warm.
 4. A request whose session or worker was lost under it runs once more, elsewhere, if
    time remains; a call that hangs is never made again.
-5. All of it runs on the event loop: whatever stands between two awaits is one step.
+5. All of it runs on the event loop: whatever stands between two awaits is one step. In
+   the step in which a session comes back, the request that waits longest is sent on it:
+   no session is ever on its way to a request that gives up meanwhile.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from functools import partial
+from typing import TYPE_CHECKING
 
 from hsm_kms.errors import (
     HsmKmsError,
@@ -23,12 +26,14 @@ from hsm_kms.errors import (
     TokenTimeoutError,
     WorkerLostError,
 )
-from hsm_kms.ipc import ckr
 from hsm_kms.ipc.messages import Failure
+from hsm_kms.token.attempts import Attempt, Queue
 from hsm_kms.token.breaker import Breaker
 from hsm_kms.token.counts import Counts
+from hsm_kms.token.deadlines import Deadlines
 from hsm_kms.token.ends import End
-from hsm_kms.token.errors import LOST, BreakerEffect, SessionEffect, row_for
+from hsm_kms.token.errors import LOST, SessionEffect, row_for
+from hsm_kms.token.evidence import Evidence
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,8 +41,6 @@ if TYPE_CHECKING:
     from hsm_kms.ipc.messages import Reply, Request
     from hsm_kms.token.alarm import Alarm
     from hsm_kms.token.channel import Channel
-
-_PATIENT: Final = 0.5  # of call_timeout: an unanswered call this old is a fault
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,13 +74,18 @@ class Pool:
         counts: Counts | None = None,
     ) -> None:
         self.breaker = Breaker()
-        self._counts = counts or Counts()
+        self._evidence = Evidence(
+            counts=counts or Counts(),
+            breaker=self.breaker,
+            alarm=alarm,
+            call_timeout=call_timeout,
+        )
         self._session_wait = session_wait
         self._call_timeout = call_timeout
-        self._alarm = alarm
         self._sessions: set[Channel] = set()
         self._idle: list[Channel] = []
-        self._waiting: deque[asyncio.Future[Channel]] = deque()
+        self._waiting = Queue()
+        self._deadlines: Deadlines[Attempt] = Deadlines(self._expire)
         self._down: HsmKmsError | None = None
         self._closed = False
         self._loop = asyncio.get_running_loop()
@@ -87,7 +95,7 @@ class Pool:
         return PoolStats(
             sessions=len(self._sessions),
             idle=len(self._idle),
-            waiting=sum(not waiter.done() for waiter in self._waiting),
+            waiting=len(self._waiting),
         )
 
     def busy_longer_than(self, seconds: float) -> list[Channel]:
@@ -109,7 +117,7 @@ class Pool:
             return
         self._down = None
         self._sessions.add(channel)
-        self._hand_out(channel)
+        self._lend(channel)
 
     def withdraw(self, channel: Channel) -> None:
         """Stop lending a session; a call under way on it may finish."""
@@ -127,10 +135,8 @@ class Pool:
 
     def _fail_all(self, error: HsmKmsError) -> None:
         self._down = error
-        while self._waiting:
-            waiter = self._waiting.popleft()
-            if not waiter.done():
-                waiter.set_exception(error.again())
+        while (attempt := self._waiting.take()) is not None:
+            attempt.answer.set_exception(error.again())
 
     async def call(
         self,
@@ -160,13 +166,13 @@ class Pool:
         try:
             return await self._attempt(request, latest, before)
         except LOST as error:
-            self._alarm.fault(error)
+            self._evidence.lost(error)
             if self._loop.time() >= latest:
                 raise TokenTimeoutError("no time is left for another try") from None
         try:
             return await self._attempt(request, latest, before)
         except LOST as error:
-            self._alarm.fault(error)
+            self._evidence.lost(error)
             raise WorkerLostError(
                 "the token was lost twice under one request"
             ) from None
@@ -175,123 +181,119 @@ class Pool:
         self, request: Request, latest: float, before: Callable[[], None] | None
     ) -> Reply:
         self.breaker.check()
-        channel = await self._lend(latest)
-        # No await from here to the send: an idle session is taken and used in one
-        # step, and every way out gives it back.
+        answer: asyncio.Future[Reply] = self._loop.create_future()
+        attempt = Attempt(request, latest, before, answer)
+        self._begin(attempt)
         try:
-            if before is not None:
-                before()
-            self._counts.calls[type(request).__name__.lower()] += 1
-            future = channel.exchange(request)
-        except BaseException:
-            self._take_back(channel)
-            raise
-        future.add_done_callback(lambda _: self._take_back(channel))
-        try:
-            async with asyncio.timeout_at(latest):
-                # Shielded: the call goes on in the module when its request gives up,
-                # and only its answer frees the session.
-                reply = await asyncio.shield(future)
-        except TimeoutError:
-            raise self._timed_out(channel) from None
+            return await answer
         except asyncio.CancelledError:
-            self._timed_out(channel)
+            if attempt.channel is not None:
+                self._evidence.unanswered(attempt.channel.busy_since)
+            self._waiting.discard(attempt)
             raise
-        if isinstance(reply, Failure):
-            raise self._apply(channel, request, reply)
-        self.breaker.succeeded()
-        return reply
+        finally:
+            self._deadlines.drop(attempt)
 
-    def _timed_out(self, channel: Channel) -> TokenTimeoutError:
-        """Return the error of an unanswered call; blame the token if it had time."""
-        error = TokenTimeoutError("the token did not answer in time")
-        since = channel.busy_since
-        patient = self._call_timeout * _PATIENT
-        if since is not None and self._loop.time() - since >= patient:
-            self._counts.errors["timeout"] += 1
-            self._alarm.fault(error)
-            self.breaker.failed(error)
-        return error
+    def _begin(self, attempt: Attempt) -> None:
+        """Send a request on an idle session, or let it wait for one."""
+        until = attempt.latest
+        if (channel := self._take_idle()) is not None:
+            try:
+                self._send(channel, attempt)
+            except BaseException:
+                self._lend(channel)
+                raise
+        elif self._down is not None:
+            raise self._down.again()
+        else:
+            self._waiting.add(attempt)
+            until = min(until, self._loop.time() + self._session_wait)
+        self._deadlines.set(attempt, until)
 
-    def _apply(
-        self, channel: Channel, request: Request, failure: Failure
-    ) -> HsmKmsError:
-        """Do what the failure's row says, and return the error for the caller."""
-        name = ckr.name(failure.rv) if failure.rv else failure.cause
-        self._counts.errors[name] += 1
-        row = row_for(failure, request, others=len(self._sessions) > 1)
-        error = row.error_from(failure)
-        if row.session is SessionEffect.LENT_LAST:
-            self._lend_last(channel)
-        elif row.session is SessionEffect.WITHDRAWN:
-            self.withdraw(channel)
-        elif row.session is SessionEffect.RETIRED:
-            channel.retire(End.LOGIN)  # its worker's other sessions go with it
-        if row.breaker is BreakerEffect.COUNTS:
-            # Requests that the breaker refuses are not tried on another session.
-            self.breaker.failed(row.final_from(failure))
-        elif row.breaker is BreakerEffect.RESETS:
-            self.breaker.succeeded()
-        if row.reported and not row.retried:  # `call` reports before it tries again
-            self._alarm.fault(error)
-        return error
-
-    async def _lend(self, latest: float) -> Channel:
-        # No await before the return: no other request can get the popped session.
+    def _take_idle(self) -> Channel | None:
         while self._idle:
             channel = self._idle.pop()
             if channel.lendable:
                 return channel
             self._sessions.discard(channel)
-        if self._down is not None:
-            raise self._down.again()
-        waiter: asyncio.Future[Channel] = self._loop.create_future()
-        self._waiting.append(waiter)
-        until = min(latest, self._loop.time() + self._session_wait)
+        return None
+
+    def _send(self, channel: Channel, attempt: Attempt) -> None:
+        """Send a request on a session that nobody else has.
+
+        If this raises an error, nothing was sent, and the caller keeps the session.
+        """
+        # No await in here: a session is taken and used in one step.
+        if attempt.before is not None:
+            attempt.before()
+        self._evidence.asked(attempt.request)
+        attempt.channel = channel
         try:
-            async with asyncio.timeout_at(until):
-                return await waiter
-        except TimeoutError:
-            self._reclaim(waiter)
-            raise self._nothing_free() from None
-        except asyncio.CancelledError:
-            self._reclaim(waiter)
+            channel.send(attempt.request, partial(self._answered, channel, attempt))
+        except BaseException:
+            attempt.channel = None
             raise
 
-    def _nothing_free(self) -> HsmKmsError:
-        if self._sessions:
-            return PoolTimeoutError("no session became free in time")
-        return WorkerLostError("there is no token worker at the moment")
+    def _answered(
+        self, channel: Channel, attempt: Attempt, reply: Reply | WorkerLostError
+    ) -> None:
+        """Pass a reply on to its request, and lend the session to the next one."""
+        # No await in here: the session is judged before anybody can get it, and the
+        # next request is sent on it in the same step.
+        attempt.channel = None
+        waits = not attempt.answer.done()  # False if the request gave up
+        last = False
+        if isinstance(reply, Failure):
+            row = row_for(reply, attempt.request, others=len(self._sessions) > 1)
+            if row.session is SessionEffect.WITHDRAWN:
+                self.withdraw(channel)
+            elif row.session is SessionEffect.RETIRED:
+                channel.retire(End.LOGIN)  # its worker's other sessions go with it
+            last = row.session is SessionEffect.LENT_LAST
+            if waits:
+                attempt.answer.set_exception(self._evidence.failed(row, reply))
+        elif isinstance(reply, WorkerLostError):
+            if waits:
+                attempt.answer.set_exception(reply)
+        elif waits:
+            self._evidence.worked()
+            attempt.answer.set_result(reply)
+        self._lend(channel, last=last)
 
-    def _reclaim(self, waiter: asyncio.Future[Channel]) -> None:
-        """Forget a waiter that gave up, and take back the session it may hold."""
-        # A session can be handed to a waiter just before it is cancelled or times out.
-        if waiter in self._waiting:
-            self._waiting.remove(waiter)
-        elif waiter.done() and not waiter.cancelled() and not waiter.exception():
-            self._take_back(waiter.result())
+    def _expire(self, attempt: Attempt) -> None:
+        """End a request whose time is over; a call under way goes on."""
+        if attempt.answer.done():
+            return
+        error: HsmKmsError
+        if attempt.channel is not None:
+            error = self._evidence.unanswered(attempt.channel.busy_since)
+        elif self._sessions:
+            error = PoolTimeoutError("no session became free in time")
+        else:
+            error = WorkerLostError("there is no token worker at the moment")
+        self._waiting.discard(attempt)
+        attempt.answer.set_exception(error)
 
-    def _take_back(self, channel: Channel) -> None:
+    def _lend(self, channel: Channel, *, last: bool = False) -> None:
+        """Give a session to the request that waits longest, or keep it idle.
+
+        Args:
+            channel: The session; nothing is done if it was withdrawn meanwhile.
+            last: Lend it after every other idle session.
+        """
         if not channel.lendable:
             self.withdraw(channel)
-        elif channel in self._sessions:
-            self._hand_out(channel)
-
-    def _lend_last(self, channel: Channel) -> None:
-        """Put an idle session last, for the next try to get another one."""
-        # `_take_back` ran before the request woke: the session is idle, or lent again.
-        if channel in self._idle:
-            self._idle.remove(channel)
-            self._idle.insert(0, channel)
-
-    def _hand_out(self, channel: Channel) -> None:
-        """Give a session to the request that waits longest, or keep it idle."""
-        while self._waiting:
-            waiter = self._waiting.popleft()
-            if not waiter.done():
-                waiter.set_result(channel)
+        if channel not in self._sessions:
+            return
+        while (attempt := self._waiting.take()) is not None:
+            try:
+                self._send(channel, attempt)
+            except Exception as error:  # noqa: BLE001 - it belongs to that request
+                attempt.answer.set_exception(error)
+            else:
+                self._deadlines.set(attempt, attempt.latest)
                 return
-        self._idle.append(channel)
+        self._idle.insert(0 if last else len(self._idle), channel)
 
     def close(self) -> None:
         """Fail all requests that wait or come later; calls under way may finish."""

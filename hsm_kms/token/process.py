@@ -193,12 +193,10 @@ class Worker:
             raise TokenTimeoutError(
                 "an earlier call on the control session is still running"
             )
-        future = self.control.exchange(request)
         try:
             async with asyncio.timeout(seconds):
-                # Shielded: the call in the module goes on, and the channel stays busy
-                # until its reply is read.
-                reply = await asyncio.shield(future)
+                # After that the channel stays busy until the reply is read.
+                reply = await self.control.exchange(request)
         except TimeoutError:
             raise TokenTimeoutError(
                 f"the token did not answer within {seconds:g} s",

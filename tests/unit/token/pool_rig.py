@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from hsm_kms.ipc import framing
 from hsm_kms.ipc.messages import Failure, FindKeys, Random
 from hsm_kms.token.channel import Channel
+from hsm_kms.token.counts import Counts
 from hsm_kms.token.pool import Pool
 from tests.harness.served import FaultLog
 
@@ -97,10 +98,12 @@ class Rig:
 
     def __init__(self) -> None:
         self.alarm = FaultLog()
+        self.counts = Counts()
         self.pool = Pool(
             session_wait=SESSION_WAIT,
             call_timeout=CALL_TIMEOUT,
             alarm=self.alarm,
+            counts=self.counts,
         )
         self.workers: list[PeerWorker] = []
         self.asked = 0

@@ -14,6 +14,7 @@ from hsm_kms.errors import (
     TokenTimeoutError,
     WorkerLostError,
 )
+from hsm_kms.ipc import ckr
 from hsm_kms.ipc.messages import Failure
 from hsm_kms.token.ends import End
 from hsm_kms.token.pool import PoolStats
@@ -164,6 +165,47 @@ async def test_broken_session_is_lent_last(rig):
     assert PoolStats(sessions=2, idle=2, waiting=0) == rig.pool.stats()
 
 
+FULL = Failure(
+    cause="capacity", function="C_OpenSession", rv=ckr.BY_NAME["CKR_SESSION_COUNT"]
+)
+
+
+@pytest.mark.parametrize("failure", [FULL, Failure(cause="login")])
+async def test_judged_before_it_is_lent_again(rig, failure):
+    """A request that waits does not get a session that has just become unusable."""
+    rig.add(1)
+    rig.add(1)
+    for _ in range(3):  # the third one waits
+        rig.call()
+    await rig.settle()
+    good, bad = rig.busy()
+    bad.answer(failure)
+    await rig.settle()
+    assert bad.asked is None
+
+    labels = []
+    while good.asked:
+        labels.append(good.asked[1])
+        good.answer()
+        await rig.settle()
+    assert ["request 2", "request 3", "request 1"] == labels
+
+
+@pytest.mark.parametrize("failure", [FULL, Failure(cause="login")])
+async def test_judged_though_nobody_waits(rig, failure):
+    """A session is judged by its failure also after the request gave up."""
+    worker, task = await one_busy(rig, sessions=2)
+    task.cancel()
+    await rig.settle()
+    (busy,) = rig.busy()
+    busy.answer(failure)
+    await rig.settle()
+
+    assert busy.channel not in rig.pool
+    assert ([] if failure is FULL else [End.LOGIN]) == worker.retired
+    assert [] == rig.alarm.faults
+
+
 async def test_withdrawn(rig):
     """A withdrawn session finishes its call and is not lent again."""
     worker, task = await one_busy(rig)
@@ -244,4 +286,4 @@ async def test_refused_before_a_try(rig):
     assert [] == rig.busy()
     assert PoolStats(sessions=1, idle=1, waiting=0) == rig.pool.stats()
     assert [] == rig.alarm.faults
-    assert not rig.pool._counts.calls
+    assert not rig.counts.calls

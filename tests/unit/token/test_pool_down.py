@@ -139,7 +139,7 @@ async def test_clients_that_gave_up_trip_the_breaker(rig):
     assert [TokenTimeoutError] * TRIP_AFTER == [
         type(fault) for fault in rig.alarm.faults
     ]
-    assert TRIP_AFTER == rig.pool._counts.errors["timeout"]
+    assert TRIP_AFTER == rig.counts.errors["timeout"]
     with pytest.raises(TokenTimeoutError, match="did not answer in time"):
         await rig.call()
 
@@ -159,7 +159,7 @@ async def test_impatient_clients_do_not_trip_the_breaker(rig):
 
     assert [] == rig.alarm.faults
     assert not rig.pool.breaker.is_open
-    assert 0 == rig.pool._counts.errors["timeout"]
+    assert 0 == rig.counts.errors["timeout"]
 
 
 @pytest.mark.parametrize("steps", range(1, 5))
