@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 import hmac
-from functools import partial
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Final, Protocol
 
 from hsm_kms.errors import CiphertextError, MechanismError, TokenError
@@ -72,16 +72,23 @@ def canary(
         scope: Cluster name, as in the records.
         kept: An earlier canary that the key must decrypt as well, or None.
     """
-    header = Header(
-        kind=Kind.CANARY, algorithm=ALGORITHMS[key.cipher], key_id=key.key_id
-    )
+    _, aad = _header(Kind.CANARY, key.cipher, key.key_id, scope)
     return RunCanary(
         ref=key.ref,
         fingerprint=key.fingerprint,
         mechanism=mechanism,
-        aad=header.aad(scope),
+        aad=aad,
         kept=kept,
     )
+
+
+@lru_cache(maxsize=256)  # a key has the same ones in all its records
+def _header(
+    kind: Kind, cipher: Cipher, key_id: str, scope: str
+) -> tuple[Header, bytes]:
+    """Return the header of the records of a key, and their associated data."""
+    header = Header(kind=kind, algorithm=ALGORITHMS[cipher], key_id=key_id)
+    return header, header.aad(scope)
 
 
 class ByToken:
@@ -127,12 +134,12 @@ class ByToken:
         """
         if key.mechanism is None:
             raise MechanismError("the token cannot wrap under the current key")
-        header = Header(kind=kind, algorithm=ALGORITHMS[key.cipher], key_id=key.key_id)
+        header, aad = _header(kind, key.cipher, key.key_id, self.scope)
         request = Encrypt(
             ref=key.ref,
             fingerprint=key.fingerprint,
             mechanism=key.mechanism,
-            aad=header.aad(self.scope),
+            aad=aad,
             plaintext=plaintext,
         )
         count = None
