@@ -128,7 +128,7 @@ class Keys(Section):
     also_known_as: Aliases = {}
     foreign: Literal["refuse", "decrypt"] = "refuse"
     policy: Literal["enforce", "warn"] = "enforce"
-    discover: Duration = 30.0
+    discover: Duration = 20.0
 
 
 class LocalKeys(Section):
@@ -144,7 +144,7 @@ class LocalKeys(Section):
 class Health(Section):
     """Define the section `health`: how often the token is tested, and Status."""
 
-    interval: Duration = 30.0
+    interval: Duration = 20.0  # some devices drop a connection after 30 s of idleness
     grace: DurationOrZero = 60.0
     stop_writes_after: Days | None = None
 

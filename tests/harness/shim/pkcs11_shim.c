@@ -14,6 +14,8 @@
  *     of the process behind for so long, `exec` another program. With `undying` not even
  *     SIGKILL ends the process until the control file changes, as if a driver kept it.
  *   lost                everything is CKR_DEVICE_REMOVED until the next C_Initialize
+ *   idle=ms             the same for a process that has used no session for so long
+ *                       (C_GetSessionInfo asks the device nothing, and does not count)
  *   logged_out          C_Logout, once, behind the back of each process
  *   frozen              finds show only what the latest C_Login saw
  *   max_sessions=N      for all processes together; keep_dead counts the dead ones too
@@ -79,7 +81,7 @@ struct shared {
 #define RULE_WORDS(X) X(skip) X(count) X(len) X(after) X(rv) X(hang) X(abort) X(segv) \
   X(fork) X(exec) X(undying)
 #define MODES(X)                                                                     \
-  X(lost) X(logged_out) X(frozen) X(max_sessions) X(keep_dead) X(cant_lock) X(strict) \
+  X(lost) X(idle) X(logged_out) X(frozen) X(max_sessions) X(keep_dead) X(cant_lock) X(strict) \
   X(bad_tag) X(bad_iv) X(corrupt) X(no_gcm) X(no_ecb) X(no_cbc) X(odd_value_len) X(token_flags) X(max_session_count)
 #define FIELD(name) uint64_t name;
 #define SET(name)                                          \
@@ -113,6 +115,7 @@ static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
 
 static _Atomic uint64_t initialized_at, logged_out_at; /* generations */
 static _Atomic bool lost;
+static _Atomic uint64_t used_at; /* milliseconds, of the latest call that counts */
 
 /* ---- the control file ---- */
 
@@ -315,12 +318,25 @@ static void act(const struct rule *r, int function) {
     *nowhere = 1;
 }
 
+/* Lose the device if this process has not used it for too long. */
+static void notice_idleness(const struct config *c, int function, S session) {
+  struct timespec now;
+  if (!session || function == N_C_GetSessionInfo)
+    return;
+  clock_gettime(CLOCK_MONOTONIC, &now);
+  uint64_t ms = (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / 1000000;
+  uint64_t before = atomic_exchange(&used_at, ms);
+  if (c->idle && before && ms > before + c->idle)
+    atomic_store(&lost, true);
+}
+
 /* What the control file did to this whole process. */
 static void notice(const struct config *c, int function, S session) {
   if (function == N_C_Initialize) {
     atomic_store(&initialized_at, c->generation);
     atomic_store(&logged_out_at, c->generation);
     atomic_store(&lost, false);
+    atomic_store(&used_at, 0);
     return;
   }
   if (c->generation == atomic_load(&initialized_at))
@@ -341,6 +357,7 @@ static struct verdict enter(int function, S session, U len) {
   struct verdict v = {c, function, false, CKR_OK, 0};
   atomic_fetch_add(&shared->functions[function].calls, 1);
   notice(c, function, session);
+  notice_idleness(c, function, session);
   if (atomic_load(&lost) && function != N_C_Finalize && function != N_C_GetFunctionList)
     v.answered = true, v.rv = CKR_DEVICE_REMOVED;
   for (int i = 0; i < c->rules && !v.answered; i++) {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from tests.harness.shim.running import DATA, IV
@@ -31,6 +33,20 @@ def test_lost(make_client, shim):
     shim.set("lost")
     after = make_client()
     assert 0 == after.rv("encrypt", after.log_in(), IV, DATA)
+
+
+def test_idle(client, shim):
+    """`idle` removes the device from a process that has not used it for so long."""
+    key = client.log_in()
+    shim.set("idle=3600000")
+    assert 0 == client.rv("encrypt", key, IV, DATA)
+    shim.set("idle=1")
+    time.sleep(0.01)
+    assert 0 == client.rv("logged_in")
+
+    assert DEVICE_REMOVED == client.rv("encrypt", key, IV, DATA)
+    shim.clear()
+    assert DEVICE_REMOVED == client.rv("encrypt", key, IV, DATA)
 
 
 def test_initialize_fails(client, shim):

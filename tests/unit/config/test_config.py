@@ -63,7 +63,7 @@ def test_smallest_file_gets_the_defaults():
     assert ("token", "software") == (config.apis.v2.wrapping, config.apis.v1.wrapping)
     assert 2.0 == config.token.call_timeout
     assert "k8s-kek" == config.keys.label
-    assert ((), {}, 30.0) == (
+    assert ((), {}, 20.0) == (
         config.keys.retired,
         config.keys.also_known_as,
         config.keys.discover,
