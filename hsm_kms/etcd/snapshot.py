@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Final, Self
 from hsm_kms.another_python import python_command
 from hsm_kms.etcd.connection import Login, UnreachableError
 from hsm_kms.etcd.live import Access, Etcd
+from hsm_kms.etcd.snapshot_file import prepared
 from hsm_kms.etcd.source import DEFAULT_PREFIX, EtcdError, Item
 from hsm_kms.etcd.text import printable
 from hsm_kms.interrupts import raising_also_on
@@ -35,6 +36,7 @@ REQUEST_SECONDS: Final = 60.0  # a new etcd reads everything from the disk first
 
 _RETRY_SECONDS: Final = 0.1
 _ENDING: Final = (signal.SIGTERM, signal.SIGHUP)
+_NO_HASH: Final = "missing hash"  # in the error message of etcdutl
 _OWN_VARIABLES: Final = ("ETCD_", "ETCDCTL_", "ETCDUTL_")
 
 
@@ -42,21 +44,29 @@ class Snapshot:
     """Read a snapshot file; see `hsm_kms.etcd.source.Source`.
 
     This needs etcdutl and etcd in PATH, and as much temporary space as the size of the
-    snapshot.
+    snapshot; twice that if it is compressed.
 
     Args:
-        path: A file that `etcdctl snapshot save` wrote.
+        path: A file that `etcdctl snapshot save` wrote, also compressed by gzip or zip;
+            or a copy of the database in a data directory of etcd.
         login: A user of that etcd, or None if it had no users.
         prefix: Prefix of the keys to read.
+        skip_hash_check: Accept a file without a hash, which a copied database is.
     """
 
     def __init__(
-        self, path: Path, login: Login | None = None, *, prefix: bytes = DEFAULT_PREFIX
+        self,
+        path: Path,
+        login: Login | None = None,
+        *,
+        prefix: bytes = DEFAULT_PREFIX,
+        skip_hash_check: bool = False,
     ) -> None:
         self.prefix = prefix
         self.name = str(path)
         self._path = path
         self._login = login
+        self._options = ["--skip-hash-check"] if skip_hash_check else []
         self._open = contextlib.ExitStack()
         self._etcd: Etcd | None = None
 
@@ -75,11 +85,25 @@ class Snapshot:
         with contextlib.ExitStack() as opened:
             opened.enter_context(_interrupted_by_signals())
             folder = opened.enter_context(_private_folder())
-            _restore(etcdutl, self._path.absolute(), folder)
+            self._restore(etcdutl, folder)
             server = opened.enter_context(_running(etcd, folder))
             self._etcd = opened.enter_context(self._connected(server, folder))
             self._open = opened.pop_all()
         return self
+
+    def _restore(self, etcdutl: str, folder: Path) -> None:
+        path = prepared(self._path.absolute(), folder)
+        command = [etcdutl, "snapshot", "restore", str(path), *self._options]
+        done = subprocess.run(  # noqa: S603 - a program of the operator's PATH
+            [*command, "--data-dir", str(folder / _DATA)],
+            cwd=folder,
+            env=_environment(),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            check=False,
+        )
+        if done.returncode:
+            raise _unrestored(self._path, _last_line(done.stderr))
 
     def _connected(self, server: _Server, folder: Path) -> Etcd:
         access = Access(login=self._login, command_timeout=REQUEST_SECONDS)
@@ -161,6 +185,19 @@ class _Server:
             raise EtcdError(f"the temporary etcd exited with code {code}: {said}")
 
 
+def _unrestored(path: Path, said: str) -> EtcdError:
+    if _NO_HASH in said:
+        return EtcdError(
+            f"{path} has no hash: it is a copied database, or is truncated",
+            hint="give --skip-hash-check if it was copied from member/snap/db in the "
+            "data directory of an etcd that was stopped",
+        )
+    return EtcdError(
+        f"{path} cannot be restored: {said}",
+        hint="give a file that `etcdctl snapshot save` wrote",
+    )
+
+
 def _program(name: str) -> str:
     found = shutil.which(name)
     if not found:
@@ -169,24 +206,6 @@ def _program(name: str) -> str:
             hint="install both from a release of etcd",
         )
     return str(Path(found).absolute())
-
-
-def _restore(etcdutl: str, path: Path, folder: Path) -> None:
-    if not path.is_file():
-        raise EtcdError(f"the file {path} does not exist")
-    done = subprocess.run(  # noqa: S603 - a program of the operator's PATH
-        [etcdutl, "snapshot", "restore", str(path), "--data-dir", str(folder / _DATA)],
-        cwd=folder,
-        env=_environment(),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        check=False,
-    )
-    if done.returncode:
-        raise EtcdError(
-            f"{path} cannot be restored: {_last_line(done.stderr)}",
-            hint="give a file that `etcdctl snapshot save` wrote",
-        )
 
 
 @contextlib.contextmanager

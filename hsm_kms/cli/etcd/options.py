@@ -45,7 +45,8 @@ class EtcdChoice:
         prefix: Prefix of the keys to read.
         from_json: File with the output of `etcdctl get --prefix -w json`; "-" is
             stdin.
-        from_snapshot: File written by `etcdctl snapshot save`.
+        from_snapshot: File written by `etcdctl snapshot save`, or a copied database.
+        skip_hash_check: Accept a snapshot without a hash.
         refused: What is wrong with options that a live etcd would need.
     """
 
@@ -62,6 +63,7 @@ class EtcdChoice:
     prefix: str = "/registry/"
     from_json: Path | None = None
     from_snapshot: Path | None = None
+    skip_hash_check: bool = False
     refused: tuple[str, ...] = ()
 
     @property
@@ -139,15 +141,21 @@ _OPTIONS: Final = (
     ),
     click.option(
         "--from-snapshot",
-        type=_FILE,
-        help="Read a snapshot instead; etcd and etcdutl must be in PATH.",
+        type=click.Path(path_type=Path),
+        help="Read a snapshot instead, also one in a .gz or .zip file; etcd and "
+        "etcdutl must be in PATH.",
+    ),
+    click.option(
+        "--skip-hash-check",
+        is_flag=True,
+        help="Accept as --from-snapshot a copy of member/snap/db, which has no hash.",
     ),
     *etcdctl.OPTIONS,
 )
 _NAMES: Final = (
     *("endpoints", "cacert", "cert", "key", "tls_server_name", "insecure_transport"),
     *("user", "password", "dial_timeout", "command_timeout"),
-    *("prefix", "from_json", "from_snapshot"),
+    *("prefix", "from_json", "from_snapshot", "skip_hash_check"),
 )
 
 
@@ -179,6 +187,8 @@ def _choice(
 ) -> EtcdChoice:
     if others["from_json"] and others["from_snapshot"]:
         raise ConfigError(["--from-json and --from-snapshot exclude each other"])
+    if others["skip_hash_check"] and not others["from_snapshot"]:
+        raise ConfigError(["--skip-hash-check needs --from-snapshot"])
     if bool(others["cert"]) != bool(others["key"]):
         raise ConfigError(["--cert and --key must be given together"])
     named = (each.strip() for each in ",".join(endpoints).split(","))
@@ -239,7 +249,12 @@ def open_source(choice: EtcdChoice) -> Source:
     if choice.from_snapshot:
         from hsm_kms.etcd.snapshot import Snapshot  # noqa: PLC0415
 
-        return Snapshot(choice.from_snapshot, access.login, prefix=prefix)
+        return Snapshot(
+            choice.from_snapshot,
+            access.login,
+            prefix=prefix,
+            skip_hash_check=choice.skip_hash_check,
+        )
     if choice.refused:
         raise ConfigError(choice.refused)
     return Etcd(choice.endpoints or (DEFAULT_ENDPOINT,), access, prefix=prefix)

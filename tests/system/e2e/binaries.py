@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 MODULE = Path(__file__).parent / "tools"
 KUBERNETES = "v1.36.3"
+KINE_PACKAGE, KINE = "github.com/k3s-io/kine", "v0.17.5"
 LDFLAGS = f"-s -w -X k8s.io/component-base/version.gitVersion={KUBERNETES}"
 PACKAGES = {
     "etcd": "go.etcd.io/etcd/server/v3",
@@ -82,6 +83,32 @@ def loader() -> Path:
     """
     name = f"loader-{_digest(sorted((MODULE / 'loader').glob('*.go')))}"
     return _built({name: "./loader"})[name]
+
+
+def kine() -> Path:
+    """Build kine, which stores the objects of k3s in SQLite and speaks etcd's protocol.
+
+    Raises:
+        MissingToolError: There is no Go, or no C compiler.
+    """
+    path = _cache() / f"kine-{KINE}"
+    if not path.is_file():
+        if not shutil.which("go") or not shutil.which("gcc"):
+            msg = "no Go or no C compiler here to build kine"
+            raise MissingToolError(msg)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with (
+            _locked(path.parent / "kine.lock"),
+            tempfile.TemporaryDirectory(dir=path.parent) as scratch,
+        ):
+            subprocess.run(
+                ["nice", "-n", "10", "go", "install", f"{KINE_PACKAGE}@{KINE}"],
+                env=os.environ | {"GOBIN": scratch, "CGO_ENABLED": "1"},
+                check=True,
+                timeout=BUILD_TIMEOUT,
+            )
+            (Path(scratch) / "kine").replace(path)
+    return path
 
 
 def _assets() -> dict[str, Path]:
@@ -159,7 +186,7 @@ def _build(package: str, target: Path) -> None:
 
 def main() -> None:
     """Build everything and print where it is."""
-    for path in (*vars(cluster()).values(), loader()):
+    for path in (*vars(cluster()).values(), loader(), kine()):
         sys.stdout.write(f"{path}\n")
 
 

@@ -35,6 +35,7 @@ class SecureEtcd:
     def __init__(self, binaries: Binaries, folder: Path, user: str = "root") -> None:
         self._binaries = binaries
         self.pki = make_certificates(folder / "pki", user)
+        self.database = folder / "etcd" / "member" / "snap" / "db"
         client, peer = free_ports(2)
         self.endpoint = f"127.0.0.1:{client}"
         urls = f"https://{self.endpoint}"

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import gzip
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tarfile
+import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -115,10 +119,73 @@ def test_what_is_no_snapshot(snapshot, tools, new_folder):
     whole = snapshot.read_bytes()
     cut.write_bytes(whole[: len(whole) // 2])
 
-    assert f"{cut} cannot be restored: Error: " in complaint("--from-snapshot", cut)
+    text = cut.with_suffix(".txt")
+    text.write_text("no database")
+
+    said = complaint("--from-snapshot", cut)
+    assert f"{cut} has no hash: it is a copied database, or is truncated" in said
+    said = complaint("--from-snapshot", text)
+    assert f"hsm-kms: {text} is not a database of etcd\n" in said
     assert "the file /nowhere.db does not exist" in complaint(
         "--from-snapshot", "/nowhere.db"
     )
+
+
+def test_a_copied_database(snapshot, tools, etcd, new_folder):
+    """A copy of member/snap/db is read with the option that the error names."""
+    copied = new_folder() / "db"
+    shutil.copy(etcd.database, copied)
+    directory = etcd.database.parents[2]
+
+    without = complaint("--from-snapshot", copied)
+    whole = complaint("--from-snapshot", directory)
+    with_it = scan("--from-snapshot", copied, "--skip-hash-check")
+    saved = scan("--from-snapshot", snapshot, "--skip-hash-check")
+
+    assert f"hsm-kms: {copied} has no hash: it is a copied database" in without
+    assert (
+        "hint: give --skip-hash-check if it was copied from member/snap/db" in without
+    )
+    assert f"hsm-kms: {directory} is a directory\n" in whole
+    assert f"hint: give a copy of {etcd.database} and --skip-hash-check" in whole
+    assert len(OBJECTS) == with_it["objects"] == saved["objects"]
+
+
+def test_compressed_snapshots(snapshot, tools, new_folder, monkeypatch):
+    """Snapshots in gzip and zip files are read, and other files are recognized."""
+    folder, temporary = new_folder(), new_folder()
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    gz, zipped, two, cut, tar, zstd, tgz = (
+        folder / f"s.{end}"
+        for end in ("gz", "zip", "2.zip", "cut", "tar", "zst", "tgz")
+    )
+    data = snapshot.read_bytes()
+    gz.write_bytes(gzip.compress(data))
+    cut.write_bytes(gz.read_bytes()[:-100])
+    for path, names in ((zipped, ["etcd-snapshot-node-1"]), (two, ["a", "b"])):
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name in names:
+                archive.writestr(name, data)
+    with tarfile.open(tar, "w") as archive:
+        archive.add(snapshot)
+    tgz.write_bytes(gzip.compress(tar.read_bytes()))
+    zstd.write_bytes(b"\x28\xb5\x2f\xfd" + bytes(100))
+
+    opened = [scan("--from-snapshot", path)["objects"] for path in (gz, zipped)]
+    said = {path: complaint("--from-snapshot", path) for path in (two, cut, tar, tgz)}
+    said[zstd] = complaint("--from-snapshot", zstd)
+
+    assert [len(OBJECTS)] * 2 == opened
+    expected = {
+        two: "is a zip file with 2 files",
+        cut: "is damaged: it cannot be decompressed",
+        tar: "is a tar archive",
+        tgz: "is a tar archive",
+        zstd: "is compressed with zstd",
+    }
+    for path, cause in expected.items():
+        assert f"hsm-kms: {path} {cause}\n" in said[path]
+    assert [] == list(temporary.iterdir())
 
 
 def test_users(binaries, new_folder, tools):
