@@ -46,7 +46,7 @@ _COMMANDS = {
         "Count, explain and verify the values that the API server stored in etcd.",
     ),
     "migrate": Lazy(
-        "hsm_kms.cli.migrate:migrate",
+        "hsm_kms.cli.migrate.command:migrate",
         "Re-encrypt existing objects.",
     ),
     "token": Lazy(

@@ -42,6 +42,13 @@ class ApiError(HsmKmsError):
     """Raised when the API server cannot be reached, or refuses more than one object."""
 
 
+class ResourceError(ApiError):
+    """Raised when the API server refuses a request about one resource or API group.
+
+    Another resource may still be migrated.
+    """
+
+
 class ListMeta(msgspec.Struct, frozen=True, rename="camel"):
     """Describe `metadata` of a list and of a Status."""
 
@@ -50,9 +57,15 @@ class ListMeta(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class Cause(msgspec.Struct, frozen=True):
-    """Describe one fault of an object, without the message, which may quote it."""
+    """Describe one fault.
+
+    Args:
+        field: The field of the object, or the key of an object in etcd.
+        message: A message, which may quote the object.
+    """
 
     field: str = ""
+    message: str = ""
 
 
 class Details(msgspec.Struct, frozen=True):
@@ -229,7 +242,7 @@ def decoded(body: bytes, kind: type[_T]) -> _T:
         raise ApiError("the API server sent an unexpected response") from None
 
 
-def refused(what: str, answer: Answer) -> ApiError:
+def refused(what: str, answer: Answer) -> ResourceError:
     """Return the error for a response that is not OK, to a request about many objects.
 
     Args:
@@ -237,8 +250,8 @@ def refused(what: str, answer: Answer) -> ApiError:
         answer: The response.
     """
     if answer.code == http.HTTPStatus.FORBIDDEN:
-        return ApiError(f"forbidden to {what}: {answer.text}", hint=_RIGHTS)
-    return ApiError(f"cannot {what}: {answer.code} {answer.text}")
+        return ResourceError(f"forbidden to {what}: {answer.text}", hint=_RIGHTS)
+    return ResourceError(f"cannot {what}: {answer.code} {answer.text}")
 
 
 def _put_off(answer: Answer) -> ApiError:

@@ -21,25 +21,28 @@ if TYPE_CHECKING:
 
 VERSION: Final = 1
 MAX_LISTED: Final = 50
-"""Most refused objects that are named; others are only counted."""
+"""Most refused, and most changed, objects that are named; others are only counted."""
 
 
 class Outcome(StrEnum):
     """Name the result for one object."""
 
     REWRITTEN = "rewritten"
+    CHANGED = "changed"  # rewritten, and changed by the cluster, not only re-encrypted
     UP_TO_DATE = "up_to_date"  # its stored form would not change
     ACCEPTED = "accepted"  # by a dry run
     GONE = "gone"  # deleted since it was listed
     REFUSED = "refused"
+    UNREADABLE = "unreadable"  # the API server cannot decrypt or decode it
 
 
-class Refused(msgspec.Struct, frozen=True):
-    """Name one object that was not written.
+class Named(msgspec.Struct, frozen=True):
+    """Name one object that was not written, or not only re-encrypted.
 
     Args:
         object: namespace/name, or name.
-        reason: Why it was refused, without any content of the object.
+        reason: Why it was not written, or the fields that the cluster changed; without
+            any content of the object.
     """
 
     object: str
@@ -51,11 +54,14 @@ class Counts(msgspec.Struct):
 
     Args:
         outcomes: Number of objects by result.
-        refusals: Refused objects; at most `MAX_LISTED` in all resources together.
+        refusals: Refused and unreadable objects; at most `MAX_LISTED` in all resources
+            together.
+        changes: Objects that the cluster changed; at most `MAX_LISTED` likewise.
     """
 
     outcomes: dict[Outcome, int] = {}
-    refusals: list[Refused] = []
+    refusals: list[Named] = []
+    changes: list[Named] = []
 
     @property
     def objects(self) -> int:
@@ -69,6 +75,13 @@ class Counts(msgspec.Struct):
     def add(self, outcome: Outcome) -> None:
         """Count one object."""
         self.outcomes[outcome] = self.of(outcome) + 1
+
+    @property
+    def unnamed(self) -> tuple[int, int]:
+        """Return how many refused, and how many changed objects are not named."""
+        refused = self.of(Outcome.REFUSED) + self.of(Outcome.UNREADABLE)
+        changed = self.of(Outcome.CHANGED)
+        return refused - len(self.refusals), changed - len(self.changes)
 
 
 class Scope(msgspec.Struct, frozen=True):
@@ -95,6 +108,7 @@ class Journal(msgspec.Struct):
             beginning of that list.
         at: The resource that is being migrated; those before it in `counts` are done.
         counts: Results by resource.
+        skipped: Why a resource was not migrated, or only in part, by its name.
         version: Version of this file format.
     """
 
@@ -103,6 +117,7 @@ class Journal(msgspec.Struct):
     token: str = ""
     at: str = ""
     counts: dict[str, Counts] = {}
+    skipped: dict[str, str] = {}
     version: int = VERSION
 
     @property
@@ -110,10 +125,20 @@ class Journal(msgspec.Struct):
         """Return the number of objects that are done."""
         return sum(counts.objects for counts in self.counts.values())
 
-    @property
-    def listed(self) -> int:
-        """Return the number of refused objects that are named."""
-        return sum(len(counts.refusals) for counts in self.counts.values())
+    def note(self, counts: Counts, outcome: Outcome, named: Named) -> None:
+        """Count one object, and name it unless too many are named already.
+
+        Args:
+            counts: The counts of its resource, which belong to this journal.
+            outcome: CHANGED, REFUSED or UNREADABLE.
+            named: The object and the reason.
+        """
+        changed = outcome is Outcome.CHANGED
+        counts.add(outcome)
+        every = self.counts.values()
+        lists = [each.changes if changed else each.refusals for each in every]
+        if sum(map(len, lists)) < MAX_LISTED:
+            (counts.changes if changed else counts.refusals).append(named)
 
     def of(self, outcome: Outcome) -> int:
         """Return the number of objects with one result."""
@@ -139,9 +164,8 @@ def load(path: Path, scope: Scope) -> Journal:
     except OSError as error:
         raise HsmKmsError(f"{path} cannot be read: {error.strerror}") from None
     except msgspec.MsgspecError:
-        raise ConfigError(
-            [f"{path} is not a progress file of --resume; remove it to start over"]
-        ) from None
+        wrong = f"{path} is not a progress file of --resume"
+        raise ConfigError([f"{wrong}; give the name of a new file"]) from None
     if found.version != VERSION or found.scope != scope:
         wrong = f"{path} belongs to another cluster, namespace or list of resources"
         raise ConfigError([f"{wrong}; give another file, or remove it to start over"])

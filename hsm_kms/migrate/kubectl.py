@@ -8,16 +8,19 @@ per object would take thirty times as long and log in each time.
 1.  The directory has mode 0700, because anyone who reaches the socket has the user's
     rights.
 2.  The proxy forwards GET and PUT below /api and /apis, and nothing else.
-3.  The proxy ends with this process, even if this process is killed.
+3.  The proxy ends with this process, even if this process is killed. (If the program
+    is a wrapper that starts kubectl as a child, a SIGKILL ends the wrapper only.)
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import tempfile
 import time
@@ -43,6 +46,10 @@ _FLAGS: Final = (
 _NOWHERE: Final = "current-context must exist in order to minify"
 """Message of kubectl if there is no kubeconfig, as in a pod."""
 
+_MAX_SOCKET_CHARS: Final = 107  # of a unix socket's path
+_PEER: Final = struct.Struct("3i")  # process, user and group of SO_PEERCRED
+_SEEN: Final = "seen-by-kubectl"
+
 
 class KubectlError(HsmKmsError):
     """Raised when kubectl cannot be used, or has ended."""
@@ -53,7 +60,8 @@ class Kubectl:
     """Say which kubectl to run, and for which cluster.
 
     Args:
-        program: Path of kubectl, or a name to find in PATH.
+        program: Path of kubectl, or a name to find in PATH; or a command such as
+            "k3s kubectl".
         kubeconfig: Value of kubectl's --kubeconfig, or None.
         context: Value of kubectl's --context, or None.
     """
@@ -68,18 +76,35 @@ class Kubectl:
         Raises:
             KubectlError: The program does not exist.
         """
-        found = shutil.which(self.program)
+        program, *words = self._words()
+        found = shutil.which(program)
         if found is None:
             raise KubectlError(
-                f"the program {self.program!r} was not found",
-                hint="install kubectl, or give its path with --kubectl",
+                f"the program {program!r} was not found",
+                hint="install kubectl, or give its path with --kubectl; or a command, "
+                "such as --kubectl 'k3s kubectl'",
             )
         options = []
         if self.kubeconfig is not None:
             options.append(f"--kubeconfig={self.kubeconfig}")
         if self.context is not None:
             options.append(f"--context={self.context}")
-        return [str(Path(found).absolute()), *options, *arguments]
+        return [str(Path(found).absolute()), *words, *options, *arguments]
+
+    def _words(self) -> list[str]:
+        """Return the program and the arguments that come first.
+
+        Raises:
+            KubectlError: The program is not a valid command.
+        """
+        if shutil.which(self.program):  # a path may contain blanks
+            return [self.program]
+        try:
+            return shlex.split(self.program) or [self.program]
+        except ValueError as error:
+            raise KubectlError(
+                f"--kubectl: {self.program!r} is not a command: {str(error).lower()}"
+            ) from None
 
     def server(self) -> str:
         """Return the URL of the API server in the kubeconfig; "" in a pod without one.
@@ -93,11 +118,46 @@ class Kubectl:
             return done.stdout.strip()
         said = _said(done.stderr)
         if _NOWHERE in said and self.kubeconfig is None and self.context is None:
+            self._check_variable()
             return ""
+        if _NOWHERE in said and self.context is None:
+            raise KubectlError(
+                f"the kubeconfig {self.kubeconfig} has no current context",
+                hint="choose one with --context",
+            )
         raise KubectlError(
             f"kubectl cannot use this kubeconfig: {said}",
             hint="choose the cluster with --kubeconfig and --context",
         )
+
+    @staticmethod
+    def _check_variable() -> None:
+        """Check that $KUBECONFIG names a file, because kubectl ignores missing files.
+
+        Raises:
+            KubectlError: It names only files that do not exist.
+        """
+        files = [each for each in os.environ.get("KUBECONFIG", "").split(":") if each]
+        if files and not any(Path(each).exists() for each in files):
+            raise KubectlError(
+                f"KUBECONFIG={':'.join(files)} does not exist",
+                hint="correct the variable, or give --kubeconfig",
+            )
+
+    def sees(self, directory: Path) -> bool:
+        """Return True if kubectl can read a file in a directory of this process.
+
+        kubectl as a snap has a /tmp of its own.
+
+        Raises:
+            KubectlError: kubectl cannot be run.
+        """
+        config = directory / "probe"
+        config.write_text(f'{{"kind": "Config", "current-context": "{_SEEN}"}}')
+        probing = Kubectl(program=self.program, kubeconfig=config)
+        wanted = "jsonpath={.current-context}"
+        done = _run(probing.command("config", "view", f"--output={wanted}"))
+        return _SEEN in done.stdout
 
 
 class Proxy:
@@ -120,7 +180,7 @@ class Proxy:
             KeyboardInterrupt: Ctrl-C has ended the proxy; it is meant for both.
         """
         code = self._process.poll()
-        if code == -signal.SIGINT:
+        if code in {-signal.SIGINT, 128 + signal.SIGINT}:  # a shell adds 128
             raise KeyboardInterrupt
         if code is not None:
             raise KubectlError(
@@ -141,37 +201,62 @@ def running_proxy(kubectl: Kubectl) -> Iterator[Proxy]:
     """
     with tempfile.TemporaryDirectory(prefix="hsm-kms-") as directory:
         path = Path(directory) / "api"
+        if len(str(path)) > _MAX_SOCKET_CHARS:
+            raise KubectlError(
+                f"{path} is too long for a socket", hint="set TMPDIR to a shorter path"
+            )
         command = kubectl.command("proxy", f"--unix-socket={path}", *_FLAGS)
         # If this process is killed by SIGKILL, the kernel kills the proxy.
         tied = python_command("hsm_kms.pdeathsig", str(os.getpid()), *command)
         process = subprocess.Popen(tied, stdout=subprocess.DEVNULL)  # noqa: S603 - the user's own
         try:
             proxy = Proxy(path, process)
-            _await_socket(proxy)
+            _await_socket(proxy, kubectl)
             yield proxy
         finally:
-            _stop(process)
+            _stop(process, path)
 
 
-def _await_socket(proxy: Proxy) -> None:
+def _await_socket(proxy: Proxy, kubectl: Kubectl) -> None:
+    try:
+        _listening(proxy)
+    except KubectlError:
+        directory = proxy.socket.parent
+        if kubectl.sees(directory):
+            raise
+        raise KubectlError(
+            f"kubectl cannot use the directory {directory.parent}: it sees another one "
+            "there, as a snap does, or may not read it",
+            hint="set TMPDIR to a directory that kubectl can use too, such as "
+            'TMPDIR="$HOME"',
+        ) from None
+
+
+def _listening(proxy: Proxy) -> None:
     until = time.monotonic() + START_SECONDS
-    while not _listens(proxy.socket):
+    while _listener(proxy.socket) is None:
         proxy.check()
         if time.monotonic() > until:
             raise KubectlError(f"kubectl did not listen within {START_SECONDS:g} s")
         time.sleep(0.02)
 
 
-def _listens(path: Path) -> bool:
+def _listener(path: Path) -> int | None:
+    """Return the ID of the process that listens on a socket, or None if none does."""
     with socket.socket(socket.AF_UNIX) as probe:
         try:
             probe.connect(str(path))
         except OSError:
-            return False
-    return True
+            return None
+        peer = probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size)
+        return int(_PEER.unpack(peer)[0])
 
 
-def _stop(process: subprocess.Popen[bytes]) -> None:
+def _stop(process: subprocess.Popen[bytes], path: Path) -> None:
+    listener = _listener(path)
+    if listener and listener != process.pid:  # a wrapper started kubectl as a child
+        with contextlib.suppress(OSError):
+            os.kill(listener, signal.SIGTERM)
     process.terminate()
     try:
         process.wait(STOP_SECONDS)

@@ -26,11 +26,21 @@ _SHAPES: Final = tuple(
         rf'admission webhook "{_NAME}" denied the request',
         rf'admission webhook "{_NAME}" does not support dry run',
         rf'failed calling webhook "{_NAME}"',
+        # conversion of a CustomResourceDefinition
+        rf"conversion webhook for {_NAME}, Kind={_NAME} failed",
+        # ResourceQuota
+        rf"exceeded quota: {_NAME}",
         # ValidatingAdmissionPolicy
         rf"ValidatingAdmissionPolicy '{_NAME}' with binding '{_NAME}' denied request",
     )
 )
 _FIELD: Final = re.compile(r"[A-Za-z][A-Za-z0-9.\[\]_-]{0,99}")
+
+
+def known_words(message: str) -> str:
+    """Return the part of a message that quotes no object, or "" if none is known."""
+    found = (shape.search(message) for shape in _SHAPES)
+    return next((each[0] for each in found if each), "")
 
 
 def why_not(answer: Answer) -> str:
@@ -42,10 +52,9 @@ def why_not(answer: Answer) -> str:
     status = answer.status
     if status is None:
         return f"HTTP {answer.code}"
-    for shape in _SHAPES:
-        found = shape.search(status.message)
-        if found:
-            return found[0]
+    known = known_words(status.message)
+    if known:
+        return known
     causes = status.details.causes if status.details else ()
     fields = [cause.field for cause in causes if _FIELD.fullmatch(cause.field)]
     named = f" ({', '.join(fields[:_MAX_FIELDS])})" if fields else ""

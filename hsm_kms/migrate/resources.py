@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import http
 import re
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, TypeVar
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import msgspec
 
@@ -17,12 +17,14 @@ from hsm_kms.errors import ConfigError
 from hsm_kms.migrate.api import ApiError, decoded, refused
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from hsm_kms.migrate.api import Answer, Api
 
 _NAME: Final = re.compile(r"([a-z0-9-]+)(?:\.([a-z0-9.-]+))?|(\*)\.([a-z0-9.-]*|\*)")
 _NEEDED: Final = frozenset({"get", "list", "update"})
+_READING: Final = frozenset({"get", "list"})
+_NOT_STORED: Final = frozenset({"componentstatuses"})  # made when they are read
 _ANY: Final = "*"
 
 _T = TypeVar("_T")
@@ -107,6 +109,19 @@ class _GroupList(msgspec.Struct, frozen=True):
     groups: tuple[_Group, ...] = ()
 
 
+class _ApiServiceSpec(msgspec.Struct, frozen=True):
+    group: str = ""
+    service: dict[str, Any] | None = None
+
+
+class _ApiService(msgspec.Struct, frozen=True):
+    spec: _ApiServiceSpec
+
+
+class _ApiServices(msgspec.Struct, frozen=True):
+    items: list[_ApiService] | None = None
+
+
 def parse_resource(text: str) -> Wanted:
     """Parse the name of a resource.
 
@@ -120,18 +135,45 @@ def parse_resource(text: str) -> Wanted:
     return Wanted(found[1] or found[3], found[2] or found[4] or "")
 
 
-def find_resources(api: Api, wanted: Sequence[Wanted]) -> list[Resource]:
-    """Return the resources that the API server serves under these names, each once.
+@dataclass(slots=True)
+class Found:
+    """Hold what was found under the names that the user gave.
+
+    Args:
+        resources: The resources to migrate, by name.
+        skipped: Why a resource or a group ("*.GROUP") cannot be migrated, by name.
+        elsewhere: Groups that another API server serves and stores.
+    """
+
+    resources: dict[str, Resource] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
+    elsewhere: set[str] = field(default_factory=set)
+
+    def add(self, other: Found) -> None:
+        """Add what was found under another name."""
+        self.resources |= {
+            name: resource
+            for name, resource in other.resources.items()
+            if name not in self.resources
+        }
+        self.skipped |= other.skipped
+        self.elsewhere |= other.elsewhere
+
+
+def find_resources(api: Api, wanted: Sequence[Wanted]) -> Found:
+    """Find the resources that the API server serves under these names.
+
+    What a name with "*" stands for is skipped if it cannot be migrated.
 
     Raises:
-        HsmKmsError: The API server does not serve one of them, or does not allow to
-            list and update it.
+        HsmKmsError: The API server does not serve one of the names, or does not allow
+            to list and update it.
     """
-    found: dict[str, Resource] = {}
+    aggregated = _aggregated(api) if any(each.group for each in wanted) else frozenset()
+    found = Found()
     for each in wanted:
-        for resource in _find(api, each):
-            found.setdefault(str(resource), resource)
-    return list(found.values())
+        found.add(_find(api, each, aggregated))
+    return found
 
 
 def served_versions(api: Api, group: str) -> list[str]:
@@ -152,42 +194,73 @@ def served_versions(api: Api, group: str) -> list[str]:
     return _told(answer, _Group).by_preference
 
 
-def _find(api: Api, wanted: Wanted) -> list[Resource]:
-    found = [
-        resource
-        for group in _groups(api, wanted)
-        for resource in _served(api, group)
-        if wanted.name in {_ANY, resource.name}
-    ]
-    if not found:
-        raise ApiError(
-            f"the API server has no resource {wanted} that can be listed and updated",
-            hint="add the API group to the name, as in deployments.apps; "
-            "`kubectl api-resources` lists all resources",
-        )
+def _find(api: Api, wanted: Wanted, aggregated: frozenset[str]) -> Found:
+    if wanted.group != _ANY:
+        return _named(api, wanted, aggregated)
+    found = Found(elsewhere=set(aggregated))
+    groups = _told(api.get("/apis"), _GroupList).groups
+    for group in ["", *(group.name for group in groups)]:
+        if group not in aggregated:
+            found.add(_find_or_skip(api, wanted, group))
     return found
 
 
-def _groups(api: Api, wanted: Wanted) -> list[str]:
-    if wanted.group != _ANY:
-        return [wanted.group]
-    groups = _told(api.get("/apis"), _GroupList).groups
-    return ["", *(group.name for group in groups)]
+def _named(api: Api, wanted: Wanted, aggregated: frozenset[str]) -> Found:
+    if wanted.group in aggregated:
+        raise ApiError(
+            f"{wanted.group} is served by another API server, which stores its objects",
+            hint="re-encrypt them in the way of that API server",
+        )
+    found = _in_group(api, wanted, wanted.group)
+    if found.resources or (found.skipped and wanted.name == _ANY):
+        return found
+    raise ApiError(
+        f"the API server has no resource {wanted} that can be listed and updated",
+        hint="add the API group to the name, as in deployments.apps; "
+        "`kubectl api-resources` lists all resources",
+    )
 
 
-def _served(api: Api, group: str) -> Iterator[Resource]:
-    """Yield the resources of a group that can be migrated, preferred version first."""
+def _find_or_skip(api: Api, wanted: Wanted, group: str) -> Found:
+    try:
+        return _in_group(api, wanted, group)
+    except ApiError as error:
+        api.get("/api")  # raises if the API server itself is unreachable
+        return Found(skipped={f"*.{group}": str(error)})
+
+
+def _in_group(api: Api, wanted: Wanted, group: str) -> Found:
+    """Find the matching resources of a group, each in the version that is preferred."""
+    found = Found()
     for version in served_versions(api, group):
         root = f"/apis/{group}" if group else "/api"
         answer = api.get(f"{root}/{version}")
         for each in _told(answer, _ResourceList).resources:
-            if "/" not in each.name and each.verbs >= _NEEDED:
-                yield Resource(
-                    name=each.name,
-                    group=group,
-                    version=version,
-                    namespaced=each.namespaced,
-                )
+            if "/" in each.name or wanted.name not in {_ANY, each.name}:
+                continue
+            resource = Resource(
+                name=each.name,
+                group=group,
+                version=version,
+                namespaced=each.namespaced,
+            )
+            if each.verbs >= _NEEDED:
+                found.resources.setdefault(str(resource), resource)
+            elif each.verbs & _READING and str(resource) not in _NOT_STORED:
+                lacking = ", ".join(sorted(_NEEDED - each.verbs))
+                found.skipped[str(resource)] = f"the API server has no {lacking} for it"
+    for name in found.resources:
+        found.skipped.pop(name, None)  # only another version lacks something
+    return found
+
+
+def _aggregated(api: Api) -> frozenset[str]:
+    """Return the groups that another API server serves; none if that is forbidden."""
+    answer = api.get("/apis/apiregistration.k8s.io/v1/apiservices")
+    if answer.code != http.HTTPStatus.OK:
+        return frozenset()
+    services = decoded(answer.body, _ApiServices).items or []
+    return frozenset(each.spec.group for each in services if each.spec.service)
 
 
 def _told(answer: Answer, kind: type[_T]) -> _T:

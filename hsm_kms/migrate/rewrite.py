@@ -1,4 +1,4 @@
-"""List objects page by page, and send each object back unchanged.
+"""Send each object back unchanged.
 
 1.  An object is sent back byte for byte, with its uid and resourceVersion. If it was
     changed, or replaced by another object of the same name, the response is a conflict,
@@ -6,7 +6,10 @@
 2.  The API server writes an unchanged object only if its stored form would change: it
     is stored under another key, by another provider, or unencrypted. Then the
     resourceVersion changes; otherwise the object was up to date.
-3.  A refused object does not stop the migration, but many refused objects in a row do.
+3.  The cluster may change more than the stored form: a mutating webhook sees each
+    object that is sent back. So the response is compared with what was sent.
+4.  A refused or unreadable object does not stop the migration, but many of them in a
+    row end it for their resource.
 """
 
 from __future__ import annotations
@@ -16,35 +19,23 @@ import time
 import urllib.parse
 from typing import TYPE_CHECKING, Final
 
-import msgspec
-
-from hsm_kms.migrate.api import ApiError, ListMeta, decoded, refused
-from hsm_kms.migrate.journal import MAX_LISTED, Counts, Outcome, Refused
+from hsm_kms.migrate.api import ResourceError
+from hsm_kms.migrate.journal import Counts, Named, Outcome
+from hsm_kms.migrate.listing import Listing, Page
+from hsm_kms.migrate.objects import changed_fields, meta_of
 from hsm_kms.migrate.refusals import why_not
+from hsm_kms.migrate.unreadable import Unlisted, Unreadable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
     from hsm_kms.migrate.api import Answer, Api
     from hsm_kms.migrate.journal import Journal
+    from hsm_kms.migrate.objects import Meta
     from hsm_kms.migrate.resources import Resource
 
-PAGE: Final = 100  # objects; a Secret has up to 1 MiB
 CONFLICTS: Final = 10  # tries for an object that another client keeps changing
-REFUSED_IN_A_ROW: Final = 20  # after these the cause is not in the objects
-
-_LISTS: Final = 5  # tries for a list whose `continue` token has expired
-_OUT_OF_DATE: Final = {http.HTTPStatus.GONE, http.HTTPStatus.BAD_REQUEST}
-
-
-class _Meta(msgspec.Struct, frozen=True, rename="camel"):
-    name: str
-    namespace: str = ""
-    uid: str = ""
-    resource_version: str = ""
-
-    def __str__(self) -> str:
-        return f"{self.namespace}/{self.name}" if self.namespace else self.name
+IN_A_ROW: Final = 20  # refused, or unreadable: the cause is not in the objects
 
 
 class _RefusedError(Exception):
@@ -55,44 +46,43 @@ class _RefusedError(Exception):
         self.code = code
 
 
-class _Object(msgspec.Struct, frozen=True):
-    metadata: _Meta
-
-
-class _Page(msgspec.Struct, frozen=True):
-    metadata: ListMeta
-    items: list[msgspec.Raw] | None = None
-
-
 class Pace:
     """Limit the rate of writes.
 
     Args:
         rate: Most objects per second.
+
+    Attributes:
+        rate: Most objects per second.
+        waited: How long `wait` has waited, in seconds.
     """
 
     def __init__(self, rate: float) -> None:
+        self.rate = rate
+        self.waited = 0.0
         self._each = 1 / rate
         self._next = time.monotonic()
 
     def wait(self) -> None:
         """Wait until the next object may be written."""
-        pause = self._next - time.monotonic()
-        if pause > 0:
-            time.sleep(pause)
-        self._next = max(self._next, time.monotonic()) + self._each
+        began = time.monotonic()
+        if self._next > began:
+            time.sleep(self._next - began)
+        now = time.monotonic()
+        self.waited += now - began
+        self._next = max(self._next, now) + self._each
 
 
 class Watcher:
     """Receive the progress of a migration; this base class ignores it."""
 
-    def page(self, resource: Resource, objects: int, left: int) -> None:
+    def page(self, resource: Resource, objects: int, left: int | None) -> None:
         """Note that a page was listed.
 
         Args:
             resource: Resource of the objects.
             objects: Number of objects in the page.
-            left: Number of objects after the page; 0 if the API server does not say.
+            left: Number of objects after the page; None if it is unknown.
         """
 
     def done(self) -> None:
@@ -136,74 +126,84 @@ class Migration:
         Raises:
             HsmKmsError: The migration cannot go on; the journal has the progress.
         """
+        journal = self._journal
         names = [str(resource) for resource in resources]
-        start = names.index(self._journal.at) if self._journal.at in names else 0
+        start = names.index(journal.at) if journal.at in names else 0
         for resource in resources[start:]:
-            self._rewrite_all(resource, watcher)
-            self._journal.token = ""
+            if journal.at != str(resource):
+                journal.at, journal.token = str(resource), ""
+            try:
+                self._rewrite_all(resource, watcher)
+            except ResourceError as error:
+                if len(resources) == 1:
+                    raise
+                journal.skipped[journal.at] = str(error)
 
     def _rewrite_all(self, resource: Resource, watcher: Watcher) -> None:
-        journal = self._journal
-        journal.at = str(resource)
-        for page in self._pages(resource):
-            counts = journal.counts.setdefault(journal.at, Counts())
-            items = page.items or []
-            watcher.page(resource, len(items), page.metadata.remaining_item_count or 0)
-            for item in items:
-                self._rewrite_one(resource, bytes(item), counts)
+        self._save()
+        self._in_a_row = 0
+        for found in Listing(self._api, self._journal, resource).pages():
+            counts = self._journal.counts.setdefault(str(resource), Counts())
+            if isinstance(found, Unreadable):
+                self._count_unreadable(resource, found, counts)
+                watcher.page(resource, 1, None)
                 watcher.done()
+            elif isinstance(found, Unlisted):
+                name = f"{resource} of namespace {found.namespace}"
+                self._journal.skipped[name] = found.reason
+            else:
+                self._save()
+                self._rewrite_page(resource, found, counts, watcher)
 
-    def _pages(self, resource: Resource) -> Iterator[_Page]:
-        journal = self._journal
-        while True:
-            self._save()
-            page = self._page(resource)
-            yield page
-            journal.token = page.metadata.token
-            if not journal.token:
-                return
+    def _rewrite_page(
+        self, resource: Resource, page: Page, counts: Counts, watcher: Watcher
+    ) -> None:
+        items = page.items or []
+        last = not page.metadata.token
+        left = 0 if last else page.metadata.remaining_item_count
+        watcher.page(resource, len(items), left)
+        for item in items:
+            self._rewrite_one(resource, bytes(item), counts)
+            watcher.done()
 
-    def _page(self, resource: Resource) -> _Page:
-        """Return the page at which the journal stands.
-
-        If listing takes longer than etcd keeps old revisions, the list continues at a
-        later revision. Objects created in between are encrypted with the new key
-        already.
-        """
-        path = resource.path(self._journal.scope.namespace)
-        answer = self._listed(path)
-        for _ in range(_LISTS):
-            token = self._journal.token
-            if not token or answer.code not in _OUT_OF_DATE:
-                break
-            status = answer.status
-            later = status.metadata.token if status and status.metadata else ""
-            self._journal.token = later if later != token else ""
-            answer = self._listed(path)
-        if answer.code != http.HTTPStatus.OK:
-            raise refused(f"list {resource}", answer)
-        return decoded(answer.body, _Page)
-
-    def _listed(self, path: str) -> Answer:
-        token = self._journal.token
-        query = {"limit": str(PAGE)} | ({"continue": token} if token else {})
-        return self._api.get(path, **query)
+    def _count_unreadable(
+        self, resource: Resource, found: Unreadable, counts: Counts
+    ) -> None:
+        named = Named(object=found.object, reason=found.reason)
+        self._journal.note(counts, Outcome.UNREADABLE, named)
+        self._in_a_row = self._in_a_row + 1 if found.passing else 0
+        if self._in_a_row >= IN_A_ROW:
+            raise ResourceError(
+                f"{self._in_a_row} {resource} in a row cannot be decrypted, the last: "
+                f"{found.reason}",
+                hint="check that the KMS plugin of the API server is available",
+            )
 
     def _rewrite_one(self, resource: Resource, item: bytes, counts: Counts) -> None:
-        meta = decoded(item, _Object).metadata
+        meta = meta_of(item)
         self._pace.wait()
         try:
-            counts.add(self._send_back(resource, meta, item))
+            outcome, fields = self._send_back(resource, meta, item)
         except _RefusedError as error:
-            counts.add(Outcome.REFUSED)
-            if self._journal.listed < MAX_LISTED:
-                counts.refusals.append(Refused(object=str(meta), reason=str(error)))
+            named = Named(object=str(meta), reason=str(error))
+            self._journal.note(counts, Outcome.REFUSED, named)
             self._in_a_row += 1
-            self._stop_if_hopeless(resource, error)
+            self._stop_if_hopeless(resource, error, counts)
+            return
+        self._in_a_row = 0
+        if fields:
+            self._journal.note(counts, outcome, Named(object=str(meta), reason=fields))
         else:
-            self._in_a_row = 0
+            counts.add(outcome)
 
-    def _send_back(self, resource: Resource, meta: _Meta, body: bytes) -> Outcome:
+    def _send_back(
+        self, resource: Resource, meta: Meta, body: bytes
+    ) -> tuple[Outcome, str]:
+        """Return the result, and the fields that the cluster changed, or "".
+
+        Raises:
+            _RefusedError: The object was not written.
+        """
         name = urllib.parse.quote(meta.name, safe="")
         path = f"{resource.path(meta.namespace)}/{name}"
         for _ in range(CONFLICTS):
@@ -211,28 +211,32 @@ class Migration:
                 raise _RefusedError("it has no uid or no resourceVersion")
             answer = self._api.put(path, body, **self._query)
             if answer.code == http.HTTPStatus.OK:
-                return self._outcome(meta, answer)
+                return self._outcome(meta, body, answer)
             if answer.code == http.HTTPStatus.CONFLICT:
                 answer = self._api.get(path)
             if answer.code == http.HTTPStatus.NOT_FOUND:
-                return Outcome.GONE
+                return Outcome.GONE, ""
             if answer.code != http.HTTPStatus.OK:
                 raise _RefusedError(why_not(answer), answer.code)
-            body, meta = answer.body, decoded(answer.body, _Object).metadata
+            body, meta = answer.body, meta_of(answer.body)
         raise _RefusedError("another client keeps changing it")
 
-    def _outcome(self, meta: _Meta, answer: Answer) -> Outcome:
-        if self._query:
-            return Outcome.ACCEPTED
-        after = decoded(answer.body, _Object).metadata.resource_version
-        same = after == meta.resource_version
-        return Outcome.UP_TO_DATE if same else Outcome.REWRITTEN
+    def _outcome(self, meta: Meta, sent: bytes, answer: Answer) -> tuple[Outcome, str]:
+        after = meta_of(answer.body).resource_version
+        if not self._query and after == meta.resource_version:
+            return Outcome.UP_TO_DATE, ""
+        fields = changed_fields(sent, answer.body)
+        if fields:
+            return Outcome.CHANGED, fields
+        return Outcome.ACCEPTED if self._query else Outcome.REWRITTEN, ""
 
-    def _stop_if_hopeless(self, resource: Resource, error: _RefusedError) -> None:
-        taken = self._journal.objects > self._journal.of(Outcome.REFUSED)
+    def _stop_if_hopeless(
+        self, resource: Resource, error: _RefusedError, counts: Counts
+    ) -> None:
+        taken = counts.objects > counts.of(Outcome.REFUSED)
         broken = error.code >= http.HTTPStatus.INTERNAL_SERVER_ERROR
-        if self._in_a_row >= REFUSED_IN_A_ROW and (broken or not taken):
-            raise ApiError(
+        if self._in_a_row >= IN_A_ROW and (broken or not taken):
+            raise ResourceError(
                 f"{self._in_a_row} {resource} in a row were refused, the last: {error}",
                 hint="read the log of the API server",
-            ) from None
+            )

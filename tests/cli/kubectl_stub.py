@@ -2,11 +2,13 @@
 
 For what a real API server does too rarely: the answers named in "faults" are given
 instead of the usual ones, by method and number ("PUT 3" is the third PUT; the third
-attempt counts as the fourth). Every request is appended to "log".
+attempt counts as the fourth). Those in "answers" are given by path. Every request is
+appended to "log".
 """
 
 from __future__ import annotations
 
+import base64
 import json
 import socketserver
 import sys
@@ -23,6 +25,7 @@ class Cluster:
 
     def __init__(self, scenario):
         self.faults = scenario.get("faults", {})
+        self.answers = scenario.get("answers", {})
         self.log = Path(scenario["log"])
         self.objects = {
             f"s{number}": self._object(f"s{number}", scenario)
@@ -41,6 +44,7 @@ class Cluster:
             log.write(f"{method} {url}\n")
         self.seen[method] += 1
         fault = self.faults.get(f"{method} {self.seen[method]}")
+        fault = fault or self.answers.get(url.partition("?")[0])
         if fault:
             return fault["code"], fault.get("headers", {}), fault.get("body")
         parts = urlsplit(url)
@@ -65,13 +69,24 @@ class Cluster:
             return 200, {}, {"resources": [secrets]}
         if path in {"/api/v1/secrets", NAMESPACE}:
             return 200, {}, self._page(query)
+        if path == "/api/v1/namespaces/ns":
+            return 200, {}, {"kind": "Namespace", "metadata": {"name": "ns"}}
         name = path.removeprefix(NAMESPACE + "/")
         if name in self.objects:
             return 200, {}, self.objects[name]
         return 404, {}, status(404, "NotFound")
 
+    def _start(self, token):
+        """Return where a list begins: by our own token, or by one that was made."""
+        if token.isdecimal():
+            return int(token)
+        made = json.loads(base64.urlsafe_b64decode(token + "=="))
+        name = made["start"].rstrip("\0").rpartition("/")[2]
+        names = list(self.objects)
+        return names.index(name) + 1 if name in names else len(names)
+
     def _page(self, query):
-        start = int(query.get("continue", ["0"])[0])
+        start = self._start(query.get("continue", ["0"])[0])
         end = start + int(query["limit"][0])
         items = list(self.objects.values())
         left = len(items) - end

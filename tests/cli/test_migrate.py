@@ -10,7 +10,8 @@ import time
 
 import pytest
 
-from hsm_kms.migrate.rewrite import PAGE, REFUSED_IN_A_ROW
+from hsm_kms.migrate.listing import PAGE
+from hsm_kms.migrate.rewrite import IN_A_ROW
 from tests.cli import kubectl_stub
 from tests.cli.kubectl_stub import LISTS, status
 from tests.cli.migrating import TEXT, Migrating
@@ -43,15 +44,19 @@ def test_json(migrating):
 
     assert {
         "dry_run": False,
+        "skipped": {},
         "resources": {
             "secrets": {
                 "objects": 3,
                 "rewritten": 3,
+                "changed": 0,
                 "up_to_date": 0,
                 "accepted": 0,
                 "gone": 0,
                 "refused": 0,
+                "unreadable": 0,
                 "refusals": [],
+                "changes": [],
             }
         },
     } == shown
@@ -182,7 +187,7 @@ def test_hopeless(migrating):
     result = migrating.run()
 
     assert forbidden in result.stderr
-    assert REFUSED_IN_A_ROW == len(migrating.requests("PUT"))
+    assert IN_A_ROW == len(migrating.requests("PUT"))
     assert 1 == result.returncode
 
 

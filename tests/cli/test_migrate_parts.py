@@ -13,6 +13,9 @@ from hsm_kms.migrate.resources import Resource, Wanted, parse_resource
 from tests.cli.kubectl_stub import status
 from tests.cli.migrating import Migrating
 
+SHOWS_CONFIG = """
+case $* in --kubeconfig=*config*) exec cat ${1#*=};; config*) exit 0;; esac
+"""
 RBAC = 'User "system:sa:a" cannot update resource "secrets" in API group ""'
 
 
@@ -30,14 +33,17 @@ def test_no_kubectl(migrating):
 
     assert [
         "hsm-kms: the program '/nowhere/kubectl' was not found",
-        "hint: install kubectl, or give its path with --kubectl",
+        (
+            "hint: install kubectl, or give its path with --kubectl; or a command, "
+            "such as --kubectl 'k3s kubectl'"
+        ),
     ] == result.stderr.splitlines()
     assert 1 == result.returncode
 
 
 def test_kubectl_that_ends(migrating):
     """If kubectl ends or is killed, the error says so."""
-    migrating.kubectl.write_text("#!/bin/sh\n[ $1 = config ] && exit 0\nexit 3\n")
+    migrating.kubectl.write_text(f"#!/bin/sh\n{SHOWS_CONFIG}\nexit 3\n")
 
     result = migrating.run()
 
@@ -64,12 +70,84 @@ def test_options_reach_kubectl(migrating):
     inner = migrating.kubectl.read_text().splitlines()[1]
     migrating.kubectl.write_text(f'#!/bin/sh\necho "$@" >> {said}\n{inner}\n')
 
-    migrating.run("--kubeconfig", "/k c", "--context", "prod")
+    kubeconfig = migrating.directory / "k c"
+    kubeconfig.touch()
+
+    migrating.run("--kubeconfig", kubeconfig, "--context", "prod")
 
     assert {True} == {
-        line.startswith("--kubeconfig=/k c --context=prod ")
+        line.startswith(f"--kubeconfig={kubeconfig} --context=prod ")
         for line in said.read_text().splitlines()
     }
+
+
+def test_no_such_kubeconfig(migrating, monkeypatch):
+    """A kubeconfig that does not exist is named, from the option or the variable."""
+    migrating.kubectl.write_text(
+        "#!/bin/sh\necho 'error: current-context must exist in order to minify' >&2\n"
+        "exit 1\n"
+    )
+    empty = migrating.directory / "empty"
+    empty.touch()
+
+    by_option = migrating.run("--kubeconfig", "/nope")
+    without_context = migrating.run("--kubeconfig", empty)
+    monkeypatch.setenv("KUBECONFIG", "/nope:/nope2")
+    by_variable = migrating.run()
+
+    assert "'/nope' does not exist" in by_option.stderr
+    assert 2 == by_option.returncode
+    assert [
+        f"hsm-kms: the kubeconfig {empty} has no current context",
+        "hint: choose one with --context",
+    ] == without_context.stderr.splitlines()
+    assert [
+        "hsm-kms: KUBECONFIG=/nope:/nope2 does not exist",
+        "hint: correct the variable, or give --kubeconfig",
+    ] == by_variable.stderr.splitlines()
+
+
+def test_no_such_namespace(migrating):
+    """A namespace that does not exist is an error, not 0 objects."""
+    result = migrating.run("-n", "nope")
+
+    assert [
+        "hsm-kms: the namespace nope does not exist",
+        "hint: `kubectl get namespaces` lists all namespaces",
+    ] == result.stderr.splitlines()
+    assert 1 == result.returncode
+
+
+def test_namespaces_that_may_not_be_seen(migrating):
+    """A user who may not get namespaces can migrate one."""
+    forbidden = {"code": 403, "body": status(403, "Forbidden")}
+    migrating.play(answers={"/api/v1/namespaces/ns": forbidden})
+
+    assert "3 rewritten" in migrating.run("-n", "ns").stdout
+
+
+def test_kubectl_in_words(migrating):
+    """--kubectl takes a command in shell words, and refuses what is none."""
+    inner = migrating.kubectl.read_text().splitlines()[1]
+    migrating.kubectl.write_text(f"#!/bin/sh\n[ $1 = kubectl ] && shift\n{inner}\n")
+
+    right = migrating.run("--kubectl", f"'{migrating.kubectl}' kubectl")
+    wrong = migrating.run("--kubectl", f"'{migrating.kubectl} kubectl")
+
+    assert 0 == right.returncode, right.stderr
+    assert "is not a command: no closing quotation" in wrong.stderr
+    assert 1 == wrong.returncode
+
+
+def test_a_long_directory(migrating, monkeypatch):
+    """A directory that is too long for a socket is named before kubectl is started."""
+    long = migrating.directory / ("d" * 90)
+    long.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(long))
+
+    result = migrating.run()
+
+    assert "is too long for a socket\nhint: set TMPDIR" in result.stderr
 
 
 def test_nothing_to_explain(migrating):
@@ -155,6 +233,10 @@ def test_paths():
         (
             "ValidatingAdmissionPolicy 'p' with binding 'b' denied request: TEXT",
             "ValidatingAdmissionPolicy 'p' with binding 'b' denied request",
+        ),
+        (
+            'secrets "x" is forbidden: exceeded quota: q, requested: a=TEXT, used: b',
+            "exceeded quota: q",
         ),
         ("TEXT", "HTTP 403 Forbidden"),
         ('admission webhook "TEXT TEXT" denied the request', "HTTP 403 Forbidden"),

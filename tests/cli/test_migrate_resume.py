@@ -7,13 +7,19 @@ from pathlib import Path
 
 import pytest
 
-from hsm_kms.migrate.rewrite import PAGE
+from hsm_kms.migrate.listing import PAGE
 from tests.cli import kubectl_stub
 from tests.cli.kubectl_stub import LISTS, status
 from tests.cli.migrating import TEXT, Migrating
 from tests.harness.processes import alive, children_of
 from tests.harness.wait import patient, wait_for
 
+# No smaller page can be listed either.
+UNLISTED = {
+    f"GET {LISTS + number}": {"code": 500, "body": status(500, "Internal", "no KMS")}
+    for number in range(2, 20)
+}
+RESUME = "run the same command again to resume"
 SLOWLY = ("--rate", "0.1")  # the second one is ten seconds behind the first
 
 
@@ -75,15 +81,14 @@ def test_killed_with_kubectl(migrating):
 
 def test_stops_and_says_where(migrating):
     """If the API server fails half-way, the error says how far it came."""
-    fault = {"code": 500, "body": status(500, "InternalError", "no KMS")}
-    migrating.play(objects=PAGE + 1, faults={f"GET {LISTS + 2}": fault})
+    migrating.play(objects=PAGE + 1, faults=UNLISTED)
 
     result = migrating.run("--resume", str(migrating.directory / "progress"))
 
-    cause = "cannot list secrets: 500 no KMS"
+    cause = "cannot list secrets: HTTP 500 Internal"
     assert [
         f"hsm-kms: stopped after {PAGE} objects: {cause}",
-        "hint: run the same command again to resume",
+        f"hint: read the log of the API server; then {RESUME}",
     ] == result.stderr.splitlines()
 
 
@@ -98,8 +103,7 @@ def test_stops_and_says_where(migrating):
 def test_progress_of_another_migration(migrating, other):
     """A progress file of another migration is refused."""
     progress = migrating.directory / "progress"
-    fault = {"code": 500, "body": status(500, "InternalError")}
-    migrating.play(objects=PAGE + 1, faults={f"GET {LISTS + 2}": fault})
+    migrating.play(objects=PAGE + 1, faults=UNLISTED)
     assert 1 == migrating.run("--resume", str(progress)).returncode
     left = progress.read_bytes()
     server = other.pop("server", None)

@@ -63,9 +63,12 @@ class Etcd:
 
         return _awaited("etcd", child, healthy)
 
-    def _ctl(self, *args: str) -> subprocess.CompletedProcess[bytes]:
+    def _ctl(
+        self, *args: str, stdin: bytes | None = None
+    ) -> subprocess.CompletedProcess[bytes]:
         return subprocess.run(
             [self._binaries.etcdctl, f"--endpoints={self.url}", *args],
+            input=stdin,
             capture_output=True,
             check=False,
             timeout=REQUEST_TIMEOUT,
@@ -73,14 +76,19 @@ class Etcd:
 
     def secrets(self) -> dict[str, bytes]:
         """Read every Secret as it is stored, by namespace/name."""
-        done = self._ctl("get", SECRETS, "--prefix", "--write-out=json")
-        done.check_returncode()
+        found = self.ctl("get", SECRETS, "--prefix", "--write-out=json")
         return {
             base64.b64decode(pair["key"])
             .decode()
             .removeprefix(SECRETS): base64.b64decode(pair["value"])
-            for pair in json.loads(done.stdout).get("kvs", [])
+            for pair in json.loads(found).get("kvs", [])
         }
+
+    def ctl(self, *args: str, stdin: bytes | None = None) -> bytes:
+        """Run etcdctl, which must succeed, and return what it prints."""
+        done = self._ctl(*args, stdin=stdin)
+        done.check_returncode()
+        return done.stdout
 
     def stop(self) -> None:
         """Stop it."""
@@ -105,6 +113,7 @@ class ApiServer:
         self._more_flags: tuple[str, ...] = ()
         self._child: Child | None = None
         self._port = 0
+        self._kept_port = 0  # clients find the server again after a restart
         (folder / "sa.key").write_bytes(_rsa_key())
         (folder / "tokens.csv").write_text(f'{self._token},admin,u1,"system:masters"\n')
 
@@ -126,6 +135,7 @@ class ApiServer:
         self._encryption = encryption
         self._more_flags = more_flags
         self._child = _started(lambda: self._try_start(ready=ready))
+        self._kept_port = self._port
         self._write_kubeconfig()
 
     def restart(self, encryption: Path | None = None, *, ready: bool = True) -> None:
@@ -140,7 +150,8 @@ class ApiServer:
             self._child = None
 
     def _try_start(self, *, ready: bool) -> Child:
-        (self._port,) = free_ports(1)
+        self._port = self._kept_port or free_ports(1)[0]
+        self._kept_port = 0  # another process may have taken it: not a second time
         child = Child(
             [self._binaries.kube_apiserver, *self._flags()],
             log=self._folder / "kube-apiserver.log",

@@ -9,7 +9,7 @@ import threading
 import time
 from pathlib import Path
 
-from hsm_kms.migrate.rewrite import PAGE
+from hsm_kms.migrate.listing import PAGE
 from tests.cli.migrating import Command
 from tests.harness.command_line import HSM_KMS
 from tests.system.e2e.world import prefix

@@ -9,7 +9,7 @@ import threading
 
 import pytest
 
-from hsm_kms.migrate.rewrite import PAGE
+from hsm_kms.migrate.listing import PAGE
 from tests.harness.wait import patient
 from tests.system.e2e.migrating import (
     OBJECTS,

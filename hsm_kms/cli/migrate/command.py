@@ -1,45 +1,37 @@
-"""Provide `hsm-kms migrate`: have the API server re-encrypt stored objects."""
+"""Define the command `hsm-kms migrate`."""
 
 from __future__ import annotations
 
-import contextlib
-import json
+import http
 import signal
-import sys
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 import click
-import msgspec
 
+from hsm_kms.cli.migrate.output import count_of, print_advice, print_report, problems
+from hsm_kms.cli.migrate.progress import Progress
 from hsm_kms.cli.options import output_option
 from hsm_kms.clock import when
 from hsm_kms.errors import CommandInterruptedError, ConfigError, HsmKmsError
+from hsm_kms.etcd.text import printable
 from hsm_kms.interrupts import raising_also_on
 from hsm_kms.migrate import journal as journals
 from hsm_kms.migrate.api import connected
-from hsm_kms.migrate.journal import Outcome
 from hsm_kms.migrate.kubectl import Kubectl, running_proxy
 from hsm_kms.migrate.manifest import GROUP, manifests, served_version
 from hsm_kms.migrate.resources import find_resources, parse_resource
-from hsm_kms.migrate.rewrite import Migration, Pace, Watcher
+from hsm_kms.migrate.rewrite import Migration, Pace
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
-    from click._termui_impl import ProgressBar
-
-    from hsm_kms.migrate.journal import Counts, Journal
+    from hsm_kms.migrate.api import Api
+    from hsm_kms.migrate.journal import Journal
     from hsm_kms.migrate.resources import Resource
-
-_WORDS: Final = {
-    Outcome.REWRITTEN: "rewritten",
-    Outcome.UP_TO_DATE: "up to date already",
-    Outcome.ACCEPTED: "would be accepted, nothing was written",
-    Outcome.GONE: "deleted meanwhile",
-    Outcome.REFUSED: "refused",
-}
+    from hsm_kms.migrate.rewrite import Watcher
 
 
 @click.command()
@@ -53,10 +45,14 @@ _WORDS: Final = {
     help="Resource to re-encrypt, as an EncryptionConfiguration names it: secrets, "
     "configmaps, deployments.apps, *.apps, *.* for everything. Can be repeated.",
 )
-@click.option("-n", "--namespace", help="Only this namespace.")
+@click.option(
+    "-n",
+    "--namespace",
+    help="Only this namespace, and resources that are in no namespace.",
+)
 @click.option(
     "--kubeconfig",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=click.Path(path_type=Path, dir_okay=False, exists=True),
     help="The kubeconfig for kubectl, if not its default.",
 )
 @click.option("--context", help="The kubeconfig context for kubectl.")
@@ -65,8 +61,8 @@ _WORDS: Final = {
     "program",
     default="kubectl",
     show_default=True,
-    metavar="PATH",
-    help="The kubectl to use.",
+    metavar="COMMAND",
+    help="The kubectl to use: a path, or a command such as 'k3s kubectl'.",
 )
 @click.option(
     "--rate",
@@ -88,6 +84,11 @@ _WORDS: Final = {
     help="Send dry-run requests: the API server writes nothing.",
 )
 @click.option(
+    "--allow-changes",
+    is_flag=True,
+    help="Exit with 0 even if the cluster changed objects when they were written.",
+)
+@click.option(
     "--explain",
     is_flag=True,
     help="Print the StorageVersionMigration by which the cluster does this itself.",
@@ -103,6 +104,7 @@ def migrate(  # noqa: PLR0913 - one per option
     rate: float,
     file: Path | None,
     dry_run: bool,
+    allow_changes: bool,
     explain: bool,
     output: str,
 ) -> None:
@@ -118,7 +120,12 @@ def migrate(  # noqa: PLR0913 - one per option
     Needs no configuration of hsm-kms and no token. Run `hsm-kms etcd scan` afterwards
     to see what is stored.
 
-    Exits with 1 if an object was refused, for example by an admission webhook.
+    A mutating webhook or policy may change an object that is sent back. Such objects
+    are named, with the fields that changed; --dry-run names them before anything is
+    written.
+
+    Exits with 1 if an object was refused, cannot be read or was changed by the
+    cluster, or if a resource was skipped. Everything else is re-encrypted.
     """
     if dry_run and file:
         raise ConfigError(["--dry-run and --resume exclude each other"])
@@ -128,28 +135,55 @@ def migrate(  # noqa: PLR0913 - one per option
     journal = journals.load(file, scope) if file else journals.begin(scope)
     terminable = raising_also_on(signal.SIGTERM)  # so that kubectl is stopped, too
     with terminable, running_proxy(kubectl) as proxy, connected(proxy) as api:
-        resources = find_resources(api, wanted)
+        _check_namespace(api, namespace)
+        found = find_resources(api, wanted)
+        resources = list(found.resources.values())
         served = served_version(api)
         if explain:
             click.echo(_explained(resources, served), nl=False)
+            _print_elsewhere(found.elsewhere)
             return
+        journal.skipped |= found.skipped
+        pace = Pace(rate)
         migration = Migration(
             api,
             journal,
             save=partial(journals.save, file, journal) if file else _nothing,
-            pace=Pace(rate),
+            pace=pace,
             dry_run=dry_run,
         )
-        _run(migration, resources, journal, file)
+        with Progress(pace) as progress:
+            _run(migration, resources, journal, file, progress)
     if file:
         file.unlink(missing_ok=True)
-    _report(journal, output, dry_run=dry_run)
-    _advise(journal, served)
-    refused = journal.of(Outcome.REFUSED)
-    if refused:
+    print_report(journal, output, dry_run=dry_run)
+    _print_elsewhere(found.elsewhere)
+    print_advice(journal, served)
+    problems(journal, dry_run=dry_run, allow_changes=allow_changes)
+
+
+def _check_namespace(api: Api, namespace: str | None) -> None:
+    """Check that the namespace exists, unless the user may not see namespaces.
+
+    Raises:
+        HsmKmsError: The namespace does not exist.
+    """
+    if namespace is None:
+        return
+    answer = api.get(f"/api/v1/namespaces/{quote(namespace, safe='')}")
+    if answer.code == http.HTTPStatus.NOT_FOUND:
         raise HsmKmsError(
-            f"{_objects(refused)} refused, and stored as before",
-            hint="remove the cause of the refusals, and run this again",
+            f"the namespace {printable(namespace)} does not exist",
+            hint="`kubectl get namespaces` lists all namespaces",
+        )
+
+
+def _print_elsewhere(groups: Iterable[str]) -> None:
+    if groups:
+        click.echo(
+            "not migrated, because other API servers store them: "
+            f"{', '.join(f'*.{group}' for group in sorted(groups))}",
+            err=True,
         )
 
 
@@ -174,43 +208,17 @@ def _explained(resources: Sequence[Resource], version: str | None) -> str:
     return manifests(resources, version)
 
 
-class _Bar(Watcher):
-    """Show a progress bar for each resource on stderr, if that is a terminal."""
-
-    def __init__(self, stack: contextlib.ExitStack) -> None:
-        self._stack = stack
-        self._of: Resource | None = None
-        self._bar: ProgressBar[Any] | None = None
-
-    def page(self, resource: Resource, objects: int, left: int) -> None:
-        if self._bar is None or self._of != resource:
-            self._stack.close()
-            bar = click.progressbar(
-                length=objects + left,
-                label=str(resource),
-                file=sys.stderr,
-                show_pos=True,
-                hidden=not sys.stderr.isatty(),
-            )
-            self._bar = self._stack.enter_context(bar)
-            self._of = resource
-        self._bar.length = self._bar.pos + objects + left
-
-    def done(self) -> None:
-        if self._bar is not None:
-            self._bar.update(1)
-
-
 def _run(
     migration: Migration,
     resources: Sequence[Resource],
     journal: Journal,
     file: Path | None,
+    watcher: Watcher,
 ) -> None:
     if journal.at:
         click.echo(
             f"resuming the migration that began at {when(journal.started)}: "
-            f"{_objects(journal.objects)} done, continuing with {journal.at}",
+            f"{count_of(journal.objects)} done, continuing with {journal.at}",
             err=True,
         )
     again = (
@@ -219,64 +227,15 @@ def _run(
         else "run the command again, which does no harm; --resume FILE keeps progress"
     )
     try:
-        with contextlib.ExitStack() as stack:
-            migration.run(resources, _Bar(stack))
+        migration.run(resources, watcher)
     except KeyboardInterrupt as interrupt:
         raise CommandInterruptedError(
-            f"interrupted after {_objects(journal.objects)}", hint=again
+            f"interrupted after {count_of(journal.objects)}", hint=again
         ) from interrupt
     except HsmKmsError as error:
         if not journal.objects:
             raise
         raise HsmKmsError(
-            f"stopped after {_objects(journal.objects)}: {error}",
+            f"stopped after {count_of(journal.objects)}: {error}",
             hint=f"{error.hint}; then {again}" if error.hint else again,
         ) from None
-
-
-def _report(journal: Journal, output: str, *, dry_run: bool) -> None:
-    if output == "json":
-        shown = {
-            name: {"objects": counts.objects} | _shown(counts)
-            for name, counts in journal.counts.items()
-        }
-        click.echo(json.dumps({"dry_run": dry_run, "resources": shown}))
-        return
-    some = {name: counts for name, counts in journal.counts.items() if counts.objects}
-    for name, counts in (some or journal.counts).items():
-        parts = [
-            f"{counts.of(outcome):,} {words}"
-            for outcome, words in _WORDS.items()
-            if counts.of(outcome)
-        ]
-        summary = f"{name}: {_objects(counts.objects)}"
-        click.echo(": ".join([summary, ", ".join(parts)] if parts else [summary]))
-        for each in counts.refusals:
-            click.echo(f"  {each.object}: {each.reason}")
-        more = counts.of(Outcome.REFUSED) - len(counts.refusals)
-        if more:
-            click.echo(f"  and {more:,} more")
-
-
-def _objects(count: int) -> str:
-    return f"{count:,} object" if count == 1 else f"{count:,} objects"
-
-
-def _shown(counts: Counts) -> dict[str, Any]:
-    outcomes = {str(outcome): counts.of(outcome) for outcome in Outcome}
-    return outcomes | {"refusals": msgspec.to_builtins(counts.refusals)}
-
-
-def _advise(journal: Journal, served: str | None) -> None:
-    if journal.of(Outcome.ACCEPTED):
-        advice = ["run `hsm-kms etcd scan` to see which objects are out of date"]
-    else:
-        advice = ["run `hsm-kms etcd scan` to see what is stored now"]
-    if journal.of(Outcome.UP_TO_DATE) and not journal.of(Outcome.REWRITTEN):
-        advice.append(
-            "nothing was out of date; an API server may use a new key a minute later"
-        )
-    if served:
-        advice.append("this cluster can migrate on its own, see --explain")
-    for each in advice:
-        click.echo(f"hint: {each}", err=True)

@@ -1,0 +1,1 @@
+"""Provide `hsm-kms migrate`: have the API server re-encrypt stored objects."""
