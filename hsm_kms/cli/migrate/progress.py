@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import sys
 import threading
@@ -93,13 +94,16 @@ class Progress(Watcher):
             self._left -= 1
 
     def _show(self) -> None:
-        while not self._ended.wait(self._every):
-            if not self._resource:
-                continue
-            if self._terminal:
-                _draw(self._line())
-            else:
-                click.echo(self._line(), err=True)
+        with contextlib.suppress(OSError):  # nobody reads stderr any more
+            while not self._ended.wait(self._every):
+                if self._resource:
+                    self._show_once()
+
+    def _show_once(self) -> None:
+        if self._terminal:
+            _draw(self._line())
+        else:
+            click.echo(self._line(), err=True)
 
     def _line(self) -> str:
         now = self._sample()
