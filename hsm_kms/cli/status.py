@@ -81,6 +81,9 @@ def _faults(server: dict[str, Any]) -> dict[str, str]:
         for listener in server.get("http", ())
         if listener["error"]
     }
+    if server["token"].get("slow"):
+        how = "slow: a canary passed, but took longer than token.call_timeout"
+        shown |= {"token": how}
     if stuck := server["workers"].get("unkillable"):
         pids = ", ".join(map(str, stuck))
         shown["workers that cannot be killed"] = (

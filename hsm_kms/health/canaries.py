@@ -1,6 +1,7 @@
 """Prove keys on workers with canaries, and remember what was proven where.
 
-A canary is a constant that a worker wraps and unwraps under one key.
+A canary is a constant that a worker wraps and unwraps under one key. It may take
+`call_timeout` for each encryption and decryption, as requests may.
 
 1. The current key and the keys to come are proven at each inspection, any other key
    once per worker.
@@ -46,19 +47,29 @@ class Canaries:
         alarm: Raised when a key should be proven at once.
         budget: Counts the wraps.
         scope: Cluster name, authenticated in each canary.
+        call_timeout: Longest time of one encryption or decryption, in seconds.
 
     Attributes:
         error: Why the latest canary failed; None if it passed, or none has run.
         passes: How many inspections have passed.
+        slow: The latest canary under the current key passed, but took longer than
+            `call_timeout`.
     """
 
     def __init__(
-        self, node_keyring: NodeKeyring, alarm: Alarm, budget: NonceBudget, scope: str
+        self,
+        node_keyring: NodeKeyring,
+        alarm: Alarm,
+        budget: NonceBudget,
+        scope: str,
+        *,
+        call_timeout: float,
     ) -> None:
         self._node_keyring = node_keyring
         self._alarm = alarm
         self._budget = budget
         self._scope = scope
+        self._call_timeout = call_timeout
         self._proven: dict[tuple[Worker, tuple[KeyRef, str, Cipher]], float] = {}
         self._failures: dict[tuple[Worker, tuple[KeyRef, str, Cipher]], str] = {}
         self._inspected: dict[Worker, float] = {}
@@ -69,26 +80,39 @@ class Canaries:
         self._repeats = Repeats(__name__)
         self.error: HsmKmsError | None = None
         self.passes = 0
+        self.slow = False
 
     # One key on one worker
 
     def is_due(self, worker: Worker, key: TokenKey) -> bool:
         """Return True if this inspection must prove `key` on `worker`."""
-        ring = self._node_keyring.ring
-        if ring is None or not self.has_proven(worker, key):
+        if self._node_keyring.ring is None or not self.has_proven(worker, key):
             return True
-        in_use = [ring.current, *(each.key for each in ring.pending)]
-        return any(each is not None and each.name == key.name for each in in_use)
+        return any(each.name == key.name for each in self.in_use)
+
+    @property
+    def in_use(self) -> list[TokenKey]:
+        """Return the keys that each inspection proves: the current one first."""
+        ring = self._node_keyring.ring
+        if ring is None:
+            return []
+        keys = [ring.current, *(each.key for each in ring.pending)]
+        return [key for key in keys if key is not None]
 
     async def prove(
-        self, worker: Worker, key: TokenKey, seconds: float, *, needed: bool = False
+        self,
+        worker: Worker,
+        key: TokenKey,
+        at_least: float = 0.0,
+        *,
+        needed: bool = False,
     ) -> None:
         """Wrap and unwrap a canary under `key` on `worker`.
 
         Args:
             worker: The worker.
             key: The key.
-            seconds: Longest wait.
+            at_least: Seconds to wait at least, also if the limit is lower.
             needed: The worker is of no use without this key.
 
         Raises:
@@ -103,7 +127,7 @@ class Canaries:
             # A canary is counted, and never refused: health depends on it.
             self._budget.spend(key.fingerprint, refuse=False)
         try:
-            kept = await self._run(worker, key, key.mechanism, seconds)
+            kept = await self._run(worker, key, key.mechanism, at_least)
         except HsmKmsError as error:
             self._proven.pop((worker, key.found_by), None)
             self._failures[worker, key.found_by] = str(error)
@@ -123,13 +147,25 @@ class Canaries:
             self._proven[worker, key.found_by] = began
             self._node_keyring.memory.canary_passed(key, kept)
             self._failures.pop((worker, key.found_by), None)
+            if self._is_current(key):
+                self._timed(asyncio.get_running_loop().time() - began)
+
+    def _timed(self, seconds: float) -> None:
+        slow = seconds > self._call_timeout
+        if slow is not self.slow:
+            self.slow = slow
+            level = logging.WARNING if slow else logging.INFO
+            event = "token slow" if slow else "token no longer slow"
+            self._repeats.log(level, event, canary_seconds=round(seconds, 3))
 
     async def _run(
-        self, worker: Worker, key: TokenKey, mechanism: Mechanism, seconds: float
+        self, worker: Worker, key: TokenKey, mechanism: Mechanism, at_least: float
     ) -> KeptCanary:
         kept = self._node_keyring.memory.kept_canary(key)
         request = canary(key, mechanism, self._scope, kept)
-        reply = await worker.ask(request, seconds)
+        operations = 2 if kept is None else 3
+        limit = max(at_least, operations * self._call_timeout)
+        reply = await worker.ask(request, limit)
         if not isinstance(reply, Encrypted):
             raise TokenError("the worker answered a RunCanary with something else")
         return KeptCanary(
@@ -162,10 +198,14 @@ class Canaries:
 
     def answered(self, worker: Worker) -> None:
         """Note that the token answered an inspection with `worker`."""
+        self._inspected[worker] = self.heard()
+
+    def heard(self) -> float:
+        """Note that a canary passed just now; return the time, in the loop's time."""
         self._loop = asyncio.get_running_loop()
         self._passed_at = self._loop.time()
         self._suspension = Suspension()
-        self._inspected[worker] = self._passed_at
+        return self._passed_at
 
     def silent_for(self) -> float:
         """Return the seconds since the token answered; 0 if it never did."""

@@ -1,4 +1,4 @@
-"""Inspect token and keys with one worker: read, prove, adopt.
+"""Inspect token and keys with one worker: prove, read, prove, adopt.
 
 1. A new worker serves only after it has read the keys and proven them.
 2. A worker that fails an inspection is ended. One that is merely slow is left to the
@@ -10,28 +10,31 @@
    serve nothing in any case.
 4. That another key has the names of a key is believed at once, and every worker that
    is older is ended.
-5. Any key that is proven closes the breaker. While the breaker is open, or there is no
-   current key, an inspection proves some key.
+5. The keys in use are proven first, and again while the others are read for long: how
+   long reading takes says nothing about health. See `health.prover`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import math
-from typing import TYPE_CHECKING
+import logging
+from typing import TYPE_CHECKING, Final
 
 from hsm_kms.errors import (
     HsmKmsError,
     KeyLostError,
     KeyNotFoundError,
-    KeyReplacedError,
     TokenTimeoutError,
     WorkerLostError,
 )
+from hsm_kms.health.prover import Prover
 from hsm_kms.keys.inventory import MISSED_SECONDS, Inventory
 from hsm_kms.log import get_logger
+from hsm_kms.repeats import Repeats
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from hsm_kms.health.canaries import Canaries
     from hsm_kms.keys.discovery import Discovery, KeyListing
     from hsm_kms.keys.keyring import TokenKey
@@ -40,6 +43,8 @@ if TYPE_CHECKING:
     from hsm_kms.token.breaker import Breaker
     from hsm_kms.token.process import Worker
     from hsm_kms.wrapping.standby import Standby
+
+AGAIN_SECONDS: Final = 10.0  # at least, between two canaries while keys are read
 
 _log = get_logger(__name__)
 
@@ -53,8 +58,7 @@ class Inspection:
         canaries: Proves them.
         standby: Provides local KEKs for them.
         breaker: Closed when a key works.
-        call_timeout: Longest wait for one answer of the token, in seconds.
-        start_timeout: The same while a worker starts.
+        start_timeout: Longest wait for one answer while a worker starts, in seconds.
         interval: Seconds between regular inspections.
     """
 
@@ -66,7 +70,6 @@ class Inspection:
         standby: Standby,
         breaker: Breaker,
         *,
-        call_timeout: float,
         start_timeout: float,
         interval: float,
     ) -> None:
@@ -74,14 +77,14 @@ class Inspection:
         self._node_keyring = node_keyring
         self._canaries = canaries
         self._standby = standby
-        self._breaker = breaker
-        self._call_timeout = call_timeout
         self._start_timeout = start_timeout
+        self._interval = interval
         # With a shorter interval the operator asks for quicker answers.
         self._inventory = Inventory(apart=min(interval, MISSED_SECONDS))
         self._answered: str | None = None  # the missing key a fresh worker looked for
         self._inspecting = asyncio.Lock()
-        self._outdated_before = -math.inf  # in the loop's time
+        self._slow = Repeats(__name__)
+        self._prover = Prover(node_keyring, canaries, self._inventory, breaker)
 
     async def qualify(self, worker: Worker) -> None:
         """Read the keys with a new worker and prove them on it.
@@ -91,7 +94,7 @@ class Inspection:
         """
         listing = await self._read(worker, fresh=True)
         for key in listing.keys:
-            await self._prove(worker, key, self._start_timeout)
+            await self._prover.prove(worker, key, self._start_timeout)
         current = self._would_be_current(listing)
         # If no worker sees the current key, this one still serves the other keys.
         if current is not None and self._inventory.is_seen(current):
@@ -117,10 +120,14 @@ class Inspection:
         # One at a time: two inspections would each count a missing key.
         async with self._inspecting:
             try:
-                listing = await self._read(worker, fresh=False)
+                in_use = self._canaries.in_use
+                proven = await self._prover.prove_known(worker, in_use)
+                listing = await self._read_in_time(worker, proven)
+                if listing is None:
+                    return True
                 if self._inventory.has_lost_all(worker):
                     raise KeyLostError("a worker does not see any key any more")
-                passed = await self._prove_some(worker, listing)
+                passed = await self._prover.prove_due(worker, listing, proven)
                 await self._adopt(worker, listing)
             except HsmKmsError as error:
                 if worker.leaving or self.is_outdated(worker):
@@ -156,12 +163,43 @@ class Inspection:
 
     def is_outdated(self, worker: Worker) -> bool:
         """Return True if another key was found under known names since it started."""
-        return worker.born < self._outdated_before
+        return self._prover.is_outdated(worker)
 
-    async def _read(self, worker: Worker, *, fresh: bool) -> KeyListing:
-        listing = await self._discovery.read(
-            worker, self._node_keyring.last, fresh=fresh
-        )
+    async def _read_in_time(
+        self, worker: Worker, proven: set[object]
+    ) -> KeyListing | None:
+        """Read the keys; return None if only that is too slow, and the token works.
+
+        Args:
+            worker: The worker.
+            proven: The keys that have just been proven on it, to be kept up to date.
+        """
+
+        async def prove_again() -> None:
+            if self._canaries.silent_for() >= max(self._interval, AGAIN_SECONDS):
+                current = self._canaries.in_use[:1]
+                proven.difference_update(key.found_by for key in current)
+                proven.update(await self._prover.prove_known(worker, current))
+
+        try:
+            return await self._read(worker, fresh=False, between=prove_again)
+        except TokenTimeoutError as error:
+            current = self._node_keyring.current
+            if current is None or current.found_by not in proven:
+                raise
+            self._slow.log(logging.WARNING, "keys not read in time", error=str(error))
+            self._canaries.passed(worker)
+            return None
+
+    async def _read(
+        self,
+        worker: Worker,
+        *,
+        fresh: bool,
+        between: Callable[[], Awaitable[None]] | None = None,
+    ) -> KeyListing:
+        last = self._node_keyring.last
+        listing = await self._discovery.read(worker, last, fresh=fresh, between=between)
         # What this worker read may be from before the change.
         if self.is_outdated(worker):
             raise WorkerLostError("another key was found under the names of a key")
@@ -175,42 +213,8 @@ class Inspection:
                 cka_id=each.key.ref.cka_id.hex(),
             )
         if replaced:
-            self._outdate(worker, fresh=fresh)
+            self._prover.outdate(worker if fresh else None)
         return listing
-
-    def _outdate(self, worker: Worker, *, fresh: bool) -> None:
-        """Have every worker ended that may hold handles from before a change."""
-        now = asyncio.get_running_loop().time()
-        self._outdated_before = worker.born if fresh else now
-
-    async def _prove_some(self, worker: Worker, listing: KeyListing) -> bool:
-        """Prove the keys that are due; return True if a canary passed."""
-        due = [key for key in listing.keys if self._canaries.is_due(worker, key)]
-        passed = False
-        for key in due:
-            passed |= await self._prove(worker, key, self._call_timeout)
-        if self._breaker.is_open or self._node_keyring.current is None:
-            for key in listing.keys:
-                if not passed and key not in due:
-                    passed = await self._prove(worker, key, self._call_timeout)
-        return passed
-
-    async def _prove(self, worker: Worker, key: TokenKey, seconds: float) -> bool:
-        """Prove a key on a worker; return True if the canary passed.
-
-        A key that is another than before is distrusted.
-        """
-        try:
-            await self._canaries.prove(worker, key, seconds)
-        except KeyReplacedError as error:
-            if self._node_keyring.memory.distrust(key):
-                _log.warning("another key", key_id=key.key_id, error=str(error))
-                self._outdate(worker, fresh=False)
-            return False
-        if not self._canaries.has_proven(worker, key):
-            return False
-        self._breaker.close()
-        return True
 
     def _would_be_current(self, listing: KeyListing) -> TokenKey | None:
         """Return the key that the keys read so far make current, None if none."""

@@ -62,6 +62,7 @@ class Snapshot:
         waiting: Number of requests that wait for a session.
         calls: Number of requests sent to the token, by operation.
         errors: Number of errors of the token, by CKR name.
+        slow: True if the latest canary passed late.
         breaker_open: True if requests fail without asking the token.
         pin: What is known about the PIN: "none", "absent", "untried", "proven",
             "rejected" or "corrupt".
@@ -89,6 +90,7 @@ class Snapshot:
     waiting: int
     calls: Mapping[str, int] = field(default_factory=dict)
     errors: Mapping[str, int] = field(default_factory=dict)
+    slow: bool = False
     breaker_open: bool
     pin: str
     local_uses: int = 0
@@ -232,6 +234,11 @@ def _of_snapshot(now: Snapshot) -> Iterable[Metric]:
     yield _number("hsm_kms_sessions_idle", "Token sessions not in use.", now.idle)
     yield _number(
         "hsm_kms_session_waiters", "Requests waiting for a session.", now.waiting
+    )
+    yield _number(
+        "hsm_kms_token_slow",
+        "1 while canaries pass, but take longer than call_timeout.",
+        now.slow,
     )
     yield _number(
         "hsm_kms_breaker_open",

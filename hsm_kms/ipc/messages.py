@@ -104,7 +104,7 @@ class FindKeys(_Message, frozen=True, kw_only=True):
         partner_label: The HMAC key of a pair may also be the partner of an AES key
             with this CKA_LABEL; None for the label of the AES key alone.
         first: The key to identify before all others, if it is among them.
-        skip: 0 for a new search; else `KeyPage.next` of the previous page.
+        skip: None for a new search; else `KeyPage.next` of the previous page.
         limit: Largest number of objects to describe.
     """
 
@@ -114,7 +114,7 @@ class FindKeys(_Message, frozen=True, kw_only=True):
     partners: bool = False
     partner_label: str | None = None
     first: KeyRef | None = None
-    skip: int = 0
+    skip: int | None = None
     limit: int = 100
 
 
@@ -256,7 +256,8 @@ class KeyPage(_Message, frozen=True, kw_only=True):
 
     Args:
         keys: The keys.
-        next: Where the next page begins; None if this is the last.
+        next: Where the next page begins; None if this is the last. A page has no key
+            if the token is still being searched.
     """
 
     keys: tuple[KeySeen, ...]

@@ -36,7 +36,7 @@ from hsm_kms.state_dir.records import FrozenMechanism
 from hsm_kms.token.errors import error_from
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
     from hsm_kms.ipc.values import KeySeen, Problem
     from hsm_kms.keys.listing import Ask
@@ -86,7 +86,7 @@ class Discovery:
     Args:
         settings: The configuration.
         state_dir: Where the mechanism is frozen.
-        seconds: Longest wait for each answer of the token.
+        seconds: Longest wait for each page of keys.
         start_seconds: Longest wait for each answer while a worker starts.
         freeze: Freeze the mechanism that the first probe finds; commands do not.
     """
@@ -108,7 +108,12 @@ class Discovery:
         self._mechanism: Mechanism | None = None
 
     async def read(
-        self, worker: Worker, last: LastKey | None, *, fresh: bool
+        self,
+        worker: Worker,
+        last: LastKey | None,
+        *,
+        fresh: bool,
+        between: Callable[[], Awaitable[None]] | None = None,
     ) -> KeyListing:
         """List and identify the keys on the control session of a worker.
 
@@ -116,6 +121,7 @@ class Discovery:
             worker: A worker that is logged in.
             last: The key last current on this node, or None.
             fresh: The worker has just been started: probe the mechanism on it.
+            between: As for `list_keys`.
 
         Raises:
             HsmKmsError: The token could not be asked, or identifies no key at all, or
@@ -126,7 +132,7 @@ class Discovery:
         settings = self._settings
         first = KeyRef(last.label, bytes.fromhex(last.cka_id)) if last else None
         wanted = FindKeys(label=settings.label, ids=settings.ids, first=first)
-        seen = await list_keys(ask, wanted)
+        seen = await list_keys(ask, wanted, between)
         keys, unidentified = self._identify(seen)
         if keys and (fresh or self._mechanism is None):
             self._mechanism = await self._probe(worker, ask, keys, last)

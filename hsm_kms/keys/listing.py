@@ -18,22 +18,30 @@ if TYPE_CHECKING:
 Ask: TypeAlias = Callable[[Request], Awaitable[Reply]]
 
 
-async def list_keys(ask: Ask, wanted: FindKeys) -> tuple[KeySeen, ...]:
+async def list_keys(
+    ask: Ask,
+    wanted: FindKeys,
+    between: Callable[[], Awaitable[None]] | None = None,
+) -> tuple[KeySeen, ...]:
     """List and identify every key that matches, page by page.
 
     Args:
         ask: Asks a worker that is logged in.
         wanted: The keys; where the pages begin is set here.
+        between: Called between two pages, when nothing runs on the worker.
 
     Raises:
         HsmKmsError: The token could not be asked.
     """
     keys: list[KeySeen] = []
-    skip: int | None = 0
-    while skip is not None:
+    skip: int | None = None
+    while True:
         reply = await ask(msgspec.structs.replace(wanted, skip=skip))
         if not isinstance(reply, KeyPage):
             raise MechanismError("the worker answered FindKeys with something else")
         keys += reply.keys
         skip = reply.next
-    return tuple(keys)
+        if skip is None:
+            return tuple(keys)
+        if between is not None:
+            await between()

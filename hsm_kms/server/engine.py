@@ -96,7 +96,13 @@ class Engine:
         self.opened = lasting.opened
         self.alarm = Alarm()
         self.keys = NodeKeyring(settings.key_settings(config), self._state)
-        self.canaries = Canaries(self.keys, self.alarm, lasting.budget, config.scope)
+        self.canaries = Canaries(
+            self.keys,
+            self.alarm,
+            lasting.budget,
+            config.scope,
+            call_timeout=config.token.call_timeout,
+        )
         self.pool = _pool(config, self.alarm, lasting.counts)
         token = ByToken(self.pool, lasting.budget, scope=config.scope)
         self.local = LocalKeks(
@@ -121,7 +127,6 @@ class Engine:
             self.canaries,
             self.standby,
             self.pool.breaker,
-            call_timeout=config.token.call_timeout,
             start_timeout=config.token.start_timeout,
             interval=interval,
         )
@@ -245,7 +250,7 @@ def _discovery(config: Config, state: StateDir) -> Discovery:
     return Discovery(
         settings.key_settings(config),
         state,
-        seconds=config.token.call_timeout,
+        seconds=config.token.hang_timeout,
         start_seconds=config.token.start_timeout,
         freeze=True,
     )

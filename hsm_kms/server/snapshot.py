@@ -49,6 +49,7 @@ def snapshot(
         waiting=stats.waiting,
         calls=counts.calls,
         errors=counts.errors,
+        slow=engine.canaries.slow,
         breaker_open=engine.pool.breaker.is_open,
         pin=engine.login.verdict.word,
         local_uses=engine.local.uses,
@@ -172,7 +173,11 @@ def status_of(
             "idle": now.idle,
             "waiting": now.waiting,
         },
-        "token": {"calls": dict(now.calls), "errors": dict(now.errors)},
+        "token": {
+            "slow": now.slow,
+            "calls": dict(now.calls),
+            "errors": dict(now.errors),
+        },
         "local_keks": {
             "uses": now.local_uses,
             "cached": now.local_cached,

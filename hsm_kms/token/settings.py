@@ -22,7 +22,7 @@ class WorkerSettings:
         sessions: Number of session channels of each worker.
         call_timeout: Seconds after which a call counts as stuck.
         hang_timeout: Seconds after which the worker of a call is ended.
-        start_timeout: Seconds from exec to the first lent session.
+        start_timeout: Seconds from exec until all sessions are open.
     """
 
     configure: Configure

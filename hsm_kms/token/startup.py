@@ -1,8 +1,9 @@
 """Start workers up to where they can serve, and see them out.
 
 A worker has loaded the module, is logged in and has opened its sessions within
-`start_timeout`, or it is ended. A worker that cannot be killed is counted until its
-process has ended.
+`start_timeout`, or it is ended. How long it takes to read and to prove the keys grows
+with their number: there, each answer of the token has the same limit. A worker that
+cannot be killed is counted until its process has ended.
 """
 
 from __future__ import annotations
@@ -79,8 +80,9 @@ class Startup:
                 await self._login.login(worker)
                 granted = worker.sessions if started.os_locking else worker.sessions[:1]
                 channels = await worker.open_sessions(granted[:1] if spent else granted)
-                await self._qualify(worker)
-                if spent:  # a canary passed with one session: open the others too
+            await self._qualify(worker)
+            if spent:  # a canary passed with one session: open the others too
+                async with asyncio.timeout(settings.start_timeout):
                     channels = await worker.open_sessions(granted)
         except TimeoutError:
             self._counts.ends[End.START] += 1

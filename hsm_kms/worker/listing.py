@@ -1,13 +1,16 @@
 """List and identify the keys on a token, page by page.
 
 1. Label, CKA_ID, attributes and fingerprint of a key are read from one handle.
-2. An error of one key makes that key unidentified, and nothing else, as long as the
+2. The searches are part of the first page, or of several if the token is slow.
+3. An error of one key makes that key unidentified, and nothing else, as long as the
    session answers and is logged in.
 """
 
 from __future__ import annotations
 
 import time
+from collections import deque
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -19,31 +22,20 @@ from hsm_kms.ipc.fingerprints import fingerprint_of_cka_id
 from hsm_kms.ipc.messages import KeyPage
 from hsm_kms.ipc.values import KeyRef, KeySeen, Problem
 from hsm_kms.worker import identity, search
+from hsm_kms.worker.attributes import describe
 from hsm_kms.worker.errors import WorkerError
 from hsm_kms.worker.mechanisms import Keyed
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
     from hsm_kms.ipc.messages import FindKeys
     from hsm_kms.worker.cryptoki import Cryptoki
 
 _PAGE_BYTES: Final = 64 * 1024  # the last key of a page may exceed it
-_PAGE_SECONDS: Final = 0.25  # the same; the server waits a call_timeout for a page
-
-_FLAGS: Final = {
-    "CKA_SENSITIVE": Attribute.SENSITIVE,
-    "CKA_EXTRACTABLE": Attribute.EXTRACTABLE,
-    "CKA_ENCRYPT": Attribute.ENCRYPT,
-    "CKA_DECRYPT": Attribute.DECRYPT,
-    "CKA_SIGN": Attribute.SIGN,
-    "CKA_VERIFY": Attribute.VERIFY,
-    "CKA_TOKEN": Attribute.TOKEN,
-    "CKA_PRIVATE": Attribute.PRIVATE,
-    "CKA_LOCAL": Attribute.LOCAL,
-    "CKA_ALWAYS_SENSITIVE": Attribute.ALWAYS_SENSITIVE,
-    "CKA_NEVER_EXTRACTABLE": Attribute.NEVER_EXTRACTABLE,
-}
-_READ: Final = (Attribute.LABEL, Attribute.ID, Attribute.VALUE_LEN, *_FLAGS.values())
-
+# After so long a page ends with the search or the key that is under way: a page takes a
+# few C calls at most, however many keys there are, and no hang is suspected.
+_PAGE_SECONDS: Final = 0.25
 
 # The operation was refused before it began, so it is not under way on the session.
 _REFUSED_AT_ONCE: Final = frozenset({"C_EncryptInit", "C_SignInit"})
@@ -69,9 +61,6 @@ class Listing:
             and whether it is that of a pair.
         spoiled: An operation may still be under way on the session, which must be
             replaced by a new one.
-
-    Raises:
-        WorkerError: The token could not be searched.
     """
 
     def __init__(
@@ -88,29 +77,39 @@ class Listing:
         self._needs_login = needs_login
         self._session = session
         self._wanted = wanted
-        self._found = [*dict.fromkeys(self._search())]
-        self._has_partners = not wanted.partners and bool(
-            search.find_secret(self._c, session, {}, KeyType.GENERIC_SECRET)
-        )
+        self._kind = KeyType.GENERIC_SECRET if wanted.partners else KeyType.AES
+        self._found: list[int] = []
+        self._has_partners = False
+        self._searches = deque(self._searches_for(wanted))
         self.identified: dict[tuple[KeyRef, str, bool], Keyed] = {}
         self.spoiled = False
 
-    def _search(self) -> list[int]:
-        c, session, wanted = self._c, self._session, self._wanted
+    def _searches_for(self, wanted: FindKeys) -> list[Callable[[], None]]:
         labelled: dict[int, bytes] = {}
         if wanted.label is not None and not wanted.prefix:
             labelled[Attribute.LABEL] = wanted.label.encode()
         templates = [{**labelled, Attribute.ID: each} for each in wanted.ids]
-        kind = KeyType.GENERIC_SECRET if wanted.partners else KeyType.AES
-        found = [
-            handle
-            for each in templates or [labelled]
-            for handle in search.find_secret(c, session, each, kind)
+        searches: list[Callable[[], None]] = [
+            partial(self._search, each) for each in templates or [labelled]
         ]
-        if wanted.first is None:
-            return found
-        named = search.find_keys(c, session, wanted.first, kind)
-        return [*(each for each in named if each in found), *found]
+        if wanted.first is not None:
+            searches.append(partial(self._put_first, wanted.first))
+        if not wanted.partners:
+            searches.append(self._look_for_partners)
+        return searches
+
+    def _search(self, template: Mapping[int, bytes]) -> None:
+        found = search.find_secret(self._c, self._session, template, self._kind)
+        self._found = [*dict.fromkeys([*self._found, *found])]
+
+    def _put_first(self, ref: KeyRef) -> None:
+        named = search.find_keys(self._c, self._session, ref, self._kind)
+        first = [each for each in named if each in self._found]
+        self._found = [*dict.fromkeys([*first, *self._found])]
+
+    def _look_for_partners(self) -> None:
+        kind = KeyType.GENERIC_SECRET
+        self._has_partners = bool(search.find_secret(self._c, self._session, {}, kind))
 
     def page(self, skip: int, limit: int) -> KeyPage:
         """Describe the next objects.
@@ -122,11 +121,17 @@ class Listing:
                 must be replaced by a new one.
 
         Raises:
-            WorkerError: The session does not answer, or is not logged in.
+            WorkerError: The token could not be searched; or the session does not
+                answer, or is not logged in.
         """
+        until = time.monotonic() + _PAGE_SECONDS
+        while self._searches:
+            self._searches[0]()
+            self._searches.popleft()  # only now: one that fails is made again
+            if self._searches and time.monotonic() > until:
+                return KeyPage(keys=(), next=skip)
         keys: list[KeySeen] = []
         room = _PAGE_BYTES
-        until = time.monotonic() + _PAGE_SECONDS
         position = skip
         end = min(skip + limit, len(self._found))
         while position < end and room > 0 and not self.spoiled:
@@ -242,48 +247,6 @@ class Listing:
         return logged_in or not self._needs_login
 
 
-def describe(c: Cryptoki, session: int, handle: int) -> KeySeen | None:
-    """Return a key with the attributes that the key policy checks.
-
-    Returns None if the key no longer exists. `KeySeen.problem` is set if the key cannot
-    be found by its names: its CKA_ID cannot be read, or its label is not UTF-8.
-
-    Raises:
-        WorkerError: The attributes could not be read.
-    """
-    try:
-        values = search.read(c, session, handle, _READ)
-    except WorkerError as error:
-        if error.rv == ckr.CKR_OBJECT_HANDLE_INVALID:
-            return None  # deleted since the search
-        raise
-    label, cka_id = values[Attribute.LABEL], values[Attribute.ID]
-    return KeySeen(
-        ref=KeyRef((label or b"").decode("utf-8", "backslashreplace"), cka_id or b""),
-        value_len=search.number(values[Attribute.VALUE_LEN]),
-        attributes={name: search.flag(values[which]) for name, which in _FLAGS.items()},
-        problem=_unnamed(label, cka_id),
-    )
-
-
 def _may_have_gone(seen: KeySeen) -> bool:
     """Return True if the handle of the key was not valid when it was identified."""
     return seen.problem is not None and seen.problem.rv in _NO_OBJECT
-
-
-def _unnamed(label: bytes | None, cka_id: bytes | None) -> Problem | None:
-    """Return why a key cannot be found by its names; None if it can."""
-    if label is None:
-        return Problem(cause=Cause.UNNAMED, detail=_TOO_LONG.format("CKA_LABEL"))
-    if cka_id is None:
-        return Problem(cause=Cause.UNNAMED, detail=_TOO_LONG.format("CKA_ID"))
-    try:
-        label.decode()
-    except UnicodeDecodeError:
-        return Problem(cause=Cause.UNNAMED, detail="its CKA_LABEL is not UTF-8")
-    return None
-
-
-_TOO_LONG: Final = (
-    f"its {{}} is not readable, or longer than {search.BUFFER_BYTES - 1} bytes"
-)

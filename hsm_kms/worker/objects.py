@@ -10,8 +10,8 @@ from pkcs11 import Attribute, KeyType, MechanismFlag
 from pkcs11.exceptions import PKCS11Error
 
 from hsm_kms.ipc.values import KeyRef
+from hsm_kms.worker.attributes import describe
 from hsm_kms.worker.errors import from_pkcs11
-from hsm_kms.worker.listing import describe
 from hsm_kms.worker.structs import CkAttribute
 
 if TYPE_CHECKING:

@@ -141,12 +141,12 @@ class TokenSession:
         return self._handles.key(self._handle, name, cipher)
 
     def _list(self, request: FindKeys) -> KeyPage:
-        """Return one page of keys; only the first page searches the token.
+        """Return one page of keys; only the first pages search the token.
 
         The session forgets its handles, and uses those that the listing found.
         """
         self._require_login()
-        if self._listing is None or request.skip == 0:
+        if self._listing is None or request.skip is None:
             self._forget_keys()
             self._listing = Listing(
                 self._cryptoki,
@@ -156,7 +156,7 @@ class TokenSession:
                 needs_login=self._module.needs_login,
             )
         listing = self._listing
-        page = listing.page(request.skip, request.limit)
+        page = listing.page(request.skip or 0, request.limit)
         self._handles.add(listing.identified)
         if listing.spoiled:
             self.reopen()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cryptography.hazmat.primitives import ciphers
@@ -15,12 +16,12 @@ from hsm_kms.ipc.messages import (
     Encrypt,
     Encrypted,
     FindKeys,
-    KeyPage,
     Reply,
     Request,
     RunCanary,
 )
 from hsm_kms.ipc.values import Cipher, KeyRef, KeySeen, Mechanism
+from hsm_kms.keys.listing import list_keys
 from hsm_kms.state_dir.directory import StateDir
 from hsm_kms.token.login import PinLogin
 from hsm_kms.token.pin_file import PinSource
@@ -116,9 +117,7 @@ async def ask(worker: Worker, request: Request) -> Reply:
 
 
 async def keys(worker: Worker, label: str = LABEL) -> tuple[KeySeen, ...]:
-    reply = await ask(worker, FindKeys(label=label))
-    assert isinstance(reply, KeyPage), reply
-    return reply.keys
+    return await list_keys(partial(ask, worker), FindKeys(label=label))
 
 
 async def only_key(worker: Worker, label: str = LABEL) -> Named:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
-from hsm_kms.ipc.messages import Decrypted, Encrypted, FindKeys, KeyPage, RunCanary
+from hsm_kms.ipc.messages import Decrypted, Encrypted, FindKeys, RunCanary
 from hsm_kms.ipc.values import KeyRef, Mechanism
+from hsm_kms.keys.listing import list_keys
 from hsm_kms.token.alarm import Alarm
 from hsm_kms.token.counts import Counts
 from hsm_kms.token.pool import Pool
@@ -101,9 +103,9 @@ class Served:
 
     async def qualify(self, worker: Worker) -> None:
         """Find the key and leave a canary, as the server does."""
-        keys = await worker.ask(FindKeys(label=LABEL), patient())
-        assert isinstance(keys, KeyPage)
-        ref, fingerprint = keys.keys[0].ref, keys.keys[0].fingerprint
+        ask = partial(worker.ask, seconds=patient())
+        keys = await list_keys(ask, FindKeys(label=LABEL))
+        ref, fingerprint = keys[0].ref, keys[0].fingerprint
         assert fingerprint is not None
         self.key = Named(ref, fingerprint)
         canary = RunCanary(

@@ -77,10 +77,12 @@ def _attributes(
     functions = same_list(load(job["token"]["module"]), library)
     wanted = FindKeys(label=job["label"])
     listing = Listing(Cryptoki(functions), session.handle, wanted)
-    return [
-        {"CKA_VALUE_LEN": key.value_len, **key.attributes}
-        for key in listing.page(0, 100).keys
-    ]
+    keys, position = [], 0
+    while position is not None:
+        page = listing.page(position, 100)
+        keys += page.keys
+        position = page.next
+    return [{"CKA_VALUE_LEN": key.value_len, **key.attributes} for key in keys]
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import pytest
 
 from hsm_kms.ipc.messages import Decrypt, Decrypted, FindKeys
 from hsm_kms.ipc.values import Cipher
+from hsm_kms.keys.listing import list_keys
 from hsm_kms.token.process import Worker
 from hsm_kms.wrapping.record import Kind, Record
 from tests.harness.one_worker import configure, gate
@@ -320,7 +321,7 @@ async def opened(sealed, hsm, pin_file, directory):
     try:
         await worker.configure(configure())
         await gate(pin_file, directory).login(worker)
-        (key,) = (await worker.ask(FindKeys(label=LABEL), 5)).keys
+        (key,) = await list_keys(partial(worker.ask, seconds=5), FindKeys(label=LABEL))
         reply = await worker.ask(
             Decrypt(
                 ref=key.ref,

@@ -39,7 +39,9 @@ class HealthNode:
         )
         self.workers = Peers(set())
         self.standby = StandIn()
-        self.canaries = Canaries(self.keyring, Alarm(), Uncounted(), "")
+        self.canaries = Canaries(
+            self.keyring, Alarm(), Uncounted(), "", call_timeout=2.0
+        )
         self.health = Health(
             self.keyring,
             self.canaries,

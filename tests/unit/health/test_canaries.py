@@ -27,7 +27,7 @@ async def alarm():
 async def canaries(tmp_path, clock, alarm):
     """Nothing has been proven yet."""
     keyring = NodeKeyring(KeySettings(label=LABEL), StateDir(tmp_path / "state").open())
-    return Canaries(keyring, alarm, Uncounted(), "")
+    return Canaries(keyring, alarm, Uncounted(), "", call_timeout=1.0)
 
 
 async def prove(canaries, *workers):
@@ -115,6 +115,43 @@ async def test_due_anew(canaries, clock):
     clock[0] += 1
 
     assert UNTRIED == canaries.trials()(KEY)
+
+
+class Late(Peer):
+    """A worker whose token takes so many seconds for a canary."""
+
+    def __init__(self, clock, seconds):
+        super().__init__({KEY})
+        self._clock, self._seconds = clock, seconds
+
+    async def ask(self, request, seconds):
+        self._clock[0] += min(self._seconds, seconds)
+        if self._seconds > seconds:
+            raise TokenTimeoutError("no answer")
+        return await super().ask(request, seconds)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "slow", "passes"),
+    [(1.9, False, True), (3.9, True, True), (6.1, None, False)],
+)
+async def test_late_canary(node, clock, seconds, slow, passes):
+    """A canary may take `call_timeout` for each operation; late is slow, not failed.
+
+    The first canary is one encryption and one decryption; later ones also decrypt
+    what was kept of an earlier one.
+    """
+    canaries, key = node.canaries, node.keyring.current
+    first, later = Late(clock, min(seconds, 3.9)), Late(clock, seconds)
+    await canaries.prove(first, key)
+    if passes:
+        await canaries.prove(later, key)
+        assert slow is canaries.slow
+        await canaries.prove(Late(clock, 0.1), key)
+        assert not canaries.slow
+    else:
+        with pytest.raises(TokenTimeoutError):
+            await canaries.prove(later, key)
 
 
 async def test_forget(canaries):

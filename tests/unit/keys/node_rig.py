@@ -145,7 +145,7 @@ class _Sight:
         self._damaged = damaged
 
     async def read(
-        self, worker: Peer, _last: LastKey | None, *, fresh: bool
+        self, worker: Peer, _last: LastKey | None, *, fresh: bool, between: object
     ) -> KeyListing:
         """What this worker sees."""
         if worker.lost.is_set():
@@ -225,14 +225,13 @@ class Engine:
         self.alarm = Alarm()
         self.peers = Peers(token)
         self.standby = StandIn()
-        canaries = Canaries(self.keyring, self.alarm, Uncounted(), "")
+        canaries = Canaries(self.keyring, self.alarm, Uncounted(), "", call_timeout=2.0)
         self.inspection = Inspection(
             _Sight(settings, damaged),
             self.keyring,
             canaries,
             self.standby,
             Breaker(),
-            call_timeout=2,
             start_timeout=60,
             interval=0.0,
         )

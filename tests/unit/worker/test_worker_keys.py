@@ -16,6 +16,7 @@ from hsm_kms.ipc.messages import (
     Done,
     Encrypted,
     Failure,
+    FindKeys,
     GenerateKey,
     KeyPage,
     KeyRef,
@@ -25,15 +26,17 @@ from tests.harness.one_worker import (
     Named,
     ask,
     canary,
+    gate,
     imported,
     keys,
+    one_worker,
     only_key,
     unwrapping,
     wrapping,
 )
 from tests.harness.softhsm import PIN, TOKEN_LABEL, softhsm_module
 from tests.harness.spy import Spy
-from tests.harness.token_keys import IMPORTED, MATERIAL, create
+from tests.harness.token_keys import IMPORTED, LABEL, MATERIAL, create
 
 DEVICE_ERROR = BY_NAME["CKR_DEVICE_ERROR"]
 
@@ -44,6 +47,20 @@ def destroy(hsm, ref):
         *("--delete-object", "--type", "secrkey"),
         *("--label", ref.label, "--id", ref.cka_id.hex()),
     )
+
+
+async def test_slow_search(hsm, pin_file, directory, shim):
+    """A search that takes long is spread over several pages, each of which is short."""
+    env, login = {**hsm.env, **shim.env}, gate(pin_file, directory)
+    async with one_worker(env, login, module=str(shim.module)) as worker:
+        shim.set("C_FindObjectsInit sleep=300")
+        first = await ask(worker, FindKeys(label=LABEL))
+        assert ((), 0) == (first.keys, first.next)
+
+        listed = await keys(worker, LABEL)
+        key = Named(listed[0].ref, listed[0].fingerprint)
+        assert 1 == len(listed)
+        assert isinstance(await ask(worker, canary(key)), Encrypted)
 
 
 async def test_destroyed_elsewhere(worker, hsm):
