@@ -19,20 +19,16 @@ from prometheus_client import (
     ProcessCollector,
     generate_latest,
 )
-from prometheus_client.core import (
-    CounterMetricFamily,
-    GaugeMetricFamily,
-    HistogramMetricFamily,
-    Metric,
-)
+from prometheus_client.core import HistogramMetricFamily, Metric
 from prometheus_client.utils import floatToGoString
 
 from hsm_kms import __version__
+from hsm_kms.http import families
 from hsm_kms.keys.keyring import KeyState
 from hsm_kms.wrapping.nonce_budget import STOP_AT, WARN_AT
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping
 
     Requests: TypeAlias = Mapping[tuple[str, str, str], "_Tally"]
 
@@ -177,10 +173,10 @@ def _of_requests(requests: Requests) -> Iterable[Metric]:
         if path and code == "OK":
             operations[method, path] += count
         times[method].append(tally)
-    yield _counter(
+    yield families.counter(
         "hsm_kms_requests", "KMS requests answered.", ("method", "code"), answers
     )
-    yield _counter(
+    yield families.counter(
         "hsm_kms_dek_operations",
         "DEKs encrypted and decrypted.",
         ("method", "path"),
@@ -202,63 +198,69 @@ def _of_requests(requests: Requests) -> Iterable[Metric]:
 
 
 def _of_snapshot(now: Snapshot) -> Iterable[Metric]:
-    yield _gauge("hsm_kms_build_info", "The version.", version=__version__)
-    yield _one_of(
+    yield families.info("hsm_kms_build_info", "The version.", version=__version__)
+    yield families.one_of(
         "hsm_kms_health", "1 for the present state of health.", _STATES, now.health
     )
     if now.key_id_hash:
-        yield _gauge(
+        yield families.info(
             "hsm_kms_current_key_info",
             "The key that Status announced.",
             key_id_hash=now.key_id_hash,
         )
     held = {str(name): now.keys.get(name, 0) for name in KeyState}
-    yield _gauges("hsm_kms_keys", "Keys held.", "state", held)
-    yield _number(
+    yield families.gauges("hsm_kms_keys", "Keys held.", "state", held)
+    yield families.number(
         "hsm_kms_keys_unidentified",
         "Keys on the token that could not be identified.",
         now.unidentified,
     )
-    yield _number(
+    yield families.number(
         "hsm_kms_keys_with_same_names",
         "Keys held whose CKA_LABEL and CKA_ID another key has, too.",
         now.same_names,
     )
-    yield _number("hsm_kms_workers", "Token workers that serve.", now.workers)
-    yield _number(
+    yield families.number("hsm_kms_workers", "Token workers that serve.", now.workers)
+    yield families.number(
         "hsm_kms_workers_unkillable",
         "Token workers that SIGKILL has not ended.",
         now.unkillable,
     )
-    yield _number("hsm_kms_sessions", "Token sessions held.", now.sessions)
-    yield _number("hsm_kms_sessions_idle", "Token sessions not in use.", now.idle)
-    yield _number(
+    yield families.number("hsm_kms_sessions", "Token sessions held.", now.sessions)
+    yield families.number(
+        "hsm_kms_sessions_idle", "Token sessions not in use.", now.idle
+    )
+    yield families.number(
         "hsm_kms_session_waiters", "Requests waiting for a session.", now.waiting
     )
-    yield _number(
+    yield families.number(
         "hsm_kms_token_slow",
         "1 while canaries pass, but take longer than call_timeout.",
         now.slow,
     )
-    yield _number(
+    yield families.number(
         "hsm_kms_breaker_open",
         "1 while requests fail without asking the token.",
         now.breaker_open,
     )
-    yield _number(
+    yield families.number(
         "hsm_kms_config_in_force",
         "0 while the configuration file differs from the configuration in force.",
         now.config_in_force,
     )
-    yield _one_of("hsm_kms_pin", "1 for what is known about the PIN.", _PIN, now.pin)
-    yield _counts(
+    yield families.one_of(
+        "hsm_kms_pin", "1 for what is known about the PIN.", _PIN, now.pin
+    )
+    yield families.counts(
         "hsm_kms_worker_ends", "Token workers that ended.", "reason", now.ends
     )
-    yield _counts(
+    yield families.counts(
         "hsm_kms_token_calls", "Requests sent to the token.", "operation", now.calls
     )
-    yield _counts("hsm_kms_token_errors", "Failures of the token.", "ckr", now.errors)
-    yield _counts(
+    yield families.counts(
+        "hsm_kms_token_errors", "Failures of the token.", "ckr", now.errors
+    )
+    yield families.counts(
         "hsm_kms_http_listen_failures",
         "Attempts to listen for HTTP that failed.",
         "listener",
@@ -269,15 +271,15 @@ def _of_snapshot(now: Snapshot) -> Iterable[Metric]:
 
 
 def _of_local_keks(now: Snapshot) -> Iterable[Metric]:
-    yield _number(
+    yield families.number(
         "hsm_kms_local_kek_uses",
         "DEKs wrapped by the current local KEK.",
         now.local_uses,
     )
-    yield _number(
+    yield families.number(
         "hsm_kms_local_keks_cached", "Local KEKs in memory.", now.local_cached
     )
-    yield _counts(
+    yield families.counts(
         "hsm_kms_local_keks_created",
         "Local KEKs created.",
         "result",
@@ -286,51 +288,15 @@ def _of_local_keks(now: Snapshot) -> Iterable[Metric]:
 
 
 def _of_budget(now: Snapshot) -> Iterable[Metric]:
-    yield _gauges(
+    yield families.gauges(
         "hsm_kms_kek_wraps",
         "Wraps by AES-GCM under a KEK that count on this node.",
         "key_id_hash",
         dict(sorted(now.kek_wraps.items())),
     )
-    yield _gauges(
+    yield families.gauges(
         "hsm_kms_kek_wraps_limit",
         "Values of hsm_kms_kek_wraps that cause a warning, and that stop Encrypt.",
         "level",
         _LIMITS,
     )
-
-
-def _one_of(name: str, text: str, states: Sequence[str], present: str) -> Metric:
-    """Return a gauge with a sample for each state: 1 for the present one, else 0."""
-    return _gauges(name, text, "state", {each: each == present for each in states})
-
-
-def _gauges(name: str, text: str, label: str, values: Mapping[str, float]) -> Metric:
-    """Return a gauge with a sample for each value, in their order."""
-    family = GaugeMetricFamily(name, text, labels=[label])
-    for each, value in values.items():
-        family.add_metric([each], float(value))
-    return family
-
-
-def _number(name: str, text: str, value: float) -> Metric:
-    return GaugeMetricFamily(name, text, value=float(value))
-
-
-def _gauge(name: str, text: str, **labels: str) -> Metric:
-    family = GaugeMetricFamily(name, text, labels=list(labels))
-    family.add_metric(list(labels.values()), 1.0)
-    return family
-
-
-def _counts(name: str, text: str, label: str, values: Mapping[str, int]) -> Metric:
-    return _counter(name, text, (label,), {(each,): n for each, n in values.items()})
-
-
-def _counter(
-    name: str, text: str, labels: Sequence[str], values: Mapping[tuple[str, ...], int]
-) -> Metric:
-    family = CounterMetricFamily(name, text, labels=labels)
-    for each, count in sorted(values.items()):
-        family.add_metric(each, float(count))
-    return family
