@@ -21,3 +21,12 @@ class Counts:
     errors: Counter[str] = field(default_factory=Counter)
     ends: Counter[str] = field(default_factory=Counter)
     created: Counter[str] = field(default_factory=Counter)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolStats:
+    """Count the sessions held, of them idle, and the requests waiting for one."""
+
+    sessions: int
+    idle: int
+    waiting: int

@@ -15,7 +15,6 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -29,7 +28,7 @@ from hsm_kms.errors import (
 from hsm_kms.ipc.messages import Failure
 from hsm_kms.token.attempts import Attempt, Queue
 from hsm_kms.token.breaker import Breaker
-from hsm_kms.token.counts import Counts
+from hsm_kms.token.counts import Counts, PoolStats
 from hsm_kms.token.deadlines import Deadlines
 from hsm_kms.token.ends import End
 from hsm_kms.token.errors import LOST, SessionEffect, row_for
@@ -41,15 +40,6 @@ if TYPE_CHECKING:
     from hsm_kms.ipc.messages import Reply, Request
     from hsm_kms.token.alarm import Alarm
     from hsm_kms.token.channel import Channel
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PoolStats:
-    """Count the sessions held, of them idle, and the requests waiting for one."""
-
-    sessions: int
-    idle: int
-    waiting: int
 
 
 class Pool:

@@ -16,8 +16,8 @@ from hsm_kms.errors import (
 )
 from hsm_kms.ipc import ckr
 from hsm_kms.ipc.messages import Failure
+from hsm_kms.token.counts import PoolStats
 from hsm_kms.token.ends import End
-from hsm_kms.token.pool import PoolStats
 from tests.unit.token.pool_rig import CALL_TIMEOUT, SESSION_WAIT, later, one_busy
 
 
