@@ -13,10 +13,9 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from hsm_kms.clock import when
 from hsm_kms.errors import (
@@ -30,21 +29,14 @@ from hsm_kms.errors import (
 )
 from hsm_kms.keys import identity_faults
 from hsm_kms.keys.key_id import fingerprint_in
-from hsm_kms.keys.keyring import Keyring, KeySettings, Pending, TokenKey
+from hsm_kms.keys.keyring import Keyring, KeySettings, TokenKey
+from hsm_kms.keys.pending import by_time, coming_after, pending_after
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from hsm_kms.ipc.values import Cipher, KeyRef
     from hsm_kms.keys.keyring import UnidentifiedKey
-
-# A key first seen less than this after its activation time is late: other nodes may
-# not have seen it yet, so this one waits before it switches.
-LATE_SECONDS: Final = 600.0
-LATE_WAIT_SECONDS: Final = 90.0
-# A key that was missed longer than this after its activation time was not made when it
-# claims, or this clock is ahead: clocks and the replication of an HSM differ by less.
-DOUBT_SECONDS: Final = 120.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,7 +96,7 @@ def build_keyring(
         fault = unidentified[0].error
     if isinstance(fault, KeyLostError):
         fault = identity_faults.unidentified_last(unidentified, memory) or fault
-    pending = _pending(usable, current, settings, memory, now) if current else ()
+    pending = pending_after(current, usable, settings, memory, now) if current else ()
     # A foreign key that is the only one at the first start is current from then on.
     known = memory.known | ({current.fingerprint} if current else set())
     return Keyring(
@@ -199,7 +191,7 @@ def _as_before(
         return base, doubt
     due = [
         each.key
-        for each in _coming(keys, base, settings, memory, now)
+        for each in coming_after(base, keys, settings, memory, now)
         if each.at is not None
         and each.at <= now
         and each.key.name not in memory.not_yet
@@ -228,7 +220,7 @@ def _first(
     fit = [key for key in keys if not settings.refuses(key)]
     if not fit:
         return _first_unfit([key for key in keys if key.encrypts] or keys, settings)
-    born = [key for key in fit if settings.shared and _by_time(key, settings)]
+    born = [key for key in fit if settings.shared and by_time(key, settings)]
     if len(fit) > 1 and not born:
         return None, _several(fit, settings)
     active = [key for key in born or fit if key.activation <= now]
@@ -245,55 +237,6 @@ def _first_unfit(
     if len(keys) > 1:
         return None, _several(keys, settings)
     return keys[0], _forbidden(keys[0], settings)
-
-
-def _pending(
-    keys: Sequence[TokenKey],
-    current: TokenKey,
-    settings: KeySettings,
-    memory: Memory,
-    now: float,
-) -> tuple[Pending, ...]:
-    if settings.current is not None:
-        settings = replace(settings, shared=False)
-    coming = _coming(keys, current, settings, memory, now)
-    return tuple(
-        sorted(coming, key=lambda each: (each.at is None, each.at or 0, each.key.age))
-    )
-
-
-def _coming(
-    keys: Sequence[TokenKey],
-    base: TokenKey,
-    settings: KeySettings,
-    memory: Memory,
-    now: float,
-) -> Iterable[Pending]:
-    """Yield the keys that may become current after `base`, and from when."""
-    former = {fingerprint_in(key_id) for key_id in memory.former}
-    passed = {*former, base.fingerprint}  # also a copy of it with another CKA_ID
-    for key in keys:
-        if key.age <= base.age or key.fingerprint in passed:
-            continue
-        if _by_time(key, settings):
-            missed_at = memory.missed_at.get(key.fingerprint, -math.inf)
-            if not settings.shared:
-                yield Pending(key=key, at=None)
-            elif missed_at > key.activation + DOUBT_SECONDS:
-                yield Pending(key=key, at=None, missed_at=missed_at)
-            else:
-                yield Pending(key=key, at=_time_of(key, memory, now))
-
-
-def _by_time(key: TokenKey, settings: KeySettings) -> bool:
-    """Return True if a key may become current by its activation time alone."""
-    return key.born_here and key.activation > 0 and not settings.refuses(key)
-
-
-def _time_of(key: TokenKey, memory: Memory, now: float) -> float:
-    seen = memory.first_seen.get(key.fingerprint, now)
-    late = key.activation <= seen < key.activation + LATE_SECONDS
-    return seen + LATE_WAIT_SECONDS if late else float(key.activation)
 
 
 def _find(keys: Sequence[TokenKey], key_id: str) -> TokenKey | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from hsm_kms.keys.rotation import LATE_WAIT_SECONDS
+from hsm_kms.keys.pending import LATE_WAIT_SECONDS
 from tests.harness.clock.driver import YEAR
 from tests.harness.wait import wait_for
 from tests.system.rotation.cluster import Cluster

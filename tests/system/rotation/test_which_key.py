@@ -11,7 +11,7 @@ import grpc
 import pytest
 
 from hsm_kms.keys.key_id import make_cka_id
-from hsm_kms.keys.rotation import LATE_WAIT_SECONDS
+from hsm_kms.keys.pending import LATE_WAIT_SECONDS
 from tests.harness.forged import forge
 from tests.harness.softhsm import PIN, TOKEN_LABEL, softhsm_module
 from tests.harness.token_keys import LABEL, MATERIAL

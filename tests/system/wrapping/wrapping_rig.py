@@ -11,7 +11,7 @@ import pytest
 from hsm_kms.health import monitor
 from hsm_kms.ipc.messages import GenerateKey, KeyPage
 from hsm_kms.ipc.values import KeyRef
-from hsm_kms.keys import rotation
+from hsm_kms.keys import pending
 from hsm_kms.keys.key_id import make_cka_id
 from hsm_kms.server.engine import Lasting
 from hsm_kms.server.reload import ConfigFile, Reload
@@ -51,7 +51,7 @@ _QUICK: Final = (
     (restarts, "LONGEST_SECONDS", 0.2),
     (local_lifecycle, "RETRY_SECONDS", 0.1),
     # Keys that are made here have activation times in the past.
-    (rotation, "DOUBT_SECONDS", 1e9),
+    (pending, "DOUBT_SECONDS", 1e9),
 )
 
 
