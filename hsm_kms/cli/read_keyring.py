@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
 
 from hsm_kms.clock import now
+from hsm_kms.errors import HsmKmsError
+from hsm_kms.ipc.messages import FindKeys
 from hsm_kms.keys.discovery import Discovery
 from hsm_kms.keys.key_memory import memory_of
 from hsm_kms.keys.rotation import Memory, build_keyring
@@ -16,6 +19,8 @@ if TYPE_CHECKING:
     from hsm_kms.keys.keyring import Keyring
     from hsm_kms.state_dir.records import LastKey
     from hsm_kms.token.process import Worker
+
+_MOST_LABELS: Final = 16
 
 
 async def read_ring(config: Config, worker: Worker) -> Keyring:
@@ -29,12 +34,35 @@ async def read_ring(config: Config, worker: Worker) -> Keyring:
         HsmKmsError: The token cannot be read, or no mechanism works.
     """
     listing = await discovery_for(config).read(worker, last_key(config), fresh=True)
-    return build_keyring(
+    ring = build_keyring(
         listing.keys,
         settings.key_settings(config),
         remembered(config),
         now(),
         unidentified=listing.unidentified,
+    )
+    if ring.fault is None or ring.keys or ring.unidentified:
+        return ring
+    return replace(ring, fault=await _with_labels(ring.fault, config, worker))
+
+
+async def _with_labels(
+    fault: HsmKmsError, config: Config, worker: Worker
+) -> HsmKmsError:
+    """Return why there is no key, with the labels that AES keys on the token have."""
+    try:
+        page = await worker.ask(
+            FindKeys(label=None, limit=_MOST_LABELS), config.token.start_timeout
+        )
+    except HsmKmsError:
+        return fault
+    labels = sorted({each.ref.label for each in getattr(page, "keys", ())})
+    if not labels:
+        return fault
+    more = " and others" if getattr(page, "next", None) is not None else ""
+    return type(fault)(
+        f"{fault}; AES keys on it are labelled {', '.join(map(repr, labels))}{more}",
+        hint=f"correct keys.label or keys.ids, or {fault.hint}",
     )
 
 

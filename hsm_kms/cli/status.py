@@ -96,6 +96,15 @@ def _faults(server: dict[str, Any]) -> dict[str, str]:
     return shown
 
 
+def _why_none(server: dict[str, Any] | None) -> str:
+    """Return what the server itself says about the cause, or who else may know."""
+    if server is None:
+        return "read the server's log, and run `hsm-kms check`"
+    if server["key_id"] and not server["status_available"]:
+        return f"health.stop_writes_after has passed: {server['detail']}"
+    return f"the server says: {server['detail']}"
+
+
 def _ask(socket: Path, server: dict[str, Any] | None) -> dict[str, str]:
     if not socket.exists():
         raise HsmKmsError(
@@ -121,12 +130,9 @@ def _ask(socket: Path, server: dict[str, Any] | None) -> dict[str, str]:
         if server is not None and error.code() is grpc.StatusCode.UNIMPLEMENTED:
             known = {name: server[name] for name in ("healthz", "key_id")}
             return known | {"version": V1_VERSION}
-        hint = "read the server's log, and run `hsm-kms check`"
-        if server is not None and server["key_id"] and not server["status_available"]:
-            hint = f"health.stop_writes_after has passed: {server['detail']}"
         raise HsmKmsError(
             f"no Status from {socket}: {error.code().name}: {error.details()}",
-            hint=hint,
+            hint=_why_none(server),
         ) from None
     return {
         "healthz": reply.healthz,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,9 +47,13 @@ def load(path: Path) -> Config:
             file.
     """
     try:
-        return parse(_read(path))
+        text = _read(path)
     except OSError as error:
-        raise ConfigError([f"{path} cannot be read: {error.strerror}"]) from None
+        raise ConfigError([f"{path} cannot be read: {_why(error)}"]) from None
+    try:
+        return parse(text)
+    except ConfigError as error:
+        raise ConfigError([f"{path}: {fault}" for fault in error.faults]) from None
 
 
 def parse(text: str) -> Config:
@@ -104,6 +109,11 @@ def _read(path: Path) -> str:
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise ConfigError([f"{path} is not UTF-8 text (line {line})"]) from None
+
+
+def _why(error: OSError) -> str:
+    who = f" for user {os.geteuid()}" if isinstance(error, PermissionError) else ""
+    return f"{error.strerror}{who}"
 
 
 def _later_version(data: Mapping[str, Any]) -> str | None:

@@ -147,4 +147,17 @@ async def _exchange(
     )
     reply = await worker.control.exchange(request)
     if isinstance(reply, Failure):
-        raise error_from(reply)
+        raise _named(error_from(reply), source)
+
+
+def _named(error: HsmKmsError, source: PinSource) -> HsmKmsError:
+    """Return an error that says which PIN was rejected, if one was."""
+    if not isinstance(error, PinRejectedError):
+        return error
+    where = "" if source.typed else f" in {source.path}"
+    return PinRejectedError(
+        f"the token rejected the PIN{where}: {error}",
+        hint=error.hint,
+        function=error.function,
+        rv=error.rv,
+    )

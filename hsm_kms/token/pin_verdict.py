@@ -36,7 +36,8 @@ FIRST_PAUSE_SECONDS: Final = 5.0
 LONGEST_PAUSE_SECONDS: Final = 300.0
 REFUSED_SECONDS: Final = 60.0
 _REPLACE: Final = (
-    "put the right PIN into the PIN file, or run `hsm-kms token retry-pin`"
+    "put the right PIN into the PIN file; if it is right already, run "
+    "`hsm-kms token retry-pin`"
 )
 
 _log = get_logger(__name__)

@@ -69,7 +69,9 @@ def test_serve_refuses(directory, name):
     assert CANARY not in result.stderr + result.stdout
     assert len(faults) == len(lines), lines
     for fault in faults:
-        assert any(line.startswith(f"hsm-kms: {fault}") for line in lines), lines
+        assert any(line.startswith(f"hsm-kms: {path}: {fault}") for line in lines), (
+            lines
+        )
 
 
 @pytest.mark.parametrize("command", [["serve"], ["check"], ["config", "show"]])
@@ -260,6 +262,18 @@ def test_offline_finds_faults(make_plugin, hsm, directory):
     assert "WRAPPING" not in result.stdout
     assert "WRAPPING" in asked.stdout.upper().replace("--WRAPPING", "")
     assert asked.stdout.endswith("\n3 of 8 checks failed; the token was not checked\n")
+
+
+def test_label_that_no_key_has(make_plugin, hsm):
+    """If no key has the configured label, `check` and `keys list` name those there."""
+    plugin = make_plugin(hsm, keys={"label": "wrong"})
+    cause = "no AES key labelled 'wrong' is on the token; AES keys on it are labelled "
+    cure = "correct keys.label or keys.ids, or make one with `hsm-kms keys generate`"
+    shown, listed = plugin.cli("check").stdout, plugin.cli("keys", "list").stderr
+
+    assert f"✗ key: {cause}'k8s-kek'\n  hint: {cure}\n" in shown
+    assert f"{cause}'k8s-kek'" in listed
+    assert cure in listed
 
 
 def test_session_budget(make_plugin, hsm):

@@ -53,11 +53,17 @@ def test_destroy_refused(two, tmp_path, monkeypatch):
 
     assert "no etcd endpoint" in two.refusal(*wanted, code=2)
     assert "do not show what is stored now" in two.refusal(*wanted, *stale, code=2)
-    assert "give --confirm KEY_ID" in two.refusal("destroy", old, *UNREACHABLE, code=2)
     assert "names another key_id" in two.refusal(
         "destroy", old, "--confirm", new, *UNREACHABLE, code=2
     )
     assert f"{old} is not retired" in two.refusal(*wanted, *UNREACHABLE)
+    # What no answer could change is said before a terminal is missed.
+    for command in (
+        ("destroy", new, *UNREACHABLE),
+        ("retire", new, "--without-scan"),
+    ):
+        assert f"this node encrypts with {new}" in two.refusal(*command)
+    assert f"{new} is or was current" in two.refusal("cancel", new, "--without-scan")
     two.json("retire", old, *SIGNED)
     said = two.refusal(*wanted, *UNREACHABLE, "--backups-expired")
     assert f"does not know when {old} was last used" in said
@@ -65,6 +71,8 @@ def test_destroy_refused(two, tmp_path, monkeypatch):
     assert "less than 24 hours ago" in said
     retired_long_ago(two, old)
     assert "backups may still need the key" in two.refusal(*wanted, *UNREACHABLE)
+    unasked = ("destroy", old, *UNREACHABLE, "--backups-expired")
+    assert "give --confirm KEY_ID" in two.refusal(*unasked, code=2)
     assert "127.0.0.1:1" in two.refusal(*wanted, *UNREACHABLE, "--backups-expired")
     assert {new: "current", old: "retired"} == two.states()
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from hsm_kms.cli.one_worker import one_worker
 from hsm_kms.cli.read_keyring import read_ring
-from hsm_kms.errors import HsmKmsError
+from hsm_kms.errors import HsmKmsError, PinRejectedError, PinUnavailableError
 from hsm_kms.keys.key_memory import KeyMemory
 from hsm_kms.keys.keyring import FOREIGN, FOREIGN_HINT, KeyState
 from hsm_kms.keys.odd_keys import NO_CKA_ID, SAME_NAMES
@@ -28,6 +28,8 @@ async def check_token(report: Report, config: Config) -> None:
         async with one_worker(config) as worker:
             _describe_token(report, config, worker)
             await _check_keys(report, config, worker)
+    except (PinRejectedError, PinUnavailableError) as error:
+        report.fail("PIN", error)
     except HsmKmsError as error:
         report.fail("token", error)
 

@@ -91,10 +91,6 @@ def cancel(
     -o json prints key_id (null for half a pair), cka_id and destroyed (objects).
     """
     require_live(etcd)
-    if without_scan and typed is None:
-        require_terminal("give --confirm KEY_ID")
-    elif not without_scan and not yes:
-        require_terminal("give --yes")
     sure = _Sure(etcd=None if without_scan else etcd, typed=typed, yes=yes)
     shown = asyncio.run(_Cancelling(given, target, sure).run())
     name = shown["key_id"] or f"the HMAC key of CKA_ID {shown['cka_id']}"
@@ -148,6 +144,8 @@ class _Cancelling:
             f"{half.cka_id.hex()}) has no AES key: alone it decrypts nothing, but it "
             "is needed if the AES key will be restored from a backup"
         )
+        if not self._sure.yes:
+            require_terminal("give --yes")
         confirm("destroy this HMAC key?", yes=self._sure.yes)
         await destroy_leftover(ask, self._journal, half)
         return _shown(None, half.cka_id.hex(), 1)
@@ -158,17 +156,22 @@ class _Cancelling:
         main = survey.main(found)
         key_id = main[0] if main else ""
         _refuse(survey, found, key_id)
-        if doubt := _doubt(survey, found, key_id):
+        doubt = _doubt(survey, found, key_id)
+        sure = self._sure
+        by_key_id = sure.typed is not None or bool(doubt and sure.etcd is None)
+        if sure.typed is None and (by_key_id or not sure.yes):
+            require_terminal("give --confirm KEY_ID" if by_key_id else "give --yes")
+        if doubt:
             found = await self._prove(worker, survey, found, key_id, doubt)
         tell(
             f"{key_id} (CKA_ID {found.ref.cka_id.hex()}) will be destroyed. This node "
             "has not used the key. If keys.current of another node names it, data "
             "encrypted with it is lost."
         )
-        if self._sure.typed is not None or (doubt and self._sure.etcd is None):
-            confirm_key(key_id, self._sure.typed)
+        if by_key_id:
+            confirm_key(key_id, sure.typed)
         else:
-            confirm("destroy this key?", yes=self._sure.yes)
+            confirm("destroy this key?", yes=sure.yes)
         ask = ask_of(self._given.config, worker)
         gone = await destroy_objects(ask, self._journal, found, "cancel", key_id)
         return _shown(key_id, found.ref.cka_id.hex(), gone)

@@ -73,9 +73,7 @@ def destroy(
     an interrupted run).
     """
     _refuse_choice(etcd)
-    if typed is None:
-        require_terminal("give --confirm KEY_ID")
-    elif typed != key_id:
+    if typed not in {None, key_id}:
         raise ConfigError(["--confirm names another key_id"])
     sure = _Sure(typed=typed, expired=backups_expired, unreadable=ignore_unreadable)
     shown = asyncio.run(_Destroying(given, key_id, etcd, sure).run())
@@ -149,6 +147,8 @@ class _Destroying:
             "permanently unreadable",
         )
         self._refuse(survey, found)
+        if self._sure.typed is None:
+            require_terminal("give --confirm KEY_ID")
         hint = "give --ignore-unreadable to destroy the key anyway"
         scanned = require_unused(
             self._etcd,

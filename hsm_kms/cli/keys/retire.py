@@ -77,8 +77,6 @@ def retire(
         raise ConfigError(
             ["no etcd endpoint: give --endpoints, or --without-scan to skip the scan"]
         )
-    if not yes:
-        require_terminal("give --yes")
     choice = None if without_scan else etcd
     given.show(*asyncio.run(_Retiring(given, key_id, choice, yes=yes).run()))
 
@@ -127,6 +125,8 @@ class _Retiring:
     ) -> tuple[Any, ...]:
         config = self._given.config
         _refuse(survey, found, self._key_id)
+        if not self._yes:
+            require_terminal("give --yes")
         if self._etcd is not None:
             require_unused(self._etcd, survey, found)
             # The scan may have taken long, so the token is read and judged again.

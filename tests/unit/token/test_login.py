@@ -150,7 +150,10 @@ def test_wrong_pin_is_tried_once(spied, own_pin):
 
     assert 1 == spy.count("C_Login")
     rejected = "the token rejected the PIN in the PIN file"
-    cure = "put the right PIN into the PIN file, or run `hsm-kms token retry-pin`"
+    cure = (
+        "put the right PIN into the PIN file; if it is right already, run "
+        "`hsm-kms token retry-pin`"
+    )
     assert 1 == check.returncode
     assert f"✗ PIN: {rejected}\n  hint: {cure}\n" in check.stdout
     assert (1, f"hsm-kms: {rejected}\nhint: {cure}\n") == (keys.returncode, keys.stderr)
@@ -171,7 +174,7 @@ def test_right_pin_after_wrong(spied, own_pin):
     assert 1 == spy.count("C_Login")
     cure = "make sure that the PIN file is right, then run `hsm-kms token retry-pin`"
     assert 1 == check.returncode
-    assert f"✗ token: {LOW}\n  hint: {cure}\n" in check.stdout
+    assert f"✗ PIN: {LOW}\n  hint: {cure}\n" in check.stdout
 
     retry = plugin.cli("token", "retry-pin")
     plugin.wait_healthz("ok")
@@ -188,7 +191,12 @@ def test_retry_with_a_wrong_pin(spied, own_pin):
 
     assert 1 == spy.count("C_Login")
     assert (1, 1) == (first.returncode, again.returncode)
-    assert first.stderr.startswith("hsm-kms: C_Login returned CKR_PIN_INCORRECT\nhint:")
+    assert first.stderr == (
+        f"hsm-kms: the token rejected the PIN in {own_pin}: "
+        "C_Login returned CKR_PIN_INCORRECT\n"
+        "hint: put the right PIN into the PIN file; the rejected one is not tried "
+        "again\n"
+    )
 
 
 def test_odd_pin_file_costs_no_try(spied, own_pin):
@@ -202,7 +210,7 @@ def test_odd_pin_file_costs_no_try(spied, own_pin):
     cure = (
         "the PIN file must contain only the PIN, and at most one newline after the PIN"
     )
-    assert f"✗ token: {told}\n  hint: {cure}\n" in check.stdout
+    assert f"✗ PIN: {told}\n  hint: {cure}\n" in check.stdout
     assert (1, 0) == (check.returncode, spy.count("C_Login"))
 
     write(own_pin, f"{PIN}\n")
