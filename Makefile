@@ -6,7 +6,7 @@ BARE_STEPS ?=
 BIN := .venv/bin
 PYTEST := $(BIN)/pytest
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
-SHELL_SCRIPTS := softhsm/setup.sh proto/generate.sh .ci/run $(wildcard tests/*.sh tests/bare/*.sh)
+SHELL_SCRIPTS := proto/generate.sh .ci/run $(wildcard softhsm/*.sh tests/*.sh tests/bare/*.sh)
 LOCK := $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header \
 	--no-annotate --python-version 3.11
 
@@ -16,7 +16,7 @@ unexport PYTHONDONTWRITEBYTECODE
 .SHELLFLAGS := -euc
 .DELETE_ON_ERROR:
 .PHONY: help run check test test-faults test-e2e bench test-tokens test-bare coverage lint types \
-	proto lock image clean packages
+	proto lock image clean packages softhsm2
 
 help:
 	@echo 'make run          serve with a SoftHSM2 token made in .dev'
@@ -35,7 +35,7 @@ help:
 	@echo 'make image        the container image (docker, podman or buildah)'
 	@echo 'make clean        remove what these made, the token in .dev excepted'
 
-run: .venv/run
+run: softhsm2 .venv/run
 	@softhsm/setup.sh .dev
 	@socket=$$(cat .dev/socket); \
 	echo; \
@@ -45,10 +45,10 @@ run: .venv/run
 	echo
 	@exec $(BIN)/hsm-kms serve --config .dev/config.yaml
 
-check: lint types packages
+check: packages lint types
 	@$(PYTEST) -n auto --dist worksteal tests/unit $(PYTEST_ARGS)
 
-test: .venv/dev packages
+test: packages .venv/dev
 	@$(PYTEST) -n auto --dist worksteal tests/unit tests/cli tests/system/conformance tests/system/serving \
 		$(PYTEST_ARGS)
 	@echo
@@ -57,16 +57,16 @@ test: .venv/dev packages
 	@echo '  make test-tokens  tokens besides SoftHSM2: Kryoptic (cargo), NSS, opencryptoki, p11-kit'
 	@echo '  make test-e2e     a real kube-apiserver and etcd (Go 1.26, or KUBEBUILDER_ASSETS)'
 
-test-faults: .venv/dev packages
+test-faults: packages .venv/dev
 	@HSM_KMS_LONG=1 $(BIN)/pytest -n auto tests/system/faults tests/system/rotation tests/system/shim \
 		tests/system/wrapping tests/system/conformance/test_cold.py \
 		tests/unit/token/test_pool_machine.py tests/unit/keys/test_rotation_machine.py \
 		tests/unit/etcd/test_etcd_json.py tests/cli/test_cli_interrupts.py $(PYTEST_ARGS)
 
-test-e2e: .venv/dev packages
+test-e2e: packages .venv/dev
 	@HSM_KMS_E2E=1 $(BIN)/pytest tests/system/e2e $(PYTEST_ARGS)
 
-test-tokens: .venv/dev packages
+test-tokens: packages .venv/dev
 	@tests/packages-tokens.sh
 	@$(BIN)/python -m tests.system.tokens.kryoptic_module || echo 'going on without Kryoptic'
 	@$(BIN)/pytest -n auto --dist loadgroup tests/system/tokens $(PYTEST_ARGS)
@@ -75,7 +75,7 @@ test-tokens: .venv/dev packages
 test-bare:
 	@tests/bare/run.sh $(BARE_STEPS)
 
-coverage: .venv/dev packages
+coverage: packages .venv/dev
 	@rm -f .coverage .coverage.*
 	@$(MAKE) --no-print-directory test PYTEST='$(BIN)/coverage run -m pytest'
 	@$(BIN)/coverage combine --quiet
@@ -105,20 +105,28 @@ lock: .venv/dev
 	@$(LOCK) pyproject.toml --group dev -o requirements/dev.txt
 	@$(LOCK) --group coverage --constraints requirements/dev.txt -o requirements/coverage.txt
 
+# The first of these that works: a docker client alone builds nothing without its daemon.
 image:
 	@for tool in docker podman buildah; do \
-		if command -v $$tool >/dev/null; then exec $$tool build -t hsm-kms:dev .; fi; \
+		if command -v $$tool >/dev/null; then \
+			if $$tool info >/dev/null 2>&1; then exec $$tool build -t hsm-kms:dev .; fi; \
+			echo "$$tool is installed, but does not work: $$tool info says why"; \
+		fi; \
 	done; \
-	echo 'make image needs docker, podman or buildah'; exit 1
+	echo 'make image needs docker with a running daemon, podman or buildah'; exit 1
 
 clean:
 	@rm -rf .venv dist build .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis \
 		.import_linter_cache .coverage*
 	@if [ -e .dev ]; then echo 'kept: .dev, the token with its key'; fi
 
-# What the tests want of the system: SoftHSM2, and the PKCS#11 spy.
+# What is wanted of the system comes before all else: a user who may not install it is told
+# at once. The tests want SoftHSM2 and the PKCS#11 spy.
 packages:
 	@tests/packages.sh
+
+softhsm2:
+	@softhsm/setup.sh --install
 
 # The virtual environment. Each stamp names what has been installed in it.
 

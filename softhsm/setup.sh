@@ -3,6 +3,7 @@
 # configuration to serve it.
 #
 #     softhsm/setup.sh [DIR]          DIR is .dev of this project unless given
+#     softhsm/setup.sh --install      install SoftHSM2 if it is missing, and no more
 #
 # HSM_KMS           the hsm-kms command (default: .venv/bin/hsm-kms)
 # SOFTHSM2_MODULE   the SoftHSM2 module, if it is in an unusual place
@@ -16,6 +17,9 @@ umask 077
 label=hsm-kms
 root=$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd -P)
 hsm_kms=${HSM_KMS:-$root/.venv/bin/hsm-kms}
+
+# shellcheck source-path=SCRIPTDIR source=apt.sh
+. "$root/softhsm/apt.sh"
 
 say() { printf '%s\n' "setup.sh: $*" >&2; }
 die() {
@@ -43,17 +47,7 @@ find_module() {
 
 install_softhsm() {
     if command -v apt-get >/dev/null; then
-        set -- apt-get install --quiet --quiet --yes --no-install-recommends softhsm2
-        as_root=
-        if [ "$(id -u)" -ne 0 ]; then
-            command -v sudo >/dev/null || die "SoftHSM2 is missing; as root run: $*"
-            as_root=sudo
-        fi
-        say "SoftHSM2 is missing; running: ${as_root:+$as_root }$*"
-        $as_root "$@" >&2 || {
-            $as_root apt-get update >&2
-            $as_root "$@" >&2
-        }
+        install_packages softhsm2 || exit 1
         return
     fi
     for tool in 'dnf install softhsm' 'pacman -S softhsm' 'apk add softhsm'; do
@@ -166,14 +160,18 @@ has_key() {
     esac
 }
 
-# config.yaml is written last: if it exists, everything else is complete.
-make_all() {
+require_module() {
     module=${SOFTHSM2_MODULE:-$(find_module)}
     if [ -z "$module" ]; then
         install_softhsm
         module=$(find_module)
     fi
     [ -r "$module" ] || die "no SoftHSM2 module was found at ${module:-any of the usual places}; name it in SOFTHSM2_MODULE"
+}
+
+# config.yaml is written last: if it exists, everything else is complete.
+make_all() {
+    require_module
     prepare_dir
     write_softhsm_conf # marks the directory as ours, so it is written first
     mkdir -p -- "$dir/tokens" "$dir/state"
@@ -199,7 +197,11 @@ check_all() {
     say "$dir is complete; nothing to do"
 }
 
-[ $# -le 1 ] || die "usage: softhsm/setup.sh [DIR]"
+[ $# -le 1 ] || die "usage: softhsm/setup.sh [DIR | --install]"
+if [ "${1:-}" = --install ]; then
+    require_module
+    exit
+fi
 [ -x "$hsm_kms" ] || die "$hsm_kms does not exist; run make run, or name the command in HSM_KMS"
 dir=${1:-$root/.dev}
 [ -d "$dir" ] || mkdir -p -- "$dir"

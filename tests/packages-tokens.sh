@@ -2,8 +2,8 @@
 # Install the system packages that `make test-tokens` needs, where they are missing and
 # apt is available. The tests of a token that is still missing are skipped, and say so.
 set -eu
-# shellcheck source-path=SCRIPTDIR source=apt.sh
-. "$(dirname "$0")/apt.sh"
+# shellcheck source-path=SCRIPTDIR source=../softhsm/apt.sh
+. "$(dirname "$0")/../softhsm/apt.sh"
 
 set -- # the packages to install
 found /usr/bin/certutil || set -- "$@" libnss3-tools

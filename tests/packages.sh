@@ -3,8 +3,8 @@
 # available. SoftHSM2 is required; without the others, the tests that need them are
 # skipped.
 set -eu
-# shellcheck source-path=SCRIPTDIR source=apt.sh
-. "$(dirname "$0")/apt.sh"
+# shellcheck source-path=SCRIPTDIR source=../softhsm/apt.sh
+. "$(dirname "$0")/../softhsm/apt.sh"
 
 set -- # the packages to install
 found /usr/include/p11-kit-1/p11-kit/pkcs11.h || set -- "$@" libp11-kit-dev

@@ -1,0 +1,135 @@
+"""Test which programs the Makefile and its scripts choose, with stubs of them."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.harness.wait import patient
+
+ROOT = Path(__file__).parents[3]
+MAKE = shutil.which("make") or "make"
+
+# Writes down how it was called; fails at the words in FAIL.
+STUB = """#!/bin/sh
+echo "{name} $*" >>"{log}"
+case " {fails} " in *" $1 "*) exit 1 ;; esac
+{does}
+"""
+
+
+@pytest.fixture
+def stubbed(tmp_path):
+    """Run a command that finds these programs alone, and return output and calls."""
+    log, programs = tmp_path / "log", tmp_path / "bin"
+
+    def run(stubs, *command):
+        shutil.rmtree(programs, ignore_errors=True)
+        programs.mkdir()
+        log.write_text("")
+        for name, (fails, does) in stubs.items():
+            text = STUB.format(name=name, log=log, fails=fails, does=does)
+            (programs / name).write_text(text)
+            (programs / name).chmod(0o755)
+        ended = subprocess.run(
+            command,
+            cwd=ROOT,
+            env={"PATH": str(programs)},
+            check=False,
+            capture_output=True,
+            text=True,
+            timeout=patient(30),
+        )
+        calls = log.read_text().splitlines()
+        return ended.returncode, ended.stdout + ended.stderr, calls
+
+    return run
+
+
+BUILD = "build -t hsm-kms:dev ."
+
+# the programs there, with the command at which each fails · code · what builds
+IMAGES = {
+    "a docker client without its daemon": (
+        {"docker": "info", "buildah": ""},
+        0,
+        f"buildah {BUILD}",
+    ),
+    "a working docker": ({"docker": "", "podman": ""}, 0, f"docker {BUILD}"),
+    "podman alone": ({"podman": ""}, 0, f"podman {BUILD}"),
+    "a build that fails": ({"docker": "build", "buildah": ""}, 2, f"docker {BUILD}"),
+    "none that works": ({"docker": "info"}, 2, "docker info"),
+    "none": ({}, 2, None),
+}
+
+
+@pytest.mark.parametrize("name", IMAGES)
+def test_image(stubbed, name):
+    """`make image` builds with the first program that works, and says what does not."""
+    there, code, last = IMAGES[name]
+    stubs = {tool: (fails, "") for tool, fails in there.items()}
+    ended, said, calls = stubbed(stubs, MAKE, "--no-print-directory", "image")
+
+    assert (code, last) == (ended, calls[-1] if calls else None), said
+    broken = [tool for tool, fails in there.items() if fails == "info"]
+    for tool in broken:
+        assert f"{tool} is installed, but does not work: {tool} info says why" in said
+    if code and last in {None, "docker info"}:
+        assert "needs docker with a running daemon, podman or buildah" in said
+
+
+INSTALL = "apt-get install --yes --quiet --no-install-recommends some thing"
+APT = {"apt-get": ("", "")}
+USER = {"id": ("", "echo 1000")}
+ROOT_USER = {"id": ("", "echo 0")}
+SUDO = {"sudo": ("", '"$@"')}
+
+# programs · True if it installs · what is said
+PACKAGES = {
+    "root": (APT | ROOT_USER, True, f"running: {INSTALL}"),
+    "a user with sudo": (
+        APT | USER | SUDO | {"true": ("", "")},
+        True,
+        f"running: sudo {INSTALL}",
+    ),
+    "a user without sudo": (APT | USER, False, f"as root run: {INSTALL}"),
+    "a user whom sudo refuses": (
+        APT | USER | {"sudo": ("true", "")},
+        False,
+        f"as root run: {INSTALL}",
+    ),
+    "no apt": (ROOT_USER, False, "missing on this system, under the names"),
+}
+
+
+@pytest.mark.parametrize("name", PACKAGES)
+def test_packages(stubbed, name):
+    """What is missing is said before it is installed, and who may not is told how."""
+    stubs, installs, words = PACKAGES[name]
+    script = ". softhsm/apt.sh; install_packages some thing"
+    ended, said, calls = stubbed(stubs, "/bin/sh", "-euc", script)
+
+    assert (0 if installs else 1) == ended, said
+    assert said.startswith(
+        "missing on this system, under the names Debian gives them: some thing\n"
+    )
+    assert words in said
+    assert installs == (INSTALL in calls)
+
+
+def test_packages_come_first():
+    """Packages of the system are looked for before anything takes long."""
+    for target in ("run", "check", "test", "test-faults", "test-tokens", "coverage"):
+        shown = subprocess.run(
+            [MAKE, "--no-print-directory", "--dry-run", target],
+            cwd=ROOT,
+            check=True,
+            capture_output=True,
+            text=True,
+            timeout=patient(30),
+        ).stdout
+        first = shown.splitlines()[0]
+        assert first in {"tests/packages.sh", "softhsm/setup.sh --install"}, target
