@@ -41,10 +41,10 @@ def require_service_user(state_dir: Path, pin_file: Path | None) -> None:
     """
     user = service_user(state_dir, pin_file)
     if user is not None and user.uid != os.geteuid():
+        owned = pin_file if _owner(state_dir) is None else state_dir
         raise WrongUserError(
-            f"hsm-kms serves as user {user.uid} here, which owns "
-            f"{state_dir if state_dir.exists() else pin_file}; this command runs as "
-            f"user {os.geteuid()}",
+            f"hsm-kms serves as user {user.uid} here, which owns {owned}; this command "
+            f"runs as user {os.geteuid()}",
             hint=f"as root, run: {as_user(user, sys.argv)}",
         )
 

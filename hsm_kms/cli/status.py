@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from hsm_kms import interrupts
+from hsm_kms.cli.listening import require_listening
 from hsm_kms.cli.options import config_option, output_option
 from hsm_kms.errors import HsmKmsError
 
@@ -106,11 +107,7 @@ def _why_none(server: dict[str, Any] | None) -> str:
 
 
 def _ask(socket: Path, server: dict[str, Any] | None) -> dict[str, str]:
-    if not socket.exists():
-        raise HsmKmsError(
-            f"the KMS socket {socket} does not exist",
-            hint="start `hsm-kms serve`, or read the server's log",
-        )
+    require_listening(socket)
     with interrupts.exiting():
         import grpc  # noqa: PLC0415 - takes a third of a second
 

@@ -51,6 +51,18 @@ def _as_mapping(
     return {name: value for name, _, value in pairs}
 
 
+def _readable(
+    _ctx: click.Context, _param: click.Parameter, path: Path | None
+) -> Path | None:
+    """Refuse a module that cannot be read; the loader would hardly say why."""
+    try:
+        if path is not None:
+            path.open("rb").close()
+    except OSError as error:
+        raise click.BadParameter(f"{path} cannot be read: {error.strerror}") from None
+    return path
+
+
 @click.group("token")
 def token_group() -> None:
     """List tokens, and try a rejected PIN once more."""
@@ -65,7 +77,8 @@ def token_group() -> None:
 )
 @click.option(
     "--module",
-    type=click.Path(path_type=Path, dir_okay=False, exists=True),
+    type=click.Path(path_type=Path, dir_okay=False),
+    callback=_readable,
     help="Use this PKCS#11 module, and no configuration file.",
 )
 @click.option("--init-args", help="Argument string for C_Initialize, if needed.")

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Final, Self
 from hsm_kms.another_python import python_command
 from hsm_kms.etcd.connection import Login, UnreachableError
 from hsm_kms.etcd.live import Access, Etcd
-from hsm_kms.etcd.snapshot_file import prepared
+from hsm_kms.etcd.snapshot_file import prepared, require_file
 from hsm_kms.etcd.source import DEFAULT_PREFIX, EtcdError, Item
 from hsm_kms.etcd.text import printable
 from hsm_kms.interrupts import raising_also_on
@@ -81,6 +81,7 @@ class Snapshot:
         Raises:
             EtcdError: A program is missing, or the file is not a snapshot.
         """
+        require_file(self._path)
         etcdutl, etcd = _program("etcdutl"), _program("etcd")
         with contextlib.ExitStack() as opened:
             opened.enter_context(_interrupted_by_signals())

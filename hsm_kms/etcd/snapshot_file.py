@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import shutil
+import stat
 import zipfile
 import zlib
 from pathlib import Path
@@ -50,11 +51,25 @@ def prepared(path: Path, folder: Path) -> Path:
         raise EtcdError(f"{path} cannot be read: {error.strerror}") from None
 
 
-def _prepared(path: Path, folder: Path) -> Path:
-    if path.is_dir():
+def require_file(path: Path) -> None:
+    """Refuse what is no file, before anything else is looked for.
+
+    Raises:
+        EtcdError: The file does not exist, cannot be reached, or is no regular file.
+    """
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        raise EtcdError(f"the file {path} does not exist") from None
+    except OSError as error:
+        raise EtcdError(f"{path} cannot be read: {error.strerror}") from None
+    if stat.S_ISDIR(mode):
         raise EtcdError(f"{path} is a directory", hint=_hint_for(path))
-    if not path.exists():
-        raise EtcdError(f"the file {path} does not exist")
+    if not stat.S_ISREG(mode):
+        raise EtcdError(f"{path} is not a regular file")
+
+
+def _prepared(path: Path, folder: Path) -> Path:
     opened = _opener(_head(path.open("rb")))
     if opened is not None:
         target = folder / "snapshot.db"

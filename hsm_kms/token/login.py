@@ -10,6 +10,7 @@ tried.
 from __future__ import annotations
 
 import asyncio
+import os
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -76,7 +77,7 @@ class PinLogin:
         source = self._source
         if source is None:
             return
-        if not self._state.path.is_dir():  # then there is nothing to lock
+        if not self._has_state():  # then there is nothing to lock
             await self._see_through(worker, source)
             return
         while True:
@@ -85,6 +86,9 @@ class PinLogin:
                     await self._see_through(worker, source)
                     return
             await asyncio.sleep(_LOCK_POLL_SECONDS)
+
+    def _has_state(self) -> bool:
+        return os.path.isdir(self._state.path)  # noqa: PTH112 - Path.is_dir may raise
 
     async def _see_through(self, worker: Worker, source: PinSource) -> None:
         """Log in; when cancelled, let a C_Login under way end and record its result.

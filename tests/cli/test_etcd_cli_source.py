@@ -182,6 +182,7 @@ def test_a_password_variable_without_a_user(cli):
 
 def test_a_snapshot_without_its_tools(tmp_path, cli):
     """If etcdutl is not in PATH, the error says so."""
+    (tmp_path / "s.db").touch()
     done = cli.run(
         "scan", "--from-snapshot", tmp_path / "s.db", env={"PATH": "/nowhere"}
     )
