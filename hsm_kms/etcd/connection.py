@@ -23,6 +23,10 @@ MAX_ANSWER_BYTES: Final = 32 * 1024**2
 LOGIN_HINT: Final = (
     "give --user NAME with ETCDCTL_PASSWORD, or a --cert whose CN is an etcd user"
 )
+_COMPACTED_HINT: Final = (
+    "run the command again; if it always takes too long, raise the API server's "
+    "--etcd-compaction-interval, or have scan and verify read a snapshot"
+)
 _DETAILS: Final = {
     "permission denied": (
         "permission denied: the etcd user cannot read all keys below the prefix",
@@ -33,7 +37,7 @@ _DETAILS: Final = {
     "invalid auth token": ("the login to etcd has expired", "run the command again"),
     "has been compacted": (
         "etcd compacted the revision while it was being read",
-        "run the command again; if it always takes too long, use --from-snapshot",
+        _COMPACTED_HINT,
     ),
 }
 

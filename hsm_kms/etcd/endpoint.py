@@ -25,7 +25,9 @@ _OTHER_TIME: Final = frozenset({9, 10})
 # An HTTP/2 client begins with this: the preface, and empty SETTINGS.
 _HELLO: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
 
-CA_HINT: Final = "give the CA that signed it as --cacert (kubeadm: pki/etcd/ca.crt)"
+CA_HINT: Final = (
+    "give the CA that signed it as --cacert (kubeadm: /etc/kubernetes/pki/etcd/ca.crt)"
+)
 TIME_HINT: Final = (
     "renew the certificate (kubeadm: kubeadm certs renew etcd-server), or set the clock"
 )
@@ -34,7 +36,7 @@ EXPIRED_HINT: Final = (
 )
 CLIENT_HINT: Final = (
     "give an etcd client's certificate as --cert and its key as --key "
-    "(kubeadm: pki/apiserver-etcd-client.crt and .key)"
+    "(kubeadm: /etc/kubernetes/pki/apiserver-etcd-client.crt and .key)"
 )
 
 

@@ -221,10 +221,11 @@ class Etcd:
 
 def _none_answers(failures: dict[Endpoint, EtcdError]) -> UnreachableError:
     causes = [f"{endpoint.text}: {error}" for endpoint, error in failures.items()]
-    hints = [error.hint for error in failures.values() if error.hint]
+    hints = dict.fromkeys(error.hint for error in failures.values() if error.hint)
     return UnreachableError(
         f"cannot connect to etcd: {'; '.join(causes)}",
-        hint=hints[0] if hints else "give the address of etcd as --endpoints",
+        hint="; ".join(hints)
+        or "see whether etcd runs there, or give its address as --endpoints",
     )
 
 

@@ -146,6 +146,27 @@ class Tally:
         found = Counter({key: count for key, count in self._by_key.items() if count})
         return dict(found.most_common())
 
+    def resources_of_key(self, key_id: str) -> frozenset[str]:
+        """Return the resources of the rows whose objects are stored under a key.
+
+        Args:
+            key_id: A key_id or fingerprint; the suffix is ignored.
+        """
+        wanted = _key_of(key_id)
+        return frozenset(
+            row.resource
+            for row in self._objects
+            if row.key_id is not None and _key_of(row.key_id) == wanted
+        )
+
+    def encrypted_resources(self) -> frozenset[str]:
+        """Return the resources of which some object is encrypted."""
+        return frozenset(
+            row.resource
+            for row in self._objects
+            if row.provider is not Provider.IDENTITY
+        )
+
     @property
     def unencrypted(self) -> int:
         """Return the number of objects that are unencrypted and should not be."""
@@ -169,11 +190,7 @@ class Tally:
         return sorted(counted, key=_rank)
 
     def _sensitive(self) -> frozenset[str]:
-        return self._wanted | {
-            row.resource
-            for row in self._objects
-            if row.provider is not Provider.IDENTITY
-        }
+        return self._wanted | self.encrypted_resources()
 
 
 def scan(

@@ -132,7 +132,9 @@ def test_help(path, capsys):
 
     assert 0 == code
     usage = " ".join(["Usage: hsm-kms", *path, "[OPTIONS]"])
-    assert capsys.readouterr().out.startswith(usage)
+    text = capsys.readouterr().out
+    assert text.startswith(usage)
+    assert "\\" not in text, "a mark of click's in a raw docstring"
 
 
 def test_status(plugin):

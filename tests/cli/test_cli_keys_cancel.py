@@ -52,11 +52,36 @@ def test_cancel(keys):
     assert (new, 1) == (answer["key_id"], answer["destroyed"])
     assert {old: "current"} == keys.states()
     assert ("ok", old) == (plugin.healthz(), plugin.status().key_id)
-    assert "is or was current on this node" in keys.refusal("cancel", old, "--yes")
+    refused = keys.refusal("cancel", old, "--yes")
+    assert f"this node encrypts with {old}\nhint: run `hsm-kms keys rotate`" in refused
     assert "is neither a pending key nor half of a pair" in keys.refusal(
         "cancel", new, "--yes"
     )
     assert "neither a key_id nor a CKA_ID" in keys.refusal("cancel", "x", code=2)
+
+
+def test_what_to_do_with_a_key_in_use(keys):
+    """The hint names what makes another key current: it is not the same everywhere."""
+    (old,) = keys.states()
+    new = keys.rotate()
+    waiting = keys.refusal("retire", old, "--without-scan", "--yes")
+    keys.configure("keys", current=old)
+    by_name = keys.refusal("retire", old, "--without-scan", "--yes")
+
+    assert f"hint: wait until {new} becomes current at 20" in waiting
+    assert "hint: name another key in keys.current on every node first" in by_name
+
+
+def test_a_key_that_was_retired(keys):
+    """A retired key is destroyed by `destroy`, as the hint says."""
+    (old,) = keys.states()
+    keys.configure("keys", current=keys.generate("--another"))
+    keys.json("retire", old, "--without-scan", "--yes")
+
+    assert (
+        f"hsm-kms: {old} is retired\nhint: run `hsm-kms keys destroy {old}`\n"
+        == keys.refusal("cancel", old, "--yes")
+    )
 
 
 def test_used_by_another_node(others):
@@ -73,6 +98,7 @@ def test_used_by_another_node(others):
     assert "give --endpoints" in unproven
     assert f"1 of 1 objects in {etcd.endpoint.partition(':')[0]}" in stored
     assert f"are stored under {new}" in stored
+    assert "hint: a node encrypts with it already, so it must not be" in stored
     assert "cannot be parsed" in unread
     assert {others.old: "current", new: "pending"} == others.states()
 
@@ -145,6 +171,4 @@ def test_past_its_time(keys):
     assert "has passed: another node may have switched to it" in refused
     assert {old: "current", older: "decrypt-only"} == keys.states()
     assert "is not pending" in keys.refusal("cancel", older, *SIGNED, older)
-    assert "data encrypted with it would be lost" in keys.refusal(
-        "cancel", old, *SIGNED, old
-    )
+    assert "this node encrypts with" in keys.refusal("cancel", old, *SIGNED, old)

@@ -7,9 +7,16 @@ from datetime import UTC, datetime
 
 import pytest
 
+from hsm_kms.ipc.messages import Relabel
 from hsm_kms.ipc.values import KeyRef
 from tests.cli.conftest import PAIRS
-from tests.cli.keys_rig import Keys, etcd_json, retired_long_ago, stored_value
+from tests.cli.keys_rig import (
+    Keys,
+    ask_worker,
+    etcd_json,
+    retired_long_ago,
+    stored_value,
+)
 from tests.harness.etcd_server import EtcdServer
 from tests.harness.forged import forge
 from tests.harness.token_keys import LABEL, create
@@ -42,6 +49,19 @@ def wanted(keys, endpoint):
     """Return the command with every option that it requires."""
     confirmed = ("destroy", keys.old, "--confirm", keys.old, "--backups-expired")
     return *confirmed, "--endpoints", endpoint
+
+
+def test_retired_at_an_unknown_time(two):
+    """What another tool retired is destroyed 24 hours after `retire` has seen it."""
+    [key] = [key for key in two.json("list") if key["key_id"] == two.old]
+    ref = KeyRef(key["label"], bytes.fromhex(key["cka_id"]))
+    ask_worker(two.plugin, [Relabel(ref=ref, label=f"{LABEL}/retired/by-hand")])
+    unknown = two.refusal(*wanted(two, "127.0.0.1:1"))
+    two.json("retire", two.old, "--without-scan", "--yes")
+    known = two.refusal(*wanted(two, "127.0.0.1:1"))
+
+    assert f"run `hsm-kms keys retire {two.old}` to record the time" in unknown
+    assert "less than 24 hours ago" in known
 
 
 def test_destroy_refused(two, tmp_path, monkeypatch):

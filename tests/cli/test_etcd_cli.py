@@ -124,7 +124,8 @@ def test_may_the_key_go(dump, cli):
     assert "" == err
     assert (
         f"hsm-kms: 3 objects under {KEY_ID}.suffix\n"
-        "hint: run `hsm-kms migrate` to re-encrypt them with the current key\n" == no
+        "hint: unless it is the current key, run `hsm-kms migrate` to re-encrypt them\n"
+        == no
     )
 
 
@@ -134,7 +135,33 @@ def test_fail_if_anything_is_in_clear(dump, tmp_path, cli):
     _, no = cli.scan(dump, "--fail-if", "unencrypted", "--resource", "pods", code=1)
 
     assert yes.endswith("\n0 objects unencrypted that should not be\n")
-    assert no.startswith("hsm-kms: 1 object unencrypted that should not be\n")
+    assert no == (
+        "hsm-kms: 1 object unencrypted that should not be\n"
+        "hint: nothing of pods is encrypted: see that a provider other than identity "
+        "comes first for it in the EncryptionConfiguration, then run `hsm-kms migrate "
+        "--resource pods`\n"
+    )
+
+
+def test_what_to_do_with_what_was_found(tmp_path, cli):
+    """The hint names the resources that must be re-encrypted."""
+    held = {
+        "/registry/secrets/default/plain": IN_CLEAR,
+        "/registry/secrets/default/a": v2(),
+        "/registry/example.com/widgets/w": v2(),
+        "/registry/configmaps/default/plain": IN_CLEAR,
+    }
+    dump = written(tmp_path / "dump.json", held)
+    conditions = ("--fail-if", f"key_id={KEY_ID}", "--fail-if", "unencrypted")
+    _, err = cli.scan(dump, *conditions, "--resource", "configmaps", code=1)
+
+    assert err.splitlines()[1] == (
+        "hint: unless it is the current key, run `hsm-kms migrate --resource secrets "
+        "--resource widgets.example.com` to re-encrypt them; run `hsm-kms migrate` to "
+        "encrypt them; nothing of configmaps is encrypted: see that a provider other "
+        "than identity comes first for it in the EncryptionConfiguration, then run "
+        "`hsm-kms migrate --resource configmaps`"
+    )
 
 
 def test_fail_if_for_scripts(dump, cli):

@@ -6,11 +6,12 @@ import json
 
 import pytest
 
-from tests.cli.etcd_cli import OBJECTS, EtcdCli
+from tests.cli.etcd_cli import IN_CLEAR, OBJECTS, EtcdCli
 from tests.harness.etcd_samples import (
     KEY_ID,
     OTHER_KEY_ID,
     SEED_DATA,
+    etcdctl_json,
     record,
     v2,
     written,
@@ -84,7 +85,7 @@ def test_show_never_shows_a_value(dump, cli):
         (v2(record(OTHER_KEY_ID)), f"key_id_in_record: {OTHER_KEY_ID}"),
         (v2()[:-9], "problem: the envelope is truncated or corrupt"),
         (v2() + b"\n", f"decrypted_by: the key {KEY_ID}"),  # as etcdctl prints it
-        (b"", "provider: identity"),
+        (IN_CLEAR, "provider: identity"),
     ],
 )
 def test_show_a_value_from_a_file(value, words, tmp_path, cli):
@@ -94,6 +95,26 @@ def test_show_a_value_from_a_file(value, words, tmp_path, cli):
 
     assert words in cli.show("--value-file", path)
     assert words in cli.show("--value-file", "-", stdin=value)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "is empty: there is no value\nhint: etcdctl prints nothing if it finds"),
+        (b"\n", "is empty: there is no value"),
+        (etcdctl_json(OBJECTS), "is what `etcdctl -w json` prints, and not one value"),
+        (b"/registry/secrets/n/a\n" + v2() + b"\n", "begins with a key"),
+    ],
+    ids=["nothing", "newline", "json", "with key"],
+)
+def test_show_what_is_no_value(content, words, tmp_path, cli):
+    """What etcdctl prints without or beside a value is not taken for a value."""
+    path = tmp_path / "value"
+    path.write_bytes(content)
+
+    assert f"hsm-kms: {path} {words}" in cli.show("--value-file", path, code=1)
+    shown = cli.show("--value-file", "-", stdin=content, code=1)
+    assert f"hsm-kms: stdin {words}" in shown
 
 
 def test_show_what_is_not_there(dump, tmp_path, cli):

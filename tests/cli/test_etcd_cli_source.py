@@ -83,7 +83,8 @@ def test_nobody_listens():
     assert (1, "") == (done.returncode, done.stdout)
     assert (
         "hsm-kms: cannot connect to etcd: 127.0.0.1:1: connection refused\n"
-        "hint: give the address of etcd as --endpoints\n" == done.stderr
+        "hint: see whether etcd runs there, or give its address as --endpoints\n"
+        == done.stderr
     )
 
 

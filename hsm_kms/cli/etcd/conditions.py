@@ -8,12 +8,17 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from hsm_kms.config.formats import KEY_ID
+from hsm_kms.etcd.text import printable
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from hsm_kms.etcd.tally import Tally
 
 _UNENCRYPTED: Final = "unencrypted"
 _KEY_ID: Final = "key_id="
+_MAX_NAMED: Final = 8
+_MAX_NAME_CHARS: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,11 +46,54 @@ class Condition:
             return f"{objects} under {self.key_id}"
         return f"{objects} under {self.key_id}: no stored value needs it"
 
+    def cure(self, tally: Tally) -> str:
+        """Return what to do if the scan found something."""
+        if self.key_id:
+            return (
+                f"unless it is the current key, run {migrate_line(tally, self.key_id)} "
+                "to re-encrypt them"
+            )
+        return _cure_of_unencrypted(tally)
+
     def as_json(self, tally: Tally) -> dict[str, Any]:
         """Return what the scan found, for JSON."""
         name = f"{_KEY_ID}{self.key_id}" if self.key_id else _UNENCRYPTED
         count = self.count(tally)
         return {"condition": name, "objects": count, "met": count > 0}
+
+
+def migrate_line(tally: Tally, *key_ids: str) -> str:
+    """Return the command that re-encrypts what is stored under keys, in backquotes."""
+    return _migrate(frozenset().union(*map(tally.resources_of_key, key_ids)))
+
+
+def _cure_of_unencrypted(tally: Tally) -> str:
+    exposed = {each.row.resource for each in tally.rows() if each.exposed}
+    encrypted = tally.encrypted_resources()
+    cures = []
+    if exposed & encrypted:
+        cures.append(f"run {_migrate(exposed & encrypted)} to encrypt them")
+    if exposed - encrypted:
+        names = ", ".join(_named(exposed - encrypted))
+        cures.append(
+            f"nothing of {names} is encrypted: see that a provider other than identity "
+            "comes first for it in the EncryptionConfiguration, then run "
+            f"{_migrate(exposed - encrypted)}"
+        )
+    return "; ".join(cures)
+
+
+def _migrate(resources: Collection[str]) -> str:
+    options = [f"--resource {name}" for name in _named(resources)]
+    default = options in ([], ["--resource secrets"])
+    return f"`{' '.join(['hsm-kms migrate', *([] if default else options)])}`"
+
+
+def _named(resources: Collection[str]) -> list[str]:
+    """Return resources by name; one name for all if there are many."""
+    if len(resources) > _MAX_NAMED:
+        return ["*.*"]
+    return [printable(each, _MAX_NAME_CHARS) for each in sorted(resources)]
 
 
 def _conditions(

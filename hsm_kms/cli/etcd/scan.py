@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import click
 
@@ -21,7 +21,21 @@ if TYPE_CHECKING:
     from hsm_kms.etcd.tally import Tally
 
 
-@click.command("scan", cls=EtcdCommand)
+HELP: Final = """\
+Count stored objects by resource, provider and key; needs no key.
+
+Lists unencrypted objects first: Secrets, and every resource of which some object
+is encrypted. Sums up the other unencrypted resources in one line.
+
+\b
+--fail-if key_id=KEY_ID   exit with 1 if any object is stored under that key,
+                          whatever its suffix: is it safe to delete the key?
+--fail-if unencrypted     exit with 1 if any object is unencrypted that should
+                          not be
+"""
+
+
+@click.command("scan", cls=EtcdCommand, help=HELP)
 @etcd_options
 @click.option(
     "--resource",
@@ -44,17 +58,7 @@ def scan_command(
     conditions: tuple[Condition, ...],
     output: str,
 ) -> None:
-    r"""Count stored objects by resource, provider and key; needs no key.
-
-    Lists unencrypted objects first: Secrets, and every resource of which some object
-    is encrypted. Sums up the other unencrypted resources in one line.
-
-    \b
-    --fail-if key_id=KEY_ID   exit with 1 if any object is stored under that key,
-                              whatever its suffix: is it safe to delete the key?
-    --fail-if unencrypted     exit with 1 if any object is unencrypted that should
-                              not be
-    """
+    """Scan, print the tables, and judge the conditions."""
     watch = [each.key_id for each in conditions if each.key_id]
     with open_source(etcd) as source:
         with progress_bar(source, "scanning") as step:
@@ -83,5 +87,5 @@ def _judge(conditions: tuple[Condition, ...], tally: Tally, *, quiet: bool) -> N
     if met:
         raise HsmKmsError(
             "; ".join(each.message(tally) for each in met),
-            hint="run `hsm-kms migrate` to re-encrypt them with the current key",
+            hint="; ".join(each.cure(tally) for each in met),
         )

@@ -63,7 +63,8 @@ def _of_etcd(name: str, choice: EtcdChoice) -> Item:
         if found is None:
             raise HsmKmsError(
                 f"{printable(name)} does not exist in {source.name}",
-                hint="give a key such as /registry/secrets/NAMESPACE/NAME",
+                hint=f"a key is {choice.prefix}RESOURCE/NAMESPACE/NAME, and "
+                f"{choice.prefix}GROUP/RESOURCE/NAMESPACE/NAME of a custom resource",
             )
         return found
 
@@ -78,8 +79,32 @@ def _of_file(path: Path) -> Stored:
         raise HsmKmsError(f"{name} cannot be read: {error.strerror}") from None
     if len(value) > MAX_VALUE_BYTES:
         raise HsmKmsError(f"{name} is longer than any value of etcd")
+    _require_value(name, value)
     stored = explain(value)
     if stored.problem and value.endswith(b"\n"):
         without = explain(value[:-1])
         return stored if without.problem else without
     return stored
+
+
+def _require_value(name: str, content: bytes) -> None:
+    """Refuse what etcdctl prints if there is no value, or beside the value.
+
+    It would look like a value that is not encrypted.
+    """
+    if not content.strip():
+        raise HsmKmsError(
+            f"{name} is empty: there is no value",
+            hint="etcdctl prints nothing if it finds no such key",
+        )
+    if content.startswith(b'{"header":'):
+        raise HsmKmsError(
+            f"{name} is what `etcdctl -w json` prints, and not one value",
+            hint="give it as --from-json, with the KEY",
+        )
+    first, newline, _ = content.partition(b"\n")
+    if first.startswith(b"/") and newline:
+        raise HsmKmsError(
+            f"{name} begins with a key, and not with a value",
+            hint="use `etcdctl get KEY --print-value-only`",
+        )

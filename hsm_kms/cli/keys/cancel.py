@@ -195,7 +195,9 @@ class _Cancelling:
                 "repeat the key_id",
             )
         hint = "check that these objects do not matter, then give --without-scan"
-        require_unused(etcd, survey, found, unreadable_hint=hint)
+        used = "a node encrypts with it already, so it must not be destroyed: see "
+        used += "`hsm-kms status` on each node"
+        require_unused(etcd, survey, found, held_hint=used, unreadable_hint=hint)
         # The scan may have taken long, so the token is read and judged again.
         survey = await read_survey(self._given.config, worker)
         found = survey.get(key_id)
@@ -204,19 +206,29 @@ class _Cancelling:
 
 
 def _refuse(survey: Survey, found: Found, key_id: str) -> None:
-    if survey.is_in_use(found) or survey.was_current(found):
+    survey.refuse_in_use(found, key_id)
+    if found.relabelled:
         raise HsmKmsError(
-            f"{key_id} is or was current on this node: data encrypted with it would "
-            "be lost",
-            hint="run `hsm-kms keys retire`; see its --help",
+            f"{key_id} is retired", hint=f"run `hsm-kms keys destroy {key_id}`"
+        )
+    if survey.was_current(found):
+        raise HsmKmsError(
+            f"{key_id} was current on this node: data encrypted with it would be lost",
+            hint=_retire(key_id),
         )
     pending = survey.state(found) is KeyState.PENDING
-    if found.relabelled or not (pending or _activation(survey, found) > now()):
+    if not pending and _activation(survey, found) <= now():
         raise HsmKmsError(
             f"{key_id} is not pending: another node may have used it",
-            hint="run `hsm-kms keys retire`, then `hsm-kms keys destroy`: both check "
-            "whether anything is stored under it",
+            hint=_retire(key_id),
         )
+
+
+def _retire(key_id: str) -> str:
+    return (
+        f"run `hsm-kms keys retire {key_id}`, and a day later `hsm-kms keys destroy "
+        f"{key_id}`: both check whether anything is stored under it"
+    )
 
 
 def _doubt(survey: Survey, found: Found, key_id: str) -> str:

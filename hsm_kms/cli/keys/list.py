@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from hsm_kms.cli.hints import leading_on
 from hsm_kms.cli.keys.generate import pending_of
 from hsm_kms.cli.keys.journal import Journal, seconds_of
 from hsm_kms.cli.keys.options import Given, common_options, spell
@@ -15,7 +16,7 @@ from hsm_kms.cli.keys.table import Line, table
 from hsm_kms.cli.one_worker import one_worker
 from hsm_kms.cli.streams import tell
 from hsm_kms.clock import now, when
-from hsm_kms.errors import HsmKmsError
+from hsm_kms.errors import HsmKmsError, KeyNotFoundError
 from hsm_kms.ipc.values import Cipher
 from hsm_kms.keys.key_id import activation_of
 from hsm_kms.keys.keyring import FOREIGN, FOREIGN_HINT, KeyState
@@ -60,8 +61,16 @@ def list_keys(given: Given) -> None:
     if survey.error is not None:
         raise survey.error
     if survey.ring.fault is not None:
-        tell(f"hsm-kms: {survey.ring.fault.sentence}")
+        _tell_fault(survey.ring.fault)
     for hint in _advice(given, survey):
+        tell(f"hint: {hint}")
+
+
+def _tell_fault(fault: HsmKmsError) -> None:
+    """Say why no key encrypts, which is no failure of this command."""
+    none = isinstance(fault, KeyNotFoundError)
+    tell(str(fault) if none else f"warning: {fault}")
+    if hint := leading_on(fault.hint):
         tell(f"hint: {hint}")
 
 

@@ -115,10 +115,14 @@ class _Retiring:
         return self._already(found)
 
     def _already(self, found: Found) -> tuple[Any, ...]:
-        since = found.retired_since
-        told = "an unknown time" if since is None else when(since)
+        since, names = found.retired_since, set(found.names.values())
+        if since is None:  # another tool has changed the label
+            since = self._journal.retired_since(names)
+        if since is None:
+            self._journal.retire(self._key_id)
+            since = now()
         shown = _shown(self._key_id, found.ref, since)
-        return shown, f"{self._key_id} has been retired since {told}"
+        return shown, f"{self._key_id} has been retired since {when(since)}"
 
     async def _retire(
         self, worker: Worker, survey: Survey, found: Found

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
+from hsm_kms.clock import when
 from hsm_kms.errors import HsmKmsError, KeyAmbiguousError, KeyNotFoundError
 from hsm_kms.ipc.values import Cipher, KeyRef
 from hsm_kms.keys.key_id import fingerprint_in
@@ -165,14 +166,28 @@ class Survey:
         """
         if not self.is_in_use(found):
             return
-        current = self.ring.current
-        hint = "run `hsm-kms keys rotate`, and wait until the next key is current"
-        if current is not None and not found.is_key(current):
-            hint = (
-                f"the server on this node has not switched to {current.key_id} yet, or "
-                "keys.current names another key: run `hsm-kms status`"
+        raise HsmKmsError(
+            f"this node encrypts with {key_id}", hint=self._how_to_switch(found)
+        )
+
+    def _how_to_switch(self, found: Found) -> str:
+        """Return how this node comes to encrypt with another key than `found`."""
+        ring = self.ring
+        if ring.current is not None and not found.is_key(ring.current):
+            return (
+                f"the server on this node has not switched to {ring.current.key_id} "
+                "yet, or keys.current names another key: run `hsm-kms status`"
             )
-        raise HsmKmsError(f"this node encrypts with {key_id}", hint=hint)
+        if not ring.settings.shared or ring.settings.current is not None:
+            return (
+                "name another key in keys.current on every node first; "
+                "`hsm-kms keys generate --another` generates one"
+            )
+        for each in ring.pending:
+            if each.at is not None:
+                key_id = each.key.key_id
+                return f"wait until {key_id} becomes current at {when(each.at)}"
+        return "run `hsm-kms keys rotate`, and wait until the next key is current"
 
     def is_in_use(self, found: Found) -> bool:
         """Return True if this node encrypts with the key, did last, or will."""

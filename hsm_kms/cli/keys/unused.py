@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from hsm_kms.cli.etcd.conditions import migrate_line
 from hsm_kms.cli.etcd.options import open_source
 from hsm_kms.cli.etcd.progress import progress_bar
 from hsm_kms.cli.keys.options import interruptible
@@ -29,7 +30,12 @@ def require_live(choice: EtcdChoice) -> None:
 
 
 def require_unused(
-    choice: EtcdChoice, survey: Survey, found: Found, *, unreadable_hint: str = ""
+    choice: EtcdChoice,
+    survey: Survey,
+    found: Found,
+    *,
+    held_hint: str = "",
+    unreadable_hint: str = "",
 ) -> int:
     """Scan etcd, and refuse if a stored object needs the key.
 
@@ -37,6 +43,8 @@ def require_unused(
         choice: The etcd to scan.
         survey: The keys on the token.
         found: The key.
+        held_hint: Hint of the error that is raised if an object needs the key; "" for
+            the command that re-encrypts such objects.
         unreadable_hint: Hint of the error that is raised if values cannot be parsed;
             "" to print a note instead of raising an error.
 
@@ -58,14 +66,13 @@ def require_unused(
         with progress_bar(source, "scanning etcd") as step:
             tally = scan(source, step, watch=names)
         where = source.name
-    held = sum(map(tally.of_key, names))
+    held = [name for name in sorted(names) if tally.of_key(name)]
     main = survey.main(found)
     if held:
         raise HsmKmsError(
-            f"{held} of {tally.total} objects in {where} are stored under "
-            f"{main[0] if main else 'this key'}",
-            hint="run `hsm-kms migrate` to re-encrypt them, and `hsm-kms etcd scan` to "
-            "see them",
+            f"{sum(map(tally.of_key, held))} of {tally.total} objects in {where} are "
+            f"stored under {main[0] if main else 'this key'}",
+            hint=held_hint or f"run {migrate_line(tally, *held)} to re-encrypt them",
         )
     tell(f"none of {tally.total} objects in {where} is stored under the key")
     unreadable = (

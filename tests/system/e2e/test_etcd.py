@@ -104,7 +104,10 @@ def test_what_etcdctl_prints(etcd, new_folder):
         ),
         ("other CA", "its certificate is not trusted: certificate"),
         ("no TLS", "it uses TLS\nhint: write https://"),
-        ("nobody", "127.0.0.1:1: connection refused\nhint: give the address of etcd"),
+        (
+            "nobody",
+            "127.0.0.1:1: connection refused\nhint: see whether etcd runs there",
+        ),
     ],
 )
 def test_no_way_in(wrong, words, etcd, new_folder):
