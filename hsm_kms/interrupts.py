@@ -62,6 +62,11 @@ def raising() -> _Handling:
     return _Handling(signal.default_int_handler, signal.SIGINT)
 
 
+def interruptible() -> _Handling:
+    """Let Ctrl-C interrupt a call that blocks the event loop; asyncio's would wait."""
+    return _Handling(signal.default_int_handler, signal.SIGINT, in_event_loop=True)
+
+
 def raising_also_on(*numbers: signal.Signals) -> _Handling:
     """Raise `Interrupted` on other signals inside a `with` block, which cleans up.
 
@@ -72,23 +77,33 @@ def raising_also_on(*numbers: signal.Signals) -> _Handling:
 
 
 class _Handling:
-    """Handle signals inside a `with` block."""
+    """Handle signals inside a `with` block.
 
-    def __init__(self, handler: _Handler, *numbers: signal.Signals) -> None:
+    A shell without job control starts what ends in "&" with SIGINT ignored; that is
+    obeyed. An event loop handles SIGINT itself, unless `in_event_loop` is True.
+    """
+
+    def __init__(
+        self,
+        handler: _Handler,
+        *numbers: signal.Signals,
+        in_event_loop: bool = False,
+    ) -> None:
         self._handler = handler
         self._numbers = numbers
+        self._in_event_loop = in_event_loop
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> None:
         for number in self._numbers:
-            before = signal.getsignal(number)
-            # A shell without job control starts what ends in "&" with SIGINT ignored;
-            # an event loop handles SIGINT itself.
-            if number != signal.SIGINT or before in {
-                signal.default_int_handler,
-                _exit_at_once,
-            }:
+            if number != signal.SIGINT or self._may_handle_sigint():
                 self._before[number] = signal.signal(number, self._handler)
+
+    def _may_handle_sigint(self) -> bool:
+        before = signal.getsignal(signal.SIGINT)
+        if self._in_event_loop:
+            return before is not signal.SIG_IGN
+        return before in {signal.default_int_handler, _exit_at_once}
 
     def __exit__(self, *_: object) -> None:
         for number, before in self._before.items():

@@ -51,13 +51,13 @@ def _as_mapping(
     return {name: value for name, _, value in pairs}
 
 
-def _readable(
+def _reachable(
     _ctx: click.Context, _param: click.Parameter, path: Path | None
 ) -> Path | None:
-    """Refuse a module that cannot be read; the loader would hardly say why."""
+    """Refuse a module that cannot be reached; the loader would hardly say why."""
     try:
         if path is not None:
-            path.open("rb").close()
+            path.stat()
     except OSError as error:
         raise click.BadParameter(f"{path} cannot be read: {error.strerror}") from None
     return path
@@ -78,7 +78,7 @@ def token_group() -> None:
 @click.option(
     "--module",
     type=click.Path(path_type=Path, dir_okay=False),
-    callback=_readable,
+    callback=_reachable,
     help="Use this PKCS#11 module, and no configuration file.",
 )
 @click.option("--init-args", help="Argument string for C_Initialize, if needed.")

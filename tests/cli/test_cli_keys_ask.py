@@ -9,12 +9,13 @@ import select
 import signal
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
 
 from tests.cli.keys_rig import Keys
 from tests.harness.command_line import HSM_KMS
-from tests.harness.wait import SECONDS
+from tests.harness.wait import SECONDS, wait_for
 
 
 @pytest.fixture
@@ -51,6 +52,11 @@ class Terminal:
     def type(self, text):
         """Type this line."""
         os.write(self._outer, text.encode())
+
+    def sleeps(self):
+        """Return True if the command waits, as for an answer."""
+        stat = Path(f"/proc/{self.process.pid}/stat").read_text()
+        return stat.rpartition(")")[2].split()[0] == "S"
 
     def interrupt(self):
         """Press Ctrl-C until the command has ended."""
@@ -113,6 +119,17 @@ def test_interrupted_while_asking(keys):
     assert "Traceback" not in terminal.text
     assert "interrupted" in terminal.text
     assert 2 == len(keys.states())
+
+
+def test_interrupted_while_asking_for_the_pin(keys):
+    """Ctrl-C at the question for the PIN ends the command, at once."""
+    terminal = Terminal(keys, "list", "--pin-prompt")
+    terminal.until("PIN: ")
+    wait_for(terminal.sleeps)
+    terminal.type("\x03")
+
+    assert 130 == terminal.end()
+    assert "hsm-kms: interrupted" in terminal.text
 
 
 def test_terminated_while_asking(keys):

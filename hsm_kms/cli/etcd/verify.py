@@ -19,6 +19,7 @@ from hsm_kms.config import load as configuration
 from hsm_kms.errors import HsmKmsError
 from hsm_kms.etcd.text import printable, text_of
 from hsm_kms.etcd.values import Provider
+from hsm_kms.interrupts import interruptible
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -76,7 +77,9 @@ async def _verify(config: Config, choice: LoginChoice, etcd: EtcdChoice) -> Verd
         ring = await read_ring(config, worker)
         ask = partial(worker.ask, seconds=config.token.hang_timeout)
         verification = Verification(TokenOpener(ask, ring, config.scope))
-        with open_source(etcd) as source, progress_bar(source, "verifying") as step:
+        source = open_source(etcd)
+        # A read of etcd blocks the event loop, which would not handle Ctrl-C meanwhile.
+        with interruptible(), source, progress_bar(source, "verifying") as step:
             return await verification.run(source, step)
 
 

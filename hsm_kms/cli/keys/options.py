@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import json
-import signal
 import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -17,9 +15,10 @@ from hsm_kms.cli.options import config_option, output_option
 from hsm_kms.config import load as configuration
 from hsm_kms.config.formats import KEY_ID
 from hsm_kms.errors import ConfigError, HsmKmsError
+from hsm_kms.interrupts import interruptible
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from hsm_kms.config.schema import Config
 
@@ -127,16 +126,6 @@ def confirm_key(key_id: str, typed: str | None) -> None:
             typed = click.prompt("type the key_id to destroy it", err=True)
     if str(typed).strip() != key_id:
         raise HsmKmsError("the two key_ids differ; nothing was destroyed")
-
-
-@contextlib.contextmanager
-def interruptible() -> Iterator[None]:
-    """Let Ctrl-C interrupt a call that blocks the event loop; asyncio's would wait."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def spell(seconds: float) -> str:

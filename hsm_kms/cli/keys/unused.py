@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 from hsm_kms.cli.etcd.conditions import migrate_line
 from hsm_kms.cli.etcd.options import open_source
 from hsm_kms.cli.etcd.progress import progress_bar
-from hsm_kms.cli.keys.options import interruptible
 from hsm_kms.cli.streams import tell
 from hsm_kms.errors import ConfigError, HsmKmsError
 from hsm_kms.etcd.tally import scan
+from hsm_kms.interrupts import interruptible
 
 if TYPE_CHECKING:
     from hsm_kms.cli.etcd.options import EtcdChoice
