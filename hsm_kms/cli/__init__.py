@@ -84,6 +84,8 @@ def _exit_code() -> int:
         return _failed(error)
     except click.UsageError as error:
         return _misused(error)
+    except UnicodeEncodeError as error:
+        return _not_text(error)
     except streams.OutputError as error:
         return _could_not_write(error)
 
@@ -135,6 +137,14 @@ def _misused(error: click.UsageError) -> int:
         return 2
     command = error.ctx.command_path if error.ctx else "hsm-kms"
     _say(_as_cause(error.format_message()), f"see `{command} --help`")
+    return 2
+
+
+def _not_text(error: UnicodeEncodeError) -> int:
+    """Say that the caller gave bytes that are not UTF-8, which Python holds as such."""
+    if error.reason != "surrogates not allowed":
+        raise error
+    _say("an argument or environment variable that is used here is not UTF-8 text")
     return 2
 
 

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from hsm_kms.cli.ask import ask_secret
 from hsm_kms.errors import ConfigError, PinSettlingError, TokenTimeoutError
-from hsm_kms.interrupts import interruptible
 from hsm_kms.server import settings
 from hsm_kms.state_dir.directory import StateDir
 from hsm_kms.token.login import PinLogin
@@ -129,9 +129,7 @@ def _pin_source(
         return
     descriptor = os.memfd_create("pin", os.MFD_CLOEXEC)
     try:
-        with interruptible():
-            pin = click.prompt("PIN", hide_input=True, err=True)
-        os.write(descriptor, pin.encode())
+        os.write(descriptor, ask_secret("PIN").encode())
         path = Path(f"/proc/self/fd/{descriptor}")
         yield PinSource(path=path, typed=True, user_type=kind), (descriptor,)
     finally:

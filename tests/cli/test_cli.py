@@ -271,6 +271,58 @@ def test_pin_prompt_without_terminal(make_plugin, hsm):
     assert result.stderr.endswith(wanted)
 
 
+def test_answers_without_a_terminal(make_plugin, hsm):
+    """Without a terminal the PIN is read from stdin; it must be UTF-8."""
+    plugin = make_plugin(hsm)
+    plugin.write_config()
+    wrong, right = (
+        subprocess.run(
+            [*HSM_KMS, "keys", "list", "--pin-prompt", "--config", plugin.config_file],
+            input=answer,
+            capture_output=True,
+            check=False,
+            start_new_session=True,  # without /dev/tty
+            timeout=patient(60),
+        )
+        for answer in (b"\xff\n", f"{PIN}\n".encode())
+    )
+
+    assert 1 == wrong.returncode
+    assert wrong.stderr.endswith(b"hsm-kms: PIN: the answer is not UTF-8 text\n")
+    assert (0, False) == (right.returncode, b"GetPassWarning" in right.stderr)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("token", "list", "--module", softhsm_module(), "--init-args", "X"),
+        (
+            "etcd",
+            "scan",
+            "--endpoints",
+            "https://127.0.0.1:1",
+            "--tls-server-name",
+            "X",
+        ),
+        ("etcd", "scan", "--endpoints", "127.0.0.1:1", "--user", "X:b"),
+        ("etcd", "scan", "--endpoints", "127.0.0.1:1", "--prefix", "X"),
+        ("etcd", "show", "X", "--endpoints", "127.0.0.1:1"),
+        ("etcd", "scan", "--endpoints", "X"),
+        ("migrate", "--kubectl", "X"),
+        ("migrate", "--resource", "X"),
+        ("keys", "cancel", "X"),
+        ("X",),
+    ],
+    ids=" ".join,
+)
+def test_arguments_that_are_no_text(arguments):
+    """An argument with bytes that are not UTF-8 causes no traceback."""
+    given = [os.fsdecode(b"\xff") if each == "X" else each for each in arguments]
+    given = [each.replace("X:", os.fsdecode(b"\xff:")) for each in given]
+
+    assert run(*given).returncode in {1, 2}
+
+
 def test_config_show(make_plugin, hsm):
     """`config show` prints defaults and settings, and hides what may be secret."""
     token = {"init_args": "secret=init", "env": hsm.env | {"VENDOR_PASSWORD": "secret"}}

@@ -12,6 +12,7 @@ import click
 from click.core import ParameterSource
 
 from hsm_kms import interrupts
+from hsm_kms.cli.ask import ask_secret
 from hsm_kms.cli.etcd import etcdctl
 from hsm_kms.cli.etcd.etcdctl import variable
 from hsm_kms.cli.options import SECONDS_TYPE
@@ -214,7 +215,7 @@ def _login(user: str | None, password: str | None) -> tuple[str, str]:
             raise ConfigError(["the password is given in both --user and --password"])
         return name, rest
     if password is None:
-        password = click.prompt(f"Password of {name}", hide_input=True, err=True)
+        password = ask_secret(f"Password of {name}")
     return name, password
 
 
