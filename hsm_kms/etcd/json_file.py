@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from hsm_kms.etcd.source import DEFAULT_PREFIX, EtcdError, Item
-from hsm_kms.etcd.stream import EndlessError, Stream, Text
+from hsm_kms.etcd.stream import CompressedError, EndlessError, Stream, Text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 STDIN: Final = Path("-")
 HINT: Final = "give the complete output of `etcdctl get --prefix / -w json`"
+GZIP_HINT: Final = "decompress it: `zcat FILE | hsm-kms etcd scan --from-json -`"
 
 _HEAD: Final = re.compile(r'(.*?"kvs"\s*:\s*\[)', re.DOTALL)
 _FIRST: Final = re.compile(r"\s*(\{[^{}]*\}|\])")
@@ -112,6 +113,8 @@ class JsonFile:
             raise EtcdError(f"{self.name} cannot be read: {error.strerror}") from None
         except EndlessError as error:
             raise EtcdError(f"{self.name} {error}", hint=HINT) from None
+        except CompressedError as error:
+            raise EtcdError(f"{self.name} {error}", hint=GZIP_HINT) from None
         if complaint := outputs.complaint():
             raise EtcdError(f"{self.name} {complaint}", hint=HINT)
         self.revision = outputs.revision

@@ -11,12 +11,17 @@ from typing import BinaryIO, Final
 MAX_GAP_BYTES: Final = 64 * 1024**2
 """Most bytes read without the end of an object; no object of etcd is that long."""
 
+_GZIP: Final = b"\x1f\x8b"
 _READ_BYTES: Final = 64 * 1024
 _SPACE: Final = re.compile(r"\s*")
 
 
 class EndlessError(Exception):
     """Raised when `MAX_GAP_BYTES` were read without the end of an object."""
+
+
+class CompressedError(Exception):
+    """Raised when the file is compressed with gzip."""
 
 
 class Text:
@@ -84,8 +89,11 @@ class Stream:
 
         Raises:
             EndlessError: `MAX_GAP_BYTES` were read since `found_one` was called.
+            CompressedError: The file begins as gzip files do.
         """
         data = self._file.read(size)
+        if not self._done and data.startswith(_GZIP):
+            raise CompressedError("is compressed with gzip")
         self._done += len(data)
         if self._done - self._last > MAX_GAP_BYTES:
             raise EndlessError(f"has no object in {MAX_GAP_BYTES >> 20} MiB")

@@ -43,9 +43,10 @@ class Kine:
 
     def _answers(self) -> bool:
         self.child.check()
-        return self._ctl("endpoint", "status").returncode == 0
+        return self.ctl("endpoint", "status").returncode == 0
 
-    def _ctl(self, *args: str, text: str = "") -> subprocess.CompletedProcess[bytes]:
+    def ctl(self, *args: str, text: str = "") -> subprocess.CompletedProcess[bytes]:
+        """Run etcdctl."""
         return subprocess.run(
             [self._etcdctl, "--endpoints", self.endpoint, *args],
             input=text.encode(),
@@ -57,14 +58,14 @@ class Kine:
     def _transact(self, revision: int, change: str, key: str) -> None:
         """Change a key in the only form that kine takes, that of the API server."""
         text = f'mod("{key}") = "{revision}"\n\n{change}\n\nget {key}\n\n'
-        done = self._ctl("txn", text=text)
+        done = self.ctl("txn", text=text)
         assert done.stdout.startswith(b"SUCCESS"), done
 
     def create(self, key: str, value: str) -> None:
         self._transact(0, f'put {key} "{value}"', key)
 
     def delete(self, key: str) -> None:
-        found: dict[str, Any] = json.loads(self._ctl("get", key, "-w", "json").stdout)
+        found: dict[str, Any] = json.loads(self.ctl("get", key, "-w", "json").stdout)
         self._transact(found["kvs"][0]["mod_revision"], f"del {key}", key)
 
 
@@ -95,9 +96,12 @@ def test_a_scan_of_kine(kine):
         for prefix in ("/registry/", "/registry/secrets/", "")
     }
     shown = hsm_kms("etcd", "show", "secrets/n/00001", "--endpoints", kine.endpoint)
+    found = kine.database.with_suffix(".json")
+    found.write_bytes(kine.ctl("get", "/", "--prefix", "-w", "json").stdout)
 
     assert {prefix: [OBJECTS] for prefix in counts} == counts
     assert "name: kms:v9" in shown.stdout
+    assert scan("--from-json", found)["objects"] == OBJECTS + 1  # and kine's own
 
 
 def test_writes_during_a_scan_of_kine(kine):

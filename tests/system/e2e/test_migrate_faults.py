@@ -18,7 +18,14 @@ import pytest
 from tests.harness.wait import patient
 from tests.system.e2e.migrating import Migrating, names
 from tests.system.e2e.processes import wait_for
-from tests.system.e2e.webhook import CHANGED, Webhook, aggregated, mutating, widgets
+from tests.system.e2e.webhook import (
+    CHANGED,
+    Webhook,
+    aggregated,
+    mutating,
+    policy,
+    widgets,
+)
 from tests.system.e2e.world import prefix, running_world
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300, func_only=True)]
@@ -124,6 +131,22 @@ def test_changed_by_a_webhook(migrating, webhook):
     said = shown.stdout + shown.stderr + result.stdout + result.stderr
     assert CHANGED not in said
     assert base64.b64encode(CHANGED.encode()).decode() not in said
+
+
+def test_changed_by_a_policy(migrating):
+    """What a MutatingAdmissionPolicy changes is named, too."""
+    dry = ("-n", "wrapped", "--dry-run")
+    with created(migrating, *policy("wrapped")):
+        wait_for(
+            "the policy",
+            lambda: "would be changed" in migrating.run(*dry).stdout,
+            timeout=60,
+        )
+        result = migrating.run(*dry)
+
+    changed = "  wrapped/s000: changed: metadata.labels[seen]\n"
+    assert result.stdout.endswith(changed)
+    assert 1 == result.returncode
 
 
 def test_unreadable_objects(migrating):
@@ -296,8 +319,11 @@ def test_expired_list_and_restarted_api_server(migrating):
     world.api.restart()
     process.send_signal(signal.SIGCONT)
     out, err = process.communicate(timeout=patient(120))
+    _, metrics = world.api.get("/metrics")
 
     assert before > 100
+    expired = [line for line in metrics.decode().splitlines() if 'code="410"' in line]
+    assert any('resource="secrets"' in line for line in expired)
     assert 0 == process.returncode, err
     assert "secrets: 250 objects: " in out
     assert set() == migrating.stale("expiring")

@@ -113,6 +113,44 @@ def mutating(webhook: Webhook, namespace: str) -> dict[str, Any]:
     }
 
 
+def policy(namespace: str) -> list[dict[str, Any]]:
+    """Return a MutatingAdmissionPolicy that labels updated Secrets, and its binding."""
+    version = "admissionregistration.k8s.io/v1"
+    rule = {
+        "apiGroups": [""],
+        "apiVersions": ["v1"],
+        "operations": ["UPDATE"],
+        "resources": ["secrets"],
+    }
+    label = f"Object{{metadata: Object.metadata{{labels: {{'seen': '{CHANGED}'}}}}}}"
+    mutation = {
+        "patchType": "ApplyConfiguration",
+        "applyConfiguration": {"expression": label},
+    }
+    selector = {"matchLabels": {"kubernetes.io/metadata.name": namespace}}
+    return [
+        {
+            "apiVersion": version,
+            "kind": "MutatingAdmissionPolicy",
+            "metadata": {"name": "e2e"},
+            "spec": {
+                "matchConstraints": {"resourceRules": [rule]},
+                "reinvocationPolicy": "Never",
+                "mutations": [mutation],
+            },
+        },
+        {
+            "apiVersion": version,
+            "kind": "MutatingAdmissionPolicyBinding",
+            "metadata": {"name": "e2e"},
+            "spec": {
+                "policyName": "e2e",
+                "matchResources": {"namespaceSelector": selector},
+            },
+        },
+    ]
+
+
 def widgets(webhook: Webhook) -> dict[str, Any]:
     """Return a CustomResourceDefinition that is stored as v1 and preferred as v2."""
     schema = {"openAPIV3Schema": {"type": "object"}}

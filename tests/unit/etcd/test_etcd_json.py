@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import subprocess
@@ -132,6 +133,19 @@ def test_what_is_not_all_there(text, words, tmp_path):
 
     assert words in str(caught.value)
     assert "`etcdctl get --prefix / -w json`" in caught.value.hint
+
+
+def test_gzip(tmp_path):
+    """A file that is compressed is named as such, with the command that reads it."""
+    path = tmp_path / "dump.json.gz"
+    path.write_bytes(gzip.compress(etcdctl_json(OBJECTS)))
+
+    with pytest.raises(EtcdError, match=r"dump\.json\.gz is compressed with gzip") as (
+        caught
+    ):
+        read(path)
+
+    assert "zcat FILE | hsm-kms etcd scan --from-json -" in caught.value.hint
 
 
 @given(st.binary(max_size=300))
