@@ -125,7 +125,8 @@ def test_progress_is_garbage(migrating, garbage):
 
     result = migrating.run("--resume", str(progress))
 
-    assert f"{progress} is not a progress file of --resume" in result.stderr
+    said = f"{progress} is not a progress file of --resume; give the name of a new file"
+    assert f"hsm-kms: {said}\n" == result.stderr
     assert 2 == result.returncode
     assert garbage == progress.read_bytes()
 
