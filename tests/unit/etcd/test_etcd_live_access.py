@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
+import threading
 from dataclasses import replace
 
 import pytest
 
 from hsm_kms.errors import ConfigError
 from hsm_kms.etcd.connection import Login
-from hsm_kms.etcd.endpoint import parse_endpoint
+from hsm_kms.etcd.diagnosis import why_not
+from hsm_kms.etcd.endpoint import Endpoint, Tls, parse_endpoint
 from hsm_kms.etcd.live import Access, Etcd
 from hsm_kms.etcd.source import EtcdError
 from tests.harness.etcd_server import (
@@ -18,6 +22,7 @@ from tests.harness.etcd_server import (
     make_certificates,
     read,
 )
+from tests.harness.wait import patient
 
 
 @pytest.fixture(scope="session")
@@ -144,6 +149,32 @@ def test_tls_where_there_is_none(certificates):
         Etcd([server.endpoint], access(certificates)),
     ):
         pass
+
+
+def plain_or_nothing(server: socket.socket) -> None:
+    """Answer HTTP/2 without TLS, and close any other connection, as Go's etcd does."""
+    with contextlib.suppress(OSError):
+        while True:
+            connection, _ = server.accept()
+            with connection:
+                if connection.recv(3) == b"PRI":
+                    connection.sendall(bytes([0, 0, 0, 4, 0, 0, 0, 0, 0]))
+
+
+def test_tls_that_is_only_closed(certificates):
+    """A server that closes a connection with TLS, and answers one without, is named."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = threading.Thread(target=plain_or_nothing, args=(server,), daemon=True)
+        thread.start()
+        port = server.getsockname()[1]
+        endpoint = Endpoint(f"127.0.0.1:{port}", "127.0.0.1", port, tls=True)
+        tls = Tls.load(certificates.ca, None, None)
+        cause = why_not(endpoint, tls, patient(5))
+        server.shutdown(socket.SHUT_RDWR)
+        thread.join()
+
+    assert "it does not use TLS" == str(cause)
+    assert "write http:// before host and port" == cause.hint
 
 
 @pytest.mark.parametrize(
