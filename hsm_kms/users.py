@@ -43,7 +43,7 @@ def require_service_user(state_dir: Path, pin_file: Path | None) -> None:
     if user is not None and user.uid != os.geteuid():
         owned = pin_file if _owner(state_dir) is None else state_dir
         raise WrongUserError(
-            f"hsm-kms serves as user {user.uid} here, which owns {owned}; this command "
+            f"hsm-kms serves as user {user.uid} here, which owns {owned}; this process "
             f"runs as user {os.geteuid()}",
             hint=f"as root, run: {as_user(user, sys.argv)}",
         )

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from hsm_kms.errors import WrongUserError
 from hsm_kms.log import get_logger
+from hsm_kms.users import require_service_user
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -65,7 +67,13 @@ def weaknesses(config: Config, path: Path) -> list[Weakness]:
 
 
 def warn(config: Config, path: Path) -> None:
-    """Log what `weaknesses` finds."""
+    """Log what `weaknesses` finds, or that this is not the user of the files."""
+    try:
+        require_service_user(config.state_dir, config.token.pin_file)
+    except WrongUserError as error:
+        # The cures below would take the files from the service.
+        _log.warning("this is not the service's user", error=error.sentence)
+        return
     for each in weaknesses(config, path):
         _log.warning(
             "another user can change what the server relies on",

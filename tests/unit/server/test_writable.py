@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from hsm_kms.config.schema import Config
-from hsm_kms.server.writable import weaknesses
+from hsm_kms.server.writable import warn, weaknesses
+from tests.harness.log_capture import captured
 
 needs_root = pytest.mark.skipif(
     os.geteuid() != 0, reason="only root can give files away"
@@ -25,9 +26,8 @@ def place(directory):
     return directory
 
 
-def found(place, path=None):
-    """What is found, as settings with causes and cures."""
-    config = Config.model_validate(
+def config_of(place):
+    return Config.model_validate(
         {
             "version": 1,
             "state_dir": str(place / "state"),
@@ -38,6 +38,11 @@ def found(place, path=None):
             },
         }
     )
+
+
+def found(place, path=None):
+    """What is found, as settings with causes and cures."""
+    config = config_of(place)
     return [
         (each.setting, each.cause, each.cure)
         for each in weaknesses(config, path or place / "etc/config.yaml")
@@ -98,6 +103,21 @@ def test_owner_and_group(place):
         ("configuration", f"group 4712 can write to {etc}", f"chmod g-w {etc}"),
         ("token.module", f"{module} belongs to user 4711", f"chown root {module}"),
     ] == found(place)
+
+
+@needs_root
+def test_files_of_the_service(place):
+    """Where the files agree on another user, that user is named, and no chown."""
+    for name in ("state", "secret/pin"):
+        os.chown(place / name, 64711, 64712)
+    with captured() as log:
+        warn(config_of(place), place / "etc/config.yaml")
+
+    (told,) = log.events()
+    assert "this is not the service's user" == told["event"]
+    assert f"user 64711 here, which owns {place}/state; this process" in told["error"]
+    assert "setpriv --reuid=64711 --regid=64712 --clear-groups" in told["error"]
+    assert "chown" not in told["error"]
 
 
 def test_own_group(place):
