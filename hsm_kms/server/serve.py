@@ -16,7 +16,7 @@ from hsm_kms.http.metrics import Metrics
 from hsm_kms.http.pages import admin_pages, public_pages, sparing
 from hsm_kms.http.server import HttpServer
 from hsm_kms.log import get_logger
-from hsm_kms.server import writable
+from hsm_kms.server import mounts, writable
 from hsm_kms.server.engine import Lasting
 from hsm_kms.server.kms_socket import UnixSocket
 from hsm_kms.server.orphans import reap_orphans
@@ -66,6 +66,7 @@ async def serve(file: ConfigFile, config: Config) -> signal.Signals | None:
         loop.add_signal_handler(number, stop_by, number)
     loop.add_signal_handler(signal.SIGHUP, again.set)
     writable.warn(config, file.path)
+    mounts.warn(config, file.path)
     listen = config.listen
     socket = UnixSocket(
         listen.socket,

@@ -21,7 +21,7 @@ from hsm_kms.errors import (
     WrongUserError,
 )
 from hsm_kms.http.address import TcpAddress, UnixAddress
-from hsm_kms.server import settings
+from hsm_kms.server import mounts, settings
 from hsm_kms.server.socket_path import live_server, require_usable
 from hsm_kms.server.writable import weaknesses
 from hsm_kms.state_dir.directory import StateDir
@@ -83,6 +83,8 @@ def _check_writable(report: Report, config: Config, path: Path) -> None:
         report.fail(each.setting, HsmKmsError(each.cause, hint=f"run {each.cure}"))
     if not found:
         report.ok("no other user can change configuration, module, PIN file or state")
+    for setting, cause in mounts.mounted_files(config, path).items():
+        report.warn(f"{setting}: {cause}", hint=mounts.CURE)
 
 
 def _check_state(report: Report, state: StateDir) -> None:
@@ -158,6 +160,12 @@ def _check_socket(report: Report, config: Config) -> bool:
     except SocketError as error:
         report.fail("KMS socket", error)
         return False
+    for api_server in mounts.api_servers_with(listen.socket):
+        report.warn(
+            f"kube-apiserver (process {api_server}) has {listen.socket.name} mounted "
+            "as a file: it cannot connect any more once hsm-kms has restarted",
+            hint=mounts.CURE,
+        )
     if pid is None:
         report.ok(f"KMS socket {listen.socket}")
         return False
