@@ -11,9 +11,12 @@ import pwd
 import shlex
 import sys
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from hsm_kms.errors import WrongUserError
+
+CAP_CHOWN: Final = 0  # bits of capabilities(7)
+CAP_DAC_OVERRIDE: Final = 1
 
 _ROOT = 0
 
@@ -94,3 +97,16 @@ def _owner(path: Path | None) -> User | None:
     except OSError:
         return None
     return User(found.st_uid, found.st_gid) if found is not None else None
+
+
+def has_capability(bit: int) -> bool:
+    """Return True if this process has a capability in effect.
+
+    Args:
+        bit: Its number, such as `CAP_CHOWN`.
+    """
+    for line in Path("/proc/self/status").read_text().splitlines():
+        name, _, value = line.partition(":")
+        if name == "CapEff":
+            return bool(int(value, 16) >> bit & 1)
+    return False

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Final, Protocol
 from urllib.parse import quote
 
+from hsm_kms.denials import hint_for
 from hsm_kms.errors import SocketError
 from hsm_kms.log import get_logger
 from hsm_kms.server.socket_path import (
@@ -183,7 +184,10 @@ def _open_lock(path: Path) -> int:
     try:
         lock = os.open(path, flags, 0o600)
     except OSError as e:
-        raise SocketError(f"cannot open the lock {path}: {e.strerror}") from e
+        enter = f"let the user hsm-kms runs as write to {path.parent}"
+        hint = hint_for(e, path.parent, enter, write=True)
+        what = f"cannot open the lock {path}: {e.strerror}"
+        raise SocketError(what, hint=hint) from e
     if not stat.S_ISREG(os.fstat(lock).st_mode):
         os.close(lock)
         raise SocketError(f"the lock {path} is not a regular file")

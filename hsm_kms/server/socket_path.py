@@ -15,13 +15,13 @@ import struct
 from pathlib import Path
 from typing import Final
 
+from hsm_kms.denials import hint_for
 from hsm_kms.errors import SocketError
-from hsm_kms.users import install_line
+from hsm_kms.users import CAP_CHOWN, has_capability, install_line
 
 MAX_PATH_BYTES: Final = 107  # sun_path holds 108 with the NUL that ends it
 _DIRECTORY_MODE: Final = 0o750
 _UCRED: Final = "3i"  # struct ucred of unix(7): pid, uid, gid
-_CAP_CHOWN: Final = 1 << 0  # capabilities(7)
 
 
 def require_usable(path: Path, group: str | None) -> None:
@@ -155,26 +155,23 @@ def _require_private(directory: Path) -> None:
 def _cure(directory: Path, error: OSError) -> str:
     if error.errno == errno.ENOENT:
         return f"as root, run: {install_line(directory, _DIRECTORY_MODE)}"
-    return "let the user hsm-kms runs as enter it, or choose another listen.socket"
+    enter = "let the user hsm-kms runs as enter it, or choose another listen.socket"
+    return hint_for(error, directory, enter)
 
 
 def _require_group(gid: int | None) -> None:
     """Refuse a group that the kernel would not let this process give to a file."""
-    if gid is None or gid in {os.getegid(), *os.getgroups()} or _may_chown():
+    if (
+        gid is None
+        or gid in {os.getegid(), *os.getgroups()}
+        or has_capability(CAP_CHOWN)
+    ):
         return
     raise SocketError(
         f"user {os.geteuid()} is not in the group {gid}, which listen.group names",
         hint="add the user hsm-kms runs as to it (SupplementaryGroups= of systemd, "
         "supplementalGroups of a pod), or correct listen.group",
     )
-
-
-def _may_chown() -> bool:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        name, _, value = line.partition(":")
-        if name == "CapEff":
-            return bool(int(value, 16) & _CAP_CHOWN)
-    return False
 
 
 def _is_live_socket(path: Path) -> bool:

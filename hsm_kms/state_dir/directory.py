@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Final, Self, TypeVar
 import msgspec
 from msgspec import Struct
 
+from hsm_kms.denials import hint_for
 from hsm_kms.errors import HsmKmsError
 from hsm_kms.state_dir import files
 from hsm_kms.state_dir.records import (
@@ -371,5 +372,5 @@ class StateDir:
             )
         return StateWriteError(
             f"the state directory {self.path} cannot be used: {error.strerror}",
-            hint=_OWN,
+            hint=hint_for(error, self.path, _OWN, write=True),
         )

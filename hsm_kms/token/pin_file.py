@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from hsm_kms.clock import now
+from hsm_kms.denials import hint_for
 from hsm_kms.errors import PinSettlingError, PinUnavailableError
 from hsm_kms.state_dir.records import PinIdentity
 
@@ -56,7 +57,11 @@ def identify(path: Path) -> PinIdentity:
             f"the PIN file {path} cannot be read: {error.strerror}",
             hint=_CREATE
             if error.errno == errno.ENOENT
-            else f"let user {os.geteuid()} read it, and nobody else but root",
+            else hint_for(
+                error,
+                path,
+                f"let user {os.geteuid()} read it, and nobody else but root",
+            ),
         ) from None
     if not stat.S_ISREG(found.st_mode):
         raise PinUnavailableError(f"the PIN file {path} is not a regular file")

@@ -7,6 +7,8 @@ import os
 from pathlib import Path
 from typing import Final
 
+from hsm_kms.denials import hint_for
+
 # Names of modules and of the Debian packages that bring them, or what else does.
 _PACKAGES: Final = {
     "libsofthsm2.so": "the package softhsm2",
@@ -36,7 +38,8 @@ def advice_for(module: Path, error: OSError) -> str:
         error: Why it cannot be read.
     """
     if error.errno != errno.ENOENT:
-        return f"make it readable for user {os.geteuid()}, group {os.getegid()}"
+        readable = f"make it readable for user {os.geteuid()}, group {os.getegid()}"
+        return hint_for(error, module, readable)
     found = _elsewhere(module.name)
     if found is not None:
         return f"set token.module to {found}"

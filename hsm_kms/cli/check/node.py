@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from hsm_kms.cli.check.modules import advice_for
+from hsm_kms.denials import hint_for
 from hsm_kms.errors import (
     HsmKmsError,
     PinSettlingError,
@@ -111,7 +112,8 @@ def _check_module(report: Report, config: Config) -> None:
     report.ok(f"module {module}, SHA-256 {digest}")
     for name, trouble in _unreadable(config):
         what = f"token.env.{name} names {config.token.env[name]}: {trouble.strerror}"
-        report.fail("module", HsmKmsError(what, hint=_cure(trouble)))
+        hint = _cure(trouble, Path(config.token.env[name]))
+        report.fail("module", HsmKmsError(what, hint=hint))
 
 
 def _unreadable(config: Config) -> Iterator[tuple[str, OSError]]:
@@ -128,10 +130,11 @@ def _unreadable(config: Config) -> Iterator[tuple[str, OSError]]:
             yield name, error
 
 
-def _cure(error: OSError) -> str:
+def _cure(error: OSError, path: Path) -> str:
     if error.errno == errno.ENOENT:
         return "correct token.env, or create the file as the module's manual says"
-    return f"make it readable for user {os.geteuid()}, group {os.getegid()}"
+    readable = f"make it readable for user {os.geteuid()}, group {os.getegid()}"
+    return hint_for(error, path, readable)
 
 
 def _check_pin(report: Report, config: Config, state: StateDir) -> None:
