@@ -153,7 +153,7 @@ class ApiServer:
         self._port = self._kept_port or free_ports(1)[0]
         self._kept_port = 0  # another process may have taken it: not a second time
         child = Child(
-            [self._binaries.kube_apiserver, *self._flags()],
+            [self._binaries.kube_apiserver, *self.flags(self._encryption)],
             log=self._folder / "kube-apiserver.log",
         )
 
@@ -166,7 +166,8 @@ class ApiServer:
 
         return _awaited("kube-apiserver", child, answers)
 
-    def _flags(self) -> list[str]:
+    def flags(self, encryption: Path | None) -> list[str]:
+        """Return the flags of kube-apiserver with this EncryptionConfiguration."""
         key = self._folder / "sa.key"
         flags = [
             f"--etcd-servers={self._etcd.url}",
@@ -184,8 +185,8 @@ class ApiServer:
             "--feature-gates=KMSv1=true",
             *self._more_flags,
         ]
-        if self._encryption:
-            flags.append(f"--encryption-provider-config={self._encryption}")
+        if encryption:
+            flags.append(f"--encryption-provider-config={encryption}")
         return flags
 
     def request(self, method: str, path: str, body: Any = None) -> tuple[int, bytes]:

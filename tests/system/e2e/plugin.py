@@ -115,10 +115,12 @@ class Plugin:
                 timeout=READY_TIMEOUT,
             )
 
-    def configure(self, **sections: dict[str, Any]) -> None:
+    def configure(self, **sections: Any) -> None:
         """Write the configuration for a running server, with these keys in sections."""
         for name, section in sections.items():
-            self._config[name] = self._config.get(name, {}) | section
+            if isinstance(section, dict):
+                section = self._config.get(name, {}) | section  # noqa: PLW2901
+            self._config[name] = section
         self.config_file.write_text(json.dumps(self._config))
 
     def _configuration(self) -> dict[str, Any]:
