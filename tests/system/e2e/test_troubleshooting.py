@@ -83,7 +83,7 @@ class Seen:
         for status, body in (
             api.get(f"{NAMESPACE}/one"),
             api.get(NAMESPACE),
-            api.request("POST", NAMESPACE, secret("another", "text")),
+            api.request("POST", NAMESPACE, secret("two", "text")),
         ):
             answer = json.loads(body)
             if status != 200 and "message" in answer:
@@ -93,32 +93,35 @@ class Seen:
 
     def has(self, lines: list[str]) -> None:
         """Wait until every line was printed."""
+        missing: list[str] = []
 
-        def missing() -> list[str]:
+        def printed() -> bool:
             text = self.text()
-            return [line for line in lines if line not in text]
+            missing[:] = [line for line in lines if line not in text]
+            return not missing
 
-        wait_for(
-            "the lines of the page", lambda: not missing(), timeout=NOTICED, every=1
-        )
+        try:
+            wait_for("lines", printed, timeout=NOTICED, every=1)
+        except TimeoutError:
+            pytest.fail(f"not printed: {missing}; printed: {self.text()[:5_000]}")
 
 
 def plain(text: str, world: World) -> str:
     """Return what was printed as it would be with the names of the page."""
     return (
         text.replace(str(world.plugin.socket), SOCKET)
-        .replace(f"kms:v2:{NAMES['v2']}", "kms:v2:hsm-kms")
+        .replace(f"Provider {NAMES['v2']} is", "Provider hsm-kms is")
         .replace('\\"', '"')
     )
 
 
-def changed(world: World, name: str, **kms: Any) -> Path:
+def changed(world: World, file: str, **kms: Any) -> Path:
     """Write an EncryptionConfiguration with these settings; None leaves one out."""
     whole: Any = encryption(["v2"], world.plugin.socket)
     provider = whole["resources"][0]["providers"][0]
     settings = provider["kms"] | kms
     provider["kms"] = {key: each for key, each in settings.items() if each is not None}
-    path = world.folder / f"{name}.json"
+    path = world.folder / file
     path.write_text(json.dumps(whole))
     return path
 
@@ -154,7 +157,7 @@ def test_not_enabled(well):
 def test_other_name(well):
     """A provider that was renamed claims none of its values."""
     seen = Seen(well)
-    well.api.restart(changed(well, "renamed", name="renamed"), ready=False)
+    well.api.restart(changed(well, "renamed.json", name="renamed"), ready=False)
     seen.has(shown("No matching prefix"))
 
 
@@ -241,7 +244,8 @@ def test_permission_denied(unprivileged):
 )
 def test_does_not_start(well, heading, changes):
     """An API server refuses the configuration with the line of the page."""
-    path = changed(well, "refused", **changes)
+    well.api.stop()
+    path = changed(well, "refused.json", **changes)
     flags = [each for each in well.api.flags(path) if not each.startswith("--feature")]
     ended = subprocess.run(
         [well.binaries.kube_apiserver, *flags],
