@@ -79,6 +79,7 @@ class Listing:
         self._sleep = sleep
         self._namespace = journal.scope.namespace
         self._after_unreadable = False
+        self._passed: set[str] = set()  # what the list went on behind
 
     def pages(self) -> Iterator[Page | Unreadable | Unlisted]:
         """Yield the pages, and each object or namespace that cannot be read.
@@ -113,6 +114,7 @@ class Listing:
         journal, resource = self._journal, self._resource
         bad = unreadable_in(answer, resource)
         if bad is not None:
+            self._check_new(bad.object)
             yield self._tried_again(bad)
             _, _, name = bad.object.rpartition("/")
             journal.token = token_at((name if self._namespace else bad.object) + "\0")
@@ -121,8 +123,22 @@ class Listing:
         namespace = self._failing_namespace()
         if namespace is None:
             raise ResourceError(reason, hint="read the log of the API server")
+        self._check_new(f"{namespace}/")
         yield Unlisted(namespace, reason)
         journal.token = token_at(namespace + _AFTER_SLASH)
+
+    def _check_new(self, name: str) -> None:
+        """Check that the list did get past an object or namespace, and will again.
+
+        Raises:
+            ResourceError: It began again instead, which would never end.
+        """
+        if name in self._passed:
+            raise ResourceError(
+                f"cannot list {self._resource} behind {name}, which is unreadable: the "
+                "API server refuses the token to go on there"
+            )
+        self._passed.add(name)
 
     def _failing_namespace(self) -> str | None:
         """Return the namespace of the first object, or None if that cannot be found."""

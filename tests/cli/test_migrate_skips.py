@@ -169,6 +169,19 @@ def test_a_kms_plugin_that_is_down(migrating):
     assert 1 == result.returncode
 
 
+def test_a_token_that_is_refused(migrating):
+    """If the API server does not go on behind the object, the migration ends."""
+    bad = unreadable("/registry/secrets/ns/s0", "no matching prefix found")
+    faults = {f"GET {LISTS + number}": bad for number in (1, 2, 3, 5, 6, 7)}
+    refused = {"code": 400, "body": status(400, "BadRequest", "continue key")}
+    migrating.play(faults=faults | {f"GET {LISTS + 4}": refused})
+
+    result = migrating.run()
+
+    assert "cannot list secrets behind ns/s0, which is unreadable" in result.stderr
+    assert 1 == result.returncode
+
+
 def test_an_object_that_nothing_names(migrating):
     """If no error names the object, the rest of its namespace is skipped, not more."""
     said = f"cannot decode {TEXT}"

@@ -66,6 +66,16 @@ def loader(included: None) -> Path:
         raise
 
 
+@pytest.fixture(scope="session")
+def kine_program(included: None) -> Path:
+    """The program kine."""
+    try:
+        return programs.kine()
+    except programs.MissingToolError as error:
+        _leave_out(str(error))
+        raise
+
+
 @pytest.fixture(scope="module")
 def new_folder() -> Iterator[Callable[[], Path]]:
     """Make folders with paths short enough for sockets.

@@ -11,13 +11,14 @@ import pytest
 
 from hsm_kms.etcd.live import Etcd
 from tests.harness.wait import patient
-from tests.system.e2e import binaries as programs
 from tests.system.e2e.processes import Child, wait_for
 from tests.system.e2e.secure_etcd import complaint, hsm_kms, scan
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
+
+    from tests.system.e2e.binaries import Binaries
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300, func_only=True)]
 
@@ -70,13 +71,11 @@ class Kine:
 
 
 @pytest.fixture(scope="module")
-def kine(binaries: programs.Binaries, new_folder: Callable[[], Path]) -> Iterator[Kine]:
+def kine(
+    binaries: Binaries, kine_program: Path, new_folder: Callable[[], Path]
+) -> Iterator[Kine]:
     """A kine with some objects."""
-    try:
-        program = programs.kine()
-    except programs.MissingToolError as error:
-        pytest.skip(str(error))
-    running = Kine(new_folder(), program, binaries.etcdctl)
+    running = Kine(new_folder(), kine_program, binaries.etcdctl)
     try:
         for number in range(OBJECTS):
             running.create(KEY.format(number), "k8s:enc:kms:v9:x:")

@@ -15,6 +15,12 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 CHANGED = "changed-by-a-webhook"
+UPDATED_SECRETS = {
+    "apiGroups": [""],
+    "apiVersions": ["v1"],
+    "operations": ["UPDATE"],
+    "resources": ["secrets"],
+}
 
 
 class Webhook:
@@ -90,12 +96,6 @@ def _converted(request: dict[str, Any]) -> dict[str, Any]:
 def mutating(webhook: Webhook, namespace: str) -> dict[str, Any]:
     """Return a MutatingWebhookConfiguration for updates of Secrets of a namespace."""
     selector = {"matchLabels": {"kubernetes.io/metadata.name": namespace}}
-    rule = {
-        "apiGroups": [""],
-        "apiVersions": ["v1"],
-        "operations": ["UPDATE"],
-        "resources": ["secrets"],
-    }
     return {
         "apiVersion": "admissionregistration.k8s.io/v1",
         "kind": "MutatingWebhookConfiguration",
@@ -104,7 +104,7 @@ def mutating(webhook: Webhook, namespace: str) -> dict[str, Any]:
             {
                 "name": "change.example.com",
                 "clientConfig": webhook.client_config("mutate"),
-                "rules": [rule],
+                "rules": [UPDATED_SECRETS],
                 "namespaceSelector": selector,
                 "sideEffects": "None",
                 "admissionReviewVersions": ["v1"],
@@ -116,12 +116,6 @@ def mutating(webhook: Webhook, namespace: str) -> dict[str, Any]:
 def policy(namespace: str) -> list[dict[str, Any]]:
     """Return a MutatingAdmissionPolicy that labels updated Secrets, and its binding."""
     version = "admissionregistration.k8s.io/v1"
-    rule = {
-        "apiGroups": [""],
-        "apiVersions": ["v1"],
-        "operations": ["UPDATE"],
-        "resources": ["secrets"],
-    }
     label = f"Object{{metadata: Object.metadata{{labels: {{'seen': '{CHANGED}'}}}}}}"
     mutation = {
         "patchType": "ApplyConfiguration",
@@ -134,7 +128,7 @@ def policy(namespace: str) -> list[dict[str, Any]]:
             "kind": "MutatingAdmissionPolicy",
             "metadata": {"name": "e2e"},
             "spec": {
-                "matchConstraints": {"resourceRules": [rule]},
+                "matchConstraints": {"resourceRules": [UPDATED_SECRETS]},
                 "reinvocationPolicy": "Never",
                 "mutations": [mutation],
             },
