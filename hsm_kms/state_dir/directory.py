@@ -14,6 +14,7 @@ The rules that this file keeps:
 
 from __future__ import annotations
 
+import errno
 import os
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Final, Self, TypeVar
@@ -56,6 +57,13 @@ _OWN: Final = (
     "give hsm-kms a directory of its own, on a disk with free space, that its user "
     "owns and only that user can write to (mode 0700)"
 )
+
+_CURES: Final = {
+    errno.EROFS: "mount its file system read-write, or choose another state_dir",
+    errno.ENOSPC: "free space on its disk, or choose another state_dir",
+    errno.EDQUOT: "raise the quota of hsm-kms's user, or choose another state_dir",
+    errno.EACCES: "let hsm-kms's user write to it, and enter the directories above",
+}
 
 # How long the server waits for what it saves before it acts. After that it acts all the
 # same, and says that it could not save: a broken disk must not stop it.
@@ -365,12 +373,11 @@ class StateDir:
         self.failure = None
 
     def _unusable(self, error: OSError) -> StateWriteError:
-        if isinstance(error, FileNotFoundError) and not self._create:
-            return StateWriteError(
-                f"the state directory {self.path} does not exist",
-                hint="as root, run: " + install_line(self.path),
-            )
-        return StateWriteError(
-            f"the state directory {self.path} cannot be used: {error.strerror}",
-            hint=hint_for(error, self.path, _OWN, write=True),
-        )
+        if isinstance(error, FileNotFoundError):
+            hint = f"as root, run: {install_line(self.path)}"
+        else:
+            cure = _CURES.get(error.errno or 0, _OWN)
+            hint = hint_for(error, self.path, cure, write=True)
+        absent = isinstance(error, FileNotFoundError) and not self._create
+        what = "does not exist" if absent else f"cannot be used: {error.strerror}"
+        return StateWriteError(f"the state directory {self.path} {what}", hint=hint)

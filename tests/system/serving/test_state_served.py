@@ -275,7 +275,8 @@ def test_read_only_with_what_it_needs(plugin, sealed, prefix):
     start_in(plugin, prefix, READ_ONLY)
     plugin.wait_healthz("ok")
 
-    assert "Read-only file system" in state_warnings(plugin)[0]
+    told = "Read-only file system; mount its file system read-write"
+    assert told in state_warnings(plugin)[0]
     assert sealed.key_id == plugin.encrypt(b"d").key_id
 
 
@@ -294,7 +295,8 @@ def test_full_until_there_is_room(make_plugin, hsm, prefix):
     plugin = make_plugin(hsm)
     start_in(plugin, prefix, FULL)
     wait_for(lambda: UNPROVEN in errors(plugin))
-    assert "No space left on device" in state_warnings(plugin)[0]
+    told = "No space left on device; free space on its disk"
+    assert told in state_warnings(plugin)[0]
 
     inside(plugin, "rm", str(plugin.state_dir / "filler"))
     plugin.wait_healthz("ok")

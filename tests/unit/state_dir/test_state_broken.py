@@ -40,8 +40,8 @@ def test_parent_missing(tmp_path):
     assert not state.writable
     assert (
         f"the state directory {state.path} cannot be used: No such file or directory; "
-        "give hsm-kms a directory of its own, on a disk with free space, that its "
-        "user owns and only that user can write to (mode 0700)" == state.problem
+        f"as root, run: install -d -m 0700 -o {os.geteuid()} -g {os.getegid()} "
+        f"{state.path}" == state.problem
     )
     assert_useless(state)
 
