@@ -1,5 +1,6 @@
 """Test which settings the configuration file accepts, and how it is documented."""
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -247,25 +248,25 @@ def test_local_keys_and_health():
     assert config == parse(yaml.safe_dump(effective(config)))
 
 
-@pytest.mark.parametrize("v2", ["token", "fallback", "software", None])
-@pytest.mark.parametrize("v1", ["token", "fallback", "software", None])
-@pytest.mark.parametrize("on", [(True, False), (False, True), (True, True)])
-def test_accept_local(v2, v1, on):
+def test_accept_local():
     """`accept_local: false` is refused if an enabled API can wrap in software."""
-    changes = {f"apis.{name}.wrapping": w for name, w in [("v2", v2), ("v1", v1)] if w}
-    changes |= {"apis.v2.enabled": on[0], "apis.v1.enabled": on[1]}
-    text = with_(changes | {"local_keys.accept_local": False})
-    wrappings = [("v2", on[0], v2 or "token"), ("v1", on[1], v1 or "software")]
-    faulty = [name for name, enabled, w in wrappings if enabled and w != "token"]
-
-    if not faulty:
-        assert not parse(text).local_keys.accept_local
-    else:
-        named = " and ".join(faulty)
+    modes = ["token", "fallback", "software", None]
+    both = [(True, False), (False, True), (True, True)]
+    for v2, v1, on in itertools.product(modes, modes, both):
+        changes = {
+            f"apis.{name}.wrapping": w for name, w in [("v2", v2), ("v1", v1)] if w
+        }
+        changes |= {"apis.v2.enabled": on[0], "apis.v1.enabled": on[1]}
+        text = with_(changes | {"local_keys.accept_local": False})
+        wrappings = [("v2", on[0], v2 or "token"), ("v1", on[1], v1 or "software")]
+        faulty = [name for name, enabled, w in wrappings if enabled and w != "token"]
+        if not faulty:
+            assert not parse(text).local_keys.accept_local, text
+            continue
         [told] = faults_of(text)
-        assert (
-            f"accept_local: must be true, because {named} can wrap in software" in told
-        )
+        named = " and ".join(faulty)
+        expected = f"accept_local: must be true, because {named} can wrap in software"
+        assert expected in told, text
 
 
 @pytest.mark.parametrize(

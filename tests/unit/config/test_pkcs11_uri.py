@@ -117,14 +117,13 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize(("text", "sentence"), REFUSED.items(), ids=range(len(REFUSED)))
-def test_refusals(text, sentence):
+def test_refusals():
     """Each refusal has its own message, which quotes no value and no unknown name."""
-    with pytest.raises(ValueError, match=re.escape(sentence)) as caught:
-        parse(text)
-
-    assert CANARY not in str(caught.value)
-    assert str(caught.value).startswith("must ")
+    for text, sentence in REFUSED.items():
+        with pytest.raises(ValueError, match=re.escape(sentence)) as caught:
+            parse(text)
+        assert CANARY not in str(caught.value), text
+        assert str(caught.value).startswith("must "), text
 
 
 ATTRIBUTES = [

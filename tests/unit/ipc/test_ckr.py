@@ -59,14 +59,13 @@ def test_unknown_values(rv, name):
     assert (name, Fault.DEVICE) == (ckr.name(rv), ckr.fault(rv))
 
 
-@pytest.mark.parametrize("name", sorted(set(CLASSES) - PYTHON_SIDE))
-def test_every_exception_has_a_number(name):
+def test_every_exception_has_a_number():
     """Each exception class of python-pkcs11 leads to its CKR."""
-    error = from_pkcs11("C_Function", CLASSES[name]())
-
-    assert error.rv in ckr.known()
-    assert ckr.fault(error.rv) == error.cause
-    assert f"C_Function returned {ckr.name(error.rv)}" == error.detail
+    for name in set(CLASSES) - PYTHON_SIDE:
+        error = from_pkcs11("C_Function", CLASSES[name]())
+        assert error.rv in ckr.known(), name
+        assert ckr.fault(error.rv) == error.cause, name
+        assert f"C_Function returned {ckr.name(error.rv)}" == error.detail
 
 
 @pytest.mark.parametrize(

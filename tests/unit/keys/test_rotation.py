@@ -15,22 +15,29 @@ from tests.unit.keys.rotation_cases import FIRST, NAMED, NEVER, Case
 from tests.unit.keys.rotation_cases_later import AS_BEFORE
 
 
-@pytest.mark.parametrize("name", NAMED)
-def test_named(name):
+def check_all(cases):
+    """Check every case, and name the one that differs."""
+    for name, case in cases.items():
+        try:
+            case.check()
+        except AssertionError as error:
+            error.add_note(f"case: {name}")
+            raise
+
+
+def test_named():
     """`keys.current` decides, as long as it names what may encrypt."""
-    NAMED[name].check()
+    check_all(NAMED)
 
 
-@pytest.mark.parametrize("name", AS_BEFORE)
-def test_as_before(name):
+def test_as_before():
     """The last key stays until the activation time of a younger one has come."""
-    AS_BEFORE[name].check()
+    check_all(AS_BEFORE)
 
 
-@pytest.mark.parametrize("name", FIRST)
-def test_first(name):
+def test_first():
     """A node that remembers no key takes one only if there is no doubt."""
-    FIRST[name].check()
+    check_all(FIRST)
 
 
 def test_key_without_a_name():

@@ -18,7 +18,7 @@ from tests.harness.examples import examples
 from tests.unit.keys.node_rig import LABEL
 from tests.unit.keys.node_rules import NodeRules, which
 
-STEPS = int(os.environ.get("HSM_KMS_STEPS", examples(3_000, 30_000)))
+STEPS = int(os.environ.get("HSM_KMS_STEPS", examples(1_000, 30_000)))
 EACH = 50  # steps of one history
 suffixes = st.sampled_from([None, "two", "three", "four"])
 
