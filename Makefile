@@ -61,7 +61,8 @@ test-faults: packages .venv/dev
 	@HSM_KMS_LONG=1 $(BIN)/pytest -n auto tests/system/faults tests/system/rotation tests/system/shim \
 		tests/system/wrapping tests/system/conformance/test_cold.py \
 		tests/unit/token/test_pool_machine.py tests/unit/keys/test_rotation_machine.py \
-		tests/unit/etcd/test_etcd_json.py tests/cli/test_cli_interrupts.py $(PYTEST_ARGS)
+		tests/unit/etcd/test_etcd_json.py tests/cli/test_cli_interrupts.py \
+		tests/cli/test_cli_installed.py $(PYTEST_ARGS)
 
 test-e2e: packages .venv/dev
 	@HSM_KMS_E2E=1 $(BIN)/pytest tests/system/e2e $(PYTEST_ARGS)

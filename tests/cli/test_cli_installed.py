@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.harness.examples import LONG
 from tests.harness.softhsm import softhsm_module
 from tests.harness.wait import patient
 
@@ -85,9 +86,12 @@ def by_another_python(folder):
 
 
 WAYS = (by_pythonpath, by_user_site, by_zipapp, by_wrapper, by_another_python)
+FEW_WAYS = (by_user_site, by_zipapp)
 
 
-@pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
+@pytest.mark.parametrize(
+    "way", WAYS if LONG else FEW_WAYS, ids=lambda way: way.__name__
+)
 def test_works(way, tmp_path, hsm):
     """A worker imports what the command imports."""
     command, env = way(tmp_path)
