@@ -14,7 +14,6 @@ The rules that this file keeps:
 
 from __future__ import annotations
 
-import errno
 import os
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Final, Self, TypeVar
@@ -22,9 +21,9 @@ from typing import TYPE_CHECKING, Final, Self, TypeVar
 import msgspec
 from msgspec import Struct
 
-from hsm_kms.denials import hint_for
 from hsm_kms.errors import HsmKmsError
 from hsm_kms.state_dir import files
+from hsm_kms.state_dir.cures import OWN, cure_of
 from hsm_kms.state_dir.records import (
     MAX_FORMER_KEYS,
     MAX_PIN_RECORDS,
@@ -40,7 +39,6 @@ from hsm_kms.state_dir.records import (
     PinRecord,
 )
 from hsm_kms.state_dir.writer import Writer, WriterBusyError
-from hsm_kms.users import install_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -52,18 +50,6 @@ PIN_LOCK: Final = "pin.lock"
 MECHANISM_FILE: Final = "mechanism.json"
 KEYS_FILE: Final = "keys.json"
 NONCES_FILE: Final = "nonces.json"
-
-_OWN: Final = (
-    "give hsm-kms a directory of its own, on a disk with free space, that its user "
-    "owns and only that user can write to (mode 0700)"
-)
-
-_CURES: Final = {
-    errno.EROFS: "mount its file system read-write, or choose another state_dir",
-    errno.ENOSPC: "free space on its disk, or choose another state_dir",
-    errno.EDQUOT: "raise the quota of hsm-kms's user, or choose another state_dir",
-    errno.EACCES: "let hsm-kms's user write to it, and enter the directories above",
-}
 
 # How long the server waits for what it saves before it acts. After that it acts all the
 # same, and says that it could not save: a broken disk must not stop it.
@@ -331,7 +317,7 @@ class StateDir:
         except files.UntrustedDirectoryError as error:
             raise StateCorruptError(
                 f"the state directory {self.path} is not trusted: {error.strerror}",
-                hint=_OWN,
+                hint=OWN,
             ) from None
         except OSError:
             pass  # reading says more
@@ -373,11 +359,8 @@ class StateDir:
         self.failure = None
 
     def _unusable(self, error: OSError) -> StateWriteError:
-        if isinstance(error, FileNotFoundError):
-            hint = f"as root, run: {install_line(self.path)}"
-        else:
-            cure = _CURES.get(error.errno or 0, _OWN)
-            hint = hint_for(error, self.path, cure, write=True)
         absent = isinstance(error, FileNotFoundError) and not self._create
         what = "does not exist" if absent else f"cannot be used: {error.strerror}"
-        return StateWriteError(f"the state directory {self.path} {what}", hint=hint)
+        return StateWriteError(
+            f"the state directory {self.path} {what}", hint=cure_of(error, self.path)
+        )
