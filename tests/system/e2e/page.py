@@ -1,0 +1,21 @@
+"""Lines of docs/troubleshooting.md."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+PAGE = Path(__file__).parents[3] / "docs" / "troubleshooting.md"
+
+
+def shown(heading: str, names: dict[str, str] | None = None) -> list[str]:
+    """Return the lines that the page shows in its first block below a heading.
+
+    Args:
+        heading: The heading.
+        names: What stands in a test for a name on the page.
+    """
+    section = PAGE.read_text().split(f"\n### {heading}\n", 1)[1]
+    block = section.split("```text\n", 1)[1].split("```", 1)[0]
+    for on_page, ours in (names or {}).items():
+        block = block.replace(on_page, ours)
+    return block.splitlines()
