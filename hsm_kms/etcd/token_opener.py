@@ -22,8 +22,9 @@ from hsm_kms.wrapping.by_token import CIPHERS, canary
 from hsm_kms.wrapping.record import Kind, Record
 
 if TYPE_CHECKING:
-    from hsm_kms.keys.keyring import Keyring, TokenKey
+    from hsm_kms.keys.keyring import Keyring
     from hsm_kms.keys.listing import Ask
+    from hsm_kms.keys.token_key import TokenKey
 
 MAX_LOCAL_KEKS: Final = 1024
 """Most local KEKs kept in memory at one time."""

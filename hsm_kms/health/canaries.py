@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from hsm_kms.ipc.values import Cipher, KeyRef, Mechanism
-    from hsm_kms.keys.keyring import TokenKey
     from hsm_kms.keys.node_keyring import NodeKeyring
+    from hsm_kms.keys.token_key import TokenKey
     from hsm_kms.keys.trial import Try
     from hsm_kms.token.alarm import Alarm
     from hsm_kms.token.process import Worker

@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 
     from hsm_kms.health.canaries import Canaries
     from hsm_kms.keys.discovery import Discovery, KeyListing
-    from hsm_kms.keys.keyring import TokenKey
     from hsm_kms.keys.node_keyring import NodeKeyring
+    from hsm_kms.keys.token_key import TokenKey
     from hsm_kms.keys.trial import Trial
     from hsm_kms.token.breaker import Breaker
     from hsm_kms.token.process import Worker

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from hsm_kms.health.canaries import Canaries
     from hsm_kms.keys.discovery import KeyListing
     from hsm_kms.keys.inventory import Inventory
-    from hsm_kms.keys.keyring import TokenKey
     from hsm_kms.keys.node_keyring import NodeKeyring
+    from hsm_kms.keys.token_key import TokenKey
     from hsm_kms.token.breaker import Breaker
     from hsm_kms.token.process import Worker
 

@@ -27,9 +27,13 @@ from hsm_kms.ipc.ckr import Fault
 from hsm_kms.ipc.messages import FindKeys, Probe, Probed
 from hsm_kms.ipc.values import Cipher, KeyRef, Mechanism
 from hsm_kms.keys.key_id import activation_of, fingerprint_in
-from hsm_kms.keys.keyring import KeySettings, TokenKey, UnidentifiedKey
 from hsm_kms.keys.listing import list_keys
 from hsm_kms.keys.policy import born_here, violations
+from hsm_kms.keys.token_key import (
+    KeySettings,
+    TokenKey,
+    UnidentifiedKey,
+)
 from hsm_kms.log import get_logger
 from hsm_kms.state_dir.directory import SAVE_SECONDS, StateCorruptError, StateWriteError
 from hsm_kms.state_dir.records import FrozenMechanism

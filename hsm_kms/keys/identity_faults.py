@@ -9,8 +9,11 @@ from hsm_kms.errors import HsmKmsError, KeyLostError, KeyReplacedError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from hsm_kms.keys.keyring import TokenKey, UnidentifiedKey
     from hsm_kms.keys.rotation import Memory
+    from hsm_kms.keys.token_key import (
+        TokenKey,
+        UnidentifiedKey,
+    )
 
 
 def replaced(keys: Sequence[TokenKey], memory: Memory) -> HsmKmsError | None:

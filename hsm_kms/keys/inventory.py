@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from hsm_kms.ipc.values import Cipher, KeyRef
     from hsm_kms.keys.discovery import KeyListing
-    from hsm_kms.keys.keyring import TokenKey
+    from hsm_kms.keys.token_key import TokenKey
     from hsm_kms.token.process import Worker
 
 MISSES_BELIEVED: Final = 3

@@ -5,13 +5,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from hsm_kms.clock import when
-from hsm_kms.keys.keyring import DOUBT_HINT, FOREIGN, FOREIGN_HINT
+from hsm_kms.keys.keyring import (
+    DOUBT_HINT,
+    FOREIGN,
+    FOREIGN_HINT,
+)
 from hsm_kms.log import get_logger
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from hsm_kms.keys.keyring import Keyring, TokenKey
+    from hsm_kms.keys.keyring import Keyring
+    from hsm_kms.keys.token_key import TokenKey
 
 _log = get_logger(__name__)
 

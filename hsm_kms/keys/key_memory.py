@@ -25,7 +25,10 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from hsm_kms.ipc.values import Cipher, KeptCanary
-    from hsm_kms.keys.keyring import KeySettings, TokenKey
+    from hsm_kms.keys.token_key import (
+        KeySettings,
+        TokenKey,
+    )
     from hsm_kms.state_dir.directory import StateDir
 
 _log = get_logger(__name__)

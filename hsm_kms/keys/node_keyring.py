@@ -25,7 +25,12 @@ from hsm_kms.keys.trial import UNTRIED
 
 if TYPE_CHECKING:
     from hsm_kms.keys.inventory import Inventory
-    from hsm_kms.keys.keyring import Keyring, KeySettings, TokenKey, UnidentifiedKey
+    from hsm_kms.keys.keyring import Keyring
+    from hsm_kms.keys.token_key import (
+        KeySettings,
+        TokenKey,
+        UnidentifiedKey,
+    )
     from hsm_kms.keys.trial import Try
     from hsm_kms.state_dir.directory import StateDir
     from hsm_kms.state_dir.records import LastKey

@@ -16,8 +16,11 @@ from hsm_kms.keys.keyring import Pending
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from hsm_kms.keys.keyring import KeySettings, TokenKey
     from hsm_kms.keys.rotation import Memory
+    from hsm_kms.keys.token_key import (
+        KeySettings,
+        TokenKey,
+    )
 
 # A key first seen less than this after its activation time is late: other nodes may
 # not have seen it yet, so this one waits before it switches.

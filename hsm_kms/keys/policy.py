@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from hsm_kms.ipc.values import KeySeen
-    from hsm_kms.keys.keyring import KeySettings
+    from hsm_kms.keys.token_key import KeySettings
 
 _KEY_BYTES: Final = 32
 _GUARDED: Final = {"CKA_SENSITIVE": True, "CKA_EXTRACTABLE": False, "CKA_TOKEN": True}

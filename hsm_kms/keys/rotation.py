@@ -29,14 +29,18 @@ from hsm_kms.errors import (
 )
 from hsm_kms.keys import identity_faults
 from hsm_kms.keys.key_id import fingerprint_in
-from hsm_kms.keys.keyring import Keyring, KeySettings, TokenKey
+from hsm_kms.keys.keyring import Keyring
 from hsm_kms.keys.pending import by_time, coming_after, pending_after
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from hsm_kms.ipc.values import Cipher, KeyRef
-    from hsm_kms.keys.keyring import UnidentifiedKey
+    from hsm_kms.keys.token_key import (
+        KeySettings,
+        TokenKey,
+        UnidentifiedKey,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

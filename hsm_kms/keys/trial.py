@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from hsm_kms.keys.keyring import TokenKey
+    from hsm_kms.keys.token_key import TokenKey
 
 
 @dataclass(frozen=True, slots=True)

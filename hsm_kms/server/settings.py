@@ -8,7 +8,7 @@ from hsm_kms.config import pkcs11_uri
 from hsm_kms.config.pkcs11_uri import Pkcs11Uri
 from hsm_kms.ipc.messages import Configure
 from hsm_kms.keys.key_id import fingerprint_in
-from hsm_kms.keys.keyring import KeySettings
+from hsm_kms.keys.token_key import KeySettings
 from hsm_kms.token.pin_file import PinSource
 from hsm_kms.token.settings import WorkerSettings
 from hsm_kms.wrapping.settings import WrapSettings

@@ -15,7 +15,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from hsm_kms.http.server import HttpServer
-    from hsm_kms.keys.keyring import Keyring, Pending
+    from hsm_kms.keys.keyring import (
+        Keyring,
+        Pending,
+    )
     from hsm_kms.server.engine import Engine, Lasting
     from hsm_kms.server.reload import Rejected, Reload
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from hsm_kms.ipc.messages import Reply, Request
     from hsm_kms.ipc.values import KeptCanary, Mechanism
-    from hsm_kms.keys.keyring import TokenKey
+    from hsm_kms.keys.token_key import TokenKey
 
 ALGORITHMS: Final = {
     Cipher.GCM: Algorithm.AES_256_GCM,

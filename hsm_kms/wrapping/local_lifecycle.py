@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from hsm_kms.config import schema
-    from hsm_kms.keys.keyring import TokenKey
+    from hsm_kms.keys.token_key import TokenKey
     from hsm_kms.token.alarm import Alarm
     from hsm_kms.wrapping.by_token import ByToken
     from hsm_kms.wrapping.kek_cache import KekCache

@@ -16,8 +16,12 @@ from hsm_kms.wrapping.by_token import CIPHERS
 
 if TYPE_CHECKING:
     from hsm_kms.config.schema import Apis, ApiV1, ApiV2
-    from hsm_kms.keys.keyring import Keyring, Pending, TokenKey
+    from hsm_kms.keys.keyring import (
+        Keyring,
+        Pending,
+    )
     from hsm_kms.keys.node_keyring import NodeKeyring
+    from hsm_kms.keys.token_key import TokenKey
     from hsm_kms.wrapping.by_local_kek import LocalKek
     from hsm_kms.wrapping.kek_cache import KekCache
     from hsm_kms.wrapping.local_lifecycle import LocalKeks

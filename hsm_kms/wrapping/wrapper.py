@@ -36,7 +36,7 @@ from hsm_kms.wrapping.single_flight import SingleFlight
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from hsm_kms.keys.keyring import TokenKey
+    from hsm_kms.keys.token_key import TokenKey
     from hsm_kms.keys.view import KeyView
     from hsm_kms.wrapping.kek_cache import KekCache
     from hsm_kms.wrapping.local_lifecycle import LocalKeks

@@ -8,7 +8,11 @@ from hsm_kms.cli.one_worker import one_worker
 from hsm_kms.cli.read_keyring import read_ring
 from hsm_kms.errors import HsmKmsError, PinRejectedError, PinUnavailableError
 from hsm_kms.keys.key_memory import KeyMemory
-from hsm_kms.keys.keyring import FOREIGN, FOREIGN_HINT, KeyState
+from hsm_kms.keys.keyring import (
+    FOREIGN,
+    FOREIGN_HINT,
+    KeyState,
+)
 from hsm_kms.keys.odd_keys import NO_CKA_ID, SAME_NAMES
 from hsm_kms.state_dir.directory import StateDir
 from hsm_kms.wrapping.by_token import canary
@@ -18,7 +22,8 @@ if TYPE_CHECKING:
 
     from hsm_kms.cli.check.report import Report
     from hsm_kms.config.schema import Config
-    from hsm_kms.keys.keyring import Keyring, TokenKey
+    from hsm_kms.keys.keyring import Keyring
+    from hsm_kms.keys.token_key import TokenKey
     from hsm_kms.token.process import Worker
 
 

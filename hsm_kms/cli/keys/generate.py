@@ -22,7 +22,11 @@ from hsm_kms.cli.streams import tell
 from hsm_kms.clock import now, when
 from hsm_kms.errors import HsmKmsError, MechanismError
 from hsm_kms.ipc.messages import GenerateKey
-from hsm_kms.keys.keyring import FOREIGN, FOREIGN_HINT, KeyState
+from hsm_kms.keys.keyring import (
+    FOREIGN,
+    FOREIGN_HINT,
+    KeyState,
+)
 from hsm_kms.keys.policy import born_here
 
 if TYPE_CHECKING:

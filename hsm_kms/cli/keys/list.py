@@ -19,7 +19,11 @@ from hsm_kms.clock import now, when
 from hsm_kms.errors import HsmKmsError, KeyNotFoundError
 from hsm_kms.ipc.values import Cipher
 from hsm_kms.keys.key_id import activation_of
-from hsm_kms.keys.keyring import FOREIGN, FOREIGN_HINT, KeyState
+from hsm_kms.keys.keyring import (
+    FOREIGN,
+    FOREIGN_HINT,
+    KeyState,
+)
 from hsm_kms.keys.odd_keys import NO_CKA_ID, SAME_NAMES
 from hsm_kms.keys.policy import born_here, violations
 from hsm_kms.state_dir.directory import StateDir

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from hsm_kms.cli.keys.journal import Journal
     from hsm_kms.cli.keys.survey import Found, Survey
     from hsm_kms.config.schema import Config
-    from hsm_kms.keys.keyring import KeySettings
     from hsm_kms.keys.listing import Ask
+    from hsm_kms.keys.token_key import KeySettings
     from hsm_kms.state_dir.records import KeyWork
 
 

@@ -20,8 +20,8 @@ from hsm_kms.token.errors import error_from
 if TYPE_CHECKING:
     from hsm_kms.config.schema import Config
     from hsm_kms.ipc.values import KeySeen
-    from hsm_kms.keys.keyring import KeySettings
     from hsm_kms.keys.listing import Ask
+    from hsm_kms.keys.token_key import KeySettings
     from hsm_kms.token.process import Worker
 
 

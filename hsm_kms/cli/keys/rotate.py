@@ -23,12 +23,13 @@ from hsm_kms.cli.streams import tell
 from hsm_kms.clock import now, when
 from hsm_kms.config.formats import format_duration
 from hsm_kms.errors import ConfigError, HsmKmsError
-from hsm_kms.keys.keyring import KeyState, TokenKey
+from hsm_kms.keys.keyring import KeyState
 
 if TYPE_CHECKING:
     from hsm_kms.cli.keys.survey import Found, Survey
     from hsm_kms.config.schema import Config
     from hsm_kms.ipc.values import KeyRef
+    from hsm_kms.keys.token_key import TokenKey
 
 LEAST_SECONDS: Final = 120.0
 MOST_SECONDS: Final = 366 * 86400.0

@@ -10,12 +10,15 @@ from hsm_kms.clock import when
 from hsm_kms.errors import HsmKmsError, KeyAmbiguousError, KeyNotFoundError
 from hsm_kms.ipc.values import Cipher, KeyRef
 from hsm_kms.keys.key_id import fingerprint_in
-from hsm_kms.keys.keyring import Keyring, KeyState
+from hsm_kms.keys.keyring import (
+    Keyring,
+    KeyState,
+)
 
 if TYPE_CHECKING:
     from hsm_kms.ipc.values import KeySeen
-    from hsm_kms.keys.keyring import TokenKey
     from hsm_kms.keys.rotation import Memory
+    from hsm_kms.keys.token_key import TokenKey
 
 RETIRED: Final = "/retired/"
 _TIME: Final = "%Y%m%dT%H%M%SZ"

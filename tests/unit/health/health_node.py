@@ -12,8 +12,8 @@ from hsm_kms.health.canaries import Canaries
 from hsm_kms.health.state import Health
 from hsm_kms.keys.discovery import KeyListing
 from hsm_kms.keys.inventory import Inventory
-from hsm_kms.keys.keyring import KeySettings
 from hsm_kms.keys.node_keyring import NodeKeyring
+from hsm_kms.keys.token_key import KeySettings
 from hsm_kms.keys.trial import PASSED
 from hsm_kms.state_dir.directory import StateDir
 from hsm_kms.token.alarm import Alarm

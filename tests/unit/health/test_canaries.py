@@ -7,8 +7,8 @@ import pytest
 from hsm_kms.clock import now, since_boot
 from hsm_kms.errors import MechanismError, TokenTimeoutError
 from hsm_kms.health.canaries import Canaries
-from hsm_kms.keys.keyring import KeySettings
 from hsm_kms.keys.node_keyring import NodeKeyring
+from hsm_kms.keys.token_key import KeySettings
 from hsm_kms.keys.trial import PASSED, UNTRIED
 from hsm_kms.state_dir.directory import StateDir
 from hsm_kms.token.alarm import Alarm

@@ -9,7 +9,7 @@ from structlog.testing import capture_logs
 
 from hsm_kms.clock import now
 from hsm_kms.errors import KeyLostError, NonceBudgetError, WorkerLostError
-from hsm_kms.keys.keyring import KeySettings
+from hsm_kms.keys.token_key import KeySettings
 from tests.unit.health.health_node import (
     ABSENT,
     HealthNode,

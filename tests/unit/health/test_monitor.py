@@ -10,7 +10,7 @@ from structlog.testing import capture_logs
 from hsm_kms.clock import now
 from hsm_kms.errors import KeyForeignError
 from hsm_kms.health.monitor import Monitor
-from hsm_kms.keys.keyring import KeySettings
+from hsm_kms.keys.token_key import KeySettings
 from hsm_kms.tasks import cancel_and_wait
 from tests.harness.wait import until
 from tests.unit.keys.node_rig import LABEL, Engine, make_key

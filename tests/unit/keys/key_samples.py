@@ -8,7 +8,10 @@ from dataclasses import dataclass, field
 from hsm_kms.ipc.values import Cipher, KeyRef, Mechanism
 from hsm_kms.keys.discovery import KeyListing
 from hsm_kms.keys.inventory import Inventory
-from hsm_kms.keys.keyring import KeySettings, TokenKey
+from hsm_kms.keys.token_key import (
+    KeySettings,
+    TokenKey,
+)
 
 LABEL = "kek"
 A, B, C, GONE = ("a" * 26, "b" * 26, "c" * 26, "g" * 26)

@@ -13,7 +13,7 @@ from tests.unit.keys.key_samples import NOW, OLD, A, B, C, Seen, key, settings
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from hsm_kms.keys.keyring import TokenKey
+    from hsm_kms.keys.token_key import TokenKey
 
 SERIAL = "0123456789abcdef"
 FIRST, NEXT, THIRD = key(A, 1), key(B, NOW + 10), key(C, NOW + 20)

@@ -27,8 +27,11 @@ from hsm_kms.ipc.fingerprints import fingerprint_of
 from hsm_kms.ipc.messages import Encrypted
 from hsm_kms.ipc.values import Cipher, KeyRef, Mechanism
 from hsm_kms.keys.discovery import KeyListing
-from hsm_kms.keys.keyring import TokenKey, UnidentifiedKey
 from hsm_kms.keys.node_keyring import NodeKeyring
+from hsm_kms.keys.token_key import (
+    TokenKey,
+    UnidentifiedKey,
+)
 from hsm_kms.keys.trial import PASSED, UNTRIED, Trial
 from hsm_kms.state_dir.directory import StateDir
 from hsm_kms.state_dir.held import HeldStateDir
@@ -42,7 +45,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from hsm_kms.health.state import HealthState
-    from hsm_kms.keys.keyring import KeySettings
+    from hsm_kms.keys.token_key import KeySettings
     from hsm_kms.state_dir.records import LastKey
 
 LABEL = "k8s-kek"

@@ -13,7 +13,7 @@ from structlog.testing import capture_logs
 
 from hsm_kms.clock import now
 from hsm_kms.config import schema
-from hsm_kms.keys.keyring import KeySettings
+from hsm_kms.keys.token_key import KeySettings
 from tests.unit.keys.node_rig import LABEL, Engine, make_key
 from tests.unit.token.pool_rig import Loop
 

@@ -6,7 +6,7 @@ import pytest
 
 from hsm_kms.errors import KeyUnsuitableError
 from hsm_kms.keys.discovery import KeyListing
-from hsm_kms.keys.keyring import UnidentifiedKey
+from hsm_kms.keys.token_key import UnidentifiedKey
 from tests.unit.keys.key_samples import NOW, OLD, YOUNG, A, B, Seen, key
 
 FIRST, LATER = key(A, 1), key(B, NOW - 600)

@@ -8,8 +8,8 @@ from hsm_kms.errors import KeyLostError, KeyReplacedError, KeyUnsuitableError
 from hsm_kms.ipc.values import Cipher, KeptCanary, KeyRef
 from hsm_kms.keys.discovery import KeyListing
 from hsm_kms.keys.inventory import Replaced
-from hsm_kms.keys.keyring import UnidentifiedKey
 from hsm_kms.keys.rotation import Memory, build_keyring
+from hsm_kms.keys.token_key import UnidentifiedKey
 from tests.unit.keys.key_samples import (
     LABEL,
     NOW,

@@ -14,7 +14,11 @@ from hsm_kms.errors import (
     UnknownKeyIdError,
 )
 from hsm_kms.ipc.values import Cipher
-from hsm_kms.keys.keyring import Keyring, KeyState, Pending
+from hsm_kms.keys.keyring import (
+    Keyring,
+    KeyState,
+    Pending,
+)
 from tests.unit.keys.key_samples import GONE, A, B, C, key, settings
 
 SUFFIXED = key(A, suffix="two")

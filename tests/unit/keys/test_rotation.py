@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from hsm_kms.errors import KeyLostError, KeyUnsuitableError
 from hsm_kms.ipc.values import KeyRef
-from hsm_kms.keys.keyring import UnidentifiedKey
 from hsm_kms.keys.rotation import Memory, build_keyring
+from hsm_kms.keys.token_key import UnidentifiedKey
 from tests.unit.keys.key_samples import GONE, NOW, A, B, C, key, settings
 from tests.unit.keys.rotation_cases import FIRST, NAMED, NEVER, Case
 from tests.unit.keys.rotation_cases_later import AS_BEFORE

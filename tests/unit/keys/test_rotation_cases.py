@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from hsm_kms.keys.keyring import KeySettings
+from hsm_kms.keys.token_key import KeySettings
 from tests.unit.keys.node_rig import LABEL, Engine, Peer, make_key
 
 BEGAN = 1_800_000_000.0

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import invariant, precondition, rule
 
 from hsm_kms.errors import HsmKmsError
-from hsm_kms.keys.keyring import KeySettings
+from hsm_kms.keys.token_key import KeySettings
 from hsm_kms.state_dir.directory import StateDir
 from tests.harness.examples import examples
 from tests.unit.keys.node_rig import LABEL
