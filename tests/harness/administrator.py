@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from tests.harness.softhsm import SoftHsm
 
 _forks = multiprocessing.get_context("forkserver")
-_forks.set_forkserver_preload(["hsm_kms.worker.module"])
+_forks.set_forkserver_preload(["pkcs11"])
 
 
 class Generate(NamedTuple):
