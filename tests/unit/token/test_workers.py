@@ -132,16 +132,13 @@ async def test_late_answers_after_a_hang(make):
             )
 
 
-async def test_start_timeout(make, monkeypatch):
+async def test_start_timeout(make, hsm, shim, monkeypatch):
     """A worker that does not get ready in time is ended; requests fail with that."""
     monkeypatch.setattr(restarts, "FIRST_SECONDS", 10.0)
-    served = make(workers=1, start_timeout=0.4)
-
-    async def never(worker):
-        await asyncio.sleep(60)
-
-    served.qualify = never
-    async with served:
+    shim.set("C_OpenSession hang")
+    module = configure(module=str(shim.module))
+    env = hsm.env | shim.env
+    async with make(configure=module, env=env, workers=1, start_timeout=0.4) as served:
         await served.until(lambda: served.workers.last_error)
         with pytest.raises(TokenTimeoutError, match=r"did not start within 0\.4 s"):
             await served.wrap(b"dek")
