@@ -12,7 +12,8 @@ from hsm_kms.keys.discovery import Discovery
 from hsm_kms.keys.key_memory import memory_of
 from hsm_kms.keys.rotation import Memory, build_keyring
 from hsm_kms.server import settings
-from hsm_kms.state_dir.directory import StateCorruptError, StateDir
+from hsm_kms.state_dir.directory import StateDir
+from hsm_kms.state_dir.store import StateCorruptError
 
 if TYPE_CHECKING:
     from hsm_kms.config.schema import Config

@@ -35,8 +35,12 @@ from hsm_kms.keys.token_key import (
     UnidentifiedKey,
 )
 from hsm_kms.log import get_logger
-from hsm_kms.state_dir.directory import SAVE_SECONDS, StateCorruptError, StateWriteError
+from hsm_kms.state_dir.directory import SAVE_SECONDS
 from hsm_kms.state_dir.records import FrozenMechanism
+from hsm_kms.state_dir.store import (
+    StateCorruptError,
+    StateWriteError,
+)
 from hsm_kms.token.errors import error_from
 
 if TYPE_CHECKING:

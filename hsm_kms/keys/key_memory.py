@@ -18,8 +18,12 @@ from hsm_kms.errors import HsmKmsError, KeyLostError
 from hsm_kms.ipc.values import KeyRef
 from hsm_kms.keys.rotation import Memory
 from hsm_kms.log import get_logger
-from hsm_kms.state_dir.directory import SAVE_SECONDS, StateCorruptError, StateWriteError
+from hsm_kms.state_dir.directory import SAVE_SECONDS
 from hsm_kms.state_dir.records import FormerKey, LastKey
+from hsm_kms.state_dir.store import (
+    StateCorruptError,
+    StateWriteError,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

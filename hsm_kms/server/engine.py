@@ -20,8 +20,9 @@ from hsm_kms.keys.node_keyring import NodeKeyring
 from hsm_kms.keys.view import AnnouncedKeys, CurrentKeys
 from hsm_kms.log import get_logger
 from hsm_kms.server import settings
-from hsm_kms.state_dir.directory import SAVE_SECONDS, StateWriteError
+from hsm_kms.state_dir.directory import SAVE_SECONDS
 from hsm_kms.state_dir.held import HeldStateDir
+from hsm_kms.state_dir.store import StateWriteError
 from hsm_kms.tasks import cancel_and_wait, keep_running
 from hsm_kms.token.alarm import Alarm
 from hsm_kms.token.counts import Counts

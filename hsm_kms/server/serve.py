@@ -23,7 +23,8 @@ from hsm_kms.server.orphans import reap_orphans
 from hsm_kms.server.reload import Reload
 from hsm_kms.server.snapshot import snapshot, status_of
 from hsm_kms.server.takeover import DRAIN_SECONDS, InForce
-from hsm_kms.state_dir.directory import StateDir, StateWriteError
+from hsm_kms.state_dir.directory import StateDir
+from hsm_kms.state_dir.store import StateWriteError
 from hsm_kms.tasks import cancel_and_wait, keep_running
 from hsm_kms.wrapping.nonce_budget import NonceBudget
 

@@ -10,7 +10,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, TypeVar
 
-from hsm_kms.state_dir.directory import NONCES_FILE, PIN_FILE, StateDir
+from hsm_kms.state_dir.directory import (
+    NONCES_FILE,
+    PIN_FILE,
+    StateDir,
+)
 
 if TYPE_CHECKING:
     from msgspec import Struct

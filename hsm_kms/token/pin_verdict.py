@@ -21,8 +21,11 @@ from hsm_kms.clock import now
 from hsm_kms.errors import PinRejectedError, PinUnavailableError
 from hsm_kms.ipc import ckr
 from hsm_kms.log import get_logger
-from hsm_kms.state_dir.directory import StateCorruptError, StateWriteError
 from hsm_kms.state_dir.records import PinIdentity, PinRecord
+from hsm_kms.state_dir.store import (
+    StateCorruptError,
+    StateWriteError,
+)
 from hsm_kms.token.errors import may_mean_wrong_pin
 from hsm_kms.token.pin_file import identify, require_stable
 

@@ -22,8 +22,11 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 from hsm_kms.errors import NonceBudgetError
 from hsm_kms.ipc.values import Cipher
 from hsm_kms.log import get_logger
-from hsm_kms.state_dir.directory import StateCorruptError, StateWriteError
 from hsm_kms.state_dir.records import MAX_NONCE_KEYS, MAX_NONCES, NoncesFile
+from hsm_kms.state_dir.store import (
+    StateCorruptError,
+    StateWriteError,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Set as AbstractSet

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from hsm_kms.errors import ConfigError, HsmKmsError, PinRejectedError, TokenError
-from hsm_kms.state_dir.directory import StateWriteError
+from hsm_kms.state_dir.store import StateWriteError
 
 
 def raised(error):

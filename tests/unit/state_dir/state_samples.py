@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from hsm_kms.state_dir.directory import FormerKey, LastKey, PinIdentity, PinRecord
+from hsm_kms.state_dir.directory import (
+    FormerKey,
+    LastKey,
+    PinIdentity,
+    PinRecord,
+)
 
 KEY = LastKey(
     key_id="abcdefghijklmnopqrstuvwxya.2026a",

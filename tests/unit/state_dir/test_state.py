@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from hsm_kms.state_dir.directory import (
     PinIdentity,
     PinRecord,
-    StateCorruptError,
     StateDir,
 )
+from hsm_kms.state_dir.store import StateCorruptError
 from tests.harness.wait import wait_for
 from tests.unit.state_dir.state_samples import BEFORE, KEY, PIN, REJECTED
 

@@ -14,8 +14,10 @@ import pytest
 
 from hsm_kms.state_dir.directory import (
     PinRecord,
-    StateCorruptError,
     StateDir,
+)
+from hsm_kms.state_dir.store import (
+    StateCorruptError,
     StateWriteError,
 )
 from tests.unit.state_dir.state_samples import KEY, PIN, REJECTED
@@ -161,12 +163,8 @@ import json, resource, subprocess, sys
 from pathlib import Path
 import msgspec
 from tests.unit.state_dir.state_samples import KEY, PIN, REJECTED
-from hsm_kms.state_dir.directory import (
-    PinRecord,
-    StateCorruptError,
-    StateDir,
-    StateWriteError,
-)
+from hsm_kms.state_dir.directory import (PinRecord, StateDir,)
+from hsm_kms.state_dir.store import (StateCorruptError, StateWriteError,)
 
 def attempt(write):
     try:

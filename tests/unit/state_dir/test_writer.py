@@ -7,7 +7,8 @@ import threading
 
 import pytest
 
-from hsm_kms.state_dir.directory import StateDir, StateWriteError
+from hsm_kms.state_dir.directory import StateDir
+from hsm_kms.state_dir.store import StateWriteError
 from hsm_kms.state_dir.writer import MOST_WAITING, Writer, WriterBusyError
 from tests.harness.wait import settle, until
 from tests.unit.state_dir.state_samples import KEY
