@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, NamedTuple, TextIO
 import structlog
 
 from hsm_kms.cli import main
+from tests.harness import fork_server
+from tests.harness.wait import patient
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -73,6 +75,27 @@ def run(
         streams.enter_context(_stdin(source))
         code = _exit_code()
     return CompletedProcess(argv, code, _text(out), _text(err))
+
+
+def run_fork(*arguments: object, stdin: str = "") -> CompletedProcess[str]:
+    """Run `hsm-kms ARGUMENT...` in a fork of `PYTHON`, and return how it ended.
+
+    Args:
+        arguments: The command and its options.
+        stdin: What the command can read; it is not a terminal.
+    """
+    argv = list(map(str, arguments))
+    with contextlib.ExitStack() as stack:
+        files = [stack.enter_context(tempfile.TemporaryFile()) for _ in range(3)]
+        files[0].write(stdin.encode())
+        files[0].seek(0)
+        forked = fork_server.start(PYTHON, argv, [each.fileno() for each in files])
+        code = forked.wait(patient(60))
+        texts = []
+        for file in files[1:]:
+            file.seek(0)
+            texts.append(file.read().decode())
+    return CompletedProcess(["hsm-kms", *argv], code, *texts)
 
 
 def _exit_code() -> int:

@@ -1,8 +1,8 @@
-"""Fork `hsm-kms serve` from a process that has imported it already.
+"""Fork `hsm-kms` from a process that has imported it already.
 
-Imports are two thirds of what the start of a server costs, and the tests start
-hundreds. The product itself never forks; a test for which the process is the point
-(its arguments, its environment, its hardening) has it spawned.
+Imports are two thirds of what the start of a server costs, and more of what a command
+costs, and the tests start hundreds. The product itself never forks; a test for which
+the process is the point (its arguments, its environment, its hardening) has it spawned.
 
 This file is two programs. The tests import it for `start`. The interpreter under test,
 `command_line.PYTHON`, runs it as a script, so it imports nothing of `tests` before it
@@ -97,8 +97,8 @@ class _ForkServer:
                 stdin=subprocess.DEVNULL,
             )
 
-    def start(self, arguments: Sequence[str], output: int) -> Forked:
-        """Fork `hsm-kms ARGUMENT...`; it writes to this descriptor."""
+    def start(self, arguments: Sequence[str], streams: Sequence[int]) -> Forked:
+        """Fork `hsm-kms ARGUMENT...` with these standard streams."""
         umask = os.umask(0)
         os.umask(umask)
         request = {
@@ -110,7 +110,7 @@ class _ForkServer:
         ours, theirs = os.pipe()
         try:
             socket.send_fds(
-                self._socket, [json.dumps(request).encode()], [output, theirs]
+                self._socket, [json.dumps(request).encode()], [*streams, theirs]
             )
         finally:
             os.close(theirs)
@@ -125,17 +125,17 @@ class _ForkServer:
 _fork_servers: dict[str, _ForkServer] = {}
 
 
-def start(python: str, arguments: Sequence[str], output: int) -> Forked:
+def start(python: str, arguments: Sequence[str], streams: Sequence[int]) -> Forked:
     """Start `hsm-kms` as a fork of an interpreter that has imported it.
 
     Args:
         python: The interpreter; the first call for it starts its fork server.
         arguments: The command and its options.
-        output: Descriptor for stdout and stderr.
+        streams: Descriptors for stdin, stdout and stderr.
     """
     if python not in _fork_servers:
         _fork_servers[python] = _ForkServer(python)
-    return _fork_servers[python].start(arguments, output)
+    return _fork_servers[python].start(arguments, streams)
 
 
 def close() -> None:
@@ -161,18 +161,19 @@ def _serve(requests: socket.socket) -> dict[str, Any] | None:
             _report(children)
         if requests.fileno() not in ready:
             continue
-        message, descriptors, _, _ = socket.recv_fds(requests, _MAX_REQUEST_BYTES, 2)
+        message, descriptors, _, _ = socket.recv_fds(requests, _MAX_REQUEST_BYTES, 4)
         if not message:
             return None
-        output, report = descriptors
+        *streams, report = descriptors
         pid = os.fork()
         if not pid:
             signal.set_wakeup_fd(-1)
             for each in (waker, wake, report, *children.values()):
                 os.close(each)
             requests.close()
-            return {**json.loads(message), "output": output}
-        os.close(output)
+            return {**json.loads(message), "streams": streams}
+        for each in streams:
+            os.close(each)
         children[pid] = report
         requests.send(str(pid).encode())
 
@@ -192,9 +193,10 @@ def _become(request: dict[str, Any]) -> None:
     """Make this fork what a spawned process would be."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    os.dup2(request["output"], sys.stdout.fileno())
-    os.dup2(request["output"], sys.stderr.fileno())
-    os.close(request["output"])
+    for number, stream in enumerate(request["streams"]):
+        os.dup2(stream, number)
+    for stream in request["streams"]:
+        os.close(stream)
     os.environ.clear()
     os.environ.update(request["environment"])
     os.chdir(request["directory"])
@@ -202,12 +204,19 @@ def _become(request: dict[str, Any]) -> None:
     sys.argv = ["hsm-kms", *request["arguments"]]
 
 
+def _import_all(group: Any) -> None:
+    """Import every command of a group, and of the groups in it."""
+    for command in getattr(group, "commands", {}).values():
+        _import_all(command)
+
+
 def _main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the tests' end is this one's
-    from hsm_kms.cli import serve  # noqa: F401, PLC0415
+    from hsm_kms.cli import cli, serve  # noqa: F401, PLC0415
     from hsm_kms.server import serve as server  # noqa: F401, PLC0415
     from hsm_kms.start import main  # noqa: PLC0415
 
+    _import_all(cli)
     # Imported, and no gRPC object made: its threads would not survive a fork.
     assert len(os.listdir("/proc/self/task")) == 1  # noqa: PTH208
     gc.freeze()

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -27,7 +29,6 @@ from tests.harness.wait import SECONDS, patient, wait_for
 if TYPE_CHECKING:
     from collections.abc import Callable
     from http.client import HTTPConnection
-    from pathlib import Path
 
 RPC_SECONDS = 10.0  # three times as long as kube-apiserver waits
 
@@ -98,12 +99,13 @@ class Plugin:
         """
         command = ("serve", "--config", str(self.config_file))
         started: subprocess.Popen[bytes] | fork_server.Forked
-        with self.log_file.open("ab") as log:
+        with self.log_file.open("ab") as log, Path(os.devnull).open("rb") as nothing:
             if spawn:
                 whole = [*command_line.HSM_KMS, *command]
                 started = subprocess.Popen(whole, stderr=log, stdout=log)
             else:
-                started = fork_server.start(command_line.PYTHON, command, log.fileno())
+                streams = (nothing.fileno(), log.fileno(), log.fileno())
+                started = fork_server.start(command_line.PYTHON, command, streams)
         self.process = started
         if listening:
             wait_for(lambda: self.socket.exists() or started.poll() is not None)
@@ -275,12 +277,14 @@ class Plugin:
         Args:
             arguments: The command and its options.
             stdin: What it can read.
-            spawn: Run it in a process of its own; so it is in any case for `serve`,
-                and where an event loop runs in this one.
+            spawn: Run it in a new interpreter, for a test that looks at the process
+                itself. Otherwise it runs in this process, or, if an event loop runs
+                here or another installation is tested, in a fork.
         """
         command = (*arguments, "--config", str(self.config_file))
-        if not spawn and _can_run_here(arguments[0]):
-            return command_line.run(*command, stdin=stdin)
+        if not spawn and arguments[0] != "serve":
+            run = command_line.run if _can_run_here() else command_line.run_fork
+            return run(*command, stdin=stdin)
         return subprocess.run(
             [*command_line.HSM_KMS, *command],
             check=False,
@@ -308,9 +312,9 @@ def beside(hsm: SoftHsm, pin_file: Path, **sections: Any) -> Plugin:
     return Plugin(directory, hsm, pin_file, **sections)
 
 
-def _can_run_here(command: str) -> bool:
-    """Return True if no server, event loop or other installation is involved."""
-    if command == "serve" or command_line.PYTHON != sys.executable:
+def _can_run_here() -> bool:
+    """Return True if no event loop or other installation is involved."""
+    if command_line.PYTHON != sys.executable:
         return False
     try:
         asyncio.get_running_loop()

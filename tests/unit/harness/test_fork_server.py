@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -21,7 +23,9 @@ def output(tmp_path):
 
 
 def fork(output, *arguments):
-    return fork_server.start(PYTHON, arguments, output.fileno())
+    with Path(os.devnull).open() as nothing:
+        streams = (nothing.fileno(), output.fileno(), output.fileno())
+        return fork_server.start(PYTHON, arguments, streams)
 
 
 def read(output):
