@@ -15,6 +15,7 @@ _RENAMED: Final = {
 }
 _REGISTRY: Final = b"/registry/"
 _SERVICES: Final = {"specs": "services", "endpoints": "endpoints"}
+_BUILT_IN: Final = ".k8s.io"  # end of the groups of Kubernetes that have a dot
 
 
 def resource_of(key: bytes, prefix: bytes) -> str:
@@ -42,6 +43,21 @@ def resource_of(key: bytes, prefix: bytes) -> str:
     if resource == "services" and len(parts) > 1:
         return _SERVICES.get(parts[1], resource)
     return _RENAMED.get(resource, resource)
+
+
+def stored_names(resource: str) -> frozenset[str]:
+    """Return what `resource_of` may return for a resource.
+
+    The key of a built-in resource does not contain its group: an object of
+    deployments.apps is stored as /registry/deployments/...
+
+    Args:
+        resource: Its name as in an EncryptionConfiguration, such as "secrets",
+            "deployments.apps" or "widgets.example.com".
+    """
+    name, _, group = resource.partition(".")
+    built_in = "." not in group or group.endswith(_BUILT_IN)
+    return frozenset({resource, name} if built_in else {resource})
 
 
 def _root(key: bytes, prefix: bytes) -> bytes:

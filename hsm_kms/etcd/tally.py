@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from hsm_kms.config.formats import KEY_ID
-from hsm_kms.etcd.resources import resource_of
+from hsm_kms.etcd.resources import resource_of, stored_names
 from hsm_kms.etcd.source import DEFAULT_PREFIX, EtcdError, Source
 from hsm_kms.etcd.text import printable, text_of
 from hsm_kms.etcd.values import Provider, Stored, explain
@@ -75,8 +75,9 @@ class Tally:
         prefix: Prefix of every key.
         watch: key_ids or fingerprints for which `of_key` must be exact, whatever else
             etcd holds.
-        resources: Resources that should be encrypted, in addition to `SENSITIVE` and
-            to resources of which some object is encrypted.
+        resources: Resources that should be encrypted, named as in an
+            EncryptionConfiguration, in addition to `SENSITIVE` and to resources of
+            which some object is encrypted.
 
     Attributes:
         total: Number of objects counted.
@@ -95,7 +96,8 @@ class Tally:
         self.others = 0
         self.unreadable = 0
         self._prefix = prefix
-        self._wanted = SENSITIVE | frozenset(resources)
+        self._named = {each: stored_names(each) for each in resources}
+        self._wanted = SENSITIVE.union(*self._named.values())
         self._objects: Counter[Row] = Counter()
         self._examples: dict[Row, bytes] = {}
         self._by_key: dict[str, int] = {_key_of(each): 0 for each in watch}
@@ -166,6 +168,11 @@ class Tally:
             for row in self._objects
             if row.provider is not Provider.IDENTITY
         )
+
+    def without_objects(self) -> list[str]:
+        """Return those of the named resources of which no object is in a row."""
+        found = {row.resource for row in self._objects}
+        return [each for each, names in self._named.items() if not names & found]
 
     @property
     def unencrypted(self) -> int:

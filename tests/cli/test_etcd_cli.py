@@ -115,6 +115,32 @@ def test_scan_as_json(dump, cli):
     )
 
 
+@pytest.mark.parametrize("name", ["deployments.apps", "deployments"])
+def test_a_built_in_resource_with_its_group(tmp_path, cli, name):
+    """--resource takes the names of an EncryptionConfiguration; keys lack the group."""
+    file = written(tmp_path / "d", {"/registry/deployments/default/d": IN_CLEAR})
+    out, err = cli.scan(file, "--resource", name, "--fail-if", "unencrypted", code=1)
+
+    assert re.search(r"^ +1  deployments +unencrypted$", out, re.MULTILINE)
+    assert "hsm-kms: 1 object unencrypted that should not be" in err
+
+
+def test_a_resource_that_etcd_does_not_hold(dump, cli):
+    """A name that no object has is named, because it may be mistyped."""
+    options = ("--resource", "pod", "--resource", "widgets.example.com")
+    _, err = cli.scan(dump, *options)
+
+    assert "no object of pod was found: is that its name, in the plural?\n" == err
+
+
+@pytest.mark.parametrize("name", ["", "*.apps", "*.*", "Pods", "services/specs"])
+def test_not_the_name_of_a_resource(dump, cli, name):
+    """A name that no resource can have is refused: nothing would be unencrypted."""
+    _, err = cli.scan(dump, "--resource", name, code=2)
+
+    assert f"{name!r} is not the name of one resource" in err
+
+
 def test_may_the_key_go(dump, cli):
     """--fail-if key_id= succeeds only if nothing is stored under the key."""
     yes, err = cli.scan(dump, "--fail-if", f"key_id={OTHER_KEY_ID}")

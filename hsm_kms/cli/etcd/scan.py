@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import TYPE_CHECKING, Final
 
 import click
@@ -34,6 +35,21 @@ is encrypted. Sums up the other unencrypted resources in one line.
                           not be
 """
 
+_RESOURCE: Final = re.compile(r"[a-z0-9-]+(\.[a-z0-9-]+)*")
+
+
+def _resources(
+    _: click.Context, __: click.Parameter, names: tuple[str, ...]
+) -> tuple[str, ...]:
+    # Under a name that no resource has, nothing would be found unencrypted.
+    for name in names:
+        if not _RESOURCE.fullmatch(name):
+            raise click.BadParameter(
+                f"{name!r} is not the name of one resource, such as configmaps or "
+                "deployments.apps"
+            )
+    return names
+
 
 @click.command("scan", cls=EtcdCommand, help=HELP)
 @etcd_options
@@ -42,8 +58,9 @@ is encrypted. Sums up the other unencrypted resources in one line.
     "resources",
     multiple=True,
     metavar="NAME",
+    callback=_resources,
     help="Another resource that must be encrypted, as secrets must; such as "
-    "configmaps.  [may be repeated]",
+    "configmaps or deployments.apps.  [may be repeated]",
 )
 @click.option(
     "--all", "everything", is_flag=True, help="List unencrypted resources too."
@@ -69,6 +86,10 @@ def scan_command(
             click.echo(json.dumps(found))
         else:
             etcd_shown.print_tally(tally, source, everything=everything)
+    for name in tally.without_objects():
+        click.echo(
+            f"no object of {name} was found: is that its name, in the plural?", err=True
+        )
     _judge(conditions, tally, quiet=output == "json")
 
 
