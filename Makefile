@@ -5,6 +5,8 @@ PYTEST_ARGS ?=
 BARE_STEPS ?=
 BIN := .venv/bin
 PYTEST := $(BIN)/pytest
+# Tests wait for other processes a quarter of the time.
+JOBS := $(shell echo $$(($$(nproc) + 1)))
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 SHELL_SCRIPTS := proto/generate.sh .ci/run $(wildcard softhsm/*.sh tests/*.sh tests/bare/*.sh)
 LOCK := $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header \
@@ -46,10 +48,10 @@ run: softhsm2 .venv/run
 	@exec $(BIN)/hsm-kms serve --config .dev/config.yaml
 
 check: packages lint types
-	@$(PYTEST) -n auto --dist worksteal tests/unit $(PYTEST_ARGS)
+	@$(PYTEST) -n $(JOBS) --dist worksteal tests/unit $(PYTEST_ARGS)
 
 test: packages .venv/dev
-	@$(PYTEST) -n auto --dist worksteal tests/unit tests/cli tests/system/conformance tests/system/serving \
+	@$(PYTEST) -n $(JOBS) --dist worksteal tests/unit tests/cli tests/system/conformance tests/system/serving \
 		$(PYTEST_ARGS)
 	@echo
 	@echo 'Not run here, each with a command of its own:'
