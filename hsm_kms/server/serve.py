@@ -16,6 +16,7 @@ from hsm_kms.http.metrics import Metrics
 from hsm_kms.http.pages import admin_pages, public_pages, sparing
 from hsm_kms.http.server import HttpServer
 from hsm_kms.log import get_logger
+from hsm_kms.repeats import log_all_counts
 from hsm_kms.server import mounts, writable
 from hsm_kms.server.engine import Lasting
 from hsm_kms.server.kms_socket import UnixSocket
@@ -175,6 +176,7 @@ class Server:
                 async with asyncio.timeout(_SAVE_SECONDS):
                     await self._lasting.budget.close()
             await self._http.close()
+        log_all_counts()
         _log.info("stopped")
 
     def _listen_http(self) -> None:

@@ -9,7 +9,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from hsm_kms import errors
-from hsm_kms.repeats import MOST_KINDS, WINDOWS, Repeats
+from hsm_kms.repeats import MOST_KINDS, WINDOWS, Repeats, log_all_counts
 from tests.harness.log_capture import captured
 from tests.harness.wait import settle
 from tests.unit.api.api_service import refused, serve
@@ -57,6 +57,23 @@ async def test_quiet_window(pass_time):
 
     assert ["refused"] * 3 == [one["event"] for one in logs]
     assert not any("repeated" in one for one in logs)
+
+
+async def test_stop(pass_time):
+    """What was counted is logged when the server stops, and only once."""
+    flood, quiet = Repeats(__name__), Repeats(__name__)
+    with capture_logs() as logs:
+        quiet.log(logging.INFO, "seldom")
+        for number in range(FLOOD):
+            flood.log(logging.WARNING, "refused", "kind", number=number)
+        await pass_time(10)
+        log_all_counts()
+        await pass_time(WINDOWS[0])
+        log_all_counts()
+    last = {"number": FLOOD - 1, "repeated": FLOOD - 1, "within_seconds": 10.0}
+
+    assert ["seldom", "refused", "refused"] == [one["event"] for one in logs]
+    assert {"event": "refused", "log_level": "warning"} | last == logs[-1]
 
 
 async def test_kinds(pass_time):
