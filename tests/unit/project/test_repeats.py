@@ -63,17 +63,19 @@ async def test_stop(pass_time):
     """What was counted is logged when the server stops, and only once."""
     flood, quiet = Repeats(__name__), Repeats(__name__)
     with capture_logs() as logs:
-        quiet.log(logging.INFO, "seldom")
+        quiet.log(logging.INFO, "once")
         for number in range(FLOOD):
-            flood.log(logging.WARNING, "refused", "kind", number=number)
+            flood.log(logging.WARNING, "often", number=number)
         await pass_time(10)
         log_all_counts()
         await pass_time(WINDOWS[0])
         log_all_counts()
+    # Other tests of this process may have left counts of their own.
+    ours = [one for one in logs if one["event"] in {"once", "often"}]
     last = {"number": FLOOD - 1, "repeated": FLOOD - 1, "within_seconds": 10.0}
 
-    assert ["seldom", "refused", "refused"] == [one["event"] for one in logs]
-    assert {"event": "refused", "log_level": "warning"} | last == logs[-1]
+    assert ["once", "often", "often"] == [one["event"] for one in ours]
+    assert {"event": "often", "log_level": "warning"} | last == ours[-1]
 
 
 async def test_kinds(pass_time):
