@@ -61,10 +61,11 @@ async def _with_labels(
     if not labels:
         return fault
     more = " and others" if getattr(page, "next", None) is not None else ""
-    return type(fault)(
-        f"{fault}; AES keys on it are labelled {', '.join(map(repr, labels))}{more}",
-        hint=f"correct keys.label or keys.ids, or {fault.hint}",
-    )
+    what = f"{fault}; AES keys on it are labelled {', '.join(map(repr, labels))}{more}"
+    cure = "correct keys.label or keys.ids"
+    if not config.keys.ids:  # else a key that was made now would not be in keys.ids
+        cure = f"correct keys.label, or {fault.hint}"
+    return type(fault)(what, hint=cure)
 
 
 def last_key(config: Config) -> LastKey | None:

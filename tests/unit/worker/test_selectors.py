@@ -177,7 +177,7 @@ def test_listed_key_that_is_absent(make_plugin, hsm):
     assert "no AES key labelled 'k8s-kek' and in keys.ids is on the token" in (
         ended.stdout
     )
-    assert "hint: correct keys.ids" in ended.stdout
+    assert "hint: correct keys.label or keys.ids\n" in ended.stdout
 
 
 def test_generate_would_miss_the_list(make_plugin, hsm):
