@@ -10,10 +10,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING
 
+from hsm_kms.clock import when
 from hsm_kms.errors import HsmKmsError, KeyLostError
 from hsm_kms.ipc.values import KeyRef
 from hsm_kms.keys.rotation import Memory
@@ -156,7 +156,7 @@ class KeyMemory:
             cka_id=key.ref.cka_id.hex(),
             token_serial=token_serial,
             label=key.ref.label,
-            since=kept.since if kept else _iso(now),
+            since=kept.since if kept else when(now),
             born_here=key.born_here,
             canary=canary,
         )
@@ -209,7 +209,3 @@ def _log_switch(key: TokenKey, before: LastKey | None) -> None:
         key_id=key.key_id,
         before=before.key_id if before is not None else None,
     )
-
-
-def _iso(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")

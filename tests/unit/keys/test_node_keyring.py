@@ -40,7 +40,7 @@ def test_first_key(node):
         "cka_id": b"a".hex(),
         "token_serial": SERIAL,
         "label": LABEL,
-        "since": "2027-01-15T08:00:00+00:00",
+        "since": "2027-01-15T08:00:00Z",
         "born_here": True,
         "canary": None,
     }
@@ -67,8 +67,8 @@ def test_switch_at_the_time(node):
     assert (B, (B, [A])) == (node.current, node.kept)
     assert node.keyring.seconds_to_next(node.now) is None
     (former,) = StateDir(node.directory).former_keys()
-    assert "2027-01-15T08:00:00+00:00" == former.since
-    assert "2027-01-15T08:00:10+00:00" == former.until
+    assert "2027-01-15T08:00:00Z" == former.since
+    assert "2027-01-15T08:00:10Z" == former.until
 
 
 def test_seconds_to_next(node):
