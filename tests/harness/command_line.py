@@ -52,6 +52,7 @@ def run(
     cwd: Path | None = None,
     stdout: TextIO | None = None,
     encoding: str = "utf-8",
+    merged: bool = False,
 ) -> CompletedProcess[str]:
     """Run `hsm-kms ARGUMENT...`, and return its exit code and what it wrote.
 
@@ -65,16 +66,18 @@ def run(
         cwd: The working directory; this process's if None.
         stdout: A stream instead of the one whose text is returned.
         encoding: Encoding of stdout and stderr.
+        merged: Return both as stdout, in the order in which they were written.
     """
     argv = ["hsm-kms", *map(str, arguments)]
-    out, err = _stream(encoding), _stream(encoding)
+    out = _stream(encoding)
+    err = out if merged else _stream(encoding)
     source = stdin.encode() if isinstance(stdin, str) else stdin
     with _as_a_process(argv, env or {}, cwd), contextlib.ExitStack() as streams:
         streams.enter_context(contextlib.redirect_stdout(stdout or out))
         streams.enter_context(contextlib.redirect_stderr(err))
         streams.enter_context(_stdin(source))
         code = _exit_code()
-    return CompletedProcess(argv, code, _text(out), _text(err))
+    return CompletedProcess(argv, code, _text(out), "" if merged else _text(err))
 
 
 def run_fork(*arguments: object, stdin: str = "") -> CompletedProcess[str]:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from hsm_kms.etcd.live import Etcd
+from tests.harness.pages import walk
+from tests.harness.terminals import InProcess
 from tests.harness.wait import patient
 from tests.system.e2e.processes import Child, wait_for
 from tests.system.e2e.secure_etcd import complaint, hsm_kms, scan
@@ -101,6 +103,18 @@ def test_a_scan_of_kine(kine):
     assert {prefix: [OBJECTS] for prefix in counts} == counts
     assert "name: kms:v9" in shown.stdout
     assert scan("--from-json", found)["objects"] == OBJECTS + 1  # and kine's own
+
+
+def test_page(kine):
+    """The command of docs/etcd.md scans a kine."""
+    endpoint = "unix:///var/lib/rancher/k3s/server/kine.sock"
+    with walk(
+        InProcess(None),
+        "docs/etcd.md",
+        "Count: `hsm-kms etcd scan` (5)",
+        names={endpoint: kine.endpoint},
+    ) as page:
+        assert f"in {kine.endpoint}" in page.run("hsm-kms etcd scan")
 
 
 def test_writes_during_a_scan_of_kine(kine):
