@@ -118,6 +118,16 @@ FAULTS = {
         "module: AT/vendor.so: No such file or directory",
         "correct token.module: ",
     ),
+    "the directory of the module": (
+        lambda at, _: {"token": {"module": str(at)}},
+        "module: AT: Is a directory",
+        "correct token.module: it must name a file",
+    ),
+    "a module below a file": (
+        lambda at, _: {"token": {"module": f"{at}/config.yaml/libykcs11.so"}},
+        "module: AT/config.yaml/libykcs11.so: Not a directory",
+        "install the package ykcs11, or correct token.module",
+    ),
 }
 
 

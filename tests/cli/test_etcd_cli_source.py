@@ -101,6 +101,8 @@ def test_nobody_listens():
         (["--dial-timeout", "0"], "must be more than 0s"),
         (["--insecure-transport=no"], "'no' is neither true nor false"),
         (["-w", "json"], "--write-out is an option of etcdctl: use -o text or -o json"),
+        (["--endpoints", ""], "--endpoints names no endpoint"),
+        (["--endpoints", " ,"], "--endpoints names no endpoint"),
     ],
 )
 def test_bad_usage(options, words, cli):

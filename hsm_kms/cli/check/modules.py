@@ -37,7 +37,9 @@ def advice_for(module: Path, error: OSError) -> str:
         module: The configured path.
         error: Why it cannot be read.
     """
-    if error.errno != errno.ENOENT:
+    if error.errno == errno.EISDIR:
+        return "correct token.module: it must name a file, not the directory of it"
+    if error.errno not in {errno.ENOENT, errno.ENOTDIR}:
         readable = f"make it readable for user {os.geteuid()}, group {os.getegid()}"
         return hint_for(error, module, readable)
     found = _elsewhere(module.name)

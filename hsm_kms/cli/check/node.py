@@ -131,7 +131,7 @@ def _unreadable(config: Config) -> Iterator[tuple[str, OSError]]:
 
 
 def _cure(error: OSError, path: Path) -> str:
-    if error.errno == errno.ENOENT:
+    if error.errno in {errno.ENOENT, errno.ENOTDIR}:
         return "correct token.env, or create the file as the module's manual says"
     readable = f"make it readable for user {os.geteuid()}, group {os.getegid()}"
     return hint_for(error, path, readable)

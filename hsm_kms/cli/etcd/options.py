@@ -192,10 +192,13 @@ def _choice(
         raise ConfigError(["--skip-hash-check needs --from-snapshot"])
     if bool(others["cert"]) != bool(others["key"]):
         raise ConfigError(["--cert and --key must be given together"])
-    named = (each.strip() for each in ",".join(endpoints).split(","))
+    stripped = (each.strip() for each in ",".join(endpoints).split(","))
+    named = tuple(each for each in stripped if each)
+    if endpoints and not named:  # an unset variable must not become another etcd
+        raise ConfigError(["--endpoints names no endpoint"])
     name, secret = ("", "") if others["from_json"] else _login(user, password)
     return EtcdChoice(
-        endpoints=tuple(each for each in named if each),
+        endpoints=named,
         secured=insecure_transport is False,
         user=name,
         password=secret,
