@@ -5,6 +5,8 @@
    them is logged with their number, and a longer window begins.
 3. After a window without such an event, the next one is logged at once again.
 4. When the server stops, what was counted until then is logged.
+5. Events between which one state changes are of one kind: the first of each is logged
+   at once, and after that the latest, which says what the state is.
 """
 
 from __future__ import annotations
@@ -32,14 +34,16 @@ class _Window:
     Args:
         number: Index of its length in `WINDOWS`.
         since: When it was opened, in the loop's time.
-        repeated: Number of events.
-        fields: Fields of the latest.
+        logged: Names of the events that were logged at once.
+        repeated: Number of events that were not.
+        latest: Level, name and fields of the latest of those.
     """
 
     number: int
     since: float
+    logged: set[str] = field(default_factory=set)
     repeated: int = 0
-    fields: Mapping[str, Any] = field(default_factory=dict)
+    latest: tuple[int, str, Mapping[str, Any]] | None = None
 
 
 class Repeats:
@@ -51,7 +55,7 @@ class Repeats:
 
     def __init__(self, name: str) -> None:
         self._logger = get_logger(name)
-        self._windows: dict[tuple[int, str, Hashable], _Window] = {}
+        self._windows: dict[Hashable, _Window] = {}
         _all.add(self)
 
     def log(self, level: int, event: str, kind: Hashable = "", **fields: Any) -> None:
@@ -65,48 +69,59 @@ class Repeats:
             fields: Fields of the event; `repeated` and `within_seconds` are added if it
                 stands for several.
         """
-        key: tuple[int, str, Hashable] = (level, event, kind)
+        key: Hashable = (level, event, kind)
         if key not in self._windows and len(self._windows) >= MOST_KINDS:
             key = (level, event, _OTHERS)
-        window = self._windows.get(key)
-        if window is None:
+        self._log(key, level, event, fields)
+
+    def log_change(self, state: str, level: int, event: str, **fields: Any) -> None:
+        """Log an event that says how a state has changed.
+
+        Args:
+            state: Name of the state, which several events may be about.
+            level: Level of the standard library's `logging`.
+            event: Name of the event.
+            fields: As for `log`.
+        """
+        self._log(state, level, event, fields)
+
+    def _log(
+        self, key: Hashable, level: int, event: str, fields: Mapping[str, Any]
+    ) -> None:
+        window = self._windows.get(key) or self._open(key, 0)
+        if window.number == 0 and event not in window.logged:
+            window.logged.add(event)
             self._logger.log(level, event, **fields)
-            self._open(key, 0)
         else:
             window.repeated += 1
-            window.fields = fields
+            window.latest = (level, event, fields)
 
     def log_counts(self) -> None:
         """Log what was counted since the windows were opened."""
         now = asyncio.get_running_loop().time()
-        for key, window in self._windows.items():
-            if window.repeated:
-                self._log_count(key, window, round(now - window.since, 1))
-                window.repeated = 0
+        for window in self._windows.values():
+            self._log_count(window, round(now - window.since, 1))
+            window.latest, window.repeated = None, 0
 
-    def _open(self, key: tuple[int, str, Hashable], number: int) -> None:
+    def _open(self, key: Hashable, number: int) -> _Window:
         loop = asyncio.get_running_loop()
-        self._windows[key] = _Window(number=number, since=loop.time())
         loop.call_later(WINDOWS[number], self._close, key)
+        self._windows[key] = window = _Window(number=number, since=loop.time())
+        return window
 
-    def _close(self, key: tuple[int, str, Hashable]) -> None:
+    def _close(self, key: Hashable) -> None:
         window = self._windows.pop(key)
-        if not window.repeated:
+        if window.latest is None:
             return
-        self._log_count(key, window, WINDOWS[window.number])
+        self._log_count(window, WINDOWS[window.number])
         self._open(key, min(window.number + 1, len(WINDOWS) - 1))
 
-    def _log_count(
-        self, key: tuple[int, str, Hashable], window: _Window, seconds: float
-    ) -> None:
-        level, event, _ = key
-        self._logger.log(
-            level,
-            event,
-            **window.fields,
-            repeated=window.repeated,
-            within_seconds=seconds,
-        )
+    def _log_count(self, window: _Window, seconds: float) -> None:
+        if window.latest is None:
+            return
+        level, event, fields = window.latest
+        counts = {"repeated": window.repeated, "within_seconds": seconds}
+        self._logger.log(level, event, **fields, **counts)
 
 
 _all: Final[WeakSet[Repeats]] = WeakSet()

@@ -156,7 +156,9 @@ class Canaries:
             self.slow = slow
             level = logging.WARNING if slow else logging.INFO
             event = "token slow" if slow else "token no longer slow"
-            self._repeats.log(level, event, canary_seconds=round(seconds, 3))
+            self._repeats.log_change(
+                "slow", level, event, canary_seconds=round(seconds, 3)
+            )
 
     async def _run(
         self, worker: Worker, key: TokenKey, mechanism: Mechanism, at_least: float

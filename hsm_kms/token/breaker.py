@@ -47,7 +47,9 @@ class Breaker:
         if self._in_a_row >= TRIP_AFTER and self._open is None:
             self._open = error
             sentence = error.sentence
-            self._changes.log(logging.WARNING, "breaker open", error=sentence)
+            self._changes.log_change(
+                "breaker", logging.WARNING, "breaker open", error=sentence
+            )
 
     def succeeded(self) -> None:
         """Reset the count, because the token answered a request."""
@@ -58,4 +60,4 @@ class Breaker:
         self._in_a_row = 0
         if self._open is not None:
             self._open = None
-            self._changes.log(logging.INFO, "breaker closed")
+            self._changes.log_change("breaker", logging.INFO, "breaker closed")

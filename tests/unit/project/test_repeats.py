@@ -47,6 +47,21 @@ async def test_one_line_and_then_counts(pass_time):
     assert {FLOOD - 1} == {one["number"] for one in others}
 
 
+async def test_a_state_that_flaps(pass_time):
+    """The first of two opposite events is logged at once, and at last what holds."""
+    repeats = Repeats(__name__)
+    with capture_logs() as logs:
+        for _ in range(5):
+            repeats.log_change("door", logging.WARNING, "open")
+            repeats.log_change("door", logging.INFO, "closed")
+        await pass_time(WINDOWS[0] + 1)
+        repeats.log_change("door", logging.WARNING, "open")
+        await pass_time(WINDOWS[1] + 1)
+
+    assert ["open", "closed", "closed", "open"] == [one["event"] for one in logs]
+    assert [8, 1] == [one["repeated"] for one in logs[2:]]
+
+
 async def test_quiet_window(pass_time):
     """After a window without such an event the next one is logged at once."""
     repeats = Repeats(__name__)
