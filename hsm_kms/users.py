@@ -40,8 +40,14 @@ def require_service_user(state_dir: Path, pin_file: Path | None) -> None:
 
     Raises:
         WrongUserError: The files belong to another user than this process's, and agree
-            on which.
+            on which; or this process's user may not look at any of them.
     """
+    if all(_is_hidden(path) for path in (state_dir, pin_file) if path is not None):
+        raise WrongUserError(
+            f"user {os.geteuid()} may not look at {state_dir}, so hsm-kms serves as "
+            "another user here",
+            hint="run this command as that user; root is told which it is",
+        )
     user = service_user(state_dir, pin_file)
     if user is not None and user.uid != os.geteuid():
         owned = pin_file if _owner(state_dir) is None else state_dir
@@ -89,6 +95,17 @@ def install_line(path: Path, mode: int = 0o700) -> str:
     """Return the line by which root creates a directory for this process's user."""
     quoted = shlex.quote(str(path))
     return f"install -d -m {mode:04o} -o {os.geteuid()} -g {os.getegid()} {quoted}"
+
+
+def _is_hidden(path: Path) -> bool:
+    """Return True if this process's user may not enter a directory above a path."""
+    try:
+        path.stat()
+    except PermissionError:
+        return True
+    except OSError:
+        pass
+    return False
 
 
 def _owner(path: Path | None) -> User | None:

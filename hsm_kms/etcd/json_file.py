@@ -105,7 +105,8 @@ class JsonFile:
                 self._stream.found_one()
                 yield _item(pair)
         except (ValueError, TypeError, ArithmeticError, RecursionError):
-            so_far = f"after {outputs.objects} objects"
+            objects = "object" if outputs.objects == 1 else "objects"
+            so_far = f"after {outputs.objects} {objects}"
             raise EtcdError(
                 f"{self.name} is truncated or not JSON, {so_far}", hint=HINT
             ) from None

@@ -10,8 +10,9 @@ import struct
 import pytest
 
 from hsm_kms.denials import hint_for
-from hsm_kms.errors import PinUnavailableError
+from hsm_kms.errors import PinUnavailableError, WrongUserError
 from hsm_kms.token.pin_file import identify
+from hsm_kms.users import require_service_user
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root may become others")
 
@@ -79,6 +80,19 @@ def test_denied_by_the_mode(file):
     file.parent.chmod(0o700)
     assert "as usual" == denied(file)
     assert "as usual" == denied(file.parent / "none")
+
+
+def test_what_this_user_may_not_look_at(file):
+    """Who may not look at any of the service's files is not the service's user."""
+    state, pin = file.parent / "state", file
+    with other_user():
+        require_service_user(file.parent / "nothing", None)
+    file.parent.chmod(0o700)
+    with other_user(), pytest.raises(WrongUserError) as refused:
+        require_service_user(state, pin)
+
+    assert f"user {OTHER} may not look at {state}" in str(refused.value)
+    assert "chown" not in refused.value.hint
 
 
 def test_root(file):
