@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 from dataclasses import dataclass, field
@@ -220,6 +221,16 @@ def _login(user: str | None, password: str | None) -> tuple[str, str]:
     if password is None:
         password = ask_secret(f"Password of {name}")
     return name, password
+
+
+def reading(choice: EtcdChoice) -> contextlib.AbstractContextManager[None]:
+    """Exit at once on Ctrl-C in a `with` block that only reads a live etcd.
+
+    KeyboardInterrupt, raised inside gRPC, can leave it waiting for itself.
+    """
+    if choice.from_json or choice.from_snapshot:
+        return contextlib.nullcontext()  # a snapshot's etcd and files must go
+    return interrupts.exiting()
 
 
 def open_source(choice: EtcdChoice) -> Source:

@@ -11,7 +11,7 @@ import click
 from hsm_kms.cli.etcd import output as etcd_shown
 from hsm_kms.cli.etcd.conditions import Condition, conditions_option
 from hsm_kms.cli.etcd.etcdctl import EtcdCommand
-from hsm_kms.cli.etcd.options import etcd_options, open_source
+from hsm_kms.cli.etcd.options import etcd_options, open_source, reading
 from hsm_kms.cli.etcd.progress import progress_bar
 from hsm_kms.cli.options import output_option
 from hsm_kms.errors import HsmKmsError
@@ -77,7 +77,7 @@ def scan_command(
 ) -> None:
     """Scan, print the tables, and judge the conditions."""
     watch = [each.key_id for each in conditions if each.key_id]
-    with open_source(etcd) as source:
+    with reading(etcd), open_source(etcd) as source:
         with progress_bar(source, "scanning") as step:
             tally = scan(source, step, watch=watch, resources=resources)
         if output == "json":

@@ -11,7 +11,7 @@ import click
 
 from hsm_kms.cli.etcd import output as etcd_shown
 from hsm_kms.cli.etcd.etcdctl import EtcdCommand
-from hsm_kms.cli.etcd.options import STDIN, etcd_options, open_source
+from hsm_kms.cli.etcd.options import STDIN, etcd_options, open_source, reading
 from hsm_kms.cli.options import output_option
 from hsm_kms.errors import ConfigError, HsmKmsError
 from hsm_kms.etcd.text import printable
@@ -58,7 +58,7 @@ def show_command(
 def _of_etcd(name: str, choice: EtcdChoice) -> Item:
     if not name.startswith("/"):
         name = choice.prefix + name
-    with open_source(choice) as source:
+    with reading(choice), open_source(choice) as source:
         found = source.get(name.encode("utf-8", "surrogateescape"))
         if found is None:
             raise HsmKmsError(
