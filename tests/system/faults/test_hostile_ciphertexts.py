@@ -30,6 +30,7 @@ def server(make_rig):
     made.start()
     made.well()
     made.workers()
+    wait_quiet(made.shim.counts, 1.0)  # each new worker is inspected once more
     return made
 
 
