@@ -94,7 +94,7 @@ def test_proven(make_rig, own_pin, shim):
             run.result()
             rounds += 1
     seconds = time.monotonic() - began
-    rig.well()
+    rig.well(200)  # after many kills the last workers start seldom
 
     logins, processes = shim.calls("C_Login"), shim.calls("C_Initialize")
     print(f"{logins} C_Login in {processes} processes, {rounds} faults")  # noqa: T201
