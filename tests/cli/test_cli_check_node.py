@@ -6,6 +6,7 @@ import os
 import shlex
 import socket
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -157,6 +158,14 @@ def test_faults_of_the_node(make_plugin, hsm, directory, taken):
             assert failed[1].startswith(f"  hint: {hint}"), name
         assert failed[-1].startswith("1 of "), name
         assert before == files(directory), name
+
+
+def test_each_fault_is_in_the_troubleshooting():
+    """docs/troubleshooting.md has the line of each fault."""
+    page = (Path(__file__).parents[2] / "docs" / "troubleshooting.md").read_text()
+    for name, (_, cause, _) in FAULTS.items():
+        line = cause.replace("AT", "/path").replace("TAKEN", "127.0.0.1:9462")
+        assert f"| `✗ {line}" in page, name
 
 
 def test_creates_nothing(make_plugin, hsm, directory):
