@@ -41,10 +41,14 @@ READYZ = "/readyz/kms-providers"
 
 @pytest.fixture(scope="module")
 def world(binaries: Binaries, new_folder: Callable[[], Path]) -> Iterator[World]:
-    """A cluster with one Secret that the plugin encrypted."""
+    """A cluster with the Secrets that `Seen` asks for.
+
+    One that a test made with another key or scope would keep it from becoming ready.
+    """
     with running_world(binaries, new_folder()) as world:
         world.api.start(world.encryption("v2"))
         world.create("one", "text")
+        world.create("two", "text")
         yield world
 
 
