@@ -23,8 +23,8 @@ _log = get_logger(__name__)
 
 CURE: Final = "mount its directory instead"
 
-_API_SERVER: Final = "kube-apiserver"
-_ESCAPED: Final = re.compile(r"\\([0-7]{3})")  # see proc_pid_mountinfo(5)
+_API_SERVER: Final = b"kube-apiserver"
+_ESCAPED: Final = re.compile(rb"\\([0-7]{3})")  # see proc_pid_mountinfo(5)
 
 
 def mounted_files(config: Config, path: Path) -> dict[str, str]:
@@ -62,7 +62,7 @@ def api_servers_with(socket: Path) -> list[int]:
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         try:
-            if (process / "comm").read_text().strip() != _API_SERVER:
+            if (process / "comm").read_bytes().strip() != _API_SERVER:
                 continue
             mounts = [map(Path, each) for each in _mounts(process.name)]
         except OSError:  # it has ended, or this user may not look at it
@@ -74,10 +74,11 @@ def api_servers_with(socket: Path) -> list[int]:
 
 def _mounts(process: str) -> Iterator[tuple[str, str]]:
     """Yield each mount point, and the path in its file system that is mounted there."""
-    for line in Path(f"/proc/{process}/mountinfo").read_text().splitlines():
-        fields = line.split()
+    # A path may have any bytes but these two; the kernel escapes both in it.
+    for line in Path(f"/proc/{process}/mountinfo").read_bytes().split(b"\n")[:-1]:
+        fields = line.split(b" ")
         yield _plain(fields[4]), _plain(fields[3])
 
 
-def _plain(path: str) -> str:
-    return _ESCAPED.sub(lambda octal: chr(int(octal[1], 8)), path)
+def _plain(path: bytes) -> str:
+    return os.fsdecode(_ESCAPED.sub(lambda octal: bytes([int(octal[1], 8)]), path))

@@ -49,8 +49,8 @@ def _ended_children() -> frozenset[int]:
 
 def _is_ended_child(process: Path) -> bool:
     try:
-        stat = (process / "stat").read_text()
+        stat = (process / "stat").read_bytes()  # a name need not be text
     except OSError:
         return False
-    state, parent, *_ = stat.rpartition(")")[2].split()  # proc_pid_stat(5)
-    return state == "Z" and int(parent) == os.getpid()
+    state, parent, *_ = stat.rpartition(b")")[2].split()  # proc_pid_stat(5)
+    return state == b"Z" and int(parent) == os.getpid()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,12 @@ from tests.harness.processes import in_namespace, namespace_prefix
 from tests.harness.wait import patient, wait_for
 
 NEVER = "is mounted as a file, so no change of it appears here"
+# 15 bytes, the last of which begins a character of two.
+ODD_NAME = """
+import ctypes, sys
+ctypes.CDLL(None).prctl(15, b"abcdefghijklmn\\xd0", 0, 0, 0)  # PR_SET_NAME
+sys.stdin.read()
+"""
 CURE = "mount its directory instead"
 
 
@@ -49,6 +57,31 @@ def test_serve(prefix, make_plugin, hsm):
         "configuration": (f"{plugin.config_file} {NEVER}", CURE),
         "token.pin_file": (f"{pin} {NEVER}", CURE),
     } == {each["setting"]: (each["error"], each["hint"]) for each in found}
+
+
+def test_names_that_are_no_text(prefix, make_plugin, hsm, directory):
+    """Neither a mount point nor a process with a name of odd bytes stops `check`."""
+    plugin = make_plugin(hsm)
+    odd = directory / os.fsdecode(b"odd \xff\xe2\x80\xa8")
+    odd.mkdir()
+    named = [sys.executable, "-c", ODD_NAME]
+    check = [*HSM_KMS, "check", "--offline", "--config", str(plugin.config_file)]
+    script = 'mount -t tmpfs none "$ODD"'
+    with subprocess.Popen(named, stdin=subprocess.PIPE) as process:
+        comm = Path(f"/proc/{process.pid}/comm")
+        wait_for(lambda: b"\xd0" in comm.read_bytes())
+        ended = subprocess.run(
+            in_namespace(prefix, f"{script} && {mounting(plugin.config_file)}", *check),
+            capture_output=True,
+            text=True,
+            check=False,
+            env=os.environ | {"ODD": str(odd)},
+            timeout=patient(60),
+        )
+        process.stdin.close()
+
+    assert "Traceback" not in ended.stderr
+    assert f"! configuration: {plugin.config_file} {NEVER}\n" in ended.stdout
 
 
 def test_check(prefix, plugin, directory):
