@@ -177,7 +177,8 @@ class Pool:
         try:
             return await answer
         except asyncio.CancelledError:
-            if attempt.channel is not None:
+            # If the answer had come already, `_expire` has reported this call.
+            if answer.cancelled() and attempt.channel is not None:
                 self._evidence.unanswered(attempt.channel.busy_since)
             self._waiting.discard(attempt)
             raise

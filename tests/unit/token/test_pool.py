@@ -75,6 +75,19 @@ async def test_own_deadline(rig):
     assert worker.sessions[0].asked is not None
 
 
+async def test_cancelled_as_its_time_ends(rig):
+    """A call whose request is cancelled just as its time ends is reported once."""
+    rig.add(1)
+    task = rig.call()
+    await rig.settle()
+    loop = asyncio.get_running_loop()
+    loop.call_at(loop.time() + CALL_TIMEOUT, task.cancel)  # right after the deadline
+    await later(rig, CALL_TIMEOUT)
+
+    assert task.cancelled()
+    assert [TokenTimeoutError] == [type(fault) for fault in rig.alarm.faults]
+
+
 async def test_late_answer_is_nobodys(rig):
     """The answer to a request that gave up is read before the session is lent again."""
     worker, task = await one_busy(rig)
