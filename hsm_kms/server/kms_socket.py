@@ -15,9 +15,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
 import os
-import stat
 from pathlib import Path
 from typing import Final, Protocol
 from urllib.parse import quote
@@ -28,9 +28,11 @@ from hsm_kms.log import get_logger
 from hsm_kms.server.socket_path import (
     MAX_PATH_BYTES,
     group_id,
-    listener_pid,
+    lock_path,
     remove_stale,
+    require_regular,
     require_usable,
+    server_on,
 )
 
 _POLL_SECONDS: Final = 0.05  # between two tries for a path or lock that is taken
@@ -65,7 +67,7 @@ class UnixSocket:
         lock_wait: float = 5.0,
     ) -> None:
         self._path = path
-        self._lock_path = Path(f"{path}.lock")
+        self._lock_path = lock_path(path)
         self._private = _name_beside(path)
         self._mode = mode
         self._group = group
@@ -157,7 +159,9 @@ class UnixSocket:
     async def _pause(self, until: float, cause: str) -> None:
         """Sleep for a moment; raise an error if it is later than `until`."""
         if self._rival is None:
-            self._rival = listener_pid(self._path)
+            with contextlib.suppress(SocketError):
+                self._rival = server_on(self._path)
+            self._rival = self._rival or 0
             _log.info(
                 "waiting for another instance to leave the socket",
                 cause=cause,
@@ -188,9 +192,11 @@ def _open_lock(path: Path) -> int:
         hint = hint_for(e, path.parent, enter, write=True)
         what = f"cannot open the lock {path}: {e.strerror}"
         raise SocketError(what, hint=hint) from e
-    if not stat.S_ISREG(os.fstat(lock).st_mode):
+    try:
+        require_regular(path, os.fstat(lock))
+    except SocketError:
         os.close(lock)
-        raise SocketError(f"the lock {path} is not a regular file")
+        raise
     return lock
 
 

@@ -6,6 +6,7 @@ rules and takes nothing.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import grp
 import os
@@ -58,13 +59,29 @@ def live_server(path: Path) -> int | None:
     Raises:
         SocketError: The path or its lock is no file of hsm-kms.
     """
-    lock = Path(f"{path}.lock")
-    try:
-        if not stat.S_ISREG(lock.lstat().st_mode):
-            raise SocketError(f"the lock {lock} is not a regular file")
-    except FileNotFoundError:
-        pass
-    return listener_pid(path) if _is_live_socket(path) else None
+    lock = lock_path(path)
+    with contextlib.suppress(FileNotFoundError):
+        require_regular(lock, lock.lstat())
+    return server_on(path)
+
+
+def lock_path(path: Path) -> Path:
+    """Return the path of the lock that an instance holds while it has the socket."""
+    return Path(f"{path}.lock")
+
+
+def require_regular(lock: Path, found: os.stat_result) -> None:
+    """Refuse a lock that is no regular file.
+
+    Args:
+        lock: Its path.
+        found: What is there.
+
+    Raises:
+        SocketError: It is not a regular file.
+    """
+    if not stat.S_ISREG(found.st_mode):
+        raise SocketError(f"the lock {lock} is not a regular file")
 
 
 def remove_stale(path: Path) -> bool:
@@ -73,22 +90,46 @@ def remove_stale(path: Path) -> bool:
     Raises:
         SocketError: The path is no socket, or what answers cannot be found out.
     """
-    if _is_live_socket(path):
+    if server_on(path) is not None:
         return True
     path.unlink(missing_ok=True)
     return False
 
 
-def listener_pid(path: Path) -> int:
-    """Return the process id of the server on a socket; 0 if it cannot be seen."""
+def server_on(path: Path) -> int | None:
+    """Return the process id of the server that answers on a socket.
+
+    Returns:
+        0 if this process cannot see it; None if none answers, so that the path can be
+        taken.
+
+    Raises:
+        SocketError: The path is no socket, or what answers cannot be found out.
+    """
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return None
+    if not stat.S_ISSOCK(mode):
+        raise SocketError(
+            f"{path} exists and is not a socket",
+            hint="remove it, or choose another listen.socket",
+        )
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.setblocking(False)
         try:
             probe.connect(os.fsencode(path))
-            size = struct.calcsize(_UCRED)
-            told = probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
-        except OSError:
+        except (ConnectionRefusedError, FileNotFoundError):
+            return None
+        except BlockingIOError:  # the backlog of a live server is full
             return 0
+        except OSError as e:
+            raise SocketError(
+                f"cannot find out whether a server uses {path}: {e.strerror}",
+                hint="stop the process that uses it, or choose another listen.socket",
+            ) from e
+        size = struct.calcsize(_UCRED)
+        told = probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
     pid: int = struct.unpack(_UCRED, told)[0]
     return pid
 
@@ -172,38 +213,3 @@ def _require_group(gid: int | None) -> None:
         hint="add the user hsm-kms runs as to it (SupplementaryGroups= of systemd, "
         "supplementalGroups of a pod), or correct listen.group",
     )
-
-
-def _is_live_socket(path: Path) -> bool:
-    """Return True if a server answers on a socket, False if the path can be taken.
-
-    Raises:
-        SocketError: The path is no socket, or what answers cannot be found out.
-    """
-    try:
-        mode = path.lstat().st_mode
-    except FileNotFoundError:
-        return False
-    if not stat.S_ISSOCK(mode):
-        raise SocketError(
-            f"{path} exists and is not a socket",
-            hint="remove it, or choose another listen.socket",
-        )
-    return _answers(path)
-
-
-def _answers(path: Path) -> bool:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.setblocking(False)
-        try:
-            probe.connect(os.fsencode(path))
-        except (ConnectionRefusedError, FileNotFoundError):
-            return False
-        except BlockingIOError:  # the backlog of a live server is full
-            return True
-        except OSError as e:
-            raise SocketError(
-                f"cannot find out whether a server uses {path}: {e.strerror}",
-                hint="stop the process that uses it, or choose another listen.socket",
-            ) from e
-    return True
