@@ -59,14 +59,17 @@ def choose(present: Sequence[Token], settings: Configure) -> Token:
         return wanted[0]
     asked = ", ".join(f"{name} {value!r}" for name, value in _asked(settings))
     seen = _listed(wanted or present)
-    if not any(TokenFlag.TOKEN_INITIALIZED in token.flags for token in present):
-        # Also what a module shows whose files this process cannot read.
-        seen = f"to user {os.geteuid()} the module shows no initialised token"
-        raise WorkerError(Cause.BLANK, f"no token matches {asked}; {seen}")
-    if not wanted:
+    if wanted:
+        raise WorkerError(
+            Cause.SEVERAL_TOKENS, f"{len(wanted)} tokens match {asked}: {seen}"
+        )
+    if any(TokenFlag.TOKEN_INITIALIZED in token.flags for token in present):
         raise WorkerError(Cause.NO_TOKEN, f"no token matches {asked}; seen: {seen}")
+    # Also what a module shows whose files this process cannot read.
     raise WorkerError(
-        Cause.SEVERAL_TOKENS, f"{len(wanted)} tokens match {asked}: {seen}"
+        Cause.BLANK,
+        f"no token matches {asked}; to user {os.geteuid()} the module shows no "
+        "initialised token",
     )
 
 
