@@ -106,8 +106,8 @@ class Canaries:
         at_least: float = 0.0,
         *,
         needed: bool = False,
-    ) -> None:
-        """Wrap and unwrap a canary under `key` on `worker`.
+    ) -> bool:
+        """Wrap and unwrap a canary under `key` on `worker`; return True if it passed.
 
         Args:
             worker: The worker.
@@ -121,7 +121,7 @@ class Canaries:
                 is lost.
         """
         if key.mechanism is None:
-            return
+            return False
         began = asyncio.get_running_loop().time()
         if counts(key.cipher):
             # A canary is counted, and never refused: health depends on it.
@@ -141,14 +141,15 @@ class Canaries:
                 key_id=key.key_id,
                 error=str(error),
             )
-        else:
-            # The time before the request: a key that comes due meanwhile has not
-            # been proven since.
-            self._proven[worker, key.found_by] = began
-            self._node_keyring.memory.canary_passed(key, kept)
-            self._failures.pop((worker, key.found_by), None)
-            if self._is_current(key):
-                self._timed(asyncio.get_running_loop().time() - began)
+            return False
+        # The time before the request: a key that comes due meanwhile has not been
+        # proven since.
+        self._proven[worker, key.found_by] = began
+        self._node_keyring.memory.canary_passed(key, kept)
+        self._failures.pop((worker, key.found_by), None)
+        if self._is_current(key):
+            self._timed(asyncio.get_running_loop().time() - began)
+        return True
 
     def _timed(self, seconds: float) -> None:
         slow = seconds > self._call_timeout

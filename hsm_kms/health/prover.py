@@ -121,13 +121,12 @@ class Prover:
         A key that is another than before is distrusted.
         """
         try:
-            await self._canaries.prove(worker, key, at_least)
+            passed = await self._canaries.prove(worker, key, at_least)
         except KeyReplacedError as error:
             if self._node_keyring.memory.distrust(key):
                 _log.warning("another key", key_id=key.key_id, error=str(error))
                 self.outdate()
             return False
-        if not self._canaries.has_proven(worker, key):
-            return False
-        self._breaker.close()
-        return True
+        if passed:
+            self._breaker.close()
+        return passed

@@ -150,18 +150,10 @@ async def _exchange(
         refuse_low=refuse_low,
     )
     reply = await worker.control.exchange(request)
-    if isinstance(reply, Failure):
-        raise _named(error_from(reply), source)
-
-
-def _named(error: HsmKmsError, source: PinSource) -> HsmKmsError:
-    """Return an error that says which PIN was rejected, if one was."""
-    if not isinstance(error, PinRejectedError):
-        return error
-    where = "" if source.typed else f" in {source.path}"
-    return PinRejectedError(
-        f"the token rejected the PIN{where}: {error}",
-        hint=error.hint,
-        function=error.function,
-        rv=error.rv,
-    )
+    if not isinstance(reply, Failure):
+        return
+    error = error_from(reply)
+    if isinstance(error, PinRejectedError):
+        where = "" if source.typed else f" in {source.path}"
+        error.args = (f"the token rejected the PIN{where}: {error}",)
+    raise error
