@@ -7,6 +7,8 @@ after SIGKILL. Such a worker may still hold sessions on the token.
 2. A worker that cannot be killed keeps a place until its process has ended.
 3. If such workers have taken all other places, one worker may serve in the place of
    the spare.
+4. A reader of keys, see `Startup.start_reader`, begins only while the place of the
+   spare is free, but does not take it: a spare that starts meanwhile is one more.
 """
 
 from __future__ import annotations
