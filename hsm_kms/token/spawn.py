@@ -65,6 +65,9 @@ async def spawn(
                 stderr=their_stderr,
                 pass_fds=[*numbers, *pass_fds],
                 env={**os.environ, **env},
+                # Ctrl-C is for the server, which then stops its workers; and a module
+                # must not ask a terminal for anything.
+                start_new_session=True,
             )
             # If this fails, the worker sees its pairs close and exits.
             killer = Killer(process)

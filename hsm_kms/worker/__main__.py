@@ -45,8 +45,8 @@ def main() -> NoReturn:
     hardening.harden_process()
     _keep_descriptors()
     pdeathsig.die_with_parent(int(sys.argv[1]))
-    # systemd and terminals signal the whole process group, but a worker must live on
-    # until the server has drained and closes the control pair.
+    # systemd signals every process of a unit, but a worker must live on until the
+    # server has drained and closes the control pair.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     control, *others = (socket.socket(fileno=int(fd)) for fd in sys.argv[2:])

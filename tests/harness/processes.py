@@ -10,6 +10,15 @@ from pathlib import Path
 from tests.harness.wait import wait_for
 
 
+def without_coverage() -> dict[str, str]:
+    """Return the environment of a process that must not start coverage.
+
+    In CI every Python starts it before a line of ours, where it imports much and
+    may swallow a Ctrl-C.
+    """
+    return {k: v for k, v in os.environ.items() if not k.startswith("COVERAGE_")}
+
+
 def children_of(pid: int) -> list[int]:
     """Processes that the main thread of a process started; none once it is gone."""
     try:

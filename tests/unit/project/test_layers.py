@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pkgutil
 import subprocess
 import sys
@@ -12,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import hsm_kms
+from tests.harness.processes import without_coverage
 
 ROOT = Path(__file__).parents[3]
 
@@ -26,14 +26,12 @@ def contracts():
 def modules_after(statement):
     """Return sys.modules of a fresh interpreter after one statement."""
     code = f"{statement}\nimport sys\nprint(*sys.modules)"
-    # Coverage would load modules of its own, and handle signals.
-    env = {k: v for k, v in os.environ.items() if not k.startswith("COVERAGE_")}
     result = subprocess.run(
         [sys.executable, "-c", code],
         check=True,
         capture_output=True,
         text=True,
-        env=env,
+        env=without_coverage(),
     )
     return set(result.stdout.split())
 

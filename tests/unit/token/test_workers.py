@@ -35,6 +35,14 @@ async def test_round_trip(make):
         assert served.workers.last_error is None
 
 
+async def test_terminal(make):
+    """A worker has no terminal: Ctrl-C does not reach it, and no module can ask there."""
+    async with make(workers=1) as served:
+        await served.stocked()
+        (worker,) = served.workers.ready
+        assert worker.pid == os.getsid(worker.pid)
+
+
 async def test_killed_worker_is_replaced(make):
     """A worker that was killed is replaced, and its request made elsewhere."""
     async with make(workers=1) as served:
