@@ -7,6 +7,8 @@ proves little, and which worker made the listing counts:
 1. A key that one worker has seen is held.
 2. A held key is dropped when `MISSES_BELIEVED` listings in a row have missed it, each
    by a witness, and the first of them some time ago: alarms bring several in a second.
+   One of them must be of a worker that sees some key, or that was started after the
+   first miss: one that sees none may have lost its token, not the keys.
 3. A witness is a worker that would see the key if it were there: one at least as young
    as the youngest that saw it, or one that once saw it and sees some key now. Seeing
    none is enough once a witness of the first kind has missed the key.
@@ -52,6 +54,7 @@ class _Held:
         misses: Listings in a row, by witnesses, that missed it.
         missed_since: When the first of them was made, by the inventory's clock.
         missed_by_youngest: A worker at least as young as `youngest` was among them.
+        confirmed: A worker was among them that cannot just have lost its token.
     """
 
     key: TokenKey
@@ -59,6 +62,7 @@ class _Held:
     misses: int = 0
     missed_since: float = 0.0
     missed_by_youngest: bool = False
+    confirmed: bool = False
 
 
 @dataclass(slots=True)
@@ -122,7 +126,7 @@ class Inventory:
 
     Args:
         apart: Seconds that must pass from the first miss of a key until it is dropped.
-        clock: Seconds from any moment on, never set back.
+        clock: Seconds on the clock of `Worker.born`, never set back.
 
     Attributes:
         first_seen: When each key held was seen first, by fingerprint, in seconds since
@@ -233,8 +237,9 @@ class Inventory:
                 held.missed_since = moment
             held.misses += 1
             held.missed_by_youngest |= view.born >= held.youngest
+            held.confirmed |= bool(view.now) or view.born >= held.missed_since
             lasted = moment - held.missed_since >= self._apart
-            if held.misses >= MISSES_BELIEVED and lasted:
+            if held.misses >= MISSES_BELIEVED and lasted and held.confirmed:
                 self._drop(name)
 
     def _drop(self, name: _Object) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from hsm_kms.ipc.values import Cipher, KeyRef, Mechanism
 from hsm_kms.keys.discovery import KeyListing
@@ -12,6 +13,9 @@ from hsm_kms.keys.token_key import (
     KeySettings,
     TokenKey,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 LABEL = "kek"
 A, B, C, GONE = ("a" * 26, "b" * 26, "c" * 26, "g" * 26)
@@ -58,7 +62,15 @@ OLD, YOUNG, YOUNGEST = Looker(1.0), Looker(2.0), Looker(3.0)
 
 
 class Seen(Inventory):
-    """An inventory with a short way to note a listing."""
+    """An inventory with a short way to note a listing.
+
+    Without a clock of the test's own, each worker counts as started after all misses.
+    """
+
+    def __init__(
+        self, apart: float = 0.0, clock: Callable[[], float] = lambda: 0.0
+    ) -> None:
+        super().__init__(apart, clock)
 
     def by(self, worker: Looker, *keys: TokenKey, now: float = 0.0) -> Seen:
         """Note that a worker saw these keys."""

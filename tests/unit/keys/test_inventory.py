@@ -106,6 +106,16 @@ def test_who_sees_nothing_agrees_with_the_youngest(seen):
     assert () == seen.by(OLD).keys
 
 
+def test_workers_that_have_lost_their_token():
+    """Only a worker started after the first miss can show that no key is left."""
+    seen = Seen(clock=lambda: 2.5).by(OLD, key(A)).by(YOUNG, key(A))
+    for _ in range(5):
+        seen.by(OLD).by(YOUNG)
+    assert (key(A),) == seen.keys
+
+    assert () == seen.by(YOUNGEST).keys
+
+
 def test_the_youngest_is_the_witness(seen):
     """Once a younger worker has seen a key, misses of older workers do not count."""
     seen.by(OLD, key(A)).by(OLD).by(OLD).by(YOUNG, key(A))

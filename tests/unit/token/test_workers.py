@@ -36,7 +36,7 @@ async def test_round_trip(make):
 
 
 async def test_terminal(make):
-    """A worker has no terminal: Ctrl-C does not reach it, and no module can ask there."""
+    """A worker has no terminal that sends it Ctrl-C or that a module can ask."""
     async with make(workers=1) as served:
         await served.stocked()
         (worker,) = served.workers.ready
