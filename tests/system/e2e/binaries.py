@@ -31,6 +31,10 @@ PACKAGES = {
     "kube-apiserver": "k8s.io/kubernetes/cmd/kube-apiserver",
     "kubectl": "k8s.io/kubernetes/cmd/kubectl",
 }
+NODE_PACKAGES = {
+    "kubeadm": "k8s.io/kubernetes/cmd/kubeadm",
+    "kubelet": "k8s.io/kubernetes/cmd/kubelet",
+}
 ASSETS = ("etcd", "kube-apiserver", "kubectl")  # what KUBEBUILDER_ASSETS promises
 BUILD_TIMEOUT = 45 * 60.0  # seconds; a cold build on two cores takes about five minutes
 
@@ -48,6 +52,14 @@ class Binaries:
     etcdutl: Path
     kube_apiserver: Path
     kubectl: Path
+
+
+@dataclass(frozen=True)
+class NodeBinaries:
+    """Paths of the programs of a node."""
+
+    kubeadm: Path
+    kubelet: Path
 
 
 def missing() -> str | None:
@@ -73,6 +85,15 @@ def cluster() -> Binaries:
         kube_apiserver=found["kube-apiserver"],
         kubectl=found["kubectl"],
     )
+
+
+def node() -> NodeBinaries:
+    """Build the programs of a node.
+
+    Raises:
+        MissingToolError: There is no Go.
+    """
+    return NodeBinaries(**_built(NODE_PACKAGES))
 
 
 def loader() -> Path:
@@ -186,7 +207,7 @@ def _build(package: str, target: Path) -> None:
 
 def main() -> None:
     """Build everything and print where it is."""
-    for path in (*vars(cluster()).values(), loader(), kine()):
+    for path in (*vars(cluster()).values(), loader(), kine(), *vars(node()).values()):
         sys.stdout.write(f"{path}\n")
 
 
