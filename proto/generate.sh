@@ -27,4 +27,4 @@ generate() {
 }
 
 generate "$root/proto" hsm_kms/api/rpc kms_v1beta1 kms_v2
-generate "$root/proto/etcd" hsm_kms/etcd/rpc envelope kv rpc
+generate "$root/proto/etcd" hsm_kms/etcd/rpc envelope kv object rpc

@@ -43,7 +43,7 @@ _COMMANDS = {
     ),
     "etcd": Lazy(
         "hsm_kms.cli.etcd:etcd_group",
-        "Count, explain and verify the values that the API server stored in etcd.",
+        "Count, explain, verify and decrypt the values that the API server stored.",
     ),
     "migrate": Lazy(
         "hsm_kms.cli.migrate.command:migrate",

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
@@ -45,23 +46,39 @@ class LoginChoice:
     login: str | None = None
 
 
+_LOGIN_OPTIONS: Final = (
+    click.option(
+        "--pin-file",
+        type=click.Path(path_type=Path, dir_okay=False),
+        help="Read the PIN from this file instead of token.pin_file.",
+    ),
+    click.option("--pin-prompt", is_flag=True, help="Ask for the PIN."),
+    click.option(
+        "--login",
+        metavar="ROLE",
+        help="Log in as user, crypto-user, so or 0x... instead of token.login.",
+    ),
+)
+
+
 def login_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add --pin-file, --pin-prompt and --login to a command."""
-    for option in (
-        click.option(
-            "--login",
-            metavar="ROLE",
-            help="Log in as user, crypto-user, so or 0x... instead of token.login.",
-        ),
-        click.option("--pin-prompt", is_flag=True, help="Ask for the PIN."),
-        click.option(
-            "--pin-file",
-            type=click.Path(path_type=Path, dir_okay=False),
-            help="Read the PIN from this file instead of token.pin_file.",
-        ),
-    ):
-        command = option(command)
-    return command
+    """Add the options to a command, which gets them as `login: LoginChoice`."""
+
+    @functools.wraps(command)
+    def with_choice(
+        *args: Any,
+        pin_file: Path | None,
+        pin_prompt: bool,
+        login: str | None,
+        **more: Any,
+    ) -> Any:
+        choice = LoginChoice(pin_file=pin_file, prompt=pin_prompt, login=login)
+        return command(*args, login=choice, **more)
+
+    made: Callable[..., Any] = with_choice
+    for option in reversed(_LOGIN_OPTIONS):
+        made = option(made)
+    return made
 
 
 @contextlib.asynccontextmanager

@@ -1,4 +1,4 @@
-"""Decrypt records as the server would, and discard the plaintext."""
+"""Decrypt records as the server would."""
 
 from __future__ import annotations
 
@@ -16,6 +16,14 @@ from hsm_kms.errors import (
     TokenError,
     UnknownKeyIdError,
 )
+from hsm_kms.etcd.refusals import (
+    FOREIGN,
+    NO_KEY,
+    NOT_AUTHENTIC,
+    REFUSED,
+    RETIRED,
+    RefusedError,
+)
 from hsm_kms.ipc.messages import Decrypt, Decrypted
 from hsm_kms.wrapping.by_local_kek import LocalKek
 from hsm_kms.wrapping.by_token import CIPHERS, canary
@@ -29,17 +37,7 @@ if TYPE_CHECKING:
 MAX_LOCAL_KEKS: Final = 1024
 """Most local KEKs kept in memory at one time."""
 
-NO_KEY: Final = "no such key on this token"
-RETIRED: Final = "its key is in keys.retired"
-FOREIGN: Final = "its key was not generated on the token: see keys.foreign"
-NOT_AUTHENTIC: Final = "not authentic: of another scope, or damaged"
-REFUSED: Final = "the token does not decrypt with this key"
-
 _NESTED: Final = frozenset({Kind.LOCAL_KEK_BY_TOKEN})
-
-
-class _RefusedError(Exception):
-    """Raised when a wrapped key cannot be decrypted; the text says why."""
 
 
 class TokenOpener:
@@ -68,16 +66,28 @@ class TokenOpener:
             HsmKmsError: The token failed.
         """
         try:
-            if record.header.kind is Kind.DEK_BY_LOCAL_KEK:
-                local_kek = await self._local_kek(record.header.nested)
-                local_kek.open(record.encode())
-            else:
-                await self._by_token(record)
-        except CiphertextError:
-            return NOT_AUTHENTIC
-        except _RefusedError as error:
+            await self.open(record)
+        except RefusedError as error:
             return str(error)
         return ""
+
+    async def open(self, record: Record) -> bytes:
+        """Return the DEK or seed in a record.
+
+        Args:
+            record: A record of kind 1 or 2.
+
+        Raises:
+            RefusedError: The record cannot be decrypted.
+            HsmKmsError: The token failed.
+        """
+        try:
+            if record.header.kind is Kind.DEK_BY_LOCAL_KEK:
+                local_kek = await self._local_kek(record.header.nested)
+                return local_kek.open(record.encode())
+            return await self._by_token(record)
+        except CiphertextError:
+            raise RefusedError(NOT_AUTHENTIC) from None
 
     async def _local_kek(self, nested: bytes) -> LocalKek:
         known = self._local_keks.pop(nested, None)
@@ -103,9 +113,9 @@ class TokenOpener:
         try:
             reply = await self._ask(request)
         except (KeyNotFoundError, KeyAmbiguousError, KeyReplacedError):
-            raise _RefusedError(NO_KEY) from None
+            raise RefusedError(NO_KEY) from None
         except MechanismError as error:
-            raise _RefusedError(f"{REFUSED}: {error}") from None
+            raise RefusedError(f"{REFUSED}: {error}") from None
         if not isinstance(reply, Decrypted):
             raise TokenError("the worker answered a Decrypt with something else")
         return reply.plaintext
@@ -115,11 +125,11 @@ class TokenOpener:
         try:
             return self._ring.for_decrypt(record.header.key_id, cipher)
         except KeyRetiredError:
-            raise _RefusedError(RETIRED) from None
+            raise RefusedError(RETIRED) from None
         except KeyForeignError:
-            raise _RefusedError(FOREIGN) from None
+            raise RefusedError(FOREIGN) from None
         except UnknownKeyIdError:
-            raise _RefusedError(NO_KEY) from None
+            raise RefusedError(NO_KEY) from None
 
     async def _prove(self, key: TokenKey) -> None:
         """Give the session a known-good record, which settles ambiguous errors."""

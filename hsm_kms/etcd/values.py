@@ -75,6 +75,7 @@ class Stored:
         record: The record of hsm-kms; None if the wrapped part is not one.
         wrapped: The wrapped seed or DEK, or None.
         source: What is wrapped: "seed", "DEK", or "" if nothing is.
+        data: The encrypted data of a KMS value; b"" of other providers.
         data_bytes: Length of the encrypted data; of an unencrypted value, its length.
         annotations: Names of the annotations, at most `MAX_ANNOTATIONS`.
         other_key_id: The key_id inside a record that contradicts `key_id`, or None.
@@ -88,6 +89,7 @@ class Stored:
     record: Record | None = field(default=None, repr=False)
     wrapped: bytes | None = field(default=None, repr=False)
     source: str = ""
+    data: bytes = field(default=b"", repr=False)
     data_bytes: int = 0
     annotations: tuple[str, ...] = ()
     other_key_id: str | None = None
@@ -163,6 +165,7 @@ def _kms_v2(rest: bytes) -> Stored:
         record=None if contradicted else record,
         wrapped=wrapped or None,
         source=_source(envelope),
+        data=envelope.encryptedData,
         data_bytes=len(envelope.encryptedData),
         annotations=tuple(_annotations(envelope)),
         other_key_id=inside if contradicted else None,
@@ -218,6 +221,7 @@ def _kms_v1(rest: bytes) -> Stored:
         record=record,
         wrapped=rest[split.start : split.end],
         source="DEK",
+        data=rest[split.end :],
         data_bytes=len(rest) - split.end,
         problem=problem,
     )

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from hsm_kms.config.formats import KEY_ID
 from hsm_kms.errors import HsmKmsError
+from hsm_kms.etcd.refusals import NOT_A_RECORD
 from hsm_kms.etcd.values import Provider, Stored, explain
 from hsm_kms.wrapping.record import FINGERPRINT_CHARS, Record
 
@@ -33,7 +34,6 @@ MAX_REMEMBERED: Final = 2**20
 MAX_FAILURES: Final = 1000
 """Most rows of failures, because someone who writes to etcd can invent key_ids."""
 
-NOT_A_RECORD: Final = "the wrapped key is malformed"
 NOT_LISTED: Final = "too many reasons to list"
 
 _EXAMPLE_BYTES: Final = 512
@@ -139,7 +139,7 @@ class Verification:
 
     async def _check(self, item: Item) -> None:
         stored = explain(item.value)
-        if not _ours(stored):
+        if not is_ours(stored):
             self.verdict.others[stored.provider, stored.name[:_MAX_NAME_CHARS]] += 1
             self.verdict.total += 1
             return
@@ -192,7 +192,7 @@ def _digest(stored: Stored, value: bytes) -> bytes:
     return hashlib.sha256(what).digest()[:_DIGEST_BYTES]
 
 
-def _ours(stored: Stored) -> bool:
+def is_ours(stored: Stored) -> bool:
     """Return True if hsm-kms wrote the value, or if its provider is not certain."""
     if stored.provider not in _KMS:
         return False

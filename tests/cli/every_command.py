@@ -6,6 +6,7 @@ import json
 from typing import TYPE_CHECKING
 
 from hsm_kms.cli import cli
+from tests.cli.decrypting import KEY, v2_with
 from tests.cli.etcd_cli import OBJECTS
 from tests.cli.migrating import Migrating
 from tests.harness.etcd_samples import written
@@ -34,7 +35,7 @@ LEAVES = {
 
 
 def every_command(
-    node: Plugin, socket: Path, directory: Path
+    node: Plugin, server: Plugin, directory: Path
 ) -> Iterator[tuple[str, ...]]:
     """Yield the command lines that print a result, in an order in which each can.
 
@@ -42,17 +43,20 @@ def every_command(
 
     Args:
         node: Configuration with a token that holds a key, and is shared.
-        socket: KMS socket of a server.
+        server: A server that runs with the same key.
         directory: For files.
     """
     config = ("--config", str(node.config_file))
     dump = ("--from-json", str(written(directory / "dump.json", OBJECTS)))
+    secret = written(directory / "secret.json", {KEY: v2_with(server)})
+    value = ("--from-json", str(secret))
     kubectl = ("--kubectl", str(Migrating(directory).kubectl))
-    yield ("status", "--socket", str(socket))
+    yield ("status", "--socket", str(server.socket))
     yield ("config", "show", *config)
     yield ("check", *config)
     yield ("token", "list", *config)
     yield ("token", "retry-pin", *config)
+    yield ("etcd", "decrypt", KEY, "--reveal", *value, *config)
     yield ("keys", "list", *config)
     yield ("keys", "rotate", *config)
     key_ids = _key_ids(node)  # one, if nobody has run what was yielded

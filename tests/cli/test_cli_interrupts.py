@@ -32,7 +32,7 @@ def commands(make_plugin, hsm, shared_server, tmp_path):
     """Provide the command lines by command."""
     node = make_plugin(hsm, **SHARED)
     node.write_config()
-    lines = [*every_command(node, shared_server.socket, tmp_path)]
+    lines = [*every_command(node, shared_server, tmp_path)]
     lines.append(("serve", "--config", str(node.config_file)))
     found = {
         path: line for line in lines for path in LEAVES if path == line[: len(path)]

@@ -24,7 +24,7 @@ def commands(make_plugin, hsm, shared_server, tmp_path):
     """Provide the command line of every command that prints a result."""
     node = make_plugin(hsm, **SHARED)
     node.write_config()
-    return every_command(node, shared_server.socket, tmp_path)
+    return every_command(node, shared_server, tmp_path)
 
 
 @contextlib.contextmanager
@@ -64,7 +64,7 @@ def test_ascii(make_plugin, hsm, shared_server, tmp_path):
     node.config["token"]["pin_file"] = str(pin_file)
     node.write_config()
     text = ""
-    for arguments in every_command(node, shared_server.socket, odd):
+    for arguments in every_command(node, shared_server, odd):
         done = run(*arguments, encoding="ascii")
         assert done.returncode == (arguments[1] in FAILING), (arguments, done)
         text += done.stdout

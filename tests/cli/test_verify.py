@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from hsm_kms.etcd.token_opener import NO_KEY
+from hsm_kms.etcd.refusals import NO_KEY
 from hsm_kms.ipc.values import KeyRef
 from tests.cli.verifying import (
     dump,

@@ -16,8 +16,8 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from hsm_kms.cli.one_worker import one_worker
 from hsm_kms.cli.read_keyring import read_ring
 from hsm_kms.config import load as configuration
+from hsm_kms.etcd.refusals import NO_KEY
 from hsm_kms.etcd.source import Item
-from hsm_kms.etcd.token_opener import NO_KEY
 from hsm_kms.etcd.verify import MAX_FAILURES, NOT_LISTED, Verification
 from hsm_kms.ipc.messages import Encrypt
 from hsm_kms.wrapping.record import Algorithm, Header, Kind, Record

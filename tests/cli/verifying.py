@@ -12,21 +12,21 @@ SEED = EncryptedDEKSourceType.HKDF_SHA256_XNONCE_AES_GCM_SEED
 DATA = bytes(100)  # what is encrypted under the seed or DEK, of which nothing is read
 
 
-def v2(wrapped, key_id, *, data=DATA, name="hsm"):
+def v2(wrapped, key_id, *, data=DATA, name="hsm", source=SEED):
     """Return a value as the API server stores it with KMS v2."""
     envelope = EncryptedObject(
         encryptedData=data,
         keyID=key_id,
         encryptedDEKSource=wrapped,
-        encryptedDEKSourceType=SEED,
+        encryptedDEKSourceType=source,
     )
     return f"k8s:enc:kms:v2:{name}:".encode() + envelope.SerializeToString()
 
 
-def v1(wrapped, *, name="hsm-v1"):
+def v1(wrapped, *, name="hsm-v1", data=DATA):
     """Return a value as the API server stores it with KMS v1."""
     prefix = f"k8s:enc:kms:v1:{name}:".encode()
-    return prefix + len(wrapped).to_bytes(2, "big") + wrapped + DATA
+    return prefix + len(wrapped).to_bytes(2, "big") + wrapped + data
 
 
 def v2_of(sealed):

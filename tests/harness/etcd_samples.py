@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 from typing import TYPE_CHECKING, Any
+
+from cryptography.hazmat.primitives.ciphers import Cipher
+from cryptography.hazmat.primitives.ciphers.algorithms import AES
+from cryptography.hazmat.primitives.ciphers.modes import CBC
 
 from hsm_kms.wrapping.record import Algorithm, Header, Kind, Record
 
@@ -88,6 +93,15 @@ def v1(
     wrapped = record(local=True) if wrapped is None else wrapped
     length = len(wrapped).to_bytes(2, "big")
     return b"k8s:enc:kms:v1:" + name + b":" + length + wrapped + data
+
+
+def by_cbc(dek: bytes, plaintext: bytes, *, padding: bytes = b"") -> bytes:
+    """Data as API servers up to 1.24 encrypted it with a DEK of KMS v1."""
+    iv = os.urandom(16)
+    least = 16 - len(plaintext) % 16
+    padded = plaintext + (padding or bytes([least]) * least)
+    encryptor = Cipher(AES(dek), CBC(iv)).encryptor()
+    return iv + encryptor.update(padded) + encryptor.finalize()
 
 
 def etcdctl_json(

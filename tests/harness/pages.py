@@ -25,6 +25,7 @@ ANYTHING = "..."
 
 # What varies, as it is on the page: the kind of thing that a command must print there.
 _KINDS = {
+    r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d+Z": r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d+Z",
     r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ": r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ",
     r"\d{8}T\d{6}Z": r"\d{8}T\d{6}Z",
     r"\b[0-9a-f]{16,}(?:\.\.\.)?(?!\w)": r"[0-9a-f]{16,}",

@@ -1,4 +1,4 @@
-"""Provide `hsm-kms etcd`: count, explain and verify stored values."""
+"""Provide `hsm-kms etcd`: count, explain, verify and decrypt stored values."""
 
 from __future__ import annotations
 
@@ -19,9 +19,13 @@ _COMMANDS = {
         "hsm_kms.cli.etcd.verify:verify",
         "Have the token decrypt every wrapped key that etcd holds.",
     ),
+    "decrypt": Lazy(
+        "hsm_kms.cli.etcd.decrypt:decrypt",
+        "Decrypt one stored value with the token, without an API server.",
+    ),
 }
 
 
 @click.group("etcd", cls=LazyGroup, lazy=_COMMANDS)
 def etcd_group() -> None:
-    """Count, explain and verify the values that the API server stored in etcd."""
+    """Count, explain, verify and decrypt the values that the API server stored."""

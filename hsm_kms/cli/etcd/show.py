@@ -11,15 +11,14 @@ import click
 
 from hsm_kms.cli.etcd import output as etcd_shown
 from hsm_kms.cli.etcd.etcdctl import EtcdCommand
-from hsm_kms.cli.etcd.options import STDIN, etcd_options, open_source, reading
+from hsm_kms.cli.etcd.one_item import read_item
+from hsm_kms.cli.etcd.options import STDIN, etcd_options
 from hsm_kms.cli.options import output_option
 from hsm_kms.errors import ConfigError, HsmKmsError
-from hsm_kms.etcd.text import printable
 from hsm_kms.etcd.values import explain
 
 if TYPE_CHECKING:
     from hsm_kms.cli.etcd.options import EtcdChoice
-    from hsm_kms.etcd.source import Item
     from hsm_kms.etcd.values import Stored
 
 MAX_VALUE_BYTES: Final = 64 * 1024**2
@@ -47,26 +46,12 @@ def show_command(
     if value_file is not None:
         shown = etcd_shown.value_as_json(_of_file(value_file))
     else:
-        item = _of_etcd(name or "", etcd)
+        item = read_item(name or "", etcd)
         shown = etcd_shown.item_as_json(item, etcd.prefix)
     if output == "json":
         click.echo(json.dumps(shown))
     else:
         etcd_shown.print_value(shown)
-
-
-def _of_etcd(name: str, choice: EtcdChoice) -> Item:
-    if not name.startswith("/"):
-        name = choice.prefix + name
-    with reading(choice), open_source(choice) as source:
-        found = source.get(name.encode("utf-8", "surrogateescape"))
-        if found is None:
-            raise HsmKmsError(
-                f"{printable(name)} does not exist in {source.name}",
-                hint=f"a key is {choice.prefix}RESOURCE/NAMESPACE/NAME, and "
-                f"{choice.prefix}GROUP/RESOURCE/NAMESPACE/NAME of a custom resource",
-            )
-        return found
 
 
 def _of_file(path: Path) -> Stored:

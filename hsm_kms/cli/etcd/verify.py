@@ -12,7 +12,7 @@ import click
 from hsm_kms.cli.etcd.etcdctl import EtcdCommand
 from hsm_kms.cli.etcd.options import etcd_options, open_source
 from hsm_kms.cli.etcd.progress import progress_bar
-from hsm_kms.cli.one_worker import LoginChoice, login_options, one_worker
+from hsm_kms.cli.one_worker import login_options, one_worker
 from hsm_kms.cli.options import config_option, output_option
 from hsm_kms.cli.read_keyring import read_ring
 from hsm_kms.config import load as configuration
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from hsm_kms.cli.etcd.options import EtcdChoice
+    from hsm_kms.cli.one_worker import LoginChoice
     from hsm_kms.config.schema import Config
     from hsm_kms.etcd.verify import Failure, Verdict
 
@@ -39,9 +40,7 @@ def verify(
     path: Path,
     *,
     etcd: EtcdChoice,
-    pin_file: Path | None,
-    pin_prompt: bool,
-    login: str | None,
+    login: LoginChoice,
     output: str,
 ) -> None:
     """Have the token decrypt every wrapped key that etcd holds.
@@ -58,8 +57,7 @@ def verify(
     Exits with 1 if any wrapped key cannot be decrypted, or if there is none.
     """
     config = configuration.load(path)
-    choice = LoginChoice(pin_file=pin_file, prompt=pin_prompt, login=login)
-    verdict = asyncio.run(_verify(config, choice, etcd))
+    verdict = asyncio.run(_verify(config, login, etcd))
     if output == "json":
         click.echo(json.dumps(_shown(verdict)))
     else:
@@ -68,12 +66,12 @@ def verify(
     _conclude(verdict)
 
 
-async def _verify(config: Config, choice: LoginChoice, etcd: EtcdChoice) -> Verdict:
+async def _verify(config: Config, login: LoginChoice, etcd: EtcdChoice) -> Verdict:
     # Only this command needs cryptography, which takes long to load.
     from hsm_kms.etcd.token_opener import TokenOpener  # noqa: PLC0415
     from hsm_kms.etcd.verify import Verification  # noqa: PLC0415
 
-    async with one_worker(config, choice) as worker:
+    async with one_worker(config, login) as worker:
         ring = await read_ring(config, worker)
         ask = partial(worker.ask, seconds=config.token.hang_timeout)
         verification = Verification(TokenOpener(ask, ring, config.scope))

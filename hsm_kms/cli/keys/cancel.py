@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from hsm_kms.cli.ask import confirm, require_terminal
 from hsm_kms.cli.etcd.etcdctl import EtcdCommand
 from hsm_kms.cli.etcd.options import EtcdChoice, etcd_options
 from hsm_kms.cli.keys.journal import Journal
@@ -21,10 +22,8 @@ from hsm_kms.cli.keys.objects import (
 from hsm_kms.cli.keys.options import (
     Given,
     common_options,
-    confirm,
     confirm_key,
     confirm_option,
-    require_terminal,
     spell,
     yes_option,
 )

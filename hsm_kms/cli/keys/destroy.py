@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from hsm_kms.cli.ask import require_terminal
 from hsm_kms.cli.etcd.etcdctl import EtcdCommand
 from hsm_kms.cli.etcd.options import EtcdChoice, etcd_options
 from hsm_kms.cli.keys.journal import Journal
@@ -18,7 +19,6 @@ from hsm_kms.cli.keys.options import (
     confirm_key,
     confirm_option,
     key_id_argument,
-    require_terminal,
 )
 from hsm_kms.cli.keys.read_survey import ask_of, read_survey
 from hsm_kms.cli.keys.unused import require_live, require_unused

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import functools
 import json
-import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from hsm_kms.cli.one_worker import LoginChoice, login_options
+from hsm_kms.cli.one_worker import login_options
 from hsm_kms.cli.options import config_option, output_option
 from hsm_kms.config import load as configuration
 from hsm_kms.config.formats import KEY_ID
-from hsm_kms.errors import ConfigError, HsmKmsError
+from hsm_kms.errors import HsmKmsError
 from hsm_kms.interrupts import interruptible
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from hsm_kms.cli.one_worker import LoginChoice
     from hsm_kms.config.schema import Config
 
 _UNITS: Final = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
@@ -52,13 +52,8 @@ def common_options(command: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(command)
     def with_given(**options: Any) -> Any:
         config = configuration.load(options.pop("path"))
-        login = LoginChoice(
-            pin_file=options.pop("pin_file"),
-            prompt=options.pop("pin_prompt"),
-            login=options.pop("login"),
-        )
         as_json = options.pop("output") == "json"
-        given = Given(config=config, login=login, as_json=as_json)
+        given = Given(config=config, login=options.pop("login"), as_json=as_json)
         return command(given=given, **options)
 
     made: Callable[..., Any] = with_given
@@ -89,26 +84,6 @@ confirm_option = click.option(
     metavar="KEY_ID",
     help="The key_id once more, instead of typing it when asked.",
 )
-
-
-def require_terminal(instead: str) -> None:
-    """Refuse to go on if stdin is no terminal on which to ask.
-
-    Args:
-        instead: What to give on the command line instead.
-
-    Raises:
-        ConfigError: stdin is no terminal.
-    """
-    if not sys.stdin.isatty():
-        raise ConfigError([f"stdin is not a terminal, so {instead}"])
-
-
-def confirm(question: str, *, yes: bool) -> None:
-    """Ask a question unless `yes` is True; any answer but yes ends the command."""
-    if not yes:
-        with interruptible():
-            click.confirm(question, abort=True, err=True)
 
 
 def confirm_key(key_id: str, typed: str | None) -> None:

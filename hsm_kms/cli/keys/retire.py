@@ -7,15 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from hsm_kms.cli.ask import confirm, require_terminal
 from hsm_kms.cli.etcd.etcdctl import EtcdCommand
 from hsm_kms.cli.etcd.options import EtcdChoice, etcd_options
 from hsm_kms.cli.keys.journal import Journal
 from hsm_kms.cli.keys.options import (
     Given,
     common_options,
-    confirm,
     key_id_argument,
-    require_terminal,
     spell,
     yes_option,
 )

@@ -104,6 +104,7 @@ def follow_etcd(node: Node) -> None:
         "Count: `hsm-kms etcd scan` (3)",
         "Explain: `hsm-kms etcd show`",
         "Prove: `hsm-kms etcd verify`",
+        "Decrypt: `hsm-kms etcd decrypt`",
         names=node.names,
     ) as page:
         page.run("export")
@@ -116,6 +117,7 @@ def follow_etcd(node: Node) -> None:
         page.run("hsm-kms etcd show")
         page.run("hsm-kms etcd verify")
         page.run("hsm-kms etcd verify --from-snapshot", code=1)
+        page.run("hsm-kms etcd decrypt", typed="y\n", after="[y/N]: ")
 
 
 def follow_api_server_asked(node: Node) -> None:
