@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from msgspec.structs import replace
+
 from hsm_kms.state_dir.records import (
     MAX_FORMER_KEYS,
     MAX_PIN_RECORDS,
@@ -124,16 +126,25 @@ class StateDir(Store):
         """
         self._save(NONCES_FILE, file)
 
-    def read_pin(self, identity: PinIdentity) -> PinRecord:
-        """Return what is known about a PIN; "untried" if nothing is known."""
+    def read_pin(self, identity: PinIdentity, credential: str = "") -> PinRecord:
+        """Return what is known about a PIN; "untried" if nothing is known.
+
+        Args:
+            identity: Identity of the PIN file as it is now.
+            credential: Path of the file if it is a credential; what failed with an
+                earlier file of that path is then still true.
+        """
+        unknown = PinRecord(identity=identity, credential=credential)
         try:
             pins = self._pins()
         except StateCorruptError:
-            return PinRecord(identity=identity, verdict="corrupt")
+            return replace(unknown, verdict="corrupt")
         for pin in pins:
-            if pin.identity == identity:
+            if pin.identity == identity and pin.credential == credential:
                 return pin
-        return PinRecord(identity=identity)
+            if credential and pin.credential == credential:
+                return pin.for_new_file(identity)
+        return unknown
 
     def write_pin(self, record: PinRecord) -> None:
         """Save what is known about a PIN; the caller must hold `pin_lock`.
@@ -148,10 +159,11 @@ class StateDir(Store):
         """
         if record.verdict == "corrupt":
             raise ValueError("corrupt is not a verdict to store")
-        kept = (*self._other_pins(record.identity), record)[-MAX_PIN_RECORDS:]
+        others = self._other_pins(record.identity, record.credential)
+        kept = (*others, record)[-MAX_PIN_RECORDS:]
         self._save(PIN_FILE, PinFile(version=1, pins=kept))
 
-    def forget_pin(self, identity: PinIdentity) -> None:
+    def forget_pin(self, identity: PinIdentity, credential: str = "") -> None:
         """Delete the record of a PIN, so that the PIN is tried again.
 
         Only an operator may ask for this, and the caller must hold `pin_lock`. If the
@@ -161,7 +173,7 @@ class StateDir(Store):
             StateWriteError: The file could not be written; the old one is unchanged.
         """
         try:
-            kept = self._other_pins(identity)
+            kept = self._other_pins(identity, credential)
         except StateCorruptError:
             kept = ()
         self._save(PIN_FILE, PinFile(version=1, pins=kept))
@@ -182,8 +194,11 @@ class StateDir(Store):
         file = self._load(PIN_FILE, PinFile)
         return file.pins if file else ()
 
-    def _other_pins(self, mine: PinIdentity) -> tuple[PinRecord, ...]:
-        def is_other(known: PinIdentity) -> bool:
-            return (known.device, known.inode) != (mine.device, mine.inode)
+    def _other_pins(self, mine: PinIdentity, credential: str) -> tuple[PinRecord, ...]:
+        def is_other(known: PinRecord) -> bool:
+            if known.credential or credential:
+                return known.credential != credential
+            inode = known.identity.device, known.identity.inode
+            return inode != (mine.device, mine.inode)
 
-        return tuple(pin for pin in self._pins() if is_other(pin.identity))
+        return tuple(pin for pin in self._pins() if is_other(pin))

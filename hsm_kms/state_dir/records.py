@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated, Final, Literal, Self
 
 from msgspec import Meta, Struct
+from msgspec.structs import replace
 
 from hsm_kms.ipc.values import KeptCanary, Mechanism  # noqa: TC001 - msgspec reads it
 
@@ -97,6 +98,8 @@ class PinRecord(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     Args:
         identity: Identity of the PIN file and its content.
+        credential: Path of the file if it is a credential of systemd, which is a new
+            file at each start of the service; "" if it is not.
         verdict: Result of the tries so far. "corrupt" is never stored: it means that
             pin.json is corrupt, so the PIN must not be tried.
         tries: C_Login calls begun since the PIN was last untried.
@@ -109,12 +112,26 @@ class PinRecord(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """
 
     identity: PinIdentity
+    credential: _Text = ""
     verdict: Literal["untried", "proven", "rejected", "corrupt"] = "untried"
     tries: _Tries = 0
     inconclusive: _Count = 0
     inconclusive_at: float = 0.0
     function: _Text = ""
     rv: _Count | None = None
+
+    def for_new_file(self, identity: PinIdentity) -> Self:
+        """Return what a credential's earlier file says about its new file.
+
+        Nobody can see if the content is another one. So what failed is not tried again,
+        and what was proven must be proven again.
+
+        Args:
+            identity: Identity of the new file.
+        """
+        if self.verdict == "proven":
+            return type(self)(identity=identity, credential=self.credential)
+        return replace(self, identity=identity)
 
 
 class RetiredKey(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

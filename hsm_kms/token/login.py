@@ -22,6 +22,7 @@ from hsm_kms.state_dir.directory import SAVE_SECONDS
 from hsm_kms.tasks import outlast
 from hsm_kms.token.ends import End
 from hsm_kms.token.errors import error_from
+from hsm_kms.token.pin_file import REPLACE_CREDENTIAL, credential_of
 from hsm_kms.token.pin_verdict import PinVerdict
 
 if TYPE_CHECKING:
@@ -156,4 +157,6 @@ async def _exchange(
     if isinstance(error, PinRejectedError):
         where = "" if source.typed else f" in {source.path}"
         error.args = (f"the token rejected the PIN{where}: {error}",)
+        if not source.typed and credential_of(source.path):
+            error.hint = REPLACE_CREDENTIAL
     raise error

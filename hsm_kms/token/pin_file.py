@@ -1,7 +1,8 @@
 """Check that the PIN file can be used, without reading it.
 
 A PIN file that is absent, empty, younger than two seconds, or readable by others is not
-used until that has changed. Only a worker opens the file.
+used until that has changed. Only a worker opens the file. A credential of systemd is
+complete when it appears, so its age does not matter.
 """
 
 from __future__ import annotations
@@ -10,21 +11,36 @@ import errno
 import os
 import stat
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from pathlib import Path
+from typing import Final
 
 from hsm_kms.clock import now
 from hsm_kms.denials import hint_for
 from hsm_kms.errors import PinSettlingError, PinUnavailableError
 from hsm_kms.state_dir.records import PinIdentity
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
 STABLE_SECONDS: Final = 2.0
+# Where systemd puts the credentials of system services, see systemd.exec(5).
+# $CREDENTIALS_DIRECTORY does not count: a command run beside the service lacks it.
+CREDENTIALS: Final = Path("/run/credentials")
 _TOO_OPEN: Final = stat.S_IRWXO | stat.S_IWGRP
 _WRITE: Final = "write the PIN to the file; a running server then uses it by itself"
 _CREATE: Final = (
     "create it with mode 0400 and write the PIN to it, or correct token.pin_file"
+)
+_START: Final = (
+    "a credential exists while its service runs: start the service, or correct "
+    "LoadCredential= of the unit or token.pin_file"
+)
+
+
+REPLACE: Final = (
+    "put the right PIN into the PIN file; if it is right already, run "
+    "`hsm-kms token retry-pin`"
+)
+REPLACE_CREDENTIAL: Final = (
+    "put the right PIN where systemd loads the credential from, restart the service, "
+    "then run `hsm-kms token retry-pin`"
 )
 
 
@@ -43,6 +59,12 @@ class PinSource:
     user_type: int
 
 
+def credential_of(path: Path) -> str:
+    """Return the real path of a PIN file that is a credential of systemd, else ""."""
+    real = os.path.realpath(path)
+    return real if real.startswith(f"{CREDENTIALS}/") else ""
+
+
 def identify(path: Path) -> PinIdentity:
     """Return the identity of the PIN file as it is now.
 
@@ -55,13 +77,7 @@ def identify(path: Path) -> PinIdentity:
     except OSError as error:
         raise PinUnavailableError(
             f"the PIN file {path} cannot be read: {error.strerror}",
-            hint=_CREATE
-            if error.errno == errno.ENOENT
-            else hint_for(
-                error,
-                path,
-                f"let user {os.geteuid()} read it, and nobody else but root",
-            ),
+            hint=_cure_of(error, path),
         ) from None
     if not stat.S_ISREG(found.st_mode):
         raise PinUnavailableError(f"the PIN file {path} is not a regular file")
@@ -89,3 +105,10 @@ def require_stable(identity: PinIdentity) -> None:
     age = now() - identity.ctime_ns / 1e9
     if 0 <= age < STABLE_SECONDS:
         raise PinSettlingError("waiting until the PIN file has not changed for 2 s")
+
+
+def _cure_of(error: OSError, path: Path) -> str:
+    if error.errno == errno.ENOENT:
+        return _START if credential_of(path) else _CREATE
+    enter = f"let user {os.geteuid()} read it, and nobody else but root"
+    return hint_for(error, path, enter)

@@ -8,6 +8,9 @@
    tries are left, is asked once a minute, or when the file changes.
 4. A result that could not be recorded is not risked: without a writable state
    directory only a PIN that is already proven is used.
+5. A credential of systemd is a new file at each start of the service, with a content
+   that may or may not be new. What rules 1 and 2 say of one file holds for all later
+   ones, until the operator vouches for the PIN; what was proven is proven again.
 """
 
 from __future__ import annotations
@@ -27,7 +30,13 @@ from hsm_kms.state_dir.store import (
     StateWriteError,
 )
 from hsm_kms.token.errors import may_mean_wrong_pin
-from hsm_kms.token.pin_file import identify, require_stable
+from hsm_kms.token.pin_file import (
+    REPLACE,
+    REPLACE_CREDENTIAL,
+    credential_of,
+    identify,
+    require_stable,
+)
 
 if TYPE_CHECKING:
     from hsm_kms.errors import HsmKmsError
@@ -38,10 +47,6 @@ MOST_TRIES: Final = 2
 FIRST_PAUSE_SECONDS: Final = 5.0
 LONGEST_PAUSE_SECONDS: Final = 300.0
 REFUSED_SECONDS: Final = 60.0
-_REPLACE: Final = (
-    "put the right PIN into the PIN file; if it is right already, run "
-    "`hsm-kms token retry-pin`"
-)
 
 _log = get_logger(__name__)
 
@@ -59,6 +64,8 @@ class PinVerdict:
         self, source: PinSource | None, state: StateDir, *, retry: bool = False
     ) -> None:
         self._source = source
+        self._credential = "" if source is None else credential_of(source.path)
+        self._cure = REPLACE_CREDENTIAL if self._credential else REPLACE
         self._state = state
         self._retry = retry
         self._unsaved: PinRecord | None = None
@@ -99,7 +106,7 @@ class PinVerdict:
         """
         identity = identify(source.path)
         if self._retry:
-            self._state.forget_pin(identity)
+            self._state.forget_pin(identity, self._credential)
         before = self._may_try(identity)
         if before.verdict != "proven":
             self._state.write_pin(replace(before, tries=before.tries + 1))
@@ -115,13 +122,13 @@ class PinVerdict:
     def accept(self, before: PinRecord) -> None:
         """Record that the token accepted the PIN."""
         if before.verdict != "proven":
-            self._record(PinRecord(identity=before.identity, verdict="proven"))
+            self._record(replace(self._untried(before.identity), verdict="proven"))
 
     def reject(self, before: PinRecord, error: PinRejectedError) -> None:
         """Record that the token rejected the PIN."""
         self._record(
-            PinRecord(
-                identity=before.identity,
+            replace(
+                self._untried(before.identity),
                 verdict="rejected",
                 tries=before.tries,
                 function=error.function,
@@ -159,14 +166,14 @@ class PinVerdict:
         if record.verdict == "proven":
             return record
         if self._retry:
-            return PinRecord(identity=identity)
+            return self._untried(identity)
         self._require_not_refused(identity)
         if record.verdict == "rejected":
             raise PinRejectedError(
                 "the token rejected the PIN in the PIN file",
                 function=record.function,
                 rv=record.rv,
-                hint=_REPLACE,
+                hint=self._cure,
             )
         if record.verdict == "corrupt":
             self._require_writable()
@@ -177,7 +184,7 @@ class PinVerdict:
         if record.tries >= MOST_TRIES:
             raise PinRejectedError(
                 "two logins with this PIN were interrupted; it may have been rejected",
-                hint=_REPLACE,
+                hint=self._cure,
             )
         if _must_wait(record):
             raise PinUnavailableError(
@@ -188,7 +195,8 @@ class PinVerdict:
                 hint="see whether the HSM and its client service are up",
             )
         self._require_writable()
-        require_stable(identity)
+        if not self._credential:
+            require_stable(identity)
         return record
 
     def _require_not_refused(self, identity: PinIdentity) -> None:
@@ -209,7 +217,10 @@ class PinVerdict:
     def _known(self, identity: PinIdentity) -> PinRecord:
         if self._unsaved is not None and self._unsaved.identity == identity:
             return self._unsaved
-        return self._state.read_pin(identity)
+        return self._state.read_pin(identity, self._credential)
+
+    def _untried(self, identity: PinIdentity) -> PinRecord:
+        return PinRecord(identity=identity, credential=self._credential)
 
     def _record(self, record: PinRecord) -> None:
         """Write the record; keep it in memory if it cannot be written."""

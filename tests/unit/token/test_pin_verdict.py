@@ -8,12 +8,13 @@ import pytest
 
 from hsm_kms.errors import PinRejectedError, PinUnavailableError, TokenError
 from hsm_kms.state_dir.directory import StateDir
-from hsm_kms.token import pin_verdict
+from hsm_kms.token import pin_file, pin_verdict
 from hsm_kms.token.pin_file import PinSource
 from hsm_kms.token.pin_verdict import MOST_TRIES, PinVerdict
 
 GENERAL_ERROR = TokenError(function="C_Login", rv=0x5)
 DEVICE_ERROR = TokenError(function="C_Login", rv=0x30)
+REJECTION = PinRejectedError("wrong", function="C_Login", rv=0xA0)
 PAUSES = (5, 10, 20, 40, 80, 160, 300, 300)
 
 
@@ -94,3 +95,102 @@ def test_interrupted_tries_are_counted_beside_pauses(again, source, clock):
     again().begin(source)
     with pytest.raises(PinRejectedError, match="were interrupted"):
         again().check()
+
+
+class Credential:
+    """A PIN that systemd copies into a new file at each start of the service."""
+
+    def __init__(self, path, state):
+        self.path = path
+        self.source = PinSource(path=path, user_type=1)
+        self._state = state
+
+    def restart(self, content="1234"):
+        """Return a verdict as the next process of the service has it."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        copy = self.path.with_suffix(".new")
+        copy.write_text(content)
+        copy.chmod(0o400)
+        copy.replace(self.path)
+        return self.beside()
+
+    def beside(self, *, retry=False):
+        """Return a verdict as a command has it that runs meanwhile."""
+        return PinVerdict(self.source, StateDir(self._state).open(), retry=retry)
+
+
+@pytest.fixture
+def credential(directory, monkeypatch):
+    """A credential, in a directory that stands for /run/credentials."""
+    monkeypatch.setattr(pin_file, "CREDENTIALS", directory / "credentials")
+    path = directory / "credentials" / "hsm-kms.service" / "pin"
+    return Credential(path, directory / "state")
+
+
+def test_a_rejected_credential_stays_rejected(credential):
+    """The next start's copy of a rejected PIN is not tried, until someone vouches."""
+    verdict = credential.restart()
+    verdict.reject(verdict.begin(credential.source), REJECTION)
+
+    for content in ("1234", "another"):
+        with pytest.raises(PinRejectedError) as told:
+            credential.restart(content).check()
+        assert "restart the service, then run `hsm-kms token retry-pin`" in (
+            told.value.hint
+        )
+    vouched = credential.beside(retry=True)
+    vouched.accept(vouched.begin(credential.source))
+    credential.beside().check()
+    assert "proven" == credential.beside().word
+
+
+def test_a_proven_credential_is_proven_again(credential):
+    """What one start proved says nothing about the next start's file."""
+    verdict = credential.restart()
+    verdict.accept(verdict.begin(credential.source))
+    again = credential.restart()
+
+    assert "untried" == again.word
+    again.check()
+    assert again.refuses_low(again.begin(credential.source))
+
+
+def test_interrupted_tries_of_a_credential_add_up(credential):
+    """Two starts that died inside C_Login stop the third one."""
+    for _ in range(MOST_TRIES):
+        verdict = credential.restart()
+        verdict.begin(credential.source)
+
+    with pytest.raises(PinRejectedError, match="were interrupted"):
+        credential.restart().check()
+
+
+def test_pauses_of_a_credential_add_up(credential, clock):
+    """A restart does not end the pause after an inconclusive error."""
+    verdict = credential.restart()
+    clock.seconds = credential.path.stat().st_ctime + 60
+    verdict.undo(verdict.begin(credential.source), GENERAL_ERROR)
+
+    with pytest.raises(PinUnavailableError, match="returned CKR_GENERAL_ERROR"):
+        credential.restart().check()
+
+
+def test_each_credential_has_its_own_verdict(credential, directory):
+    """Another credential, and a file, are not judged by a rejected credential."""
+    verdict = credential.restart()
+    verdict.reject(verdict.begin(credential.source), REJECTION)
+    other = Credential(credential.path.with_name("other"), directory / "state")
+    other.restart().check()
+    link = directory / "link"
+    link.symlink_to(credential.path)
+
+    with pytest.raises(PinRejectedError):
+        Credential(link, directory / "state").beside().check()
+
+
+def test_an_absent_credential(credential):
+    """A credential that is missing is not to be created by hand."""
+    with pytest.raises(PinUnavailableError) as told:
+        credential.beside().check()
+
+    assert "start the service" in told.value.hint
