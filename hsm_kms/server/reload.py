@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from hsm_kms.config.schema import Config
+    from hsm_kms.server.systemd import Systemd
     from hsm_kms.server.takeover import InForce
 
 WATCH_SECONDS: Final = 2.0
@@ -94,13 +95,9 @@ def plan(old: Config, new: Config) -> tuple[Change, list[str]]:
         old: The configuration in force.
         new: The configuration that was read.
     """
-    changed = [name for name in CHANGES if _read(old, name) != _read(new, name)]
+    changed = [name for name in CHANGES if (of := attrgetter(name))(old) != of(new)]
     effect = max((CHANGES[name] for name in changed), default=Change.NOTHING)
     return effect, [name for name in changed if CHANGES[name] is effect]
-
-
-def _read(config: Config, name: str) -> object:
-    return attrgetter(name)(config)
 
 
 class ConfigFile:
@@ -166,8 +163,9 @@ class Reload:
     Args:
         file: The file.
         in_force: The engine in force.
-        first_retry: Seconds until a file that was rejected is tried again; each
-            further pause is twice as long, up to `LONGEST_RETRY_SECONDS`.
+        systemd: Told when a reload begins and ends.
+        first_retry: Seconds until a rejected file is tried again; each further pause
+            is twice as long, up to `LONGEST_RETRY_SECONDS`.
 
     Attributes:
         rejected: Why file and configuration in force differ; None if they do not.
@@ -177,10 +175,12 @@ class Reload:
         self,
         file: ConfigFile,
         in_force: InForce,
+        systemd: Systemd,
         first_retry: float = FIRST_RETRY_SECONDS,
     ) -> None:
         self._file = file
         self._in_force = in_force
+        self._systemd = systemd
         self._first_retry = self._pause = first_retry
         self._logged: tuple[str, str] | None = None
         self.rejected: Rejected | None = None
@@ -198,8 +198,10 @@ class Reload:
                 again.clear()
                 await cancel_and_wait(attempt)
                 self._pause = self._first_retry if news else self._next_pause()
-                if news and self.rejected is not None:
-                    self._differs(_TRYING)
+                if news:
+                    self._systemd.reloading()
+                    if self.rejected is not None:
+                        self._differs(_TRYING)
                 attempt = asyncio.create_task(self._attempt())
         finally:
             await cancel_and_wait(attempt)
@@ -235,6 +237,7 @@ class Reload:
             settings = self._in_force.config.log
             if settings != before:
                 log.configure(settings.level, settings.format)
+            self._systemd.ready()
 
     async def once(self) -> bool:
         """Read the file and bring it into force; return True if that changed anything.

@@ -23,6 +23,7 @@ from hsm_kms.server.kms_socket import UnixSocket
 from hsm_kms.server.orphans import reap_orphans
 from hsm_kms.server.reload import Reload
 from hsm_kms.server.snapshot import snapshot, status_of
+from hsm_kms.server.systemd import Systemd, status_text
 from hsm_kms.server.takeover import DRAIN_SECONDS, InForce
 from hsm_kms.state_dir.directory import StateDir
 from hsm_kms.state_dir.store import StateWriteError
@@ -131,7 +132,8 @@ class Server:
     def __init__(self, file: ConfigFile, config: Config, state: StateDir) -> None:
         self._lasting = Lasting(state=state, budget=NonceBudget(state))
         self._in_force = InForce(config, self._lasting)
-        self._reload = Reload(file, self._in_force)
+        self._systemd = Systemd.from_environment()
+        self._reload = Reload(file, self._in_force, self._systemd)
         self._http = HttpServer()
         self._metrics = Metrics(self._snapshot)
         self._grpc = build_server(
@@ -158,14 +160,17 @@ class Server:
         await self._grpc.start()
         config = self._in_force.config
         _log.info("listening", socket=str(config.listen.socket), version=__version__)
+        self._systemd.ready()
         self._in_force.engine.start()
         self._listen_http()
         reload = partial(self._reload.run, again)
         reloading = asyncio.create_task(keep_running("reload", reload))
         reaping = asyncio.create_task(keep_running("reaper", reap_orphans))
+        telling = asyncio.create_task(keep_running("systemd", self._tell_systemd))
         try:
             await stop.wait()
             _log.info("stopping")
+            self._systemd.stopping()
             reloading.cancel()  # its trial ends while calls under way finish
             await self._grpc.stop(DRAIN_SECONDS)
         finally:
@@ -176,6 +181,7 @@ class Server:
                 async with asyncio.timeout(_SAVE_SECONDS):
                     await self._lasting.budget.close()
             await self._http.close()
+            await cancel_and_wait(telling)  # until here the watchdog is pinged
         log_all_counts()
         _log.info("stopped")
 
@@ -187,6 +193,13 @@ class Server:
         if http.admin_socket is not None:
             pages = admin_pages(public, self._status)
             self._http.listen(UnixAddress(http.admin_socket), pages)
+
+    async def _tell_systemd(self) -> None:
+        await self._systemd.run(self._status_line)
+
+    def _status_line(self) -> str:
+        in_force = self._reload.rejected is None
+        return status_text(self._in_force.look(), in_force=in_force)
 
     def _snapshot(self) -> Snapshot:
         engine = self._in_force.engine

@@ -8,7 +8,7 @@ import os
 import socket
 import subprocess
 import sys
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from hsm_kms.another_python import python_command
 from hsm_kms.errors import WorkerLostError
@@ -16,6 +16,10 @@ from hsm_kms.token.kill import Killer
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+
+# Who has these can tell systemd that the server is ready, alive or another process.
+_FOR_SERVER_ALONE: Final = {"NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC"}
 
 
 class Spawned(NamedTuple):
@@ -64,7 +68,7 @@ async def spawn(
                 stdout=subprocess.DEVNULL,
                 stderr=their_stderr,
                 pass_fds=[*numbers, *pass_fds],
-                env={**os.environ, **env},
+                env=_environment(env),
                 # Ctrl-C is for the server, which then stops its workers; and a module
                 # must not ask a terminal for anything.
                 start_new_session=True,
@@ -78,6 +82,15 @@ async def spawn(
             ) from None
         ours.pop_all()
     return Spawned(process, [mine for mine, _ in pairs], stderr, killer)
+
+
+def _environment(env: Mapping[str, str]) -> dict[str, str]:
+    mine = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in _FOR_SERVER_ALONE
+    }
+    return {**mine, **env}
 
 
 def _pair(

@@ -15,6 +15,7 @@ from hsm_kms.keys import pending
 from hsm_kms.keys.key_id import make_cka_id
 from hsm_kms.server.engine import Lasting
 from hsm_kms.server.reload import ConfigFile, Reload
+from hsm_kms.server.systemd import Systemd
 from hsm_kms.server.takeover import InForce, Pace
 from hsm_kms.state_dir.directory import StateDir
 from hsm_kms.token import restarts
@@ -79,7 +80,7 @@ class WrappingNode:
             opened=KekCache(most),
         )
         self.in_force = InForce(config, self.lasting, PACE)
-        self.reloads = Reload(file, self.in_force)
+        self.reloads = Reload(file, self.in_force, Systemd())
 
     @property
     def engine(self) -> Engine:
