@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import time
 from datetime import UTC, datetime
+from typing import Final
+
+_UNITS: Final = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
+_ROUNDED: Final = 2  # "119 s", and from there on "2 min"
 
 
 def now() -> float:
@@ -47,3 +51,11 @@ def when(seconds: float) -> str:
     except (OverflowError, ValueError, OSError):
         return f"{seconds:.0f} seconds after 1970"
     return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def spell(seconds: float) -> str:
+    """Return a length of time for people, in one unit, rounded down."""
+    for size, unit in _UNITS:
+        if seconds >= _ROUNDED * size:
+            return f"{seconds // size:.0f} {unit}"
+    return f"{max(0.0, seconds):.0f} s"

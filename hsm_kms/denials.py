@@ -32,6 +32,17 @@ def hint_for(error: OSError, path: Path, otherwise: str, *, write: bool = False)
     )
 
 
+def read_hint(error: OSError, path: Path) -> str:
+    """Return a hint for a file that this process cannot read.
+
+    Args:
+        error: What the kernel said.
+        path: The file.
+    """
+    readable = f"make it readable for user {os.geteuid()}, group {os.getegid()}"
+    return hint_for(error, path, readable)
+
+
 def _permitted(path: Path, *, write: bool) -> bool:
     """Return True if the permissions of a path and its directories allow the access."""
     if has_capability(CAP_DAC_OVERRIDE):

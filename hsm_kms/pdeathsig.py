@@ -1,6 +1,6 @@
 """Run a program that ends with the process that started this one.
 
-python -m hsm_kms.pdeathsig PPID PROGRAM ARGUMENT...
+`another_python` calls `main` with the arguments PPID PROGRAM ARGUMENT...
 """
 
 from __future__ import annotations
@@ -55,7 +55,3 @@ def main() -> None:
     """Replace this process by the program that the arguments name."""
     die_with_parent(int(sys.argv[1]))
     os.execv(sys.argv[2], sys.argv[2:])  # noqa: S606 - no shell is wanted
-
-
-if __name__ == "__main__":
-    main()

@@ -37,4 +37,4 @@ def serve(path: Path) -> None:
         from hsm_kms.server import serve as server  # noqa: PLC0415 - grpc takes a third of a second
 
     if asyncio.run(server.serve(file, config)) == signal.SIGINT:
-        sys.exit(interrupts.exit_code(KeyboardInterrupt()))
+        sys.exit(128 + signal.SIGINT)

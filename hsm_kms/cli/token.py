@@ -13,6 +13,7 @@ import msgspec
 
 from hsm_kms.cli.one_worker import one_worker
 from hsm_kms.cli.options import DEFAULT_PATH, config_option, output_option
+from hsm_kms.cli.streams import tell
 from hsm_kms.config import load as configuration
 from hsm_kms.errors import TokenTimeoutError
 from hsm_kms.ipc.messages import Configure, ListTokens, Tokens
@@ -125,10 +126,10 @@ def _print_tokens(shown: list[dict[str, Any]]) -> None:
             if name != "slot":
                 click.echo(f"  {name}: {text if text is not None else 'not reported'}")
     if not shown:
-        click.echo("no slot contains a token", err=True)
+        tell("no slot contains a token")
     if not any("TOKEN_INITIALIZED" in token["flags"] for token in shown):
         who = f"to user {os.geteuid()} the module shows no initialised token"
-        click.echo(f"hint: {who}; {ACCESS}", err=True)
+        tell(f"hint: {who}; {ACCESS}")
 
 
 @token_group.command("retry-pin")

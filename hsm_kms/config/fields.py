@@ -11,10 +11,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from hsm_kms.config.formats import KEY_ID, parse_duration
-
-MAX_SOCKET_PATH_BYTES = 107
-"""Longest path of a unix socket: `sun_path` has 108 bytes including a closing NUL."""
+from hsm_kms.config.formats import KEY_ID, MAX_SOCKET_PATH_BYTES, parse_duration
 
 _MAX_PORT = 65535
 _CONTROL = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")

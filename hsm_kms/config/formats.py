@@ -1,6 +1,7 @@
 """Read durations and key_ids as both the configuration and the command line do.
 
-These are apart from `fields` so that a command can use them without pydantic.
+These, and the limit of a socket's path, are apart from `fields` so that other modules
+can use them without pydantic.
 """
 
 from __future__ import annotations
@@ -10,6 +11,9 @@ from typing import Final
 
 KEY_ID: Final = re.compile(r"[a-z2-7]{26}(\.[a-z0-9]{1,16})?")
 """Form of a key_id: a fingerprint, then a dot and `keys.suffix` if that is set."""
+
+MAX_SOCKET_PATH_BYTES: Final = 107
+"""Longest path of a unix socket: `sun_path` has 108 bytes including a closing NUL."""
 
 _UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _DURATION: Final = re.compile(r"([0-9]{1,9})(ms|s|m|h|d)")

@@ -138,15 +138,26 @@ def _answers_plain(endpoint: Endpoint, seconds: float) -> bool:
     """Return True if the endpoint answers HTTP/2 without TLS."""
     try:
         with endpoint.connect(seconds) as connection:
-            connection.sendall(_HELLO)
-            return connection.recv(1) == _SETTINGS
+            return _speaks_http2(connection)
     except OSError:
         return False
 
 
+def _speaks_http2(connection: socket.socket) -> bool:
+    """Return True if a server answers HTTP/2; False if it resets the connection, too.
+
+    Raises:
+        TimeoutError: The server does not answer.
+    """
+    try:
+        connection.sendall(_HELLO)
+        return connection.recv(1) == _SETTINGS
+    except ConnectionError:
+        return False
+
+
 def _why_not_plain(endpoint: Endpoint, connection: socket.socket) -> EtcdError | None:
-    connection.sendall(_HELLO)
-    if connection.recv(1) == _SETTINGS:
+    if _speaks_http2(connection):
         return None
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
@@ -159,6 +170,8 @@ def _why_not_plain(endpoint: Endpoint, connection: socket.socket) -> EtcdError |
             speaks_tls = True
     except ssl.SSLError as error:
         speaks_tls = "certificate" in str(error).lower()
+    except ConnectionResetError:
+        speaks_tls = False
     if speaks_tls:
         return EtcdError(
             "it uses TLS",

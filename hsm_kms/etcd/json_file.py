@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 from hsm_kms.etcd.source import DEFAULT_PREFIX, EtcdError, Item
 from hsm_kms.etcd.stream import CompressedError, EndlessError, Stream, Text
+from hsm_kms.etcd.text import count_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -105,8 +106,7 @@ class JsonFile:
                 self._stream.found_one()
                 yield _item(pair)
         except (ValueError, TypeError, ArithmeticError, RecursionError):
-            objects = "object" if outputs.objects == 1 else "objects"
-            so_far = f"after {outputs.objects} {objects}"
+            so_far = f"after {count_of(outputs.objects)}"
             raise EtcdError(
                 f"{self.name} is truncated or not JSON, {so_far}", hint=HINT
             ) from None

@@ -6,6 +6,16 @@ from typing import Final
 
 from hsm_kms.etcd.text import text_of
 
+CORE: Final = frozenset(
+    {
+        *("configmaps", "endpoints", "events", "limitranges", "namespaces", "nodes"),
+        *("persistentvolumeclaims", "persistentvolumes", "pods", "podtemplates"),
+        *("replicationcontrollers", "resourcequotas", "secrets", "serviceaccounts"),
+        "services",
+    }
+)
+"""Resources of the core group that are stored; their names have no group."""
+
 _MAX_KEY_BYTES: Final = 1024  # the rest of the key is ignored: names are far shorter
 _MAX_PART_CHARS: Final = 253  # a group, or a name
 _RENAMED: Final = {

@@ -13,7 +13,6 @@ import shutil
 import signal
 import subprocess
 import tempfile
-import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
@@ -84,7 +83,7 @@ class Snapshot:
         require_file(self._path)
         etcdutl, etcd = _program("etcdutl"), _program("etcd")
         with contextlib.ExitStack() as opened:
-            opened.enter_context(_interrupted_by_signals())
+            opened.enter_context(raising_also_on(*_ENDING))  # cleans up, as on Ctrl-C
             folder = opened.enter_context(_private_folder())
             self._restore(etcdutl, folder)
             server = opened.enter_context(_running(etcd, folder))
@@ -245,16 +244,6 @@ def _private_folder() -> Iterator[Path]:
         prefix="hsm-kms-", ignore_cleanup_errors=True
     ) as folder:
         yield Path(folder)
-
-
-@contextlib.contextmanager
-def _interrupted_by_signals() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP end the block as Ctrl-C does, so that it cleans up."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    with raising_also_on(*_ENDING):
-        yield
 
 
 def _environment() -> dict[str, str]:

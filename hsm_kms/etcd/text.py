@@ -1,4 +1,4 @@
-"""Make text from etcd safe to show."""
+"""Make text from etcd safe to show, and write numbers of objects."""
 
 from __future__ import annotations
 
@@ -13,6 +13,11 @@ def printable(text: str, most: int = 120) -> str:
     cut = text[:most]
     shown = "".join(char if " " <= char <= "~" else _escaped(char) for char in cut)
     return shown + ("..." if len(text) > most else "")
+
+
+def count_of(count: int, of: str = "object") -> str:
+    """Return a number of things in words, such as "1 object" or "2,000 objects"."""
+    return f"{count:,} {of}" + "s" * (count != 1)
 
 
 def text_of(data: bytes) -> str:

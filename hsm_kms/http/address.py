@@ -6,12 +6,12 @@ import errno
 import os
 import socket
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Protocol
+
+from hsm_kms.config.formats import MAX_SOCKET_PATH_BYTES
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-_MAX_PATH_BYTES: Final = 107  # sun_path holds 108 with the NUL that ends it
 
 
 class Address(Protocol):
@@ -101,7 +101,7 @@ class UnixAddress:
 
     def examine(self) -> None:
         """See `Address.examine`."""
-        if len(os.fsencode(self.path)) > _MAX_PATH_BYTES:
+        if len(os.fsencode(self.path)) > MAX_SOCKET_PATH_BYTES:
             raise OSError(errno.ENAMETOOLONG, "the path is too long for a socket")
         if self.path.exists() and not self.path.is_socket():
             raise OSError(errno.EEXIST, "the path exists and is not a socket")

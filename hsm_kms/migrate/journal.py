@@ -72,6 +72,11 @@ class Counts(msgspec.Struct):
         """Return the number of objects with one result."""
         return self.outcomes.get(outcome, 0)
 
+    @property
+    def failed(self) -> int:
+        """Return the number of objects that are stored as before: not re-encrypted."""
+        return self.of(Outcome.REFUSED) + self.of(Outcome.UNREADABLE)
+
     def add(self, outcome: Outcome) -> None:
         """Count one object."""
         self.outcomes[outcome] = self.of(outcome) + 1
@@ -79,9 +84,8 @@ class Counts(msgspec.Struct):
     @property
     def unnamed(self) -> tuple[int, int]:
         """Return how many refused, and how many changed objects are not named."""
-        refused = self.of(Outcome.REFUSED) + self.of(Outcome.UNREADABLE)
         changed = self.of(Outcome.CHANGED)
-        return refused - len(self.refusals), changed - len(self.changes)
+        return self.failed - len(self.refusals), changed - len(self.changes)
 
 
 class Scope(msgspec.Struct, frozen=True):

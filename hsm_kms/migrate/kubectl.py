@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from hsm_kms.another_python import python_command
+from hsm_kms.config.formats import MAX_SOCKET_PATH_BYTES
 from hsm_kms.errors import HsmKmsError
 from hsm_kms.etcd.text import printable
 
@@ -46,7 +47,6 @@ _FLAGS: Final = (
 _NOWHERE: Final = "current-context must exist in order to minify"
 """Message of kubectl if there is no kubeconfig, as in a pod."""
 
-_MAX_SOCKET_CHARS: Final = 107  # of a unix socket's path
 _PEER: Final = struct.Struct("3i")  # process, user and group of SO_PEERCRED
 _SEEN: Final = "seen-by-kubectl"
 
@@ -201,7 +201,7 @@ def running_proxy(kubectl: Kubectl) -> Iterator[Proxy]:
     """
     with tempfile.TemporaryDirectory(prefix="hsm-kms-") as directory:
         path = Path(directory) / "api"
-        if len(str(path)) > _MAX_SOCKET_CHARS:
+        if len(os.fsencode(path)) > MAX_SOCKET_PATH_BYTES:
             raise KubectlError(
                 f"{path} is too long for a socket", hint="set TMPDIR to a shorter path"
             )

@@ -151,11 +151,7 @@ class Found:
 
     def add(self, other: Found) -> None:
         """Add what was found under another name."""
-        self.resources |= {
-            name: resource
-            for name, resource in other.resources.items()
-            if name not in self.resources
-        }
+        self.resources |= other.resources
         self.skipped |= other.skipped
         self.elsewhere |= other.elsewhere
 

@@ -233,7 +233,7 @@ class Migration:
     def _stop_if_hopeless(
         self, resource: Resource, error: _RefusedError, counts: Counts
     ) -> None:
-        taken = counts.objects > counts.of(Outcome.REFUSED)
+        taken = counts.objects > counts.failed
         broken = error.code >= http.HTTPStatus.INTERNAL_SERVER_ERROR
         if self._in_a_row >= IN_A_ROW and (broken or not taken):
             raise ResourceError(

@@ -22,11 +22,11 @@ from pathlib import Path
 from typing import Final, Protocol
 from urllib.parse import quote
 
+from hsm_kms.config.formats import MAX_SOCKET_PATH_BYTES
 from hsm_kms.denials import hint_for
 from hsm_kms.errors import SocketError
 from hsm_kms.log import get_logger
 from hsm_kms.server.socket_path import (
-    MAX_PATH_BYTES,
     group_id,
     lock_path,
     remove_stale,
@@ -178,7 +178,7 @@ class UnixSocket:
 
 def _name_beside(path: Path) -> Path:
     beside = Path(f"{path}~")
-    if len(os.fsencode(beside)) <= MAX_PATH_BYTES:
+    if len(os.fsencode(beside)) <= MAX_SOCKET_PATH_BYTES:
         return beside
     return Path(str(path)[:-1] + ("_" if path.name.endswith("~") else "~"))
 

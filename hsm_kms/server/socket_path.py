@@ -16,11 +16,11 @@ import struct
 from pathlib import Path
 from typing import Final
 
+from hsm_kms.config.formats import MAX_SOCKET_PATH_BYTES
 from hsm_kms.denials import hint_for
 from hsm_kms.errors import SocketError
 from hsm_kms.users import CAP_CHOWN, has_capability, install_line
 
-MAX_PATH_BYTES: Final = 107  # sun_path holds 108 with the NUL that ends it
 _DIRECTORY_MODE: Final = 0o750
 _UCRED: Final = "3i"  # struct ucred of unix(7): pid, uid, gid
 
@@ -155,10 +155,10 @@ def group_id(group: str | None) -> int | None:
 
 def _require_length(path: Path) -> None:
     size = len(os.fsencode(path))
-    if size > MAX_PATH_BYTES:
+    if size > MAX_SOCKET_PATH_BYTES:
         raise SocketError(
             f"the socket path has {size} bytes, and the kernel allows at most "
-            f"{MAX_PATH_BYTES}: {path}",
+            f"{MAX_SOCKET_PATH_BYTES}: {path}",
             hint="choose a shorter listen.socket",
         )
     if not path.is_absolute() or "\0" in str(path):

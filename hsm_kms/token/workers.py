@@ -254,13 +254,12 @@ class Workers:
         return backoff.pause(beside=bool(self.ready))
 
     def _failed(self, error: HsmKmsError) -> None:
-        if str(error) != str(self.last_error):
-            self._failures.log(
-                logging.WARNING,
-                "token worker cannot start",
-                str(error),
-                error=error.sentence,
-            )
+        self._failures.log(
+            logging.WARNING,
+            "token worker cannot start",
+            str(error),
+            error=error.sentence,
+        )
         self.last_error = error
         self.failed_at = asyncio.get_running_loop().time()
         self._pool.fail(error)

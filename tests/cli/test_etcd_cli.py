@@ -190,6 +190,18 @@ def test_what_to_do_with_what_was_found(tmp_path, cli):
     )
 
 
+def test_a_resource_whose_group_is_not_stored(tmp_path, cli):
+    """The key of a built-in resource lacks its group, so the hint names everything."""
+    held = {
+        "/registry/deployments/default/a": v2(),
+        "/registry/secrets/default/a": v2(),
+    }
+    dump = written(tmp_path / "dump.json", held)
+    _, err = cli.scan(dump, "--fail-if", f"key_id={KEY_ID}", code=1)
+
+    assert "run `hsm-kms migrate --resource '*.*'` to re-encrypt them\n" in err
+
+
 def test_fail_if_for_scripts(dump, cli):
     """With -o json the conditions are in the JSON, with the same exit code."""
     conditions = ["--fail-if", f"key_id={KEY_ID}", "--fail-if", "unencrypted"]

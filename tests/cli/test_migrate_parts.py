@@ -140,8 +140,8 @@ def test_kubectl_in_words(migrating):
 
 
 def test_a_long_directory(migrating, monkeypatch):
-    """A directory that is too long for a socket is named before kubectl is started."""
-    long = migrating.directory / ("d" * 90)
+    """A directory that is too long in bytes is named before kubectl is started."""
+    long = migrating.directory / ("ü" * 45)
     long.mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(long))
 

@@ -11,7 +11,7 @@ import pytest
 
 from hsm_kms.migrate.objects import changed_fields
 from hsm_kms.migrate.rewrite import IN_A_ROW
-from tests.cli.kubectl_stub import LISTS, status
+from tests.cli.kubectl_stub import LISTS, NAMESPACE, status
 from tests.cli.migrating import TEXT, Migrating
 
 EVERY = ["get", "list", "update"]
@@ -166,6 +166,23 @@ def test_a_kms_plugin_that_is_down(migrating):
         f"{IN_A_ROW} secrets in a row cannot be decrypted, the last:" in result.stderr
     )
     assert "hint: check that the KMS plugin of the API server is" in result.stderr
+    assert 1 == result.returncode
+
+
+def test_refusals_beside_an_unreadable_object(migrating):
+    """The migration ends if every object is refused but those that are unreadable."""
+    bad = unreadable("/registry/secrets/ns/s0", "no matching prefix found")
+    forbidden = {"code": 403, "body": status(403, "Forbidden", "not you")}
+    migrating.play(
+        objects=2 * IN_A_ROW,
+        faults={f"GET {LISTS + number}": bad for number in (1, 2, 3)},
+        answers={f"{NAMESPACE}/s{n}": forbidden for n in range(2 * IN_A_ROW)},
+    )
+
+    result = migrating.run()
+
+    assert IN_A_ROW == len(migrating.requests("PUT"))
+    assert f"{IN_A_ROW} secrets in a row were refused, the last: " in result.stderr
     assert 1 == result.returncode
 
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import errno
-import os
 from pathlib import Path
 from typing import Final
 
-from hsm_kms.denials import hint_for
+from hsm_kms.denials import read_hint
 
 # Names of modules and of the Debian packages that bring them, or what else does.
 _PACKAGES: Final = {
@@ -40,8 +39,7 @@ def advice_for(module: Path, error: OSError) -> str:
     if error.errno == errno.EISDIR:
         return "correct token.module: it must name a file, not the directory of it"
     if error.errno not in {errno.ENOENT, errno.ENOTDIR}:
-        readable = f"make it readable for user {os.geteuid()}, group {os.getegid()}"
-        return hint_for(error, module, readable)
+        return read_hint(error, module)
     found = _elsewhere(module.name)
     if found is not None:
         return f"set token.module to {found}"

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from hsm_kms.cli.check.modules import advice_for
-from hsm_kms.denials import hint_for
+from hsm_kms.denials import read_hint
 from hsm_kms.errors import (
     HsmKmsError,
     PinSettlingError,
@@ -133,8 +133,7 @@ def _unreadable(config: Config) -> Iterator[tuple[str, OSError]]:
 def _cure(error: OSError, path: Path) -> str:
     if error.errno in {errno.ENOENT, errno.ENOTDIR}:
         return "correct token.env, or create the file as the module's manual says"
-    readable = f"make it readable for user {os.geteuid()}, group {os.getegid()}"
-    return hint_for(error, path, readable)
+    return read_hint(error, path)
 
 
 def _check_pin(report: Report, config: Config, state: StateDir) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from hsm_kms.config.formats import KEY_ID
-from hsm_kms.etcd.text import printable
+from hsm_kms.etcd.resources import CORE
+from hsm_kms.etcd.text import count_of, printable
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -19,6 +21,8 @@ _UNENCRYPTED: Final = "unencrypted"
 _KEY_ID: Final = "key_id="
 _MAX_NAMED: Final = 8
 _MAX_NAME_CHARS: Final = 64
+_EVERYTHING: Final = "*.*"
+_WITH_GROUP: Final = re.compile(r"[a-z0-9-]+(\.[a-z0-9-]+)+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +43,7 @@ class Condition:
     def message(self, tally: Tally) -> str:
         """Return what the scan found, in words."""
         count = self.count(tally)
-        objects = "1 object" if count == 1 else f"{count:,} objects"
+        objects = count_of(count)
         if not self.key_id:
             return f"{objects} unencrypted that should not be"
         if count:
@@ -84,15 +88,28 @@ def _cure_of_unencrypted(tally: Tally) -> str:
 
 
 def _migrate(resources: Collection[str]) -> str:
-    options = [f"--resource {name}" for name in _named(resources)]
+    """Return the command that re-encrypts resources, in backquotes.
+
+    The name that a key in etcd gives a built-in resource lacks the group, without which
+    the API server does not find it.
+    """
+    named = len(resources) <= _MAX_NAMED and all(map(_is_served, resources))
+    options = [f"--resource {each}" for each in sorted(resources)]
+    if not named:
+        options = [f"--resource '{_EVERYTHING}'"]  # a shell would expand it
     default = options in ([], ["--resource secrets"])
     return f"`{' '.join(['hsm-kms migrate', *([] if default else options)])}`"
+
+
+def _is_served(resource: str) -> bool:
+    """Return True if the API server surely serves a resource under this name."""
+    return resource in CORE or _WITH_GROUP.fullmatch(resource) is not None
 
 
 def _named(resources: Collection[str]) -> list[str]:
     """Return resources by name; one name for all if there are many."""
     if len(resources) > _MAX_NAMED:
-        return ["*.*"]
+        return [_EVERYTHING]
     return [printable(each, _MAX_NAME_CHARS) for each in sorted(resources)]
 
 

@@ -47,20 +47,18 @@ def variable(name: str) -> str:
     return f"ETCDCTL_{name.removeprefix('--').replace('-', '_').upper()}"
 
 
-_BOOLEAN_NAMES: Final = frozenset(
-    {
-        *("--debug", "--hex", "--insecure-discovery"),
-        *("--insecure-skip-tls-verify", "--insecure-transport"),
-    }
-)
-
-
 class EtcdCommand(click.Command):
     """Take booleans of etcdctl without a value, too; click would take the next word."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Parse the arguments, in which --NAME means --NAME=true."""
-        given = [f"{each}=true" if each in _BOOLEAN_NAMES else each for each in args]
+        """Parse the arguments, in which --NAME of a boolean means --NAME=true."""
+        booleans = {
+            name
+            for each in self.params
+            if isinstance(each.type, _BooleanType)
+            for name in each.opts
+        }
+        given = [f"{each}=true" if each in booleans else each for each in args]
         return super().parse_args(ctx, given)
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from hsm_kms.etcd.resources import resource_of
-from hsm_kms.etcd.text import printable, text_of
+from hsm_kms.etcd.text import count_of, printable, text_of
 from hsm_kms.etcd.values import Provider, Stored, explain
 from hsm_kms.wrapping.record import Algorithm, Kind, Record
 
@@ -41,7 +41,7 @@ def print_tally(tally: Tally, source: Source, *, everything: bool) -> None:
         everything: List the resources that may be unencrypted row by row.
     """
     click.echo(
-        f"{_objects(tally.total)} below {printable(text_of(source.prefix))} in "
+        f"{count_of(tally.total)} below {printable(text_of(source.prefix))} in "
         f"{printable(source.name)}, revision {source.revision}"
     )
     rows = tally.rows()
@@ -53,7 +53,7 @@ def print_tally(tally: Tally, source: Source, *, everything: bool) -> None:
     if plain:
         click.echo(f"\n{_in_short(plain)}")
     if tally.others:
-        click.echo(f"\n{_objects(tally.others)} in too many ways to list them")
+        click.echo(f"\n{count_of(tally.others)} in too many ways to list them")
     keys = tally.keys()
     if keys:
         click.echo()
@@ -151,10 +151,8 @@ def _in_short(plain: Iterable[Counted]) -> str:
     more = len(by_resource) - len(named)
     if more:
         named.append(f"{more} more resources" if more > 1 else "1 more resource")
-    return (
-        f"{_unencrypted(by_resource.total())} of resources of which none is "
-        f"encrypted: {', '.join(named)}"
-    )
+    unencrypted = count_of(by_resource.total(), "unencrypted object")
+    return f"{unencrypted} of resources of which none is encrypted: {', '.join(named)}"
 
 
 def item_as_json(item: Item, prefix: str) -> dict[str, Any]:
@@ -234,12 +232,3 @@ def print_value(shown: dict[str, Any], indent: str = "") -> None:
             click.echo(f"{label} {printable(', '.join(value))}")
         else:
             click.echo(f"{label} {printable(str(value), 300)}")
-
-
-def _unencrypted(count: int) -> str:
-    plural = "s" * (count != 1)
-    return f"{count:,} unencrypted object{plural}"
-
-
-def _objects(count: int) -> str:
-    return "1 object" if count == 1 else f"{count:,} objects"

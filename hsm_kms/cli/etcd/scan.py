@@ -14,6 +14,7 @@ from hsm_kms.cli.etcd.etcdctl import EtcdCommand
 from hsm_kms.cli.etcd.options import etcd_options, open_source, reading
 from hsm_kms.cli.etcd.progress import progress_bar
 from hsm_kms.cli.options import output_option
+from hsm_kms.cli.streams import tell
 from hsm_kms.errors import HsmKmsError
 from hsm_kms.etcd.tally import scan
 
@@ -87,9 +88,7 @@ def scan_command(
         else:
             etcd_shown.print_tally(tally, source, everything=everything)
     for name in tally.without_objects():
-        click.echo(
-            f"no object of {name} was found: is that its name, in the plural?", err=True
-        )
+        tell(f"no object of {name} was found: is that its name, in the plural?")
     _judge(conditions, tally, quiet=output == "json")
 
 

@@ -17,7 +17,7 @@ from hsm_kms.cli.options import config_option, output_option
 from hsm_kms.cli.read_keyring import read_ring
 from hsm_kms.config import load as configuration
 from hsm_kms.errors import HsmKmsError
-from hsm_kms.etcd.text import printable, text_of
+from hsm_kms.etcd.text import count_of, printable, text_of
 from hsm_kms.etcd.values import Provider
 from hsm_kms.interrupts import interruptible
 
@@ -86,19 +86,19 @@ def _lines(verdict: Verdict) -> Iterator[str]:
         keys, objects = failure.wrapped_keys, failure.objects
         yield f"{_key_id(failure)}: {failure.reason}"
         yield (
-            f"  {_count(keys, 'wrapped key')} in {_count(objects, 'object')}, "
+            f"  {count_of(keys, 'wrapped key')} in {count_of(objects)}, "
             f"such as {printable(text_of(failure.example))}"
         )
     for (provider, name), objects in verdict.others.most_common():
         named = f"by {provider} {printable(name)!r}" if name else f"by {provider}"
         by_whom = "unencrypted" if provider is Provider.IDENTITY else named
-        yield f"not checked: {_count(objects, 'object')} {by_whom}"
+        yield f"not checked: {count_of(objects)} {by_whom}"
     if verdict.wrapped_keys and not verdict.failed_keys and not verdict.stopped:
         yield f"{_every(verdict)} can be decrypted with this token"
 
 
 def _every(verdict: Verdict) -> str:
-    keys, objects = verdict.wrapped_keys, _count(verdict.objects, "object")
+    keys, objects = verdict.wrapped_keys, count_of(verdict.objects)
     if keys == 1:
         return f"the one wrapped key ({objects})"
     return f"each of {keys:,} wrapped keys ({objects})"
@@ -106,23 +106,23 @@ def _every(verdict: Verdict) -> str:
 
 def _conclude(verdict: Verdict) -> None:
     """Raise an error unless every wrapped key could be decrypted."""
-    keys = _count(verdict.wrapped_keys, "wrapped key")
+    keys = count_of(verdict.wrapped_keys, "wrapped key")
     if verdict.stopped:
         raise HsmKmsError(
-            f"stopped after {_count(verdict.total, 'object')} and {keys}, of which "
+            f"stopped after {count_of(verdict.total)} and {keys}, of which "
             f"{verdict.failed_keys:,} cannot be decrypted: {verdict.stopped}",
             hint=verdict.stopped.hint,
         )
     if verdict.failed_keys:
         raise HsmKmsError(
             f"{verdict.failed_keys:,} of {keys} cannot be decrypted with this token: "
-            f"{verdict.failed_objects:,} of {_count(verdict.objects, 'object')}",
+            f"{verdict.failed_objects:,} of {count_of(verdict.objects)}",
             hint="keep every key and backup until these objects are deleted, or "
             "re-encrypted where they can be read",
         )
     if not verdict.wrapped_keys:
         raise HsmKmsError(
-            f"nothing in {_count(verdict.total, 'object')} was wrapped by hsm-kms, so "
+            f"nothing in {count_of(verdict.total)} was wrapped by hsm-kms, so "
             "nothing is proven",
             hint="run `hsm-kms etcd scan` to see what is stored",
         )
@@ -159,7 +159,3 @@ def _sorted(verdict: Verdict) -> list[Failure]:
 
 def _key_id(failure: Failure) -> str:
     return printable(failure.key_id) or "(no key_id)"
-
-
-def _count(count: int, of: str) -> str:
-    return f"{count:,} {of}" + "s" * (count != 1)

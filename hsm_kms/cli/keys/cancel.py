@@ -24,14 +24,13 @@ from hsm_kms.cli.keys.options import (
     common_options,
     confirm_key,
     confirm_option,
-    spell,
     yes_option,
 )
 from hsm_kms.cli.keys.read_survey import ask_of, read_survey
 from hsm_kms.cli.keys.unused import require_live, require_unused
 from hsm_kms.cli.one_worker import one_worker
 from hsm_kms.cli.streams import tell
-from hsm_kms.clock import now, when
+from hsm_kms.clock import now, spell, when
 from hsm_kms.config.formats import KEY_ID
 from hsm_kms.errors import HsmKmsError
 from hsm_kms.keys.keyring import KeyState

@@ -10,12 +10,12 @@ import click
 from hsm_kms.cli.hints import leading_on
 from hsm_kms.cli.keys.generate import pending_of
 from hsm_kms.cli.keys.journal import Journal, seconds_of
-from hsm_kms.cli.keys.options import Given, common_options, spell
+from hsm_kms.cli.keys.options import Given, common_options
 from hsm_kms.cli.keys.read_survey import read_survey
 from hsm_kms.cli.keys.table import Line, table
 from hsm_kms.cli.one_worker import one_worker
 from hsm_kms.cli.streams import tell
-from hsm_kms.clock import now, when
+from hsm_kms.clock import now, spell, when
 from hsm_kms.errors import HsmKmsError, KeyNotFoundError
 from hsm_kms.ipc.values import Cipher
 from hsm_kms.keys.key_id import activation_of

@@ -22,9 +22,6 @@ if TYPE_CHECKING:
     from hsm_kms.cli.one_worker import LoginChoice
     from hsm_kms.config.schema import Config
 
-_UNITS: Final = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
-_ROUNDED: Final = 2  # "119 s", and from there on "2 min"
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Given:
@@ -101,11 +98,3 @@ def confirm_key(key_id: str, typed: str | None) -> None:
             typed = click.prompt("type the key_id to destroy it", err=True)
     if str(typed).strip() != key_id:
         raise HsmKmsError("the two key_ids differ; nothing was destroyed")
-
-
-def spell(seconds: float) -> str:
-    """Return a length of time for people, in one unit, rounded down."""
-    for size, unit in _UNITS:
-        if seconds >= _ROUNDED * size:
-            return f"{seconds // size:.0f} {unit}"
-    return f"{max(0.0, seconds):.0f} s"

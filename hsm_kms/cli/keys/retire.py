@@ -15,7 +15,6 @@ from hsm_kms.cli.keys.options import (
     Given,
     common_options,
     key_id_argument,
-    spell,
     yes_option,
 )
 from hsm_kms.cli.keys.read_survey import ask_of, read_survey
@@ -23,7 +22,7 @@ from hsm_kms.cli.keys.survey import retired_label, time_in
 from hsm_kms.cli.keys.unused import require_unused
 from hsm_kms.cli.one_worker import one_worker
 from hsm_kms.cli.streams import tell
-from hsm_kms.clock import now, when
+from hsm_kms.clock import now, spell, when
 from hsm_kms.errors import ConfigError, HsmKmsError, MechanismError
 from hsm_kms.ipc.messages import Relabel
 from hsm_kms.ipc.values import KeyRef
@@ -114,12 +113,9 @@ class _Retiring:
         return self._already(found)
 
     def _already(self, found: Found) -> tuple[Any, ...]:
-        since, names = found.retired_since, set(found.names.values())
+        since = found.retired_since
         if since is None:  # another tool has changed the label
-            since = self._journal.retired_since(names)
-        if since is None:
-            self._journal.retire(self._key_id)
-            since = now()
+            since = self._recorded(set(found.names.values()))
         shown = _shown(self._key_id, found.ref, since)
         return shown, f"{self._key_id} has been retired since {when(since)}"
 
@@ -161,13 +157,22 @@ class _Retiring:
         shown = _shown(self._key_id, ref, time_in(ref.label))
         return shown, f"retired {self._key_id}: its label is {ref.label!r}"
 
-    def _by_configuration(self, found: Found, why: str) -> tuple[Any, ...]:
-        """Retire the key by keys.retired, on a token where labels cannot change."""
-        config, names = self._given.config, set(found.names.values())
+    def _recorded(self, names: set[str]) -> float:
+        """Return since when the journal has the key as retired: from now on, if not.
+
+        Args:
+            names: All fingerprints of the key.
+        """
         since = self._journal.retired_since(names)
         if since is None:
             self._journal.retire(self._key_id)
             since = now()
+        return since
+
+    def _by_configuration(self, found: Found, why: str) -> tuple[Any, ...]:
+        """Retire the key by keys.retired, on a token where labels cannot change."""
+        config, names = self._given.config, set(found.names.values())
+        since = self._recorded(names)
         listed = {fingerprint_in(each) for each in config.keys.retired}
         wanted = [*config.keys.retired, *sorted(names - listed)]
         shown = _shown(self._key_id, found.ref, since, wanted)

@@ -15,12 +15,12 @@ from hsm_kms.cli.keys.objects import (
     label_for_new,
     make_key,
 )
-from hsm_kms.cli.keys.options import Given, common_options, spell
+from hsm_kms.cli.keys.options import Given, common_options
 from hsm_kms.cli.keys.read_survey import ask_of, read_survey
 from hsm_kms.cli.one_worker import one_worker
 from hsm_kms.cli.options import SECONDS_TYPE
 from hsm_kms.cli.streams import tell
-from hsm_kms.clock import now, when
+from hsm_kms.clock import now, spell, when
 from hsm_kms.config.formats import format_duration
 from hsm_kms.errors import ConfigError, HsmKmsError
 from hsm_kms.keys.keyring import KeyState

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from hsm_kms.cli.keys.options import spell
-from hsm_kms.clock import now
+from hsm_kms.clock import now, spell
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -11,12 +11,13 @@ from urllib.parse import quote
 
 import click
 
-from hsm_kms.cli.migrate.output import count_of, print_advice, print_report, problems
+from hsm_kms.cli.migrate.output import print_advice, print_report, problems
 from hsm_kms.cli.migrate.progress import Progress
 from hsm_kms.cli.options import output_option
+from hsm_kms.cli.streams import tell
 from hsm_kms.clock import when
 from hsm_kms.errors import CommandInterruptedError, ConfigError, HsmKmsError
-from hsm_kms.etcd.text import printable
+from hsm_kms.etcd.text import count_of, printable
 from hsm_kms.interrupts import raising_also_on
 from hsm_kms.migrate import journal as journals
 from hsm_kms.migrate.api import connected
@@ -180,10 +181,9 @@ def _check_namespace(api: Api, namespace: str | None) -> None:
 
 def _print_elsewhere(groups: Iterable[str]) -> None:
     if groups:
-        click.echo(
+        tell(
             "not migrated, because other API servers store them: "
-            f"{', '.join(f'*.{group}' for group in sorted(groups))}",
-            err=True,
+            f"{', '.join(f'*.{group}' for group in sorted(groups))}"
         )
 
 
@@ -199,11 +199,10 @@ def _explained(resources: Sequence[Resource], version: str | None) -> str:
             "StorageVersionMigrator and --runtime-config="
             f"{GROUP}/v1beta1=true; or run this without --explain",
         )
-    click.echo(
+    tell(
         "hint: pipe this into `kubectl create -f -`, then watch `kubectl get "
         "storageversionmigrations -w`; the kube-controller-manager needs the feature "
-        "gate StorageVersionMigrator too",
-        err=True,
+        "gate StorageVersionMigrator too"
     )
     return manifests(resources, version)
 
@@ -216,10 +215,9 @@ def _run(
     watcher: Watcher,
 ) -> None:
     if journal.at:
-        click.echo(
+        tell(
             f"resuming the migration that began at {when(journal.started)}: "
-            f"{count_of(journal.objects)} done, continuing with {journal.at}",
-            err=True,
+            f"{count_of(journal.objects)} done, continuing with {journal.at}"
         )
     again = (
         "run the same command again to resume"

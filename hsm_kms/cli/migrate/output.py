@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 import msgspec
 
+from hsm_kms.cli.streams import tell
 from hsm_kms.errors import HsmKmsError
+from hsm_kms.etcd.text import count_of
 from hsm_kms.migrate.journal import Outcome
 
 if TYPE_CHECKING:
@@ -28,11 +30,6 @@ _WORDS: Final = {
 _DRY_WORDS: Final = _WORDS | {
     Outcome.CHANGED: "would be changed by the cluster, nothing was written"
 }
-
-
-def count_of(objects: int) -> str:
-    """Return a number of objects in words."""
-    return f"{objects:,} object" if objects == 1 else f"{objects:,} objects"
 
 
 def print_report(journal: Journal, output: str, *, dry_run: bool) -> None:
@@ -103,8 +100,7 @@ def print_advice(journal: Journal, served: str | None) -> None:
         )
     if served:
         advice.append("this cluster can migrate on its own, see --explain")
-    for each in advice:
-        click.echo(f"hint: {each}", err=True)
+    tell(*(f"hint: {each}" for each in advice))
 
 
 def problems(journal: Journal, *, dry_run: bool, allow_changes: bool) -> None:

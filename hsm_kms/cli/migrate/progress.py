@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
 import click
 
+from hsm_kms.cli.streams import tell
+from hsm_kms.clock import spell
+from hsm_kms.etcd.text import count_of
 from hsm_kms.migrate.rewrite import Watcher
 
 if TYPE_CHECKING:
@@ -24,8 +27,6 @@ REDRAW_SECONDS: Final = 0.1
 LINE_SECONDS: Final = 10.0
 _WINDOW_SECONDS: Final = 30.0  # over which the speed is measured
 _WAITING: Final = 0.2  # share of the time in which --rate makes the migration wait
-_MINUTE: Final = 60
-_HOUR: Final = 3600
 
 
 class _Sample(NamedTuple):
@@ -74,11 +75,12 @@ class Progress(Watcher):
         self._thread.join()
         now = self._sample()
         if self._terminal:
-            _draw("")
+            with contextlib.suppress(OSError):
+                _draw("")
         if now.at - self._start.at >= self._line_seconds:
-            spent = _duration(now.at - self._start.at)
+            spent = spell(now.at - self._start.at)
             speed = self._speed(self._start, now)
-            click.echo(f"{self._objects:,} objects in {spent}, {speed}", err=True)
+            tell(f"{count_of(self._objects)} in {spent}, {speed}")
 
     def page(self, resource: Resource, objects: int, left: int | None) -> None:
         """Note that a page was listed."""
@@ -103,7 +105,7 @@ class Progress(Watcher):
         if self._terminal:
             _draw(self._line())
         else:
-            click.echo(self._line(), err=True)
+            tell(self._line())
 
     def _line(self) -> str:
         now = self._sample()
@@ -117,14 +119,14 @@ class Progress(Watcher):
         objects = now.objects - before.objects
         if self._left and objects:
             seconds = self._left * (now.at - before.at) / objects
-            parts.insert(1, f"{_duration(seconds)} left")
+            parts.insert(1, f"{spell(seconds)} left")
         return ", ".join(parts)
 
     def _position(self) -> str:
         done, left = self._of_resource, self._left
         if left is None:
-            return f"{self._resource}: {done:,} objects"
-        return f"{self._resource}: {done:,} of {done + left:,} objects"
+            return f"{self._resource}: {count_of(done)}"
+        return f"{self._resource}: {done:,} of {count_of(done + left)}"
 
     def _speed(self, before: _Sample, now: _Sample) -> str:
         seconds = max(now.at - before.at, 0.001)
@@ -148,11 +150,3 @@ def _draw(line: str) -> None:
     click.echo(
         "\r" + line[:width].ljust(width) + ("" if line else "\r"), nl=False, err=True
     )
-
-
-def _duration(seconds: float) -> str:
-    if seconds < _MINUTE:
-        return f"{seconds:.0f} s"
-    if seconds < _HOUR:
-        return f"{seconds / _MINUTE:.0f} min"
-    return f"{seconds // _HOUR:.0f} h {seconds % _HOUR / _MINUTE:.0f} min"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import ssl
+import struct
 import threading
 from dataclasses import replace
 
@@ -16,6 +18,7 @@ from hsm_kms.etcd.endpoint import Endpoint, Tls, parse_endpoint
 from hsm_kms.etcd.live import Access, Etcd
 from hsm_kms.etcd.source import EtcdError
 from tests.harness.etcd_server import (
+    Certificates,
     EtcdServer,
     Knobs,
     made_objects,
@@ -175,6 +178,38 @@ def test_tls_that_is_only_closed(certificates):
 
     assert "it does not use TLS" == str(cause)
     assert "write http:// before host and port" == cause.hint
+
+
+def tls_or_reset(server: socket.socket, certificates: Certificates) -> None:
+    """Reset each connection that does not begin with TLS, as some proxies do."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificates.server, certificates.server_key)
+    with contextlib.suppress(OSError):
+        while True:
+            connection, _ = server.accept()
+            with connection, contextlib.suppress(ssl.SSLError):
+                if connection.recv(3, socket.MSG_PEEK) == b"PRI":
+                    at_once = struct.pack("ii", 1, 0)
+                    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, at_once)
+                else:
+                    context.wrap_socket(connection, server_side=True).close()
+
+
+def test_plain_where_it_is_reset(certificates):
+    """A server with TLS that resets a connection without TLS is recognized."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        serve = threading.Thread(
+            target=tls_or_reset, args=(server, certificates), daemon=True
+        )
+        serve.start()
+        port = server.getsockname()[1]
+        endpoint = Endpoint(f"http://127.0.0.1:{port}", "127.0.0.1", port, tls=False)
+        cause = why_not(endpoint, Tls.load(None, None, None), patient(5))
+        server.shutdown(socket.SHUT_RDWR)
+        serve.join()
+
+    assert "it uses TLS" == str(cause)
+    assert "write https:// before host and port, and give --cacert" == cause.hint
 
 
 @pytest.mark.parametrize(

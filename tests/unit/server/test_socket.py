@@ -15,8 +15,9 @@ from pathlib import Path
 
 import pytest
 
+from hsm_kms.config.formats import MAX_SOCKET_PATH_BYTES
 from hsm_kms.errors import SocketError
-from hsm_kms.server.kms_socket import MAX_PATH_BYTES, UnixSocket
+from hsm_kms.server.kms_socket import UnixSocket
 from tests.unit.server.socket_tools import (
     answers,
     leave_stale_socket,
@@ -112,16 +113,16 @@ async def test_serves_and_leaves(directory, name):
 @pytest.mark.parametrize("last", ["k", "~"])
 async def test_longest_path(directory, last):
     """A path of 107 bytes serves."""
-    room = MAX_PATH_BYTES - len(os.fsencode(directory)) - 2
+    room = MAX_SOCKET_PATH_BYTES - len(os.fsencode(directory)) - 2
     path = directory / ("k" * room + last)
-    assert MAX_PATH_BYTES == len(os.fsencode(path))
+    assert MAX_SOCKET_PATH_BYTES == len(os.fsencode(path))
     async with serving(path):
         assert await answers(path)
 
 
 async def test_path_too_long(directory):
     """A path of 108 bytes is refused, also if it has fewer letters."""
-    room = MAX_PATH_BYTES - len(os.fsencode(directory)) - 2
+    room = MAX_SOCKET_PATH_BYTES - len(os.fsencode(directory)) - 2
     path = directory / ("k" * room + "é")
     with pytest.raises(SocketError, match=r"has 108 bytes, .* at most 107"):
         await UnixSocket(path).acquire()
