@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
 from tests.cli.keys_rig import Keys
-from tests.harness.plugin import beside
-from tests.harness.softhsm import SoftHsm
+from tests.harness.plugin import Plugin, beside
+from tests.harness.softhsm import PIN, SoftHsm
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
+SERVICE = 10001  # the service's user on the pages, who owns nothing here
 PAIRS = {"mechanism": "aes-cbc-hmac-sha256"}
 
 
@@ -56,3 +59,20 @@ def pairs_of_keys(
 ) -> Stocked:
     """A token with two pairs of an AES key and an HMAC key."""
     return stocked(token_template.copy(session_directory / "pairs"), pin_file, **PAIRS)
+
+
+@pytest.fixture
+def of_another_user(
+    make_plugin: Callable[..., Plugin], hsm: SoftHsm, directory: Path
+) -> Plugin:
+    """A node whose files belong to the service's user, who can run Python."""
+    if os.geteuid() != 0:
+        pytest.skip("only root may chown")
+    own = directory / "pin"
+    own.touch(mode=0o400)
+    own.write_text(PIN)
+    plugin = make_plugin(hsm, token={"pin_file": str(own)})
+    directory.chmod(0o755)
+    for path in (own, plugin.state_dir, plugin.directory):
+        os.chown(path, SERVICE, SERVICE)
+    return plugin

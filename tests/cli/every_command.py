@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
+import click
+
 from hsm_kms.cli import cli
 from tests.cli.decrypting import KEY, v2_with
 from tests.cli.etcd_cli import OBJECTS
@@ -21,17 +23,17 @@ SHARED = {"token": {"shared": True}}
 
 
 def all_commands(command=cli, path=()):
-    """Yield the path of each command and group, such as ("keys", "list")."""
-    yield path
+    """Yield each command and group after its path, such as ("keys", "list")."""
+    yield path, command
     for name, inner in getattr(command, "commands", {}).items():
         yield from all_commands(inner, (*path, name))
 
 
-LEAVES = {
-    path
-    for path in all_commands()
-    if not any(path == other[: len(path)] != other for other in all_commands())
+GROUPS_TOO = dict(all_commands())
+COMMANDS = {
+    path: each for path, each in GROUPS_TOO.items() if not isinstance(each, click.Group)
 }
+LEAVES = set(COMMANDS)
 
 
 def every_command(

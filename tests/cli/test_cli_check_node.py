@@ -10,14 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.cli.conftest import SERVICE
 from tests.harness.command_line import HSM_KMS, run
-from tests.harness.softhsm import PIN
 from tests.harness.wait import patient
 
 ME = f"-o {os.geteuid()} -g {os.getegid()}"
-SERVICE = 64711  # a user that owns nothing here, and whom no file names
-
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may chown")
 
 
 @pytest.fixture
@@ -195,20 +192,6 @@ def test_port_of_the_running_server(make_plugin, hsm):
     assert f"✓ KMS socket {plugin.socket}: process {pid} serves on it\n" in shown
 
 
-@pytest.fixture
-def of_another_user(make_plugin, hsm, directory, pin_file):
-    """A node whose files belong to the service's user, who can run Python."""
-    own = directory / "pin"
-    own.touch(mode=0o400)
-    own.write_text(PIN)
-    plugin = make_plugin(hsm, token={"pin_file": str(own)})
-    directory.chmod(0o755)
-    for path in (own, plugin.state_dir, plugin.directory):
-        os.chown(path, SERVICE, SERVICE)
-    return plugin
-
-
-@needs_root
 def test_node_of_another_user(of_another_user):
     """Root is told as whom to run a command, and the printed line works."""
     plugin = of_another_user

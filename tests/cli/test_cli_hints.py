@@ -6,7 +6,6 @@ import ast
 import re
 from pathlib import Path
 
-import click
 import pytest
 
 import hsm_kms
@@ -17,6 +16,7 @@ from hsm_kms.ipc import ckr
 from hsm_kms.ipc.messages import Failure
 from hsm_kms.token.errors import TABLE, error_from
 from hsm_kms.token.process import Worker
+from tests.cli.every_command import COMMANDS
 from tests.harness.command_line import run
 from tests.harness.plugin import beside
 from tests.harness.softhsm import SoftHsm, softhsm_module
@@ -51,18 +51,6 @@ def texts():
 
 
 HINTS = sorted({text for text in texts() if NAMED.search(text) and "\n" not in text})
-
-
-def commands(command=cli, path=()):
-    """Yield every command with its name."""
-    if isinstance(command, click.Group):
-        for name, inner in command.commands.items():
-            yield from commands(inner, (*path, name))
-    else:
-        yield path, command
-
-
-COMMANDS = dict(commands())
 
 
 def named_in(text):

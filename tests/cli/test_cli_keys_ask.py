@@ -9,12 +9,12 @@ import select
 import signal
 import subprocess
 import time
-from pathlib import Path
 
 import pytest
 
 from tests.cli.keys_rig import Keys
 from tests.harness.command_line import HSM_KMS
+from tests.harness.processes import state
 from tests.harness.wait import SECONDS, wait_for
 
 
@@ -52,11 +52,6 @@ class Terminal:
     def type(self, text):
         """Type this line."""
         os.write(self._outer, text.encode())
-
-    def sleeps(self):
-        """Return True if the command waits, as for an answer."""
-        stat = Path(f"/proc/{self.process.pid}/stat").read_text()
-        return stat.rpartition(")")[2].split()[0] == "S"
 
     def interrupt(self):
         """Press Ctrl-C until the command has ended."""
@@ -125,7 +120,7 @@ def test_interrupted_while_asking_for_the_pin(keys):
     """Ctrl-C at the question for the PIN ends the command, at once."""
     terminal = Terminal(keys, "list", "--pin-prompt")
     terminal.until("PIN: ")
-    wait_for(terminal.sleeps)
+    wait_for(lambda: state(terminal.process.pid) == "S")
     terminal.type("\x03")
 
     assert 130 == terminal.end()

@@ -4,26 +4,13 @@ from __future__ import annotations
 
 import os
 
-import pytest
-
 from tests.harness.pages import walk
-from tests.harness.softhsm import PIN
 from tests.harness.terminals import InProcess
 
-SERVICE = 10001  # on the pages
 
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may chown")
-
-
-@needs_root
-def test_service_of_another_user(make_plugin, hsm, directory):
+def test_service_of_another_user(of_another_user):
     """`keys list` and `check` name the user, and the line to run."""
-    own = directory / "pin"
-    own.touch(mode=0o400)
-    own.write_text(PIN)
-    plugin = make_plugin(hsm, token={"pin_file": str(own)})
-    for path in (own, plugin.state_dir, plugin.directory):
-        os.chown(path, SERVICE, SERVICE)
+    plugin = of_another_user
     names = {"/var/lib/hsm-kms": str(plugin.state_dir)}
     names["clear-groups hsm-kms keys list"] = (
         f"clear-groups hsm-kms keys list --config {plugin.config_file}"

@@ -145,9 +145,11 @@ ETCDCTL_OPTIONS = {
 @pytest.mark.parametrize("command", ["show", "scan"])
 def test_every_option_of_etcdctl(command, cli, dump):
     """Each option of etcdctl is taken, or refused by name; for a file all are taken."""
-    rest = ["/k"] if command == "show" else []
+    rest = [next(iter(OBJECTS))] if command == "show" else []
     for options, words in ETCDCTL_OPTIONS.items():
         given = [*options.split(), *rest]
+        from_file = cli.run(command, *given, "--from-json", dump)
+        assert (0, "") == (from_file.code, from_file.err), (options, from_file)
         if "--endpoints" not in options:
             given += ["--endpoints", "127.0.0.1:1"]
         done = cli.run(command, *given)

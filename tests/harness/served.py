@@ -6,15 +6,22 @@ import asyncio
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
-from hsm_kms.ipc.messages import Decrypted, Encrypted, FindKeys, RunCanary
-from hsm_kms.ipc.values import KeyRef, Mechanism
+from hsm_kms.ipc.messages import Decrypted, Encrypted, FindKeys
+from hsm_kms.ipc.values import KeyRef
 from hsm_kms.keys.listing import list_keys
 from hsm_kms.token.alarm import Alarm
 from hsm_kms.token.counts import Counts
 from hsm_kms.token.pool import Pool
 from hsm_kms.token.settings import WorkerSettings
 from hsm_kms.token.workers import Workers
-from tests.harness.one_worker import AAD, Named, configure, gate, unwrapping, wrapping
+from tests.harness.one_worker import (
+    Named,
+    canary,
+    configure,
+    gate,
+    unwrapping,
+    wrapping,
+)
 from tests.harness.token_keys import LABEL
 from tests.harness.wait import patient, until
 
@@ -103,18 +110,13 @@ class Served:
 
     async def qualify(self, worker: Worker) -> None:
         """Find the key and leave a canary, as the server does."""
-        ask = partial(worker.ask, seconds=patient())
-        keys = await list_keys(ask, FindKeys(label=LABEL))
-        ref, fingerprint = keys[0].ref, keys[0].fingerprint
-        assert fingerprint is not None
-        self.key = Named(ref, fingerprint)
-        canary = RunCanary(
-            ref=ref,
-            fingerprint=fingerprint,
-            mechanism=Mechanism.GCM_CALLER,
-            aad=AAD,
+        # On the control session: a fresh worker has no other.
+        keys = await list_keys(
+            partial(worker.ask, seconds=patient()), FindKeys(label=LABEL)
         )
-        await worker.ask(canary, patient())
+        assert keys[0].fingerprint is not None
+        self.key = Named(keys[0].ref, keys[0].fingerprint)
+        await worker.ask(canary(self.key), patient())
 
     async def until(self, condition: Callable[[], Any]) -> None:
         """Wait until it is so."""

@@ -122,14 +122,19 @@ def kine() -> Path:
             _locked(path.parent / "kine.lock"),
             tempfile.TemporaryDirectory(dir=path.parent) as scratch,
         ):
-            subprocess.run(
-                ["nice", "-n", "10", "go", "install", f"{KINE_PACKAGE}@{KINE}"],
-                env=os.environ | {"GOBIN": scratch, "CGO_ENABLED": "1"},
-                check=True,
-                timeout=BUILD_TIMEOUT,
-            )
-            (Path(scratch) / "kine").replace(path)
+            if not path.is_file():  # nobody built it while this waited
+                _install_kine(Path(scratch), path)
     return path
+
+
+def _install_kine(scratch: Path, target: Path) -> None:
+    subprocess.run(
+        ["nice", "-n", "10", "go", "install", f"{KINE_PACKAGE}@{KINE}"],
+        env=os.environ | {"GOBIN": str(scratch), "CGO_ENABLED": "1"},
+        check=True,
+        timeout=BUILD_TIMEOUT,
+    )
+    (scratch / "kine").replace(target)
 
 
 def _assets() -> dict[str, Path]:

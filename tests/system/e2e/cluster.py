@@ -27,6 +27,8 @@ START_TIMEOUT = 90.0  # seconds; four on an idle machine
 REQUEST_TIMEOUT = patient(60.0)  # seconds
 START_TRIES = 3  # another process may take a port between its choice and its use
 SECRETS = "/registry/secrets/"
+UNSAFE = "--feature-gates=AllowUnsafeMalformedObjectDeletion=true"
+"""Flag with which kube-apiserver deletes what it cannot read."""
 
 
 class Etcd:

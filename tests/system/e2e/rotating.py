@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 import subprocess
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from tests.harness.clock.driver import Clock
 from tests.harness.command_line import HSM_KMS
 from tests.harness.wait import patient
 from tests.system.e2e.processes import wait_for
 from tests.system.e2e.stored import parse_v2
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.harness.terminals import Shell
     from tests.system.e2e.plugin import Plugin
     from tests.system.e2e.world import World
 
@@ -86,6 +91,17 @@ def rotate(world: World, operator: Operator) -> str:
     assert "pending" == operator.states()[made["key_id"]]
     wait_until_current(world, made["key_id"])
     return made["key_id"]
+
+
+@contextmanager
+def a_day_later(shell: Shell, world: World) -> Iterator[None]:
+    """Let what a shell runs in the block find that more than a day has passed."""
+    later = Clock(world.folder)
+    later.set(DAY + 60)
+    before = shell.env
+    shell.env = before | later.env
+    yield
+    shell.env = before
 
 
 def wait_until_current(world: World, key_id: str) -> None:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 V1 = b"k8s:enc:kms:v1:"
 V2 = b"k8s:enc:kms:v2:"
+BY_A_LOST_KEY = b"k8s:enc:aescbc:v1:lost:" + bytes(range(64))
+"""A value of another provider, whose key nobody has."""
 VARINT, LENGTH_DELIMITED = 0, 2
 
 

@@ -64,12 +64,9 @@ def encrypted(
 ) -> Iterator[Encrypted]:
     """A cluster that stored one Secret before encryption was switched on."""
     with running_world(binaries, new_folder()) as world:
-        world.api.start(None)
-        world.create("early", EARLY)
-
-        assert leaks(world.stored("early"), EARLY)
-
-        world.api.restart(world.encryption(request.param))
+        with world.unencrypted(request.param):
+            world.create("early", EARLY)
+            assert leaks(world.stored("early"), EARLY)
         yield Encrypted(request.param, world)
 
 

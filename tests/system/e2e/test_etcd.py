@@ -145,9 +145,8 @@ def test_a_revision_compacted_while_it_is_read(etcd):
 def test_what_an_api_server_stores(binaries, new_folder):
     """A scan tells Secrets by KMS v2, by v1 and unencrypted ones apart."""
     with running_world(binaries, new_folder()) as world:
-        world.api.start(None)
-        world.create("early", "in clear")
-        world.api.restart(world.encryption("v1"))
+        with world.unencrypted("v1"):
+            world.create("early", "in clear")
         world.create("middle", "by v1")
         world.api.restart(world.encryption("v2", "v1"))
         world.create("late", "by v2")

@@ -38,12 +38,11 @@ def migrating(binaries, new_folder):
     """Secrets in clear and by KMS v1, and an API server that now writes by v2."""
     with running_world(binaries, new_folder()) as world:
         made = Migrating(world)
-        world.api.start(None)
-        for namespace, count in OBJECTS.items():
-            world.api.kubectl("create", "namespace", namespace)
-            made.make(namespace, names(count))
-        special_kinds(made)
-        world.api.restart(world.encryption("v1"))
+        with world.unencrypted("v1"):
+            for namespace, count in OBJECTS.items():
+                world.api.kubectl("create", "namespace", namespace)
+                made.make(namespace, names(count))
+            special_kinds(made)
         made.make("all", ["by-v1"])
         world.api.stop()
         world.api.start(world.encryption("v2", "v1"), *SERVES_SVM)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -15,9 +14,11 @@ from pathlib import Path
 import pytest
 
 from tests.harness.wait import patient
+from tests.system.e2e.cluster import UNSAFE
 from tests.system.e2e.migrating import Migrating, names
 from tests.system.e2e.page import shown
 from tests.system.e2e.processes import wait_for
+from tests.system.e2e.stored import BY_A_LOST_KEY
 from tests.system.e2e.webhook import (
     CHANGED,
     Webhook,
@@ -35,9 +36,7 @@ OBJECTS |= {"broken": 3}
 OBJECTS |= {"expiring": 250}
 KUBECTL_OR_NONE = ("?limit=500", "")  # limits of a list; controllers give none
 FAST = ("--rate", "1000")
-UNSAFE = "--feature-gates=AllowUnsafeMalformedObjectDeletion=true"
 IGNORED = "ignoreStoreReadErrorWithClusterBreakingPotential=true"
-BY_A_LOST_KEY = b"k8s:enc:aescbc:v1:lost:" + bytes(range(64))
 CUT = b"k8s:enc:kms:v2:hsm:\x0a\x7f"
 
 
@@ -46,11 +45,10 @@ def migrating(binaries, new_folder):
     """Unencrypted Secrets, and an API server that now encrypts them."""
     with running_world(binaries, new_folder()) as world:
         made = Migrating(world)
-        world.api.start(None)
-        for namespace, count in OBJECTS.items():
-            world.api.kubectl("create", "namespace", namespace)
-            made.make(namespace, names(count))
-        world.api.restart(world.encryption("v2"))
+        with world.unencrypted("v2"):
+            for namespace, count in OBJECTS.items():
+                world.api.kubectl("create", "namespace", namespace)
+                made.make(namespace, names(count))
         yield made
 
 
@@ -256,7 +254,7 @@ def proxies(kubeconfig):
     return [line for line in lines if b"\0proxy\0" in line and wanted in line]
 
 
-def test_kubectl_with_a_tmp_of_its_own(migrating, new_folder):
+def test_kubectl_with_a_tmp_of_its_own(migrating, new_folder, monkeypatch):
     """A snap's private /tmp is recognized, and with the TMPDIR of the hint it works."""
     shared = Path(tempfile.mkdtemp(prefix="hsm-kms-", dir="/var/tmp"))
     snap = new_folder() / "kubectl"
@@ -272,24 +270,12 @@ def test_kubectl_with_a_tmp_of_its_own(migrating, new_folder):
     snap.chmod(0o700)
     if subprocess.run([snap, "version", "--client"], check=False).returncode:
         pytest.skip("mount namespaces are not allowed here")
-    command = migrating.command(
-        "-n", "wrapped", "--kubectl", str(snap), kubeconfig=kubeconfig
-    )
+    options = ("-n", "wrapped", "--kubectl", str(snap))
     try:
-        private = subprocess.run(
-            command,
-            check=False,
-            capture_output=True,
-            text=True,
-            env=os.environ | {"TMPDIR": "/tmp"},  # noqa: S108
-        )
-        cured = subprocess.run(
-            command,
-            check=False,
-            capture_output=True,
-            text=True,
-            env=os.environ | {"TMPDIR": str(shared)},
-        )
+        monkeypatch.setenv("TMPDIR", "/tmp")  # noqa: S108
+        private = migrating.run(*options, kubeconfig=kubeconfig)
+        monkeypatch.setenv("TMPDIR", str(shared))
+        cured = migrating.run(*options, kubeconfig=kubeconfig)
     finally:
         shutil.rmtree(shared)
 

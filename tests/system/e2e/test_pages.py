@@ -11,13 +11,19 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
-from tests.harness.clock.driver import Clock
 from tests.harness.etcd_samples import v2
 from tests.harness.etcd_server import make_certificates
 from tests.harness.pages import walk
 from tests.harness.terminals import Shell
+from tests.system.e2e.cluster import UNSAFE
 from tests.system.e2e.plugin import Plugin, softhsm_module
-from tests.system.e2e.rotating import DAY, Operator, wait_until_current, write_under
+from tests.system.e2e.rotating import (
+    Operator,
+    a_day_later,
+    wait_until_current,
+    write_under,
+)
+from tests.system.e2e.stored import BY_A_LOST_KEY
 from tests.system.e2e.world import World, running_world
 
 if TYPE_CHECKING:
@@ -31,8 +37,6 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600, func_only=True)]
 SOON = "--activate-in 20s --force"
 NEW_PIN = "another-pin-of-2026"
 PLANTED = "/registry/secrets/default/planted"
-UNSAFE = "--feature-gates=AllowUnsafeMalformedObjectDeletion=true"
-BY_A_LOST_KEY = b"k8s:enc:aescbc:v1:lost:" + bytes(range(64))
 BROKEN = "/registry/secrets/default/broken"
 
 
@@ -54,9 +58,8 @@ class Node(NamedTuple):
 def node(binaries: Binaries, new_folder: Callable[[], Path]) -> Iterator[Node]:
     """A cluster that stores one Secret unencrypted, one by KMS v1, others by v2."""
     with running_world(binaries, new_folder()) as world:
-        world.api.start(None)
-        world.create("early", "unencrypted")
-        world.api.restart(world.encryption("v1"))
+        with world.unencrypted("v1"):
+            world.create("early", "unencrypted")
         world.create("middle", "by v1")
         world.api.restart(world.encryption("v2", "v1"))
         world.create("late", "by v2")
@@ -164,11 +167,10 @@ def follow_rotation(node: Node) -> None:
         page.run("hsm-kms etcd scan")
         etcd = world.etcd.url
         page.run("hsm-kms keys retire", etcd, typed="y\n", after="[y/N]: ")
-        later = Clock(world.folder)
-        later.set(DAY + 60)
-        node.shell.env |= later.env
-        page.run("hsm-kms keys destroy", etcd, typed=f"{old}\n", after="destroy it: ")
-        del node.shell.env["LD_PRELOAD"]
+        with a_day_later(node.shell, world):
+            page.run(
+                "hsm-kms keys destroy", etcd, typed=f"{old}\n", after="destroy it: "
+            )
 
 
 def follow_unreadable(node: Node) -> None:
@@ -250,11 +252,8 @@ def follow_stolen_pin(node: Node) -> None:
         page.run("hsm-kms migrate")
         page.run("hsm-kms keys retire", "--yes")
         page.run("hsm-kms keys retire", "--yes")
-        later = Clock(world.folder)
-        later.set(DAY + 60)
-        node.shell.env |= later.env
-        page.run("hsm-kms keys destroy", typed=f"{foreign}\n", after="destroy it: ")
-        del node.shell.env["LD_PRELOAD"]
+        with a_day_later(node.shell, world):
+            page.run("hsm-kms keys destroy", typed=f"{foreign}\n", after="destroy it: ")
 
     assert {new: "current", old: "retired"} == operator.states()
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.harness.wait import patient
 from tests.system.e2e.cluster import ApiServer
 from tests.system.e2e.page import PAGE, shown
 from tests.system.e2e.plugin import Plugin
@@ -250,7 +251,7 @@ def test_does_not_start(well, heading, changes):
         capture_output=True,
         text=True,
         check=False,
-        timeout=NOTICED,
+        timeout=patient(NOTICED),
     )
 
     assert 1 == ended.returncode

@@ -82,6 +82,13 @@ class World:
         path.write_text(json.dumps(encryption(list(versions), self.plugin.socket)))
         return path
 
+    @contextmanager
+    def unencrypted(self, *versions: str) -> Iterator[None]:
+        """Run the API server without encryption in the block, then with providers."""
+        self.api.start(None)
+        yield
+        self.api.restart(self.encryption(*versions))
+
     def create(self, name: str, text: str) -> None:
         """Create a Secret in the namespace default with kubectl."""
         self.api.kubectl(

@@ -10,9 +10,9 @@ import time
 from hsm_kms.config.schema import Health, Keys
 from hsm_kms.health.monitor import _JITTER
 from tests.harness.plugin import code_of
-from tests.harness.wait import wait_for
+from tests.harness.wait import patient, wait_for
 
-IDLE = 4.0  # seconds; ten times the interval, for a slow machine
+IDLE = patient(4.0)  # seconds; ten times the interval
 DROPS_AFTER = 30.0  # seconds: YubiHSM 2
 
 

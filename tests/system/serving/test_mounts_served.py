@@ -99,6 +99,7 @@ def test_check(prefix, plugin, directory):
                 capture_output=True,
                 text=True,
                 check=False,
+                timeout=patient(60),
             )
         finally:
             process.kill()

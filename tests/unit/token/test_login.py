@@ -69,14 +69,14 @@ def test_absent_empty_open_right(make_plugin, hsm, own_pin):
     plugin = make_plugin(hsm, token={"pin_file": str(own_pin)}).start()
     wait_for(lambda: WAITING in sentences(plugin))
     assert "UNAVAILABLE" == code_of(plugin.status)
-    absent = f"the PIN file {own_pin} cannot be read: No such file"
-    assert_check(plugin, absent, "create it with mode 0400 and write the PIN to it")
+    absent = f"the PIN file {own_pin} cannot be read: No such file or directory"
+    create = "create it with mode 0400 and write the PIN to it"
+    assert_check(plugin, absent, f"{create}, or correct token.pin_file")
 
     own_pin.touch(0o600)
     assert_told(plugin, f"the PIN file {own_pin} is empty")
-    assert_check(
-        plugin, f"the PIN file {own_pin} is empty", "write the PIN to the file"
-    )
+    write_it = "write the PIN to the file; a running server then uses it by itself"
+    assert_check(plugin, f"the PIN file {own_pin} is empty", write_it)
 
     write(own_pin, PIN, mode=0o644)
     told = f"the PIN file {own_pin} is open to others (mode 0644)"
@@ -98,9 +98,8 @@ def assert_told(plugin, cause):
 def assert_check(plugin, cause, hint):
     check = plugin.cli("check")
     assert (1, "") == (check.returncode, check.stderr)
-    assert f"✗ PIN: {cause}" in check.stdout
-    if hint:
-        assert f"  hint: {hint}" in check.stdout
+    shown = f"✗ PIN: {cause}\n" + (f"  hint: {hint}\n" if hint else "✓ KMS socket")
+    assert shown in check.stdout
 
 
 def assert_no_pin(plugin, pin):
@@ -115,24 +114,25 @@ def assert_no_pin(plugin, pin):
 
 
 @pytest.mark.parametrize(
-    ("make", "cause"),
+    ("make", "cause", "hint"),
     [
-        (lambda path: path.mkdir(), "is not a regular file"),
-        (lambda path: os.mkfifo(path, 0o600), "is not a regular file"),
+        (lambda path: path.mkdir(), "is not a regular file", None),
+        (lambda path: os.mkfifo(path, 0o600), "is not a regular file", None),
         (
             lambda path: (write(path, PIN), os.chown(path, 12345, -1)),
             "belongs to uid 12345",
+            "the file must belong to root or to the user hsm-kms runs as",
         ),
     ],
     ids=["directory", "fifo", "foreign"],
 )
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
-def test_no_pin_file(make_plugin, hsm, own_pin, make, cause):
+def test_no_pin_file(make_plugin, hsm, own_pin, make, cause, hint):
     """A PIN file that is not a regular file, or another user's, is not opened."""
     make(own_pin)
     plugin = make_plugin(hsm, token={"pin_file": str(own_pin)})
 
-    assert_check(plugin, f"the PIN file {own_pin} {cause}", None)
+    assert_check(plugin, f"the PIN file {own_pin} {cause}", hint)
 
 
 def test_wrong_pin_is_tried_once(spied, own_pin):

@@ -8,7 +8,6 @@ import pytest
 
 from tests.harness.plugin import code_of
 from tests.harness.wait import patient, wait_for
-from tests.system.rotation.conftest import make_node  # noqa: F401 - a fixture
 from tests.system.rotation.nodes import AHEAD, announce_key, forward, make_kek
 
 MILLISECONDS = patient(250)
@@ -48,7 +47,7 @@ class Statuses:
 
 @pytest.mark.slow
 @pytest.mark.timeout(patient(2 * LONG))
-def test_rotation_on_a_slow_token(make_node, shim):  # noqa: F811 - the fixture
+def test_rotation_on_a_slow_token(make_node, shim):
     """Status stays ok, `status` says "slow", a new key is found and becomes current."""
     node = make_node(
         token={
