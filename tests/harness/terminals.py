@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 _PROGRAM = """
 hsm-kms() {{
     case "$*" in
-    "etcd scan"*|"etcd show"*|migrate*|*--config*|*--socket*) {program} "$@" ;;
+    "etcd scan"*|"etcd show"*|migrate*|--version) {program} "$@" ;;
+    *--config*|*--socket*) {program} "$@" ;;
     *) {program} "$@" --config "$HSM_KMS_CONFIG" ;;
     esac
 }}
