@@ -53,7 +53,10 @@ _COMMANDS = {
         "hsm_kms.cli.token:token_group",
         "List tokens, and try a rejected PIN once more.",
     ),
-    "config": Lazy("hsm_kms.cli.config:config_group", "Show the configuration."),
+    "config": Lazy(
+        "hsm_kms.cli.config:config_group",
+        "Show the configuration, and which settings there are.",
+    ),
 }
 
 

@@ -1,7 +1,8 @@
-"""Provide `hsm-kms config`: show the effective configuration."""
+"""Provide `hsm-kms config`: show the effective configuration, and its schema."""
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING
 
 import click
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 @click.group("config")
 def config_group() -> None:
-    """Show the configuration."""
+    """Show the configuration, and which settings there are."""
 
 
 @config_group.command("show")
@@ -28,3 +29,11 @@ def show(path: Path) -> None:
         effective(load(path)), sort_keys=False, allow_unicode=is_utf8()
     )
     click.echo(shown, nl=False)
+
+
+@config_group.command("schema")
+def schema() -> None:
+    """Print the JSON Schema of the configuration file, for editors and tools."""
+    from hsm_kms.config.json_schema import json_schema  # noqa: PLC0415 - imports much
+
+    click.echo(json.dumps(json_schema(), indent=2))

@@ -1,15 +1,25 @@
 """Define the types of value that the configuration file holds.
 
 The operator sees the messages as they are. None of them quotes a value, because the
-value may be a misplaced PIN.
+value may be a misplaced PIN. Beside each check stands what of it JSON Schema can say:
+it accepts whatever the check accepts.
 """
 
 import ipaddress
 import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    WithJsonSchema,
+)
+from pydantic_core.core_schema import CoreSchema, no_info_after_validator_function
 
 from hsm_kms.config.formats import KEY_ID, MAX_SOCKET_PATH_BYTES, parse_duration
 
@@ -20,6 +30,52 @@ _HOST_AND_PORT = re.compile(r"(?:\[([0-9a-fA-F:.]+)\]|([0-9.]+)):(.*)", re.DOTAL
 _MAX_IDS = 64
 _HEX_BYTES = re.compile(r"([0-9a-fA-F]{2}){1,255}")
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+
+class _Check:
+    """Check text, and add what JSON Schema can say of the check to its type.
+
+    Args:
+        check: Returns the text, or raises ValueError with the fault.
+        keywords: For the JSON Schema.
+    """
+
+    def __init__(self, check: Callable[[str], str], **keywords: object) -> None:
+        self._check = check
+        self._keywords = keywords
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        return no_info_after_validator_function(self._check, handler(source))
+
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        return {**handler(schema), **self._keywords}
+
+
+def _text(pattern: str, **keywords: object) -> WithJsonSchema:
+    """Return the JSON Schema of text that a pattern matches as a whole."""
+    return WithJsonSchema({"type": "string", "pattern": f"^({pattern})$", **keywords})
+
+
+def _list_of(pattern: str) -> WithJsonSchema:
+    """Return the JSON Schema of a list of such text."""
+    items = {"type": "string", "pattern": f"^({pattern})$"}
+    return WithJsonSchema({"type": "array", "items": items, "maxItems": _MAX_IDS})
+
+
+def _map_of(names: str, values: str, **keywords: object) -> WithJsonSchema:
+    """Return the JSON Schema of a mapping of such text to such text."""
+    return WithJsonSchema(
+        {
+            "type": "object",
+            "propertyNames": {"pattern": f"^({names})$"},
+            "additionalProperties": {"type": "string", "pattern": f"^({values})$"},
+            **keywords,
+        }
+    )
 
 
 def _within(most: str, *, zero: bool = False) -> AfterValidator:
@@ -107,7 +163,7 @@ def parse_tcp(text: str) -> tuple[str, int]:
     return host, int(port)
 
 
-def sized(most: int, least: int = 1) -> AfterValidator:
+def sized(most: int, least: int = 1) -> _Check:
     """Return the check for text of `least` to `most` bytes in UTF-8.
 
     Control characters are refused.
@@ -121,10 +177,11 @@ def sized(most: int, least: int = 1) -> AfterValidator:
             )
         return text
 
-    return AfterValidator(check)
+    # JSON Schema counts characters, of which there are at most as many as bytes.
+    return _Check(check, maxLength=most, **({"minLength": 1} if least else {}))
 
 
-def matching(pattern: re.Pattern[str], message: str) -> AfterValidator:
+def matching(pattern: re.Pattern[str], message: str) -> _Check:
     """Return the check for text that `pattern` matches as a whole.
 
     Args:
@@ -137,7 +194,7 @@ def matching(pattern: re.Pattern[str], message: str) -> AfterValidator:
             raise ValueError(message)
         return text
 
-    return AfterValidator(check)
+    return _Check(check, pattern=f"^({pattern.pattern})$")
 
 
 def _environment(env: dict[str, str]) -> dict[str, str]:
@@ -182,20 +239,40 @@ def _cka_ids(value: object) -> tuple[str, ...]:
     return tuple(ids)
 
 
-Duration = Annotated[float, BeforeValidator(parse_duration), _within("1d")]
+_DURATION = _text("[0-9]{1,9}(ms|s|m|h|d)")
+_PATH = "/[^\\u0000-\\u001f\\u007f]*"
+
+Duration = Annotated[float, BeforeValidator(parse_duration), _within("1d"), _DURATION]
 DurationOrZero = Annotated[
-    float, BeforeValidator(parse_duration), _within("1d", zero=True)
+    float, BeforeValidator(parse_duration), _within("1d", zero=True), _DURATION
 ]
-Days = Annotated[float, BeforeValidator(parse_duration), _within("30d")]
+Days = Annotated[float, BeforeValidator(parse_duration), _within("30d"), _DURATION]
 DaysOrZero = Annotated[
-    float, BeforeValidator(parse_duration), _within("30d", zero=True)
+    float, BeforeValidator(parse_duration), _within("30d", zero=True), _DURATION
 ]
-AbsolutePath = Annotated[Path, BeforeValidator(_absolute)]
-SocketPath = Annotated[Path, BeforeValidator(parse_socket)]
-KeyIds = Annotated[tuple[str, ...], BeforeValidator(_key_ids)]
-Aliases = Annotated[dict[str, str], AfterValidator(_aliases)]
-CkaIds = Annotated[tuple[str, ...], BeforeValidator(_cka_ids)]
-SocketMode = Annotated[str, BeforeValidator(_mode)]
-TcpAddress = Annotated[str, AfterValidator(_tcp)]
+AbsolutePath = Annotated[Path, BeforeValidator(_absolute), _text(_PATH)]
+SocketPath = Annotated[
+    Path,
+    BeforeValidator(parse_socket),
+    _text(f"(unix://)?{_PATH}[^/]", maxLength=MAX_SOCKET_PATH_BYTES + len("unix://")),
+]
+KeyIds = Annotated[tuple[str, ...], BeforeValidator(_key_ids), _list_of(KEY_ID.pattern)]
+Aliases = Annotated[
+    dict[str, str],
+    AfterValidator(_aliases),
+    _map_of(KEY_ID.pattern, _HEX_BYTES.pattern, maxProperties=_MAX_IDS),
+]
+CkaIds = Annotated[
+    tuple[str, ...], BeforeValidator(_cka_ids), _list_of(_HEX_BYTES.pattern)
+]
+SocketMode = Annotated[str, BeforeValidator(_mode), _text("0?6[0246]0")]
+TcpAddress = Annotated[
+    str, _Check(_tcp, pattern=r"^(\[[0-9a-fA-F:.]+\]|[0-9.]+):[0-9]{1,5}$")
+]
 # The environment may carry a password for the module, so its repr leaves it out.
-Environment = Annotated[dict[str, str], AfterValidator(_environment), Field(repr=False)]
+Environment = Annotated[
+    dict[str, str],
+    AfterValidator(_environment),
+    Field(repr=False),
+    _map_of(_ENV_NAME.pattern, "[^\\u0000-\\u001f\\u007f]*"),
+]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from hsm_kms.config.faults import at
 from hsm_kms.config.fields import parse_socket
 from hsm_kms.config.formats import parse_duration
-from hsm_kms.config.schema import ApiV1, ApiV2, Http, Listen
+from hsm_kms.config.schema import SELECTORS, ApiV1, ApiV2, Http, Listen
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from hsm_kms.config.from_uri import Expansion
     from hsm_kms.config.strict_yaml import Document
 
-_SELECTORS = ("uri", "token_label", "token_serial", "slot")
 _CHOICE = "uri, token_label, token_serial and slot"
 _APIS: Mapping[str, ApiV2 | ApiV1] = {"v2": ApiV2(), "v1": ApiV1()}
 _LOCAL = ((True, "fallback"), (True, "software"))
@@ -56,7 +55,7 @@ def joint_faults(document: Document, whole: Expansion) -> Iterator[str]:
 def _token_faults(
     document: Document, whole: Expansion, token: Mapping[str, Any]
 ) -> Iterator[str]:
-    given = [name for name in _SELECTORS if token.get(name) is not None]
+    given = [name for name in SELECTORS if token.get(name) is not None]
     if len(given) != 1:
         found = f"found {' and '.join(given)}" if given else "found none"
         yield at(document, ("token",), f"must have exactly one of {_CHOICE}; {found}")

@@ -29,6 +29,9 @@ from hsm_kms.config.formats import KEY_ID
 # always a local KEK.
 Wrapping = Literal["token", "fallback", "software"]
 
+SELECTORS = ("uri", "token_label", "token_serial", "slot")
+"""Settings that select the token; exactly one of them must be given."""
+
 _LOGIN = re.compile(r"user|none|crypto-user|so|0x[0-9a-fA-F]{1,8}")
 
 
@@ -55,7 +58,7 @@ class Listen(Section):
 
 
 class ApiV2(Section):
-    """Define the section `apis.v2` (KMS v2)."""
+    """Define the section `apis.v2`: how KMS v2 is served."""
 
     enabled: bool = True
     wrapping: Wrapping = "token"
@@ -63,14 +66,42 @@ class ApiV2(Section):
 
 
 class ApiV1(Section):
-    """Define the section `apis.v1` (KMS v1)."""
+    """Define the section `apis.v1`: how KMS v1 is served."""
 
     enabled: bool = False
     wrapping: Wrapping = "software"  # v1 calls Encrypt for each write
 
 
+# JSON Schemas of rules that concern several settings; `joint_rules` has all of them.
+_OFF = {"properties": {"enabled": {"const": False}}, "required": ["enabled"]}
+_ON = {"properties": {"enabled": {"const": True}}, "required": ["enabled"]}
+_ONE_API: dict[str, Any] = {
+    "anyOf": [
+        {"not": {"properties": {"v2": _OFF}, "required": ["v2"]}},
+        {"properties": {"v1": _ON}, "required": ["v1"]},
+    ]
+}
+
+
+def _given(name: str) -> dict[str, Any]:
+    return {"required": [name], "properties": {name: {"not": {"type": "null"}}}}
+
+
+_NO_LOGIN = {"required": ["login"], "properties": {"login": {"const": "none"}}}
+_ONE_TOKEN: dict[str, Any] = {
+    "required": [],  # a URI may name the module
+    "allOf": [
+        {"oneOf": [_given(each) for each in SELECTORS]},
+        {"anyOf": [_given("module"), _given("uri")]},
+        {"anyOf": [_given("pin_file"), _given("uri"), _NO_LOGIN]},
+    ],
+}
+
+
 class Apis(Section):
     """Define the section `apis`: which Kubernetes APIs are served."""
+
+    model_config = ConfigDict(json_schema_extra=_ONE_API)
 
     v2: ApiV2 = ApiV2()
     v1: ApiV1 = ApiV1()
@@ -78,6 +109,8 @@ class Apis(Section):
 
 class Token(Section):
     """Define the section `token`: module, token, PIN file and workers."""
+
+    model_config = ConfigDict(json_schema_extra=_ONE_TOKEN)
 
     module: AbsolutePath
     uri: str | None = None

@@ -55,6 +55,7 @@ def every_command(
     kubectl = ("--kubectl", str(Migrating(directory).kubectl))
     yield ("status", "--socket", str(server.socket))
     yield ("config", "show", *config)
+    yield ("config", "schema")
     yield ("check", *config)
     yield ("token", "list", *config)
     yield ("token", "retry-pin", *config)
