@@ -5,12 +5,10 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from typing import TYPE_CHECKING, Final
+from pathlib import Path
+from typing import Final, NamedTuple
 
 from hsm_kms.users import CAP_DAC_OVERRIDE, has_capability
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 _SEARCH: Final = 1
 
@@ -26,6 +24,15 @@ def hint_for(error: OSError, path: Path, otherwise: str, *, write: bool = False)
     """
     if error.errno != errno.EACCES or not _permitted(path, write=write):
         return otherwise
+    return beyond_modes(path)
+
+
+def beyond_modes(path: Path) -> str:
+    """Return the hint for a denial that owners and modes do not explain.
+
+    Args:
+        path: What this process may not use.
+    """
     return (
         f"owner and mode of {path} allow it, so SELinux, AppArmor or an ACL may deny "
         "it: see `ausearch -m avc -ts recent`, the kernel's log and getfacl"
@@ -41,6 +48,37 @@ def read_hint(error: OSError, path: Path) -> str:
     """
     readable = f"make it readable for user {os.geteuid()}, group {os.getegid()}"
     return hint_for(error, path, readable)
+
+
+class Denial(NamedTuple):
+    """Name what keeps this process from a socket.
+
+    Args:
+        path: The socket, or the first directory above that cannot be entered.
+        by_mode: Owner and mode explain it.
+    """
+
+    path: Path
+    by_mode: bool
+
+
+def denial_of(socket: Path) -> Denial | None:
+    """Return what keeps this process from connecting to a socket.
+
+    Args:
+        socket: The socket.
+
+    Returns:
+        None if neither the socket nor a directory above does, as far as access(2) says.
+    """
+    real = Path(os.path.realpath(socket))
+    needed = [(each, os.X_OK, _SEARCH) for each in reversed(real.parents)]
+    needed.append((real, os.W_OK, stat.S_IWOTH))
+    for path, access, bit in needed:
+        if not os.access(path, access, effective_ids=True):
+            allowed = has_capability(CAP_DAC_OVERRIDE) or _allows(path, bit)
+            return Denial(path, by_mode=not allowed)
+    return None
 
 
 def _permitted(path: Path, *, write: bool) -> bool:

@@ -37,6 +37,10 @@ _COMMANDS = {
         "hsm_kms.cli.status:status",
         "Ask a running server for its Status over the KMS socket.",
     ),
+    "probe": Lazy(
+        "hsm_kms.cli.probe:probe",
+        "Try Status, Encrypt and Decrypt of any KMS plugin through its socket.",
+    ),
     "keys": Lazy(
         "hsm_kms.cli.keys:keys_group",
         "Generate, list, rotate, retire and destroy the keys on the token.",

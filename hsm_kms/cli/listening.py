@@ -6,42 +6,133 @@ import errno
 import os
 import socket
 import stat
-from typing import TYPE_CHECKING, Final
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final, TypeAlias
 
 from hsm_kms.errors import HsmKmsError
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
 _SECONDS: Final = 3.0
-_START: Final = "start `hsm-kms serve`, or read the server's log"
+_START: Final = "start the server (`hsm-kms serve`), or read its log"
+
+# What an HTTP/2 client sends first, RFC 9113 section 3.4: the preface, and a SETTINGS
+# frame without settings. A server sends a SETTINGS frame first.
+_PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0"
+_FRAME_HEADER_BYTES: Final = 9
+_SETTINGS: Final = 4
+_UCRED: Final = "3i"  # struct ucred of unix(7): pid, uid, gid
+
+Refused: TypeAlias = Callable[[Path, OSError], HsmKmsError]
 
 
-def require_listening(path: Path) -> None:
-    """Connect to a unix socket, and close the connection.
+def require_kms(
+    path: Path, seconds: float = _SECONDS, refused: Refused | None = None
+) -> int:
+    """Connect to a unix socket, find out if gRPC is served there, and close it.
 
     Args:
         path: The socket.
+        seconds: How long the server may take to answer.
+        refused: Makes the error if the kernel refuses to connect; None for `failure`.
+
+    Returns:
+        The process id of the server; 0 if this process cannot see it.
 
     Raises:
-        HsmKmsError: There is no such socket, no server listens on it, or this user may
-            not use it.
+        HsmKmsError: There is no such socket, no server listens on it, this user may
+            not use it, or the server does not answer, or with something else.
+    """
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(seconds)
+        try:
+            probe.connect(os.fspath(path))
+        except OSError as error:
+            raise (refused or failure)(path, error) from None
+        pid = _peer(probe)
+        _require_grpc(path, pid, _greeting(probe))
+    return pid
+
+
+def _greeting(probe: socket.socket) -> bytes | None:
+    """Return the first bytes of the server; None if it sends none in time."""
+    greeting = b""
+    try:
+        probe.sendall(_PREFACE)
+        while len(greeting) < _FRAME_HEADER_BYTES:
+            if not (more := probe.recv(_FRAME_HEADER_BYTES - len(greeting))):
+                break
+            greeting += more
+    except TimeoutError:
+        return greeting or None
+    except OSError:  # it has closed the connection
+        pass
+    return greeting
+
+
+def _require_grpc(path: Path, pid: int, greeting: bytes | None) -> None:
+    if greeting is None:
+        raise _silent(path, pid)
+    if greeting.startswith(b"HTTP/"):
+        raise HsmKmsError(
+            f"{path} belongs to an HTTP server, and not to a KMS plugin",
+            hint="give the KMS socket, which listen.socket names; http.admin_socket is "
+            "another one",
+        )
+    if len(greeting) < _FRAME_HEADER_BYTES or greeting[3] != _SETTINGS:
+        raise HsmKmsError(
+            f"the server on {path}{_named(pid)} does not speak gRPC",
+            hint="give the socket of a KMS plugin",
+        )
+
+
+def _silent(path: Path, pid: int) -> HsmKmsError:
+    cause = f"the server on {path}{_named(pid)} does not answer"
+    if is_stopped(pid):
+        return HsmKmsError(f"{cause}: it is stopped", hint=f"run: kill -CONT {pid}")
+    return HsmKmsError(cause, hint="read its log, and restart it")
+
+
+def _named(pid: int) -> str:
+    return f" (process {pid})" if pid else ""
+
+
+def is_stopped(pid: int) -> bool:
+    """Return True if a process was stopped, by SIGSTOP or a debugger.
+
+    Args:
+        pid: Its process id; 0 for a process that cannot be seen.
     """
     try:
-        with socket.socket(socket.AF_UNIX) as probe:
-            probe.settimeout(_SECONDS)
-            probe.connect(os.fspath(path))
-    except OSError as error:
-        raise _failure(path, error) from None
+        found = Path(f"/proc/{pid}/stat").read_bytes()
+    except OSError:
+        return False
+    return found.rpartition(b")")[2].split()[0] in {b"T", b"t"}
 
 
-def _failure(path: Path, error: OSError) -> HsmKmsError:
+def _peer(probe: socket.socket) -> int:
+    size = struct.calcsize(_UCRED)
+    told = probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
+    pid: int = struct.unpack(_UCRED, told)[0]
+    return pid
+
+
+def failure(path: Path, error: OSError) -> HsmKmsError:
+    """Return the error for a socket to which this process cannot connect.
+
+    Args:
+        path: The socket.
+        error: Why it cannot.
+    """
     if error.errno == errno.ENOENT:
         return HsmKmsError(f"the KMS socket {path} does not exist", hint=_START)
     if error.errno == errno.ECONNREFUSED and _is_socket(path):
         return HsmKmsError(f"no server listens on the KMS socket {path}", hint=_START)
     if error.errno == errno.ECONNREFUSED:
         return HsmKmsError(f"{path} is not a socket", hint="give the KMS socket")
+    if isinstance(error, TimeoutError | BlockingIOError):
+        cause = f"the server on {path} accepts no connection"
+        return HsmKmsError(cause, hint="read its log, and restart it")
     cause = f"the KMS socket {path} cannot be used: {error.strerror or error}"
     if error.errno in {errno.EACCES, errno.EPERM}:
         owner = _owner(path)

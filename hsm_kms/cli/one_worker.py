@@ -26,7 +26,7 @@ from hsm_kms.token.process import Worker
 from hsm_kms.users import require_service_user
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 
     from hsm_kms.config.schema import Config
 
@@ -106,20 +106,71 @@ async def one_worker(
     with _pin_source(config, choice or LoginChoice()) as (source, descriptors):
         login = PinLogin(source, state, retry=retry)
         await _wait_until_stable(login)
-        worker = await Worker.spawn(0, config.token.env, pass_fds=descriptors)
-        try:
+        async with configured_worker(
+            config, read_write=read_write, pass_fds=descriptors
+        ) as worker:
+            await _log_in(config, worker, login)
+            yield worker
+
+
+@contextlib.asynccontextmanager
+async def configured_worker(
+    config: Config, *, read_write: bool | None = None, pass_fds: Sequence[int] = ()
+) -> AsyncIterator[Worker]:
+    """Start a worker that has loaded the module and found the token; end it on exit.
+
+    Args:
+        config: The configuration.
+        read_write: Overrides `token.read_write`, unless None.
+        pass_fds: More descriptors that the worker inherits.
+
+    Raises:
+        HsmKmsError: The worker could not be started, or there is no such token.
+    """
+    worker = await Worker.spawn(0, config.token.env, pass_fds=pass_fds)
+    try:
+        with _patience(config):
             async with asyncio.timeout(config.token.start_timeout):
                 await worker.configure(
                     settings.configure_message(config, read_write=read_write)
                 )
-                await login.login(worker)
-            yield worker
-        except TimeoutError:
-            raise TokenTimeoutError(
-                f"the token did not answer within {config.token.start_timeout:g} s"
-            ) from None
-        finally:
-            await worker.leave()
+        yield worker
+    finally:
+        await worker.leave()
+
+
+async def log_in(config: Config, worker: Worker) -> None:
+    """Log a worker in as the server would.
+
+    Args:
+        config: The configuration.
+        worker: A worker that is not logged in.
+
+    Raises:
+        HsmKmsError: The PIN was rejected, or may not be tried.
+    """
+    state = StateDir(config.state_dir, create=False).open()
+    with _pin_source(config, LoginChoice()) as (source, _):
+        login = PinLogin(source, state)
+        await _wait_until_stable(login)
+        await _log_in(config, worker, login)
+
+
+async def _log_in(config: Config, worker: Worker, login: PinLogin) -> None:
+    with _patience(config):
+        async with asyncio.timeout(config.token.start_timeout):
+            await login.login(worker)
+
+
+@contextlib.contextmanager
+def _patience(config: Config) -> Iterator[None]:
+    """Raise `TokenTimeoutError` if the body runs out of time."""
+    try:
+        yield
+    except TimeoutError:
+        raise TokenTimeoutError(
+            f"the token did not answer within {config.token.start_timeout:g} s"
+        ) from None
 
 
 async def _wait_until_stable(login: PinLogin) -> None:

@@ -44,3 +44,10 @@ class _SecondsType(click.ParamType[float]):
 
 
 SECONDS_TYPE: Final = _SecondsType()
+
+
+def positive(_: click.Context, __: click.Parameter, seconds: float) -> float:
+    """Refuse a duration of 0; this is the callback of an option."""
+    if seconds <= 0:
+        raise click.BadParameter("must be more than 0s")
+    return seconds

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from hsm_kms import interrupts
-from hsm_kms.cli.listening import require_listening
+from hsm_kms.cli.listening import require_kms
 from hsm_kms.cli.options import config_option, output_option
 from hsm_kms.errors import HsmKmsError
 
@@ -107,7 +107,7 @@ def _why_none(server: dict[str, Any] | None) -> str:
 
 
 def _ask(socket: Path, server: dict[str, Any] | None) -> dict[str, str]:
-    require_listening(socket)
+    require_kms(socket)
     with interrupts.exiting():
         import grpc  # noqa: PLC0415 - takes a third of a second
 

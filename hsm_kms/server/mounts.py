@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from hsm_kms.log import get_logger
+from hsm_kms.server import api_servers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,7 +24,6 @@ _log = get_logger(__name__)
 
 CURE: Final = "mount its directory instead"
 
-_API_SERVER: Final = b"kube-apiserver"
 _ESCAPED: Final = re.compile(rb"\\([0-7]{3})")  # see proc_pid_mountinfo(5)
 
 
@@ -59,17 +59,15 @@ def api_servers_with(socket: Path) -> list[int]:
     Args:
         socket: The KMS socket; a container may have it in another directory.
     """
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            if (process / "comm").read_bytes().strip() != _API_SERVER:
-                continue
-            mounts = [map(Path, each) for each in _mounts(process.name)]
-        except OSError:  # it has ended, or this user may not look at it
-            continue
-        if any(socket.name == point.name == root.name for point, root in mounts):
-            found.append(int(process.name))
-    return sorted(found)
+    return [each for each in api_servers.pids() if _has_mounted(each, socket)]
+
+
+def _has_mounted(pid: int, file: Path) -> bool:
+    try:
+        mounts = [map(Path, each) for each in _mounts(str(pid))]
+    except OSError:  # it has ended, or this user may not look at it
+        return False
+    return any(file.name == point.name == root.name for point, root in mounts)
 
 
 def _mounts(process: str) -> Iterator[tuple[str, str]]:

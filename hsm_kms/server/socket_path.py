@@ -97,10 +97,10 @@ def remove_stale(path: Path) -> bool:
 
 
 def server_on(path: Path) -> int | None:
-    """Return the process id of the server that answers on a socket.
+    """Return the process id of the server that has a socket, even if it is stopped.
 
     Returns:
-        0 if this process cannot see it; None if none answers, so that the path can be
+        0 if this process cannot see it; None if none has it, so that the path can be
         taken.
 
     Raises:

@@ -54,6 +54,7 @@ def every_command(
     value = ("--from-json", str(secret))
     kubectl = ("--kubectl", str(Migrating(directory).kubectl))
     yield ("status", "--socket", str(server.socket))
+    yield ("probe", "--socket", str(server.socket))
     yield ("config", "show", *config)
     yield ("config", "schema")
     yield ("check", *config)

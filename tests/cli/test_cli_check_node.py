@@ -165,18 +165,18 @@ def test_each_fault_is_in_the_troubleshooting():
         assert f"| `✗ {line}" in page, name
 
 
-def test_creates_nothing(make_plugin, hsm, directory):
+def test_creates_nothing(make_plugin, hsm):
     """No command but `serve` creates a state directory; each says how to make it."""
     plugin = make_plugin(hsm)
     plugin.state_dir.rmdir()
-    before = files(directory)
+    before = files(plugin.directory)
     for command in (["check"], ["keys", "list"], ["keys", "generate"]):
         ended = run(*command, "--config", plugin.config_file)
         assert 1 == ended.returncode, command
         said = ended.stdout + ended.stderr
         line = f"install -d -m 0700 {ME} {plugin.state_dir}"
         assert f"hint: as root, run: {line}\n" in said, command
-    assert before == files(directory)
+    assert before == files(plugin.directory)
 
 
 def test_port_of_the_running_server(make_plugin, hsm):

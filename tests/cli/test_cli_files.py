@@ -19,6 +19,7 @@ OPTIONS = (
     ("keys", "list", "--config"),
     ("status", "--config"),
     ("status", "--socket"),
+    ("probe", "--socket"),
     ("token", "list", "--config"),
     ("token", "list", "--module"),
     ("token", "retry-pin", "--config"),
@@ -74,8 +75,8 @@ def test_a_file_that_cannot_be_used(options, paths):
         assert done.returncode in {1, 2}
         if "--resume" in options and wrong == "missing":
             continue  # it is made
-        said = done.stderr.lower()
-        assert any(words in said for words in WORDS[wrong]), (wrong, done.stderr)
+        said = (done.stderr + done.stdout).lower()
+        assert any(words in said for words in WORDS[wrong]), (wrong, said)
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=" ".join)
@@ -92,7 +93,8 @@ def test_a_directory_that_cannot_be_entered(options, tmp_path):
         shut.chmod(0o700)
 
     assert done.returncode in {1, 2}
-    assert "permission denied" in done.stderr.lower(), done
+    said = done.stderr + done.stdout
+    assert "permission denied" in said.lower(), done
     if "--socket" in options:
         who = f"user {os.geteuid()}, or as root" if os.geteuid() else "root"
-        assert f"hint: run it as {who}\n" in done.stderr
+        assert f"hint: run it as {who}\n" in said

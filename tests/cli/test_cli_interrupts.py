@@ -19,7 +19,7 @@ from tests.harness.processes import without_coverage
 from tests.harness.wait import patient
 
 STEPS = [step / 20 for step in range(1, 21)]  # seconds
-FEW = {("etcd", "scan"), ("config", "show"), ("keys", "list"), ("serve",)}
+FEW = {("etcd", "scan"), ("probe",), ("keys", "list"), ("serve",)}
 FEW_STEPS = [0.1, 0.25, 0.4, 0.7]
 AT_ONCE = 3  # processes
 BY_CTRL_C = {130, -signal.SIGINT}  # the latter before Python has run a line of ours

@@ -41,6 +41,20 @@ def test_no_state_directory(make_plugin, hsm):
         page.run("hsm-kms check", code=1)
 
 
+SOCKET = "/run/hsm-kms/kms.sock"  # on the pages
+
+
+def test_probe(shared_server):
+    """`probe` prints what the page shows."""
+    with walk(
+        InProcess(None),
+        "docs/commands.md",
+        "What `probe` does",
+        names={SOCKET: str(shared_server.socket)},
+    ) as page:
+        page.run("hsm-kms probe")
+
+
 def test_troubleshooting(shared_server):
     """`status` and `check` succeed while all is well."""
     with walk(
@@ -51,3 +65,14 @@ def test_troubleshooting(shared_server):
     ) as page:
         page.run("hsm-kms status")
         page.run("hsm-kms check")
+
+
+def test_troubleshooting_as_api_server(shared_server):
+    """`probe --as-apiserver` succeeds for an API server of the same user."""
+    with walk(
+        InProcess(None),
+        "docs/troubleshooting.md",
+        "Troubleshooting (2)",
+        names={SOCKET: str(shared_server.socket)},
+    ) as page:
+        page.run("hsm-kms probe", str(os.getpid()))

@@ -30,6 +30,7 @@ _KINDS = {
     r"\d{8}T\d{6}Z": r"\d{8}T\d{6}Z",
     r"\b[0-9a-f]{16,}(?:\.\.\.)?(?!\w)": r"[0-9a-f]{16,}",
     r"(?<![\w.:/-])\d+ (?:ms|s|min|h|d)\b": r"\d+ (?:ms|s|min|h|d)",
+    r"(?<![\w.:/-])\d+\.\d(?![\w.])": r"\d+\.\d",
     # Zero is not varied, because "0 objects" says something else than "5 objects".
     r"(?<![\w.:/-])[1-9][\d,]*(?![\w:/-]|\.\w)": r"[1-9][\d,]*",
     r"\.\.\.$": r".*",

@@ -2,27 +2,32 @@
 
 `node` tries what `serve` does at its start, and changes nothing on the node. `token`
 logs in under the rules of the server, which records each try of an unproven PIN in the
-state directory; nothing else is written.
+state directory; nothing else is written. A step that failed keeps no other step from
+running, except those that need it: they are skipped, and say so.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import shutil
 import sys
+from functools import partial
 from typing import TYPE_CHECKING
 
 import click
 
-from hsm_kms.cli.check.node import check_node
-from hsm_kms.cli.check.report import Report
-from hsm_kms.cli.check.token import check_token
+from hsm_kms.cli.check import node, token
 from hsm_kms.cli.check.tradeoff import tradeoff
-from hsm_kms.cli.options import config_option
+from hsm_kms.cli.options import config_option, output_option
+from hsm_kms.cli.report import Report, because
+from hsm_kms.cli.waiting import until_well, wait_option
 from hsm_kms.config import load as configuration
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from hsm_kms.config.schema import Config
 
 
 @click.command()
@@ -33,25 +38,53 @@ if TYPE_CHECKING:
     is_flag=True,
     help="Print the table of wrapping modes, also if a check fails.",
 )
-def check(path: Path, *, offline: bool, wrapping: bool) -> None:
+@wait_option
+@output_option
+def check(
+    path: Path, *, offline: bool, wrapping: bool, seconds: float, output: str
+) -> None:
     """Check the configuration, module, token, login, keys, policy and mechanism.
 
     Tries what `serve` does when it starts, without creating or taking anything. Logs
     in under the same rules as the server, then encrypts and decrypts once with the
-    current key. If all is well, ends with a table of what the configured wrapping mode
-    gives up. Exits with 1 if any check fails.
+    current key. A check that cannot run because another one failed is skipped. If all
+    is well, ends with a table of what the configured wrapping mode gives up; JSON has
+    no table. Exits with 1 if any check fails.
     """
     config = configuration.load(path)
-    report = Report()
-    report.ok(f"configuration {path}")
-    safe = check_node(report, config, path)
-    if safe and not offline:
-        asyncio.run(check_token(report, config))
-    if wrapping or not report.failed:
+    # With --wait only the last attempt counts.
+    shown = output == "text" and not seconds
+    attempt = partial(_attempt, config, path, offline=offline, shown=shown)
+    report = until_well(attempt, seconds)
+    if output == "json":
+        click.echo(json.dumps(report.as_json()))
+    else:
+        report.show()
+        _conclude(report, config, wrapping=wrapping)
+    sys.exit(1 if report.failures else 0)
+
+
+def _attempt(config: Config, path: Path, *, offline: bool, shown: bool) -> Report:
+    report = Report(shown=shown)
+    report.ok("configuration", f"configuration {path}")
+    node.check_user(report, config)
+    if report.failures:
+        # Another user sees other permissions: whatever was found would mislead.
+        report.skip((*node.STEPS, *token.STEPS), because("user"))
+        return report
+    node.check_node(report, config, path)
+    if offline:
+        report.skip(token.STEPS, "--offline")
+    else:
+        asyncio.run(token.check_token(report, config))
+    return report
+
+
+def _conclude(report: Report, config: Config, *, wrapping: bool) -> None:
+    if wrapping or not report.failures:
         for line in tradeoff(config, _width()):
             click.echo(line)
-    report.sum_up(skipped="" if safe or offline else "the token was not checked")
-    sys.exit(1 if report.failed else 0)
+    report.sum_up()
 
 
 def _width() -> int:

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from hsm_kms.cli.check.modules import advice_for
+from hsm_kms.cli.listening import require_kms
+from hsm_kms.cli.report import because
 from hsm_kms.denials import read_hint
 from hsm_kms.errors import (
     HsmKmsError,
@@ -32,7 +34,7 @@ from hsm_kms.users import install_line, require_service_user
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from hsm_kms.cli.check.report import Report
+    from hsm_kms.cli.report import Report
     from hsm_kms.config.schema import Config
     from hsm_kms.http.address import Address
 
@@ -47,45 +49,53 @@ _CONFIGURATION_OF_MODULES: Final = (
     "SOFTHSM2_CONF",
     "YUBIHSM_PKCS11_CONF",
 )
+STEPS: Final = (
+    "permissions",
+    "state-directory",
+    "module",
+    "pin",
+    "kms-socket",
+    "http-port",
+    "admin-socket",
+)
+_HTTP_STEPS: Final = {"tcp": "http-port", "unix": "admin-socket"}
 
 
-def check_node(report: Report, config: Config, path: Path) -> bool:
-    """Check everything but the token.
-
-    Args:
-        report: Prints the findings.
-        config: The configuration.
-        path: The file it came from.
-
-    Returns:
-        True if the module may be loaded and the PIN may be tried.
-    """
+def check_user(report: Report, config: Config) -> None:
+    """Check that this process runs as the user of the server."""
     try:
         require_service_user(config.state_dir, config.token.pin_file)
     except WrongUserError as error:
-        # Another user sees other permissions: whatever was found would mislead.
-        report.fail("user", error)
-        return False
-    before = report.failed
+        report.fail("user", "user", error)
+
+
+def check_node(report: Report, config: Config, path: Path) -> None:
+    """Check everything but the token.
+
+    Args:
+        report: Takes the findings.
+        config: The configuration.
+        path: The file it came from.
+    """
     state = StateDir(config.state_dir, create=False)
     _check_writable(report, config, path)
     _check_state(report, state)
     _check_module(report, config)
     _check_pin(report, config, state)
-    safe = report.failed == before
     running = _check_socket(report, config)
     _check_http(report, config, running=running)
-    return safe
 
 
 def _check_writable(report: Report, config: Config, path: Path) -> None:
     found = weaknesses(config, path)
     for each in found:
-        report.fail(each.setting, HsmKmsError(each.cause, hint=f"run {each.cure}"))
+        error = HsmKmsError(each.cause, hint=f"run {each.cure}")
+        report.fail("permissions", each.setting, error)
     if not found:
-        report.ok("no other user can change configuration, module, PIN file or state")
+        what = "no other user can change configuration, module, PIN file or state"
+        report.ok("permissions", what)
     for setting, cause in mounts.mounted_files(config, path).items():
-        report.warn(f"{setting}: {cause}", hint=mounts.CURE)
+        report.warn("permissions", f"{setting}: {cause}", hint=mounts.CURE)
 
 
 def _check_state(report: Report, state: StateDir) -> None:
@@ -94,9 +104,9 @@ def _check_state(report: Report, state: StateDir) -> None:
         state.last_key()
         state.key_work()
     except HsmKmsError as error:
-        report.fail("state directory", error)
+        report.fail("state-directory", "state directory", error)
         return
-    report.ok(f"state directory {state.path}")
+    report.ok("state-directory", f"state directory {state.path}")
 
 
 def _check_module(report: Report, config: Config) -> None:
@@ -107,13 +117,13 @@ def _check_module(report: Report, config: Config) -> None:
     except OSError as error:
         advice = advice_for(module, error)
         absent = TokenAbsentError(f"{module}: {error.strerror}", hint=advice)
-        report.fail("module", absent)
+        report.fail("module", "module", absent)
         return
-    report.ok(f"module {module}, SHA-256 {digest}")
+    report.ok("module", f"module {module}, SHA-256 {digest}")
     for name, trouble in _unreadable(config):
         what = f"token.env.{name} names {config.token.env[name]}: {trouble.strerror}"
         hint = _cure(trouble, Path(config.token.env[name]))
-        report.fail("module", HsmKmsError(what, hint=hint))
+        report.fail("module", "module", HsmKmsError(what, hint=hint))
 
 
 def _unreadable(config: Config) -> Iterator[tuple[str, OSError]]:
@@ -139,7 +149,7 @@ def _cure(error: OSError, path: Path) -> str:
 def _check_pin(report: Report, config: Config, state: StateDir) -> None:
     source = settings.pin_source(config)
     if source is None:
-        report.ok("no login needed (token.login: none)")
+        report.ok("pin", "no login needed (token.login: none)")
         return
     try:
         PinVerdict(source, state).check()
@@ -147,10 +157,11 @@ def _check_pin(report: Report, config: Config, state: StateDir) -> None:
         pass  # one_worker waits until the file is stable
     except HsmKmsError as error:
         if state.failure is not None and error.hint == state.failure.hint:
-            return  # told already
-        report.fail("PIN", error)
+            report.skip(["pin"], because("state-directory"))
+            return
+        report.fail("pin", "PIN", error)
         return
-    report.ok(f"PIN file {source.path}")
+    report.ok("pin", f"PIN file {source.path}")
 
 
 def _check_socket(report: Report, config: Config) -> bool:
@@ -160,19 +171,25 @@ def _check_socket(report: Report, config: Config) -> bool:
         require_usable(listen.socket, listen.group)
         pid = live_server(listen.socket)
     except SocketError as error:
-        report.fail("KMS socket", error)
+        report.fail("kms-socket", "KMS socket", error)
         return False
     for api_server in mounts.api_servers_with(listen.socket):
         report.warn(
+            "kms-socket",
             f"kube-apiserver (process {api_server}) has {listen.socket.name} mounted "
             "as a file: it cannot connect any more once hsm-kms has restarted",
             hint=mounts.CURE,
         )
     if pid is None:
-        report.ok(f"KMS socket {listen.socket}")
+        report.ok("kms-socket", f"KMS socket {listen.socket}")
         return False
+    try:
+        require_kms(listen.socket)
+    except HsmKmsError as error:
+        report.fail("kms-socket", "KMS socket", error)
+        return True
     process = f"process {pid}" if pid else "a process"
-    report.ok(f"KMS socket {listen.socket}: {process} serves on it")
+    report.ok("kms-socket", f"KMS socket {listen.socket}: {process} serves on it")
     return True
 
 
@@ -194,20 +211,20 @@ def _check_http(report: Report, config: Config, *, running: bool) -> None:
 def _check_address(
     report: Report, address: Address, status: dict[str, Any] | None, *, running: bool
 ) -> None:
-    what = f"HTTP {address}"
+    step, what = _HTTP_STEPS[address.kind], f"HTTP {address}"
     try:
         address.examine()
     except OSError as error:
         taken = error.errno == errno.EADDRINUSE
         if taken and status is not None and _has(status, address):
-            report.ok(f"{what}: the running server has it")
+            report.ok(step, f"{what}: the running server has it")
         elif taken and running and status is None:
-            report.warn(f"{what} is taken, probably by the running server")
+            report.warn(step, f"{what} is taken, probably by the running server")
         else:
             hint = _http_cure(address, error)
-            report.fail(what, HsmKmsError(f"{error.strerror}", hint=hint))
+            report.fail(step, what, HsmKmsError(f"{error.strerror}", hint=hint))
         return
-    report.ok(what)
+    report.ok(step, what)
 
 
 def _has(status: dict[str, Any], address: Address) -> bool:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
-from hsm_kms.cli.one_worker import one_worker
+from hsm_kms.cli.one_worker import configured_worker, log_in
 from hsm_kms.cli.read_keyring import read_ring
+from hsm_kms.cli.report import because
 from hsm_kms.errors import HsmKmsError, PinRejectedError, PinUnavailableError
 from hsm_kms.keys.key_memory import KeyMemory
 from hsm_kms.keys.keyring import (
@@ -20,35 +21,84 @@ from hsm_kms.wrapping.by_token import canary
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from hsm_kms.cli.check.report import Report
+    from hsm_kms.cli.report import Report
     from hsm_kms.config.schema import Config
     from hsm_kms.keys.keyring import Keyring
     from hsm_kms.keys.token_key import TokenKey
     from hsm_kms.token.process import Worker
 
+STEPS: Final = ("token", "login", "sessions", "keys", "policy", "mechanism")
+_LOGGED_IN: Final = ("keys", "policy", "mechanism")
+# A module that another user can change is not loaded, and no PIN is given to it.
+_NEEDED_BY_TOKEN: Final = ("permissions", "module")
+_NEEDED_BY_LOGIN: Final = ("state-directory", "pin")
+
 
 async def check_token(report: Report, config: Config) -> None:
-    """Log in, read the keys, and encrypt once, with a worker of this command."""
+    """Log in, read the keys, and encrypt once, with a worker of this command.
+
+    Args:
+        report: Has the findings of the node, and takes those of the token.
+        config: The configuration.
+    """
+    if (missing := report.missing(_NEEDED_BY_TOKEN)) is not None:
+        report.skip(STEPS, because(missing))
+        return
     try:
-        async with one_worker(config) as worker:
-            _describe_token(report, config, worker)
-            await _check_keys(report, config, worker)
-    except (PinRejectedError, PinUnavailableError) as error:
-        report.fail("PIN", error)
+        async with configured_worker(config) as worker:
+            _describe_token(report, worker)
+            logged_in = await _check_login(report, config, worker)
+            _check_sessions(report, config, worker)
+            if logged_in:
+                await _check_keys(report, config, worker)
+            else:
+                report.skip(_LOGGED_IN, because("login"))
     except HsmKmsError as error:
-        report.fail("token", error)
+        _stop(report, error)
 
 
-def _describe_token(report: Report, config: Config, worker: Worker) -> None:
+def _stop(report: Report, error: HsmKmsError) -> None:
+    """Note the failure of the worker in the first step that has not ended."""
+    ended = {each.id for each in report.findings}
+    failed, *rest = [step for step in STEPS if step not in ended] or STEPS[-1:]
+    report.fail(failed, "token", error)
+    if rest:
+        report.skip(rest, because(failed))
+
+
+def _describe_token(report: Report, worker: Worker) -> None:
+    token = worker.started.token if worker.started else None
+    if token is not None:
+        what = f"token {token.label!r}, serial {token.serial}, slot {token.slot}"
+        report.ok("token", what)
+
+
+async def _check_login(report: Report, config: Config, worker: Worker) -> bool:
+    """Log in; return True if the keys can be read."""
+    if config.token.login == "none":
+        report.ok("login", "no login needed")
+        return True
+    if (missing := report.missing(_NEEDED_BY_LOGIN)) is not None:
+        report.skip(["login"], because(missing))
+        return False
+    try:
+        await log_in(config, worker)
+    except HsmKmsError as error:
+        of_pin = isinstance(error, PinRejectedError | PinUnavailableError)
+        report.fail("login", "PIN" if of_pin else "token", error)
+        return False
+    report.ok("login", f"login as {config.token.login}")
+    return True
+
+
+def _check_sessions(report: Report, config: Config, worker: Worker) -> None:
     started = worker.started
     token = started.token if started else None
     if started is None or token is None:
         return
-    report.ok(f"token {token.label!r}, serial {token.serial}, slot {token.slot}")
-    if config.token.login != "none":
-        report.ok(f"login as {config.token.login}")
     for line in _session_budget(config, started.os_locking, token.max_sessions):
-        (report.warn if line.startswith("sessions exceed") else report.ok)(line)
+        note = report.warn if line.startswith("sessions exceed") else report.ok
+        note("sessions", line)
 
 
 def _session_budget(
@@ -75,45 +125,56 @@ async def _check_keys(report: Report, config: Config, worker: Worker) -> None:
         if ring.state(key) is KeyState.FOREIGN:
             _warn_of_foreign(report, key)
         elif key is not ring.current:
-            report.ok(f"key {key.key_id} ({key.cipher}), {ring.state(key)}")
+            what = f"key {key.key_id} ({key.cipher}), {ring.state(key)}"
+            report.ok("keys", what)
     _warn_of_odd_keys(report, ring)
     if ring.current is not None:
-        _describe_key(report, ring.current)
+        what = f"key {ring.current.key_id}, label {ring.current.ref.label!r}, current"
+        report.ok("keys", what)
     if ring.fault is not None:
-        report.fail("key", ring.fault)
+        report.fail("keys", "key", ring.fault)
+    if ring.current is None:
+        report.skip(["policy", "mechanism"], "there is no current key")
         return
-    if ring.current is not None and ring.current.mechanism is not None:
-        memory = KeyMemory(ring.settings, StateDir(config.state_dir))
-        request = canary(
-            ring.current,
-            ring.current.mechanism,
-            config.scope,
-            memory.kept_canary(ring.current),
-        )
-        await worker.ask(request, config.token.call_timeout)
-        report.ok(f"mechanism {ring.current.mechanism}: encrypted and decrypted once")
+    _check_policy(report, ring.current)
+    await _check_mechanism(report, config, worker, ring)
 
 
 def _warn_of_foreign(report: Report, key: TokenKey) -> None:
     cka_id = key.ref.cka_id.hex() or "(empty)"
     what = f"key {key.key_id} ({key.cipher}), CKA_ID {cka_id}: {FOREIGN}"
-    report.warn(what, FOREIGN_HINT)
+    report.warn("keys", what, FOREIGN_HINT)
 
 
 def _warn_of_odd_keys(report: Report, ring: Keyring) -> None:
     for each in ring.unidentified:
-        report.warn(str(each.error), each.error.hint)
+        report.warn("keys", str(each.error), each.error.hint)
     for key in ring.twins:
-        report.warn(f"key {key.key_id}: {SAME_NAMES}")
+        report.warn("keys", f"key {key.key_id}: {SAME_NAMES}")
     for key in ring.without_cka_id:
-        report.warn(f"key {key.key_id}: {NO_CKA_ID}")
+        report.warn("keys", f"key {key.key_id}: {NO_CKA_ID}")
 
 
-def _describe_key(report: Report, key: TokenKey) -> None:
-    report.ok(f"key {key.key_id}, label {key.ref.label!r}, current")
+def _check_policy(report: Report, key: TokenKey) -> None:
     for violation in key.violations:
-        report.warn(f"policy: {violation}")
+        report.warn("policy", f"policy: {violation}")
     if not key.violations:
-        report.ok("policy: AES-256, sensitive, not extractable, encrypt and decrypt")
+        what = "policy: AES-256, sensitive, not extractable, encrypt and decrypt"
+        report.ok("policy", what)
     if not key.born_here:
-        report.warn("the key was imported, or could once be read from the token")
+        what = "the key was imported, or could once be read from the token"
+        report.warn("policy", what)
+
+
+async def _check_mechanism(
+    report: Report, config: Config, worker: Worker, ring: Keyring
+) -> None:
+    key = ring.current
+    if key is None or key.mechanism is None:
+        report.skip(["mechanism"], "no mechanism works with the current key")
+        return
+    memory = KeyMemory(ring.settings, StateDir(config.state_dir))
+    request = canary(key, key.mechanism, config.scope, memory.kept_canary(key))
+    await worker.ask(request, config.token.call_timeout)
+    what = f"mechanism {key.mechanism}: encrypted and decrypted once"
+    report.ok("mechanism", what)

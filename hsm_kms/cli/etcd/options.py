@@ -16,7 +16,7 @@ from hsm_kms import interrupts
 from hsm_kms.cli.ask import ask_secret
 from hsm_kms.cli.etcd import etcdctl
 from hsm_kms.cli.etcd.etcdctl import variable
-from hsm_kms.cli.options import SECONDS_TYPE
+from hsm_kms.cli.options import SECONDS_TYPE, positive
 from hsm_kms.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -74,19 +74,13 @@ class EtcdChoice:
         return bool(self.endpoints or self.from_json or self.from_snapshot)
 
 
-def _positive(_: click.Context, __: click.Parameter, seconds: float) -> float:
-    if seconds <= 0:
-        raise click.BadParameter("must be more than 0s")
-    return seconds
-
-
 def _timeout_option(name: str, default: str, meaning: str) -> Callable[..., Any]:
     return click.option(
         name,
         envvar=variable(name),
         metavar="TIME",
         type=SECONDS_TYPE,
-        callback=_positive,
+        callback=positive,
         default=default,
         show_default=True,
         help=meaning,

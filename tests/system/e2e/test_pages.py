@@ -129,7 +129,7 @@ def follow_api_server_asked(node: Node) -> None:
     node.world.api.stop()
     node.world.api.start(node.world.encryption("v2"), UNSAFE)
     with walk(
-        node.shell, "docs/troubleshooting.md", "Troubleshooting (2)", names={}
+        node.shell, "docs/troubleshooting.md", "Troubleshooting (3)", names={}
     ) as page:
         page.run("kubectl get --raw")
 

@@ -16,7 +16,7 @@ NOT_RUN = {
 OLD, NEW, OTHER = "a" * 26, "b" * 26, "c" * 26
 SHOWN = (
     "generated aaaaaaaaaaaaaaaaaaaaaaaaaa (CKA_ID 686b6d7301000000006b01a2a8)",
-    "at 2026-11-21T13:54:48Z, in 10 min",
+    "at 2026-11-21T13:54:48Z, in 10 min, cost 0.4 ms",
     "...",
     "OBJECTS  NAME  KEY_ID",
     "    194  hsm   bbbbbbbbbbbbbbbbbbbbbbbbbb",
@@ -25,7 +25,7 @@ SHOWN = (
 )
 PRINTED = """\
 generated cccccccccccccccccccccccccc (CKA_ID 686b6d7301000000007777777777777)
-at 2027-01-02T03:04:05Z, in 9 s
+at 2027-01-02T03:04:05Z, in 9 s, cost 12.7 ms
 any line
 
 OBJECTS  NAME          KEY_ID
@@ -47,7 +47,8 @@ def test_what_varies():
         ("generated", "made"),  # a changed word
         ("at 2027-01-02T03:04:05Z", "at once"),
         ("in 9 s", "in a while"),
-        ("in 9 s\n", "in 9 s or so\n"),
+        ("in 9 s,", "in 9 s or so,"),
+        ("cost 12.7 ms", "cost 12 ms"),
         ("OBJECTS  NAME          KEY_ID\n", ""),  # a missing line
         ("0 objects under", "another line\n0 objects under"),  # an additional one
         ("0 objects under", "3 objects under"),
