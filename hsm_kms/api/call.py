@@ -37,14 +37,16 @@ _NAME: Final = "hsm_kms.api"
 _log = get_logger(_NAME)
 _levels = logging.getLogger(_NAME)
 
-# Method, gRPC status code, seconds, path: see `Call.path`.
-Observe: TypeAlias = Callable[[str, str, float, str], None]
+# Method, gRPC status code, seconds, `Call.path` and `Call.key_id`.
+Observe: TypeAlias = Callable[[str, str, float, str, str], None]
 
 Request = TypeVar("Request", bound=Message)
 Response = TypeVar("Response", bound=Message)
 
 
-def unobserved(_method: str, _code: str, _seconds: float, _path: str) -> None:
+def unobserved(
+    _method: str, _code: str, _seconds: float, _path: str, _key_id: str
+) -> None:
     """Ignore the request."""
 
 
@@ -54,12 +56,13 @@ class Call:
     Args:
         method: API and method for the log, such as "v2.Encrypt".
         context: The context that gRPC passes to the handler.
-        observe: Called with each request's method, code, seconds and path.
+        observe: Called with each request's method, code, seconds, path and key_id.
         refusals: Logs the refused requests of this method.
 
     Attributes:
         uid: The client's name for the request, unchecked; for the log.
-        key_id: The key of the request, once it is known; for the log.
+        key_id: The key of the request, once it is known. Unchecked until the request
+            is answered with OK.
         path: What encrypted or decrypted, see `wrapping.wrapper.Path`; "" if nothing
             has yet.
     """
@@ -132,7 +135,7 @@ class Call:
             more: Fields of the log event.
         """
         seconds = perf_counter() - self._started
-        self._observe(self._method, code, seconds, self.path)
+        self._observe(self._method, code, seconds, self.path, self.key_id)
         if not _levels.isEnabledFor(level):
             return
         if self.path:

@@ -44,7 +44,7 @@ def build_server(
         v2: Encrypts and decrypts for v2.
         v1: Encrypts and decrypts for v1.
         health: Source of Status.
-        observe: Called with each request's method, code, seconds and path.
+        observe: Called with each request's method, code, seconds, path and key_id.
     """
     server = grpc.aio.server(
         options=[

@@ -78,7 +78,7 @@ class KmsV1:
         cipher = request.cipher
         require(given=len(cipher), most=MAX_RECORD_BYTES, what="cipher")
         opened = await self._wrapper.unwrap(cipher, key_id=None, deadline=call.deadline)
-        call.path = opened.path
+        call.key_id, call.path = opened.key_id, opened.path
         return DecryptResponse(plain=opened.plaintext)
 
 

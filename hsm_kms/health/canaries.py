@@ -17,6 +17,7 @@ import logging
 import math
 from typing import TYPE_CHECKING
 
+from hsm_kms import clock
 from hsm_kms.clock import Suspension
 from hsm_kms.errors import HsmKmsError, TokenError, WorkerLostError
 from hsm_kms.ipc.messages import Encrypted
@@ -52,6 +53,9 @@ class Canaries:
     Attributes:
         error: Why the latest canary failed; None if it passed, or none has run.
         passes: How many inspections have passed.
+        passed_when: When the token last passed a canary, in seconds since the Unix
+            epoch; None if it never did.
+        failed_when: When an inspection last failed; None if none has.
         slow: The latest canary under the current key passed, but took longer than
             `call_timeout`.
     """
@@ -80,6 +84,8 @@ class Canaries:
         self._repeats = Repeats(__name__)
         self.error: HsmKmsError | None = None
         self.passes = 0
+        self.passed_when: float | None = None
+        self.failed_when: float | None = None
         self.slow = False
 
     # One key on one worker
@@ -207,6 +213,7 @@ class Canaries:
         """Note that a canary passed just now; return the time, in the loop's time."""
         self._loop = asyncio.get_running_loop()
         self._passed_at = self._loop.time()
+        self.passed_when = clock.now()
         self._suspension = Suspension()
         return self._passed_at
 
@@ -222,6 +229,7 @@ class Canaries:
             logging.WARNING, "canary failed", str(error), error=str(error)
         )
         self.error = error
+        self.failed_when = clock.now()
 
     def forget(self, held: Iterable[TokenKey]) -> None:
         """Forget workers that are gone, and what was proven of keys no longer held.

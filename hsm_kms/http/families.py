@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
 
 def one_of(name: str, text: str, states: Sequence[str], present: str) -> Metric:
@@ -35,13 +35,34 @@ def info(name: str, text: str, **labels: str) -> Metric:
     return family
 
 
-def counts(name: str, text: str, label: str, values: Mapping[str, int]) -> Metric:
+def infos(
+    name: str, text: str, labels: Sequence[str], rows: Sequence[Sequence[str]]
+) -> Metric:
+    """Return a gauge with a sample of value 1 for each row of labels."""
+    family = GaugeMetricFamily(name, text, labels=labels)
+    for each in rows:
+        family.add_metric(each, 1.0)
+    return family
+
+
+def moment(name: str, text: str, when: float | None) -> Iterable[Metric]:
+    """Yield a gauge with a time, in seconds since the Unix epoch; nothing for None."""
+    if when is not None:
+        yield number(name, text, when)
+
+
+def total(name: str, text: str, value: float) -> Metric:
+    """Return a counter with one sample and no label."""
+    return CounterMetricFamily(name, text, value=float(value))
+
+
+def counts(name: str, text: str, label: str, values: Mapping[str, float]) -> Metric:
     """Return a counter with one label, and a sample for each value."""
     return counter(name, text, (label,), {(each,): n for each, n in values.items()})
 
 
 def counter(
-    name: str, text: str, labels: Sequence[str], values: Mapping[tuple[str, ...], int]
+    name: str, text: str, labels: Sequence[str], values: Mapping[tuple[str, ...], float]
 ) -> Metric:
     """Return a counter with several labels, and a sample for each value."""
     family = CounterMetricFamily(name, text, labels=labels)

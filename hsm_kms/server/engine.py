@@ -84,6 +84,7 @@ class Engine:
         local: The local KEKs to wrap with.
         standby: Decides which local KEKs must exist.
         opened: The local KEKs in memory.
+        opening: Unwraps for both APIs.
         v2: Wraps and unwraps for v2.
         v1: Wraps and unwraps for v1.
     """
@@ -152,7 +153,7 @@ class Engine:
             self.alarm,
             interval=interval,
         )
-        self._opening = Opening(token, self.opened)
+        self.opening = Opening(token, self.opened)
         self._wrap_as_configured()
         if not on_trial:
             self.standby.own_cache()
@@ -227,7 +228,7 @@ class Engine:
     def _wrapper(self, api: ApiV2 | ApiV1, keys: KeyView) -> DekWrapper:
         wrap = settings.wrap_settings(self.config, api)
         unreached = self.health.call_failed
-        return DekWrapper(self._opening, self.local, keys, wrap, unreached)
+        return DekWrapper(self.opening, self.local, keys, wrap, unreached)
 
     async def close(self) -> None:
         """Fail waiting requests, let calls under way end, stop every worker."""

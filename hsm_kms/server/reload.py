@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import Counter
 from dataclasses import dataclass
 from enum import IntEnum
 from operator import attrgetter
@@ -169,6 +170,7 @@ class Reload:
 
     Attributes:
         rejected: Why file and configuration in force differ; None if they do not.
+        outcomes: How often a changed file was "applied" or "rejected".
     """
 
     def __init__(
@@ -184,6 +186,7 @@ class Reload:
         self._first_retry = self._pause = first_retry
         self._logged: tuple[str, str] | None = None
         self.rejected: Rejected | None = None
+        self.outcomes: Counter[str] = Counter()
 
     async def run(self, again: asyncio.Event) -> None:
         """Read the file at once, on `again`, and when it changed, until cancelled.
@@ -265,6 +268,7 @@ class Reload:
                 why = f"a restart is needed to change {', '.join(names)}"
                 self._reject(event, why, changed=names)
                 return False
+        self.outcomes["applied"] += 1
         _log.info("configuration applied", key_id=self._in_force.look().key_id)
         self.rejected, self._logged = None, None
         return True
@@ -288,6 +292,7 @@ class Reload:
     def _reject(self, event: str, reason: str, **fields: object) -> None:
         """Note a rejection; log it, but only once until its reason changes."""
         if (event, reason) != self._logged:
+            self.outcomes["rejected"] += 1
             _log.error(event, **fields)
         self._logged = event, reason
         self._differs(reason)

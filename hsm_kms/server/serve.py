@@ -14,6 +14,7 @@ from hsm_kms.errors import ConfigError
 from hsm_kms.http.address import TcpAddress, UnixAddress
 from hsm_kms.http.metrics import Metrics
 from hsm_kms.http.pages import admin_pages, public_pages, sparing
+from hsm_kms.http.requests import RequestCounts
 from hsm_kms.http.server import HttpServer
 from hsm_kms.log import get_logger
 from hsm_kms.repeats import log_all_counts
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from hsm_kms.config.schema import Config
-    from hsm_kms.http.metrics import Snapshot
+    from hsm_kms.http.values import Snapshot
     from hsm_kms.server.reload import ConfigFile
 
 _OPEN_SECONDS: Final = 1.0  # a disk that hangs must not keep the server from listening
@@ -135,13 +136,14 @@ class Server:
         self._systemd = Systemd.from_environment()
         self._reload = Reload(file, self._in_force, self._systemd)
         self._http = HttpServer()
-        self._metrics = Metrics(self._snapshot)
+        requests = RequestCounts()
+        self._metrics = Metrics(requests, self._snapshot)
         self._grpc = build_server(
             config.apis,
             v2=self._in_force.v2,
             v1=self._in_force.v1,
             health=self._in_force,
-            observe=self._metrics.request,
+            observe=requests.add,
         )
 
     async def run(
@@ -202,12 +204,10 @@ class Server:
         return status_text(self._in_force.look(), in_force=in_force)
 
     def _snapshot(self) -> Snapshot:
-        engine = self._in_force.engine
-        return snapshot(engine, self._lasting, self._http, self._reload)
+        return snapshot(self._in_force, self._lasting, self._http, self._reload)
 
     def _status(self) -> dict[str, Any]:
-        engine = self._in_force.engine
-        return status_of(engine, self._lasting, self._http, self._reload)
+        return status_of(self._in_force, self._lasting, self._http, self._reload)
 
 
 async def _open_state(path: Path) -> StateDir:

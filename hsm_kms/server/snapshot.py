@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from hsm_kms import __version__
 from hsm_kms.clock import when
-from hsm_kms.http.metrics import Snapshot
+from hsm_kms.http.values import Snapshot
 from hsm_kms.keys.keyring import DOUBT_HINT
 from hsm_kms.log import key_id_hash
 
@@ -19,55 +18,67 @@ if TYPE_CHECKING:
         Keyring,
         Pending,
     )
-    from hsm_kms.server.engine import Engine, Lasting
+    from hsm_kms.server.engine import Lasting
     from hsm_kms.server.reload import Rejected, Reload
+    from hsm_kms.server.takeover import InForce
 
 
 def snapshot(
-    engine: Engine, lasting: Lasting, http: HttpServer, reload: Reload
+    in_force: InForce, lasting: Lasting, http: HttpServer, reload: Reload
 ) -> Snapshot:
     """Return the values that the metrics show now.
 
     Args:
-        engine: The engine in force.
+        in_force: The engine in force.
         lasting: What outlives it.
         http: The listeners for probes, metrics and /status.
         reload: Knows if the configuration file is in force.
     """
-    counts = lasting.counts
+    engine = in_force.engine
     health = engine.health.look()
     stats = engine.pool.stats()
     ring = engine.keys.ring
     return Snapshot(
+        counts=lasting.counts,
         health=health.state,
+        status_when=in_force.announced_when,
         key_id_hash=key_id_hash(health.key_id) if health.key_id else "",
-        keys=_by_state(ring),
+        key_states=_states(ring),
+        activations=_activations(ring),
         unidentified=len(ring.unidentified) if ring else 0,
         same_names=len(ring.twins) if ring else 0,
         workers=len(engine.workers.ready),
         unkillable=len(lasting.unkillable.pids),
-        ends=counts.ends,
         sessions=stats.sessions,
         idle=stats.idle,
         waiting=stats.waiting,
-        calls=counts.calls,
-        errors=counts.errors,
+        canary_passed_when=engine.canaries.passed_when,
+        canary_failed_when=engine.canaries.failed_when,
         slow=engine.canaries.slow,
         breaker_open=engine.pool.breaker.is_open,
         pin=engine.login.verdict.word,
         local_uses=engine.local.uses,
         local_cached=len(engine.opened),
-        local_created=counts.created,
+        local_age=engine.local.age,
+        joined=engine.opening.joined,
         kek_wraps=_wraps(ring, lasting.budget.used),
         http_failures={each.address.kind: each.failures for each in http.listeners},
         config_in_force=reload.rejected is None,
+        reloads=reload.outcomes,
+        state_writable=lasting.state.writable,
     )
 
 
-def _by_state(ring: Keyring | None) -> Counter[str]:
-    return (
-        Counter(ring.state(key) for key in ring.keys) if ring is not None else Counter()
-    )
+def _states(ring: Keyring | None) -> dict[str, str]:
+    if ring is None:
+        return {}
+    return {key_id_hash(key.key_id): str(ring.state(key)) for key in ring.keys}
+
+
+def _activations(ring: Keyring | None) -> dict[str, float]:
+    """Return the activation times; a key that no `keys generate` made has none."""
+    keys = ring.keys if ring is not None else ()
+    return {key_id_hash(key.key_id): key.activation for key in keys if key.activation}
 
 
 def _wraps(ring: Keyring | None, used: Mapping[str, int]) -> dict[str, int]:
@@ -144,18 +155,19 @@ def config_of(rejected: Rejected | None) -> dict[str, Any]:
 
 
 def status_of(
-    engine: Engine, lasting: Lasting, http: HttpServer, reload: Reload
+    in_force: InForce, lasting: Lasting, http: HttpServer, reload: Reload
 ) -> dict[str, Any]:
     """Return the content of /status: names and counts, but no secrets.
 
     Args:
-        engine: The engine in force.
+        in_force: The engine in force.
         lasting: What outlives it.
         http: The listeners for probes, metrics and /status.
         reload: Knows if the configuration file is in force.
     """
+    engine, counts = in_force.engine, lasting.counts
     health = engine.health.look()
-    now = snapshot(engine, lasting, http, reload)
+    now = snapshot(in_force, lasting, http, reload)
     return {
         "version": __version__,
         "state": health.state,
@@ -169,7 +181,7 @@ def status_of(
         "workers": {
             "ready": now.workers,
             "unkillable": lasting.unkillable.pids,
-            "ended": dict(now.ends),
+            "ended": dict(counts.ends),
         },
         "sessions": {
             "held": now.sessions,
@@ -178,13 +190,13 @@ def status_of(
         },
         "token": {
             "slow": now.slow,
-            "calls": dict(now.calls),
-            "errors": dict(now.errors),
+            "calls": dict(counts.calls),
+            "errors": dict(counts.errors),
         },
         "local_keks": {
             "uses": now.local_uses,
             "cached": now.local_cached,
-            "created": dict(now.local_created),
+            "created": dict(counts.created),
         },
         "breaker": "open" if now.breaker_open else "closed",
         "pin": now.pin,

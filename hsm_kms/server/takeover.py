@@ -17,6 +17,7 @@ import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from hsm_kms import clock
 from hsm_kms.errors import HsmKmsError, PinRejectedError
 from hsm_kms.log import get_logger
 from hsm_kms.server.engine import Engine
@@ -60,6 +61,8 @@ class InForce:
 
     Attributes:
         engine: The engine in force.
+        announced_when: When the API server last asked for Status, in seconds since the
+            Unix epoch; None if it never did.
         v2: Wraps and unwraps for v2.
         v1: Wraps and unwraps for v1.
     """
@@ -70,6 +73,7 @@ class InForce:
         self._lasting = lasting
         self._pace = pace or Pace()
         self.engine = self._announced = Engine(config, lasting, on_trial=False)
+        self.announced_when: float | None = None
         self._announcing = asyncio.Event()
         self._leaving: asyncio.Task[None] | None = None
         # v2 encrypts with the key that Status gave last; v1 announces nothing.
@@ -86,6 +90,7 @@ class InForce:
     def announce(self) -> HealthState:
         """See `Health.announce`; v2 encrypts with the engine that announced last."""
         self._announced = self.engine
+        self.announced_when = clock.now()
         self._announcing.set()
         return self.engine.health.announce()
 

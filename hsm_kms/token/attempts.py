@@ -24,9 +24,10 @@ class Attempt:
 
     Attributes:
         channel: The session that the call runs on; None before and after that.
+        waits_since: When it began to wait for a session, in the loop's time.
     """
 
-    __slots__ = ("answer", "before", "channel", "latest", "request")
+    __slots__ = ("answer", "before", "channel", "latest", "request", "waits_since")
 
     def __init__(
         self,
@@ -40,6 +41,7 @@ class Attempt:
         self.before = before
         self.answer = answer
         self.channel: Channel | None = None
+        self.waits_since = 0.0
 
 
 class Queue:

@@ -12,6 +12,7 @@ import logging
 from typing import TYPE_CHECKING, Final
 
 from hsm_kms.repeats import Repeats
+from hsm_kms.token.counts import Counts
 
 if TYPE_CHECKING:
     from hsm_kms.errors import HsmKmsError
@@ -20,9 +21,14 @@ TRIP_AFTER: Final = 5
 
 
 class Breaker:
-    """Count the token's failures in a row, of all sessions together."""
+    """Count the token's failures in a row, of all sessions together.
 
-    def __init__(self) -> None:
+    Args:
+        counts: Running totals.
+    """
+
+    def __init__(self, counts: Counts | None = None) -> None:
+        self._counts = counts or Counts()
         self._in_a_row = 0
         self._open: HsmKmsError | None = None
         self._changes = Repeats(__name__)
@@ -46,6 +52,7 @@ class Breaker:
         self._in_a_row += 1
         if self._in_a_row >= TRIP_AFTER and self._open is None:
             self._open = error
+            self._counts.breaker_openings += 1
             sentence = error.sentence
             self._changes.log_change(
                 "breaker", logging.WARNING, "breaker open", error=sentence

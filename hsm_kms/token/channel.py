@@ -18,6 +18,7 @@ import msgspec
 
 from hsm_kms.errors import WorkerLostError
 from hsm_kms.ipc import framing
+from hsm_kms.token.counts import FunctionCounts
 
 if TYPE_CHECKING:
     import socket
@@ -43,6 +44,7 @@ class Channel:
         pair: The server's socket.
         on_lost: Called once when the worker closed its end or broke the protocol.
         on_retire: Called when the worker behind the channel must be replaced.
+        functions: Counts the calls of each function of the module.
 
     Attributes:
         busy_since: When the call under way began, in the loop's time; None if there
@@ -55,11 +57,13 @@ class Channel:
         pair: socket.socket,
         on_lost: Callable[[str], None],
         on_retire: Callable[[End], None] | None = None,
+        functions: FunctionCounts | None = None,
     ) -> None:
         pair.setblocking(False)
         self._pair = pair
         self._on_lost = on_lost
         self._on_retire = on_retire
+        self._functions = functions or FunctionCounts()
         self._loop = asyncio.get_running_loop()
         self._number = 0
         self._on_reply: OnReply | None = None
@@ -145,7 +149,7 @@ class Channel:
             self._lose("the worker closed its end")
             return
         try:
-            number, reply = framing.unpack_reply(_incoming[:length])
+            number, reply, spent = framing.unpack_reply(_incoming[:length])
         except msgspec.MsgspecError:
             self._lose("the worker sent a malformed message")
             return
@@ -154,6 +158,7 @@ class Channel:
         if number != self._number or self._on_reply is None:
             self._lose("the worker answered a request that was not sent")
             return
+        self._functions.add(spent)
         self._finish(reply)
 
     def _finish(self, result: Reply | WorkerLostError) -> None:

@@ -67,8 +67,8 @@ class PinLogin:
             await self._state.background(self._state.open, SAVE_SECONDS)
         self.verdict.check()
 
-    async def login(self, worker: Worker) -> None:
-        """Log the worker's process in, if the token wants a login.
+    async def login(self, worker: Worker) -> bool:
+        """Log the worker's process in; return False if the token wants no login.
 
         Raises:
             PinUnavailableError: There is no PIN to try yet, or it may not be tried.
@@ -77,15 +77,15 @@ class PinLogin:
         """
         source = self._source
         if source is None:
-            return
+            return False
         if not self._has_state():  # then there is nothing to lock
             await self._see_through(worker, source)
-            return
+            return True
         while True:
             with self._state.pin_lock() as acquired:
                 if acquired:
                     await self._see_through(worker, source)
-                    return
+                    return True
             await asyncio.sleep(_LOCK_POLL_SECONDS)
 
     def _has_state(self) -> bool:

@@ -63,9 +63,10 @@ class Pool:
         alarm: Alarm,
         counts: Counts | None = None,
     ) -> None:
-        self.breaker = Breaker()
+        self._counts = counts or Counts()
+        self.breaker = Breaker(self._counts)
         self._evidence = Evidence(
-            counts=counts or Counts(),
+            counts=self._counts,
             breaker=self.breaker,
             alarm=alarm,
             call_timeout=call_timeout,
@@ -197,8 +198,9 @@ class Pool:
         elif self._down is not None:
             raise self._down.again()
         else:
+            attempt.waits_since = self._loop.time()
             self._waiting.add(attempt)
-            until = min(until, self._loop.time() + self._session_wait)
+            until = min(until, attempt.waits_since + self._session_wait)
         self._deadlines.set(attempt, until)
 
     def _take_idle(self) -> Channel | None:
@@ -282,6 +284,7 @@ class Pool:
             except Exception as error:  # noqa: BLE001 - it belongs to that request
                 attempt.answer.set_exception(error)
             else:
+                self._counts.waited(self._loop.time() - attempt.waits_since)
                 self._deadlines.set(attempt, attempt.latest)
                 return
         self._idle.insert(0 if last else len(self._idle), channel)

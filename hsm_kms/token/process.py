@@ -28,6 +28,7 @@ from hsm_kms.token.stderr import Stderr
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from hsm_kms.token.counts import FunctionCounts
     from hsm_kms.token.ends import Keeper
     from hsm_kms.token.spawn import Spawned
 
@@ -52,9 +53,14 @@ class Worker:
         killed: The worker had to be killed; some HSMs keep the sessions of such a one.
     """
 
-    def __init__(self, spawned: Spawned, keeper: Keeper | None = None) -> None:
+    def __init__(
+        self,
+        spawned: Spawned,
+        keeper: Keeper | None = None,
+        functions: FunctionCounts | None = None,
+    ) -> None:
         self.control, *self.sessions = (
-            Channel(pair, self._lost, self.retire) for pair in spawned.pairs
+            Channel(pair, self._lost, self.retire, functions) for pair in spawned.pairs
         )
         self.lost = asyncio.Event()
         self.end: End | None = None
@@ -102,6 +108,7 @@ class Worker:
         *,
         pass_fds: Sequence[int] = (),
         keeper: Keeper | None = None,
+        functions: FunctionCounts | None = None,
     ) -> Worker:
         """Exec a worker with a control pair and `sessions` more pairs.
 
@@ -110,12 +117,13 @@ class Worker:
             env: Added to this process's environment, for the vendor's module.
             pass_fds: More descriptors that the worker inherits.
             keeper: Decides how the worker ends; None for a worker that stands alone.
+            functions: Counts the calls of each function of the module.
 
         Raises:
             WorkerLostError: The machine has no process or descriptor left.
         """
         spawned = await spawn(sessions, env, pass_fds)
-        return cls(spawned, keeper)
+        return cls(spawned, keeper, functions)
 
     async def configure(self, request: Configure) -> Started:
         """Have the worker load the module and choose the token.

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from hsm_kms.errors import TokenTimeoutError
+from hsm_kms.errors import HsmKmsError, PinRejectedError, TokenTimeoutError
 from hsm_kms.tasks import complete
 from hsm_kms.token.ends import End
 from hsm_kms.token.process import Worker
@@ -73,11 +73,16 @@ class Startup:
         await self._login.check()
         settings = self._settings
         spent = self._budget.spent
-        worker = await Worker.spawn(settings.sessions, settings.env, keeper=keeper)
+        worker = await Worker.spawn(
+            settings.sessions,
+            settings.env,
+            keeper=keeper,
+            functions=self._counts.functions,
+        )
         try:
             async with asyncio.timeout(settings.start_timeout):
                 started = await worker.configure(settings.configure)
-                await self._login.login(worker)
+                await self._log_in(worker)
                 granted = worker.sessions if started.os_locking else worker.sessions[:1]
                 channels = await worker.open_sessions(granted[:1] if spent else granted)
             await self._qualify(worker)
@@ -111,11 +116,13 @@ class Startup:
         """
         await self._login.check()
         settings = self._settings
-        worker = await Worker.spawn(0, settings.env, keeper=keeper)
+        worker = await Worker.spawn(
+            0, settings.env, keeper=keeper, functions=self._counts.functions
+        )
         try:
             async with asyncio.timeout(settings.start_timeout):
                 await worker.configure(settings.configure)
-                await self._login.login(worker)
+                await self._log_in(worker)
         except TimeoutError:
             await self.see_out(worker)
             raise TokenTimeoutError("a fresh worker did not start in time") from None
@@ -123,6 +130,18 @@ class Startup:
             await self.see_out(worker)
             raise
         return worker
+
+    async def _log_in(self, worker: Worker) -> None:
+        try:
+            tried = await self._login.login(worker)
+        except PinRejectedError:
+            self._counts.logins["rejected"] += 1
+            raise
+        except HsmKmsError:
+            self._counts.logins["failed"] += 1
+            raise
+        if tried:
+            self._counts.logins["ok"] += 1
 
     async def see_out(self, worker: Worker) -> None:
         """Let a worker leave, even if this task is cancelled meanwhile."""

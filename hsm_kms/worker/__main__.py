@@ -29,6 +29,7 @@ from hsm_kms.ipc.messages import (
     Request,
     Started,
 )
+from hsm_kms.worker.cryptoki import timer
 from hsm_kms.worker.errors import WorkerError
 from hsm_kms.worker.module import Module
 from hsm_kms.worker.session import TokenSession
@@ -139,10 +140,11 @@ def _receive(pair: socket.socket, incoming: memoryview) -> tuple[int, Request | 
 
 
 def _send(pair: socket.socket, number: int, reply: Reply) -> None:
-    datagram = framing.pack(number, reply)
+    spent = timer.take()
+    datagram = framing.pack_reply(number, reply, spent)
     if len(datagram) > framing.MAX_MESSAGE_BYTES:
         failure = Failure(cause=Cause.INTERNAL, detail="the answer is too long")
-        datagram = framing.pack(number, failure)
+        datagram = framing.pack_reply(number, failure, spent)
     try:
         pair.sendall(datagram)
     except OSError:

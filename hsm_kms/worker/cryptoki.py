@@ -6,14 +6,16 @@ They go by ctypes over the module's function list; ctypes releases the GIL in ea
 from __future__ import annotations
 
 import ctypes
+import threading
 from ctypes import POINTER, byref, c_ubyte, c_ulong, c_void_p
-from typing import Any, Final
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, Final
 
 from hsm_kms.ipc import ckr
 from hsm_kms.ipc.ckr import Cause
+from hsm_kms.ipc.functions import FUNCTIONS
 from hsm_kms.worker.errors import WorkerError, from_rv
 from hsm_kms.worker.structs import (
-    FUNCTIONS,
     FunctionList,
     GcmParams,
     Info,
@@ -22,6 +24,9 @@ from hsm_kms.worker.structs import (
     SessionInfo,
     TokenInfo,
 )
+
+if TYPE_CHECKING:
+    from hsm_kms.ipc.functions import Spent
 
 CKF_OS_LOCKING_OK: Final = 0x2
 CKM_AES_ECB: Final = 0x1081
@@ -111,6 +116,26 @@ def load(path: str) -> Any:
     return functions
 
 
+class _Timer(threading.local):
+    """Time the calls of one thread."""
+
+    def __init__(self) -> None:
+        self.spent: Spent = {}
+
+    def add(self, name: str, seconds: float) -> None:
+        """Add one call of a function."""
+        calls, total = self.spent.get(name, (0, 0.0))
+        self.spent[name] = calls + 1, total + seconds
+
+    def take(self) -> Spent:
+        """Return what this thread has spent since the last time."""
+        spent, self.spent = self.spent, {}
+        return spent
+
+
+timer: Final = _Timer()
+
+
 class Cryptoki:
     """Call the functions of one loaded module.
 
@@ -140,7 +165,9 @@ class Cryptoki:
         function = getattr(self, f"_{name}")
         if function is None:
             raise from_rv(name, ckr.CKR_FUNCTION_NOT_SUPPORTED)
+        began = perf_counter()
         rv: int = function(*args)
+        timer.add(name, perf_counter() - began)
         if rv != ckr.CKR_OK:
             raise from_rv(name, rv)
 

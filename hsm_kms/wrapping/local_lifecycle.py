@@ -125,6 +125,12 @@ class LocalKeks:
         return max((sealer.uses for sealer in self._sealers.values()), default=0)
 
     @property
+    def age(self) -> float:
+        """Return the seconds since the oldest of the local KEKs was created."""
+        born = [sealer.created for sealer in self._sealers.values()]
+        return since_boot() - min(born) if born else 0.0
+
+    @property
     def settled(self) -> bool:
         """True if each wanted local KEK exists, or could not be created."""
         return all(

@@ -53,12 +53,17 @@ class _Flight(Generic[T]):
 
 
 class SingleFlight(Generic[T]):
-    """Hold the calls under way, by the bytes that they unwrap."""
+    """Hold the calls under way, by the bytes that they unwrap.
+
+    Attributes:
+        joined: Number of callers that have joined the call of another one.
+    """
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._flights: dict[bytes, _Flight[T]] = {}
         self._deadlines: Deadlines[asyncio.Future[T]] = Deadlines(_expire)
+        self.joined = 0
         self._refused: OrderedDict[bytes, float] = OrderedDict()
 
     async def join(
@@ -85,7 +90,11 @@ class SingleFlight(Generic[T]):
             raise TokenTimeoutError("no time is left for the token")
         # No await from here to the future of this caller: a call that is joined cannot
         # be cancelled because its last other caller leaves meanwhile.
-        flight = self._flights.get(what) or self._start(what, call)
+        flight = self._flights.get(what)
+        if flight is None:
+            flight = self._start(what, call)
+        else:
+            self.joined += 1
         answer: asyncio.Future[T] = self._loop.create_future()
         flight.answers.add(answer)
         if deadline is not None:

@@ -79,10 +79,12 @@ class Unsealed:
 
     Args:
         plaintext: The DEK, 1 to 1,024 bytes.
+        key_id: The key_id in the record, authenticated.
         path: What unwrapped the DEK.
     """
 
     plaintext: bytes = field(repr=False)
+    key_id: str
     path: Path
 
 
@@ -99,6 +101,11 @@ class Opening:
         self.keks = keks
         self.deks: SingleFlight[bytes] = SingleFlight()
         self.locals: SingleFlight[LocalKek] = SingleFlight()
+
+    @property
+    def joined(self) -> int:
+        """Return how many requests have joined the token call of another one."""
+        return self.deks.joined + self.locals.joined
 
 
 class DekWrapper:
@@ -216,7 +223,7 @@ class DekWrapper:
     ) -> Unsealed:
         self._check(Kind.DEK_BY_LOCAL_KEK, kek.key_id, key_id)
         await self._key_of(kek.nested.header, deadline)
-        return Unsealed(kek.open(ciphertext), Path.LOCAL)
+        return Unsealed(kek.open(ciphertext), kek.key_id, Path.LOCAL)
 
     async def _cold(
         self, ciphertext: bytes, key_id: str | None, deadline: float | None
@@ -229,14 +236,14 @@ class DekWrapper:
             key = await self._key_of(header, deadline)
             call = partial(token.open, key, record, deadline=None)
             plaintext = await opening.deks.join(ciphertext, call, deadline=deadline)
-            return Unsealed(plaintext, Path.TOKEN)
+            return Unsealed(plaintext, header.key_id, Path.TOKEN)
         nested = Record.decode(header.nested, kinds=_NESTED)
         key = await self._key_of(nested.header, deadline)
         # The call serves every caller that joins it: it has no deadline of its own.
         kek = await opening.locals.join(
             header.nested, partial(self._open_local, key, nested), deadline=deadline
         )
-        return Unsealed(kek.open(ciphertext), Path.LOCAL_UNCACHED)
+        return Unsealed(kek.open(ciphertext), kek.key_id, Path.LOCAL_UNCACHED)
 
     async def _open_local(self, key: TokenKey, nested: Record) -> LocalKek:
         material = await self._token.open(key, nested, deadline=None)

@@ -47,6 +47,7 @@ class Unsealed:
     """Result of `Reverser.unwrap`."""
 
     plaintext: bytes
+    key_id: str
     path: str
 
 
@@ -78,7 +79,8 @@ class Reverser:
         self, ciphertext: bytes, *, key_id: str | None, deadline: float | None
     ) -> Unsealed:
         """Return the ciphertext in reverse."""
-        return Unsealed(await self._turn(ciphertext, key_id, deadline), self.path)
+        plaintext = await self._turn(ciphertext, key_id, deadline)
+        return Unsealed(plaintext, KEY_ID, self.path)
 
     async def _turn(self, data: bytes, key_id, deadline) -> bytes:
         self.asked.append((data, key_id, deadline))

@@ -207,7 +207,7 @@ async def test_log_of_a_request():
         status["method"],
         status["key_id_hash"],
     )
-    assert ("v1.Decrypt", "", "") == (
+    assert ("v1.Decrypt", "", key_id_hash(KEY_ID)) == (
         decrypt["method"],
         decrypt["uid"],
         decrypt["key_id_hash"],

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from hsm_kms import errors
-from hsm_kms.http.metrics import Metrics, Snapshot
+from hsm_kms import clock, errors
+from hsm_kms.http.metrics import Metrics
+from hsm_kms.http.requests import RequestCounts
+from hsm_kms.http.values import Snapshot
 from hsm_kms.log import key_id_hash
+from hsm_kms.token.counts import Counts
 from tests.harness.wait import until
 from tests.unit.api.api_service import KEY_ID, refused, serve
 
 IDLE = Snapshot(
+    counts=Counts(),
     health="ok",
     key_id_hash="",
     workers=2,
@@ -43,13 +48,19 @@ def families(metrics: Metrics) -> dict[str, str]:
 
 def of(**fields) -> dict[str, float]:
     """Return the samples of present values."""
-    return samples(Metrics(lambda: replace(IDLE, **fields)))
+    return samples(shown(RequestCounts(), **fields))
+
+
+def shown(requests: RequestCounts, **fields) -> Metrics:
+    """Return the metrics of some requests and present values."""
+    return Metrics(requests, lambda: replace(IDLE, **fields))
 
 
 async def test_requests():
     """Each answer counts once by code, and each DEK of an answer that is OK by path."""
-    metrics = Metrics(lambda: IDLE)
-    async with serve(observe=metrics.request) as service:
+    requests = RequestCounts()
+    metrics = shown(requests)
+    async with serve(observe=requests.add) as service:
         await service.call("v2.Encrypt")
         service.wrapper.path = "local"
         for _ in range(3):
@@ -80,8 +91,9 @@ async def test_requests():
 
 async def test_a_client_that_gave_up():
     """A request whose client gave up counts as CANCELLED."""
-    metrics = Metrics(lambda: IDLE)
-    async with serve(observe=metrics.request) as service:
+    requests = RequestCounts()
+    metrics = shown(requests)
+    async with serve(observe=requests.add) as service:
         service.wrapper.stall = asyncio.Event()
         call = service.call("v2.Encrypt")
         await until(lambda: service.wrapper.asked)
@@ -95,7 +107,7 @@ async def test_a_client_that_gave_up():
 
 def test_durations():
     """Buckets are cumulative over all codes and paths, and a bound is inclusive."""
-    metrics = Metrics(lambda: IDLE)
+    requests = RequestCounts()
     for seconds, code, path in (
         (0.0001, "OK", "local"),
         (0.0005, "OK", "token"),
@@ -103,8 +115,8 @@ def test_durations():
         (2.5, "UNAVAILABLE", ""),
         (60.0, "CANCELLED", ""),
     ):
-        metrics.request("v1.Encrypt", code, seconds, path)
-    seen = samples(metrics)
+        requests.add("v1.Encrypt", code, seconds, path, KEY_ID)
+    seen = samples(shown(requests))
     name = "hsm_kms_request_duration_seconds"
 
     assert {"0.0005": 2, "0.001": 3, "1.0": 3, "2.5": 4, "+Inf": 5} == {
@@ -113,6 +125,62 @@ def test_durations():
     }
     assert 5 == seen[f'{name}_count{{method="v1.Encrypt"}}']
     assert pytest.approx(62.5012) == seen[f'{name}_sum{{method="v1.Encrypt"}}']
+
+
+def test_decrypts_of_a_key():
+    """Only a Decrypt that was answered OK counts for its key."""
+    requests, began = RequestCounts(), clock.now()
+    for method, code in (
+        ("v1.Decrypt", "OK"),
+        ("v2.Decrypt", "OK"),
+        ("v2.Encrypt", "OK"),
+        ("v2.Decrypt", "INVALID_ARGUMENT"),
+    ):
+        requests.add(method, code, 0.1, "", KEY_ID)
+    requests.add("v2.Decrypt", "FAILED_PRECONDITION", 0.1, "", "a hostile key_id")
+    seen = samples(shown(requests))
+    label = f'{{key_id_hash="{key_id_hash(KEY_ID)}"}}'
+    last = f"hsm_kms_key_last_decrypt_timestamp_seconds{label}"
+
+    assert {f"hsm_kms_key_decrypts_total{label}": 2, last: seen[last]} == {
+        name: value
+        for name, value in seen.items()
+        if "decrypt" in name and "{key" in name
+    }
+    assert began <= seen[last] <= clock.now()
+
+
+def test_keys():
+    """Each key held has a sample with its state, and all states are counted."""
+    seen = of(
+        key_states={
+            "sha256:1": "current",
+            "sha256:2": "retired",
+            "sha256:3": "retired",
+        },
+        activations={"sha256:1": 1_800_000_000.0},
+    )
+
+    assert 1 == seen['hsm_kms_key_info{key_id_hash="sha256:1",state="current"}']
+    assert {"current": 1, "retired": 2} == {
+        name.split('"')[1]: value
+        for name, value in seen.items()
+        if name.startswith("hsm_kms_keys{") and value
+    }
+    activation = 'hsm_kms_key_activation_timestamp_seconds{key_id_hash="sha256:1"}'
+    assert 1_800_000_000 == seen[activation]
+
+
+def test_times():
+    """A time is absent until its event has happened."""
+    names = {
+        "status_when": "hsm_kms_last_status_timestamp_seconds",
+        "canary_passed_when": "hsm_kms_canary_last_success_timestamp_seconds",
+        "canary_failed_when": "hsm_kms_canary_last_failure_timestamp_seconds",
+    }
+    assert not set(names.values()) & set(of())
+    for field, name in names.items():
+        assert 1234.5 == of(**{field: 1234.5})[name]
 
 
 @pytest.mark.parametrize("state", ["starting", "ok", "degraded", "failed"])
@@ -140,9 +208,15 @@ def test_pin(state):
 
 def test_local_keks():
     """Uses of the current local KEK, cached and generated local KEKs are counted."""
-    seen = of(local_uses=17, local_cached=3, local_created={"ok": 4, "failed": 1})
+    seen = of(
+        local_uses=17,
+        local_cached=3,
+        local_age=60.5,
+        counts=Counts(created=Counter(ok=4, failed=1)),
+    )
 
     assert 17 == seen["hsm_kms_local_kek_uses"]
+    assert 60.5 == seen["hsm_kms_local_kek_age_seconds"]
     assert 3 == seen["hsm_kms_local_keks_cached"]
     assert 4 == seen['hsm_kms_local_keks_created_total{result="ok"}']
     assert 1 == seen['hsm_kms_local_keks_created_total{result="failed"}']
@@ -162,8 +236,12 @@ def test_documented():
     """docs/metrics.md lists each metric with its type, and no other."""
     text = (Path(__file__).parents[3] / "docs" / "metrics.md").read_text()
     rows = re.findall(r"^\| `(hsm_kms_\w+)` \| (\w+) \|", text, re.MULTILINE)
-    metrics = Metrics(lambda: replace(IDLE, key_id_hash="sha256:0"))
-    metrics.request("v1.Encrypt", "OK", 0.1, "local")
+    requests = RequestCounts()
+    requests.add("v1.Decrypt", "OK", 0.1, "local", KEY_ID)
+    times = dict.fromkeys(
+        ("status_when", "canary_passed_when", "canary_failed_when"), 1.0
+    )
+    metrics = shown(requests, key_id_hash="sha256:0", **times)
     served = {
         f"{name}_total" if kind == "counter" else name: kind
         for name, kind in families(metrics).items()

@@ -59,7 +59,7 @@ class PeerSession:
         self.asked = None
         reply = failure or Random(data=b"another's" if number else label.encode())
         with contextlib.suppress(BrokenPipeError):
-            self.socket.send(framing.pack(number or asked, reply))
+            self.socket.send(framing.pack_reply(number or asked, reply))
 
 
 class PeerWorker:

@@ -29,7 +29,7 @@ class Peer:
         return framing.unpack_request(memoryview(datagram))
 
     def answer(self, number, reply):
-        self.socket.send(framing.pack(number, reply))
+        self.socket.send(framing.pack_reply(number, reply))
 
 
 @pytest.fixture
@@ -139,11 +139,11 @@ async def test_end_while_idle(peer):
         b"\x00" * 8,
         (1).to_bytes(8, "big") + b"\xc1",
         (1).to_bytes(8, "big") + b"\x81\xa4type\xa7Unknown",
-        framing.pack(1, Done()) + b"\x00",
-        framing.pack(1, Done())[:-1],
+        framing.pack_reply(1, Done()) + b"\x00",
+        framing.pack_reply(1, Done())[:-1],
         framing.pack(1, OpenSession()),
         b"\xff" * (framing.MAX_MESSAGE_BYTES + 1),
-        framing.pack(1, Decrypted(plaintext=b"x" * framing.MAX_MESSAGE_BYTES)),
+        framing.pack_reply(1, Decrypted(plaintext=b"x" * framing.MAX_MESSAGE_BYTES)),
     ],
     ids=[
         "one byte",
@@ -169,7 +169,7 @@ async def test_longest_reply(peer):
     """A reply just below the size limit arrives whole."""
     future = peer.channel.exchange(OpenSession())
     reply = Decrypted(plaintext=bytes(range(256)) * 639)
-    assert 256 > framing.MAX_MESSAGE_BYTES - len(framing.pack(1, reply))
+    assert 256 > framing.MAX_MESSAGE_BYTES - len(framing.pack_reply(1, reply))
     peer.answer(1, reply)
 
     assert reply == await future

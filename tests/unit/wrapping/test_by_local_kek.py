@@ -269,7 +269,7 @@ def test_nothing_in_a_repr():
         sealer,
         opened,
         Sealed(sealer.seal(DEK), A, Path.LOCAL),
-        Unsealed(DEK, Path.LOCAL),
+        Unsealed(DEK, A, Path.LOCAL),
     ]
     with pytest.raises(CiphertextError) as caught:
         kek.open(sealer.seal(DEK)[:-1])

@@ -1,0 +1,168 @@
+"""Metrics of a running server: each number is what the test caused."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from hsm_kms import clock
+from hsm_kms.api.rpc import kms_v2_pb2
+from hsm_kms.log import key_id_hash
+from tests.harness.plugin import code_of
+from tests.harness.wait import patient, wait_for
+from tests.system.faults.observed import ObservedServer
+
+HOT = ("C_EncryptInit", "C_Encrypt", "C_DecryptInit", "C_Decrypt")
+SLEEP_MS = 300
+
+
+@pytest.fixture
+def rig(make_plugin, hsm, shim):
+    """Provide a healthy server on the shim, with one worker and no canaries."""
+    token = {
+        "module": str(shim.module),
+        "env": {**hsm.env, **shim.env},
+        "sessions_per_worker": 1,
+        "session_wait": "20s",
+        "call_timeout": "30s",
+    }
+    plugin = make_plugin(
+        hsm,
+        token=token,
+        health={"interval": "1h"},
+        keys={"discover": "1h"},
+        local_keys={"verify_wraps": False},
+    )
+    made = ObservedServer(plugin=plugin, hsm=hsm, shim=shim)
+    made.start()
+    plugin.wait_healthz("ok")
+    wait_for(lambda: made.admin()["sessions"]["idle"] == 1)
+    return made
+
+
+def calls(rig, metrics):
+    """Return the calls of each function, as the shim and as the server counted them."""
+    shim = rig.shim.counts()
+    return {
+        name: (
+            shim[name].calls,
+            metrics.get(f'hsm_kms_pkcs11_calls_total{{function="{name}"}}', 0),
+        )
+        for name in HOT
+    }
+
+
+def difference(before, after):
+    """Return what has been added to each counter."""
+    return {
+        name: value - before.get(name, 0)
+        for name, value in after.items()
+        if "_total" in name and value != before.get(name, 0)
+    }
+
+
+def test_functions_of_the_module(rig):
+    """The server counts each call of a function that the module saw, and times it."""
+    rig.plugin.encrypt(b"d" * 32)  # the first on a session identifies the key
+    before = rig.metrics()
+    rig.shim.set(f"C_Decrypt sleep={SLEEP_MS}")
+    began = time.monotonic()
+    sealed = rig.plugin.encrypt(b"d" * 32)
+    for _ in range(2):
+        rig.plugin.decrypt(sealed.ciphertext, sealed.key_id)
+    took = time.monotonic() - began
+    after = rig.metrics()
+
+    assert all(a == b for a, b in calls(rig, after).values()), calls(rig, after)
+    added = difference(before, after)
+    assert {"C_EncryptInit": 1, "C_Encrypt": 1, "C_DecryptInit": 2, "C_Decrypt": 2} == {
+        name: added[f'hsm_kms_pkcs11_calls_total{{function="{name}"}}'] for name in HOT
+    }
+    seconds = added['hsm_kms_pkcs11_seconds_total{function="C_Decrypt"}']
+    assert 2 * SLEEP_MS / 1000 <= seconds <= took
+
+
+def test_requests_that_wait(rig):
+    """A request that waits for the only session is counted, with its seconds."""
+    rig.shim.set(f"C_Encrypt count=1 sleep={SLEEP_MS}")
+    before = rig.metrics()
+    request = kms_v2_pb2.EncryptRequest(plaintext=b"d" * 32, uid="first")
+    first = rig.plugin.v2.Encrypt.future(request, timeout=patient(60))
+    wait_for(lambda: rig.admin()["sessions"]["idle"] == 0)
+    rig.plugin.encrypt(b"d" * 32)
+    first.result()
+    added = difference(before, rig.metrics())
+
+    assert 1 == added["hsm_kms_session_waits_total"]
+    assert 0 < added["hsm_kms_session_wait_seconds_total"]
+
+
+def test_keys_and_status(rig):
+    """The key has its state and its decrypts; Status and canary have times."""
+    began = clock.now()
+    sealed = rig.plugin.encrypt(b"d" * 32)
+    for _ in range(3):
+        rig.plugin.decrypt(sealed.ciphertext, sealed.key_id)
+    refused = code_of(lambda: rig.plugin.decrypt(sealed.ciphertext, "x" * 26))
+    assert "INVALID_ARGUMENT" == refused
+    rig.plugin.status()
+    seen = rig.metrics()
+    label = f'key_id_hash="{key_id_hash(sealed.key_id)}"'
+
+    assert 1 == seen[f'hsm_kms_key_info{{{label},state="current"}}']
+    assert 3 == seen[f"hsm_kms_key_decrypts_total{{{label}}}"]
+    for name in (
+        f"hsm_kms_key_last_decrypt_timestamp_seconds{{{label}}}",
+        "hsm_kms_last_status_timestamp_seconds",
+    ):
+        assert began <= seen[name] <= clock.now()
+    assert seen["hsm_kms_canary_last_success_timestamp_seconds"] <= began
+    assert 1 == seen['hsm_kms_logins_total{result="ok"}']
+    assert 1 == seen["hsm_kms_state_dir_writable"]
+
+
+def test_status_of_an_operator(rig):
+    """`hsm-kms status` does not count as a question of the API server."""
+    rig.plugin.status()
+    name = "hsm_kms_last_status_timestamp_seconds"
+    before = rig.metrics()[name]
+    shown = rig.plugin.cli("status")
+
+    assert 0 == shown.returncode
+    assert before == rig.metrics()[name]
+
+
+def test_reloads(rig):
+    """Each changed file counts once, as applied or as rejected."""
+    plugin = rig.plugin
+    plugin.config["health"] |= {"grace": "61s"}
+    plugin.write_config()
+    wait_for(lambda: plugin.events("configuration applied"))
+    plugin.config["scope"] = 7
+    plugin.write_config()
+    wait_for(lambda: plugin.events("configuration rejected"))
+    seen = rig.metrics()
+
+    assert [1, 1] == [
+        seen[f'hsm_kms_config_reloads_total{{result="{each}"}}']
+        for each in ("applied", "rejected")
+    ]
+    assert 0 == seen["hsm_kms_config_in_force"]
+
+
+def test_breaker(rig):
+    """Errors of the token open the breaker once, and are counted by name."""
+    before = rig.metrics()
+    # Requests of this length fail, and no canary has it.
+    rig.shim.set("C_Encrypt len=77 rv=0x30")
+    wait_for(
+        lambda: (
+            code_of(lambda: rig.plugin.encrypt(b"d" * 77)) != "OK"
+            and rig.metrics()["hsm_kms_breaker_open"]
+        )
+    )
+    added = difference(before, rig.metrics())
+
+    assert 1 == added["hsm_kms_breaker_openings_total"]
+    assert 5 <= added['hsm_kms_token_errors_total{ckr="CKR_DEVICE_ERROR"}']
