@@ -10,6 +10,8 @@ COPY requirements/run.txt requirements/
 RUN python3 -m venv /opt/hsm-kms \
     && /opt/hsm-kms/bin/pip install --no-cache-dir --require-hashes -r requirements/run.txt
 COPY pyproject.toml README.md LICENSE ./
+# hsm_kms/manifests is a link to it.
+COPY manifests manifests
 COPY hsm_kms hsm_kms
 RUN /opt/hsm-kms/bin/pip install --no-deps --no-build-isolation . \
     && /opt/hsm-kms/bin/pip uninstall --yes \

@@ -25,6 +25,10 @@ from hsm_kms.errors import CommandInterruptedError, ConfigError, HsmKmsError
 
 _COMPLETE: Final = "_HSM_KMS_COMPLETE"  # set by the script that click prints
 _COMMANDS = {
+    "init": Lazy(
+        "hsm_kms.cli.init.command:init",
+        "Write configuration and manifests for a node into DIRECTORY.",
+    ),
     "serve": Lazy(
         "hsm_kms.cli.serve:serve",
         "Serve the Kubernetes KMS API until SIGTERM.",

@@ -55,6 +55,8 @@ def every_command(
     kubectl = ("--kubectl", str(Migrating(directory).kubectl))
     yield ("status", "--socket", str(server.socket))
     yield ("probe", "--socket", str(server.socket))
+    here = ("--cluster", "none", "--module", "/m.so", "--yes")
+    yield ("init", str(directory / "init"), *here)
     yield ("config", "show", *config)
     yield ("config", "schema")
     yield ("check", *config)

@@ -121,6 +121,7 @@ def run_of(*arguments):
         (("etcd", "--help"), set()),
         (("status", "--socket", "/none"), set()),
         (("config", "show", "--help"), {"pydantic", "yaml"}),
+        (("init", "--help"), {"msgspec", "pydantic", "yaml"}),
         (("serve", "--config", "/none"), {"asyncio", "pydantic", "yaml"}),
         (("etcd", "scan", "--help"), {"google.protobuf"}),
         (("migrate", "--help"), {"msgspec", "http.client"}),

@@ -1,0 +1,1 @@
+"""Provide `hsm-kms init`: write the files of a node, from the project's manifests."""
