@@ -10,7 +10,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -91,6 +91,13 @@ class RequestError(RequestRefusedError):
 
 class CiphertextError(RequestRefusedError):
     """Raised when a ciphertext is malformed or not authentic, for any reason."""
+
+
+OTHER_SCOPE: Final = (
+    "compare `scope` in the configuration with that of the node that encrypted this; "
+    "if they are equal, the value was damaged"
+)
+"""Hint for a ciphertext that is not authentic."""
 
 
 # An operator must change something: repeating the request fails until then.

@@ -14,6 +14,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Final
 
 from hsm_kms.errors import (
+    OTHER_SCOPE,
     CiphertextError,
     HsmKmsError,
     KeyAmbiguousError,
@@ -131,7 +132,10 @@ _UNNAMED: Final = (
 _NOT_PROVEN: Final = "do not use this token until its vendor has explained"
 
 _REFUSED: Final = Row(
-    error=CiphertextError, breaker=BreakerEffect.RESETS, reported=False
+    error=CiphertextError,
+    hint=OTHER_SCOPE,
+    breaker=BreakerEffect.RESETS,
+    reported=False,
 )
 
 TABLE: Final[dict[str, Row]] = {

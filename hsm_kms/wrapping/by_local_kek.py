@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.hmac import HMAC
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from hsm_kms.errors import CiphertextError
+from hsm_kms.errors import OTHER_SCOPE, CiphertextError
 from hsm_kms.wrapping.record import (
     CIPHERTEXT_SENTENCE,
     GCM_TAG_BYTES,
@@ -145,7 +145,7 @@ class LocalKek:
         try:
             return self.cipher.decrypt(data[at + 1 : begin], data[begin:], self.aad)
         except InvalidTag:
-            raise CiphertextError(CIPHERTEXT_SENTENCE) from None
+            raise CiphertextError(CIPHERTEXT_SENTENCE, hint=OTHER_SCOPE) from None
 
 
 class Sealer:

@@ -12,7 +12,7 @@ import asyncio
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
-from hsm_kms.errors import CiphertextError, HsmKmsError, TokenTimeoutError
+from hsm_kms.errors import OTHER_SCOPE, CiphertextError, HsmKmsError, TokenTimeoutError
 from hsm_kms.token.deadlines import Deadlines
 from hsm_kms.wrapping.record import CIPHERTEXT_SENTENCE
 
@@ -120,7 +120,7 @@ class SingleFlight(Generic[T]):
         if until is None:
             return
         if self._loop.time() < until:
-            raise CiphertextError(CIPHERTEXT_SENTENCE)
+            raise CiphertextError(CIPHERTEXT_SENTENCE, hint=OTHER_SCOPE)
         del self._refused[what]
 
     def _landed(self, what: bytes, flight: _Flight[T]) -> None:

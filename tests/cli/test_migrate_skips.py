@@ -11,6 +11,7 @@ import pytest
 
 from hsm_kms.migrate.objects import changed_fields
 from hsm_kms.migrate.rewrite import IN_A_ROW
+from hsm_kms.wrapping.record import CIPHERTEXT_SENTENCE
 from tests.cli.kubectl_stub import LISTS, NAMESPACE, status
 from tests.cli.migrating import TEXT, Migrating
 
@@ -167,6 +168,22 @@ def test_a_kms_plugin_that_is_down(migrating):
     )
     assert "hint: check that the KMS plugin of the API server is" in result.stderr
     assert 1 == result.returncode
+
+
+def test_an_object_of_another_scope(migrating):
+    """If the plugin says that an object is not authentic, the hint names the scope."""
+    why = f"rpc error: code = InvalidArgument desc = {CIPHERTEXT_SENTENCE}"
+    bad = unreadable("/registry/secrets/ns/s0", f"failed to decrypt DEK, error: {why}")
+    migrating.play(faults={f"GET {LISTS + number}": bad for number in (1, 2, 3)})
+
+    result = migrating.run()
+
+    assert 1 == result.returncode
+    assert "1 object unreadable" in result.stderr
+    assert (
+        "hint: where the ciphertext is not authentic, compare `scope` in the "
+        "configuration with that of the node that encrypted this; "
+    ) in result.stderr
 
 
 def test_refusals_beside_an_unreadable_object(migrating):

@@ -152,7 +152,7 @@ def test_damage_is_told_apart(shared_server, node):
 
 
 def test_scope_of_another_cluster(shared_server, make_plugin, hsm):
-    """A record of another scope cannot be decrypted."""
+    """A record of another scope cannot be decrypted; the hint names the scope."""
     values = two_seeds(shared_server)
     other = make_plugin(hsm, scope="another-cluster")
 
@@ -164,6 +164,10 @@ def test_scope_of_another_cluster(shared_server, make_plugin, hsm):
             3,
         )
     ] == failures(other, values)
+    assert (
+        "hint: see whether `scope` in the configuration is that of the cluster that "
+        "encrypted what is not authentic; if it is, keep every key and backup until "
+    ) in verify(other, values).stderr
 
 
 def test_retired_key(shared_server, node):

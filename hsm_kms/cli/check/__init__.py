@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import click
 
 from hsm_kms.cli.check import node, token
+from hsm_kms.cli.check.encryption_config import EncryptionFile, file_option
 from hsm_kms.cli.check.tradeoff import tradeoff
 from hsm_kms.cli.options import config_option, output_option
 from hsm_kms.cli.report import Report, because
@@ -38,10 +39,17 @@ if TYPE_CHECKING:
     is_flag=True,
     help="Print the table of wrapping modes, also if a check fails.",
 )
+@file_option
 @wait_option
 @output_option
 def check(
-    path: Path, *, offline: bool, wrapping: bool, seconds: float, output: str
+    path: Path,
+    *,
+    offline: bool,
+    wrapping: bool,
+    encryption: Path | None,
+    seconds: float,
+    output: str,
 ) -> None:
     """Check the configuration, module, token, login, keys, policy and mechanism.
 
@@ -54,7 +62,8 @@ def check(
     config = configuration.load(path)
     # With --wait only the last attempt counts.
     shown = output == "text" and not seconds
-    attempt = partial(_attempt, config, path, offline=offline, shown=shown)
+    file = EncryptionFile(encryption) if encryption is not None else None
+    attempt = partial(_attempt, config, path, file, offline=offline, shown=shown)
     report = until_well(attempt, seconds)
     if output == "json":
         click.echo(json.dumps(report.as_json()))
@@ -64,15 +73,27 @@ def check(
     sys.exit(1 if report.failures else 0)
 
 
-def _attempt(config: Config, path: Path, *, offline: bool, shown: bool) -> Report:
+def _attempt(
+    config: Config,
+    path: Path,
+    file: EncryptionFile | None,
+    *,
+    offline: bool,
+    shown: bool,
+) -> Report:
     report = Report(shown=shown)
     report.ok("configuration", f"configuration {path}")
     node.check_user(report, config)
-    if report.failures:
+    wrong_user = bool(report.failures)
+    if wrong_user:
         # Another user sees other permissions: whatever was found would mislead.
         report.skip((*node.STEPS, *token.STEPS), because("user"))
+    else:
+        node.check_node(report, config, path)
+    if file is not None:
+        file.check(report, config)
+    if wrong_user:
         return report
-    node.check_node(report, config, path)
     if offline:
         report.skip(token.STEPS, "--offline")
     else:

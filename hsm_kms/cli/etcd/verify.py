@@ -17,6 +17,7 @@ from hsm_kms.cli.options import config_option, output_option
 from hsm_kms.cli.read_keyring import read_ring
 from hsm_kms.config import load as configuration
 from hsm_kms.errors import HsmKmsError
+from hsm_kms.etcd.refusals import NOT_AUTHENTIC
 from hsm_kms.etcd.text import count_of, printable, text_of
 from hsm_kms.etcd.values import Provider
 from hsm_kms.interrupts import interruptible
@@ -117,8 +118,7 @@ def _conclude(verdict: Verdict) -> None:
         raise HsmKmsError(
             f"{verdict.failed_keys:,} of {keys} cannot be decrypted with this token: "
             f"{verdict.failed_objects:,} of {count_of(verdict.objects)}",
-            hint="keep every key and backup until these objects are deleted, or "
-            "re-encrypted where they can be read",
+            hint=_cure(verdict),
         )
     if not verdict.wrapped_keys:
         raise HsmKmsError(
@@ -126,6 +126,20 @@ def _conclude(verdict: Verdict) -> None:
             "nothing is proven",
             hint="run `hsm-kms etcd scan` to see what is stored",
         )
+
+
+def _cure(verdict: Verdict) -> str:
+    keep = (
+        "keep every key and backup until these objects are deleted, or re-encrypted "
+        "where they can be read"
+    )
+    reasons = {each.reason for each in verdict.failures.values()}
+    if NOT_AUTHENTIC not in reasons:
+        return keep
+    return (
+        "see whether `scope` in the configuration is that of the cluster that "
+        f"encrypted what is not authentic; if it is, {keep}"
+    )
 
 
 def _shown(verdict: Verdict) -> dict[str, Any]:

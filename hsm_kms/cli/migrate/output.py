@@ -9,9 +9,10 @@ import click
 import msgspec
 
 from hsm_kms.cli.streams import tell
-from hsm_kms.errors import HsmKmsError
+from hsm_kms.errors import OTHER_SCOPE, HsmKmsError
 from hsm_kms.etcd.text import count_of
 from hsm_kms.migrate.journal import Outcome
+from hsm_kms.wrapping.record import CIPHERTEXT_SENTENCE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -135,11 +136,7 @@ def _problems(
     if unreadable:
         yield (
             f"{count_of(unreadable)} unreadable, and stored as before",
-            (
-                "run `hsm-kms etcd show secrets/NAMESPACE/NAME` to see which key an "
-                "unreadable Secret needs; restore that key, or delete the object: see "
-                "docs/rotation.md"
-            ),
+            _cure_of_unreadable(journal),
         )
     if changed and not allow_changes:
         would = "would be " if dry_run else ""
@@ -154,3 +151,17 @@ def _problems(
         names = ", ".join(journal.skipped)
         cure = "remove the causes, and run this again for what was skipped"
         yield f"skipped: {names}", cure
+
+
+def _cure_of_unreadable(journal: Journal) -> str:
+    cure = (
+        "run `hsm-kms etcd show secrets/NAMESPACE/NAME` to see which key an "
+        "unreadable Secret needs; restore that key, or delete the object: see "
+        "docs/rotation.md"
+    )
+    reasons = (
+        each.reason for counts in journal.counts.values() for each in counts.refusals
+    )
+    if not any(CIPHERTEXT_SENTENCE in reason for reason in reasons):
+        return cure
+    return f"where the ciphertext is not authentic, {OTHER_SCOPE}; otherwise {cure}"

@@ -9,6 +9,7 @@ from functools import partial
 
 import pytest
 
+from hsm_kms.errors import OTHER_SCOPE
 from hsm_kms.wrapping.record import Kind, Record
 from tests.harness.command_line import HSM_KMS
 from tests.harness.softhsm import PIN, TOKEN_LABEL, SoftHsm, softhsm_module
@@ -114,6 +115,10 @@ def test_19_the_scope_keeps_clusters_apart(make_plugin, imported):
             assert key_id == Record.decode(record).header.key_id
             assert DEK == here.decrypt(record, key_id)
             assert NOT_AUTHENTIC == sync_said(partial(there.v1_decrypt, record))
+        refused = [
+            e for e in there.events("request") if e["code"] == "INVALID_ARGUMENT"
+        ]
+        assert {True} == {OTHER_SCOPE in each["reason"] for each in refused}
 
 
 def test_20_tells_nothing(served):

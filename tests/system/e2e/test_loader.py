@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 
+from tests.harness.encryption_cases import CASES, right, text_of
 from tests.harness.wait import patient
 from tests.system.e2e.plugin import Plugin, running_plugin
 from tests.system.e2e.stored import parse_v2
@@ -98,3 +99,17 @@ def test_the_manifests_are_what_the_api_server_takes(
     assert [SOCKET] == [each["endpoint"] for each in kms]
     assert ["secrets"] == loaded["resources"]
     assert HEALTHY == loaded["health"]
+
+
+@pytest.mark.parametrize("name", ["right", *CASES])
+def test_check_refuses_what_the_api_server_refuses(name, loader, plugin, new_folder):
+    """The API server refuses the files that the cases of `check` say it refuses."""
+    file = new_folder() / "encryption.yaml"
+    socket = plugin.socket
+    case = CASES.get(name)
+    file.write_text(text_of(case, socket) if case else json.dumps(right(socket)))
+    done = subprocess.run(
+        [loader, "load", file], capture_output=True, check=False, timeout=LOADER_TIMEOUT
+    )
+
+    assert (case.refused if case else False) == bool(done.returncode), done.stderr
