@@ -73,6 +73,17 @@ def uncommented(text: str, pattern: str) -> str:
     return changed
 
 
+def for_a_group(tmpfiles: str) -> str:
+    """Return tmpfiles.d/hsm-kms.conf with the line for an API server that is not root.
+
+    Args:
+        tmpfiles: The content of the file.
+    """
+    line = re.compile(r"^d /run/hsm-kms .*\n", re.MULTILINE)
+    assert line.search(tmpfiles)
+    return uncommented(line.sub("", tmpfiles), "d /run/hsm-kms .*")
+
+
 def components() -> list[str]:
     """Return the names of the components that kustomization.yaml offers."""
     text = (MANIFESTS / "kustomization.yaml").read_text()

@@ -14,7 +14,7 @@ from tests.harness.command_line import HSM_KMS
 from tests.harness.wait import patient
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
 # Commands that read no configuration do not take the option.
@@ -59,10 +59,16 @@ class Shell:
         config: The configuration of `hsm-kms`.
         path: Folders of programs, which come before those of PATH.
         env: More of the environment.
+        inside: What comes before bash, to run the commands elsewhere.
     """
 
     def __init__(
-        self, folder: Path, config: Path, path: list[Path], env: Mapping[str, str]
+        self,
+        folder: Path,
+        config: Path,
+        path: list[Path],
+        env: Mapping[str, str],
+        inside: Sequence[str] = (),
     ) -> None:
         self.env = {
             **{n: v for n, v in os.environ.items() if not n.startswith("ETCDCTL_")},
@@ -73,7 +79,10 @@ class Shell:
             **env,
         }
         self._folder = folder
-        self._before = _PROGRAM.format(program=shlex.join(HSM_KMS))
+        # Whoever enters another mount namespace is in its root.
+        self._before = f"cd {shlex.quote(str(folder))}\n" if inside else ""
+        self._before += _PROGRAM.format(program=shlex.join(HSM_KMS))
+        self._inside = inside
 
     def run(self, command: str, *, typed: str, after: str) -> tuple[int, str]:
         """Run a command; what `export` sets is there for the following ones.
@@ -84,7 +93,7 @@ class Shell:
         if command.startswith("export "):
             self._before += command + "\n"
             return 0, ""
-        line = ["bash", "-c", self._before + command]
+        line = [*self._inside, "bash", "-c", self._before + command]
         if typed:
             return self._on_terminal(line, typed, after)
         ended = subprocess.run(

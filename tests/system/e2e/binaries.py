@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 MODULE = Path(__file__).parent / "tools"
 KUBERNETES = "v1.36.3"
 KINE_PACKAGE, KINE = "github.com/k3s-io/kine", "v0.17.5"
+CRICTL_PACKAGE, CRICTL = "sigs.k8s.io/cri-tools/cmd/crictl", "v1.34.0"
 LDFLAGS = f"-s -w -X k8s.io/component-base/version.gitVersion={KUBERNETES}"
 PACKAGES = {
     "etcd": "go.etcd.io/etcd/server/v3",
@@ -58,6 +59,7 @@ class Binaries:
 class NodeBinaries:
     """Paths of the programs of a node."""
 
+    crictl: Path
     kubeadm: Path
     kubelet: Path
 
@@ -93,7 +95,8 @@ def node() -> NodeBinaries:
     Raises:
         MissingToolError: There is no Go.
     """
-    return NodeBinaries(**_built(NODE_PACKAGES))
+    crictl = _installed(CRICTL_PACKAGE, CRICTL, needs=("go",))
+    return NodeBinaries(crictl=crictl, **_built(NODE_PACKAGES))
 
 
 def loader() -> Path:
@@ -112,29 +115,33 @@ def kine() -> Path:
     Raises:
         MissingToolError: There is no Go, or no C compiler.
     """
-    path = _cache() / f"kine-{KINE}"
-    if not path.is_file():
-        if not shutil.which("go") or not shutil.which("gcc"):
-            msg = "no Go or no C compiler here to build kine"
-            raise MissingToolError(msg)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with (
-            _locked(path.parent / "kine.lock"),
-            tempfile.TemporaryDirectory(dir=path.parent) as scratch,
-        ):
-            if not path.is_file():  # nobody built it while this waited
-                _install_kine(Path(scratch), path)
+    return _installed(KINE_PACKAGE, KINE, needs=("go", "gcc"))
+
+
+def _installed(package: str, version: str, *, needs: tuple[str, ...]) -> Path:
+    """Build a program that has a Go module of its own."""
+    name = package.rpartition("/")[2]
+    path = _cache() / f"{name}-{version}"
+    if path.is_file():
+        return path
+    if lacking := [tool for tool in needs if not shutil.which(tool)]:
+        msg = f"no {lacking[0]} here to build {name}"
+        raise MissingToolError(msg)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with (
+        _locked(path.parent / f"{name}.lock"),
+        tempfile.TemporaryDirectory(dir=path.parent) as scratch,
+    ):
+        if not path.is_file():  # nobody built it while this waited
+            cgo = {"GOBIN": scratch, "CGO_ENABLED": str(int("gcc" in needs))}
+            subprocess.run(
+                ["nice", "-n", "10", "go", "install", f"{package}@{version}"],
+                env=os.environ | cgo,
+                check=True,
+                timeout=BUILD_TIMEOUT,
+            )
+            (Path(scratch) / name).replace(path)
     return path
-
-
-def _install_kine(scratch: Path, target: Path) -> None:
-    subprocess.run(
-        ["nice", "-n", "10", "go", "install", f"{KINE_PACKAGE}@{KINE}"],
-        env=os.environ | {"GOBIN": str(scratch), "CGO_ENABLED": "1"},
-        check=True,
-        timeout=BUILD_TIMEOUT,
-    )
-    (scratch / "kine").replace(target)
 
 
 def _assets() -> dict[str, Path]:

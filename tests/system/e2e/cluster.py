@@ -9,6 +9,7 @@ import json
 import secrets
 import ssl
 import subprocess
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cryptography.hazmat.primitives import serialization
@@ -18,8 +19,7 @@ from tests.harness.wait import patient
 from tests.system.e2e.processes import Child, free_ports, wait_for
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
-    from pathlib import Path
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from tests.system.e2e.binaries import Binaries
 
@@ -104,12 +104,16 @@ class ApiServer:
         binaries: The programs.
         etcd: Where it stores.
         folder: For certificates, tokens, logs.
+        user: What comes before the program, to run it as another user.
     """
 
-    def __init__(self, binaries: Binaries, etcd: Etcd, folder: Path) -> None:
+    def __init__(
+        self, binaries: Binaries, etcd: Etcd, folder: Path, user: Sequence[str] = ()
+    ) -> None:
         self._binaries = binaries
         self._etcd = etcd
         self._folder = folder
+        self._user = user
         self._token = secrets.token_hex(16)
         self._encryption: Path | None = None
         self._more_flags: tuple[str, ...] = ()
@@ -151,11 +155,16 @@ class ApiServer:
             self._child.stop()
             self._child = None
 
+    def uid(self) -> int:
+        """Return the user that it runs as."""
+        assert self._child
+        return Path(f"/proc/{self._child.pid}").stat().st_uid
+
     def _try_start(self, *, ready: bool) -> Child:
         self._port = self._kept_port or free_ports(1)[0]
         self._kept_port = 0  # another process may have taken it: not a second time
         child = Child(
-            [self._binaries.kube_apiserver, *self.flags(self._encryption)],
+            [*self._user, self._binaries.kube_apiserver, *self.flags(self._encryption)],
             log=self._folder / "kube-apiserver.log",
         )
 

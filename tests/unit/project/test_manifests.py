@@ -15,6 +15,7 @@ from tests.harness.manifests import (
     KINDS,
     MANIFESTS,
     components,
+    for_a_group,
     kind_of,
     names,
     read,
@@ -181,10 +182,8 @@ def test_an_api_server_that_is_not_root(tmp_path, owned):
     listen = load(path).listen
     [component] = read("components/non-root-apiserver/kustomization.yaml")["patches"]
     [change] = yaml.safe_load(component["patch"])
-    line = uncommented(
-        (MANIFESTS / "tmpfiles.d" / "hsm-kms.conf").read_text(), "d /run/hsm-kms .*"
-    )
-    kind, mode, user, group = tmpfiles(line)["/run/hsm-kms"]
+    text = (MANIFESTS / "tmpfiles.d" / "hsm-kms.conf").read_text()
+    kind, mode, user, group = tmpfiles(for_a_group(text))["/run/hsm-kms"]
 
     assert 0o660 == listen.mode_bits
     assert listen.group == group == str(change["value"])
