@@ -15,7 +15,8 @@ from hsm_kms.etcd.source import EtcdError
 from hsm_kms.etcd.text import printable
 
 if TYPE_CHECKING:
-    from hsm_kms.etcd.endpoint import Endpoint, Tls
+    from hsm_kms.etcd.endpoint import Endpoint
+    from hsm_kms.etcd.tls import Tls
 
 MAX_ANSWER_BYTES: Final = 32 * 1024**2
 """Longest response that is accepted; no object may be longer."""

@@ -11,7 +11,8 @@ from hsm_kms.etcd.text import printable
 if TYPE_CHECKING:
     import socket
 
-    from hsm_kms.etcd.endpoint import Endpoint, Tls
+    from hsm_kms.etcd.endpoint import Endpoint
+    from hsm_kms.etcd.tls import Tls
 
 _NAMES_SECONDS: Final = 2.0
 _MAX_NAMES: Final = 8

@@ -1,16 +1,13 @@
-"""Parse one endpoint of etcd, and load its TLS files."""
+"""Parse one endpoint of etcd, and connect to it."""
 
 from __future__ import annotations
 
 import re
 import socket
-import ssl
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Final
 
 from hsm_kms.errors import ConfigError
-from hsm_kms.etcd.source import EtcdError
 from hsm_kms.etcd.text import printable
 
 _HOST_AND_PORT: Final = re.compile(
@@ -60,68 +57,6 @@ class Endpoint:
         return made
 
 
-@dataclass(frozen=True, slots=True)
-class TlsFiles:
-    """Hold the content of the PEM files of --cacert, --cert and --key.
-
-    Args:
-        cacert: CA certificates; None for gRPC's own.
-        cert: Certificate of the client, or None.
-        key: Private key of the client's certificate, or None.
-    """
-
-    cacert: bytes | None
-    cert: bytes | None
-    key: bytes | None = field(repr=False)
-
-
-@dataclass(frozen=True, slots=True)
-class Tls:
-    """Hold the TLS files, and an SSL context that has accepted them.
-
-    Args:
-        files: The files.
-        context: The context.
-        server_name: Name in the server's certificate; None for the endpoint's host.
-    """
-
-    files: TlsFiles
-    context: ssl.SSLContext
-    server_name: str | None = None
-
-    @staticmethod
-    def load(
-        cacert: Path | None,
-        cert: Path | None,
-        key: Path | None,
-        server_name: str | None = None,
-    ) -> Tls:
-        """Read and check the TLS files.
-
-        Raises:
-            EtcdError: A file cannot be read or is not PEM, or the key does not belong
-                to the certificate.
-        """
-        files = TlsFiles(_read(cacert) or _system_cas(), _read(cert), _read(key))
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        context.set_alpn_protocols(["h2"])
-        try:
-            if cacert:
-                context.load_verify_locations(cacert)
-            else:
-                context.load_default_certs()
-        except (ssl.SSLError, OSError):
-            raise EtcdError(f"{cacert} contains no PEM certificates") from None
-        try:
-            if cert:
-                context.load_cert_chain(cert, key, password=_no_password)
-        except (ssl.SSLError, OSError):
-            raise EtcdError(
-                f"{cert} and {key} are not a PEM certificate and its private key"
-            ) from None
-        return Tls(files, context, server_name)
-
-
 def parse_endpoint(text: str, *, secured: bool) -> Endpoint:
     """Parse an endpoint in the forms that etcdctl accepts.
 
@@ -143,28 +78,6 @@ def parse_endpoint(text: str, *, secured: bool) -> Endpoint:
             [f"--endpoints: {_shown(text)} is not host:port, http://... or https://..."]
         )
     return Endpoint(text, found[1].strip("[]"), int(found[2]), tls=scheme == "https")
-
-
-def _read(path: Path | None) -> bytes | None:
-    if path is None:
-        return None
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise EtcdError(f"{path} cannot be read: {error.strerror}") from None
-
-
-def _system_cas() -> bytes | None:
-    """Return the CA certificates of this system; None if it has no such file."""
-    path = ssl.get_default_verify_paths().cafile
-    try:
-        return Path(path).read_bytes() if path else None
-    except OSError:
-        return None
-
-
-def _no_password() -> str:
-    return ""  # otherwise OpenSSL would ask on the terminal
 
 
 def _shown(text: str) -> str:

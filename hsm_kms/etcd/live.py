@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Final, Self
 
 from hsm_kms.etcd.connection import Link, Login, TooLongError, UnreachableError
 from hsm_kms.etcd.diagnosis import why_not
-from hsm_kms.etcd.endpoint import Endpoint, Tls, parse_endpoint
+from hsm_kms.etcd.endpoint import Endpoint, parse_endpoint
 from hsm_kms.etcd.rpc.rpc_pb2 import RangeRequest, RangeResponse
 from hsm_kms.etcd.source import DEFAULT_PREFIX, EtcdError, Item, end_of
+from hsm_kms.etcd.tls import Tls
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

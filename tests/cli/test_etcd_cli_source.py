@@ -70,6 +70,40 @@ def test_the_environment_of_etcdctl(tmp_path, cli):
     assert 2 == refused.code  # the password stands in two places
 
 
+def test_pem_files_from_a_pipe(tmp_path, cli):
+    """CA, certificate and key can come from stdin, where no file is at hand."""
+    pki = make_certificates(tmp_path / "pki")
+    held = {key.encode(): value for key, value in OBJECTS.items()}
+    ours, private, ca = (
+        path.read_bytes() for path in (pki.client, pki.client_key, pki.ca)
+    )
+    dashes = ("--cacert", "-", "--cert", "-", "--key", "-")
+    with EtcdServer(held, pki) as server:
+        scan = ("scan", "--endpoints", server.endpoint)
+        whole = cli.run(*scan, *dashes, stdin=ours + private + ca)
+        partly = cli.run(
+            *(*scan, "--cacert", pki.ca, "--cert", pki.client, "--key", "-"),
+            stdin=private,
+        )
+        refused = {
+            stdin: cli.run(*scan, *dashes, stdin=stdin)
+            for stdin in (ca + ours + private, ours + ca, b"", b"x" * (2 << 20))
+        }
+
+    for done in (whole, partly):
+        assert (0, "") == (done.code, done.err)
+        assert done.out.startswith("7 objects below /registry/ in ")
+    causes = [
+        *("there is no PEM certificate with its private key in stdin",) * 2,
+        "stdin is empty for a PEM file",
+        "stdin is too long for a PEM file",
+    ]
+    hint = "pipe it in, the client's certificate first: `cat client.crt client.key ca"
+    for cause, done in zip(causes, refused.values(), strict=True):
+        assert 1 == done.code
+        assert done.err.startswith(f"hsm-kms: {cause}\nhint: {hint}"), done
+
+
 def test_nobody_listens():
     """If no etcd listens, cause and hint are printed, and nothing of gRPC's log."""
     done = subprocess.run(

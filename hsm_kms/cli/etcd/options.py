@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 DEFAULT_ENDPOINT: Final = "127.0.0.1:2379"
 STDIN: Final = Path("-")
-_FILE: Final = click.Path(path_type=Path, dir_okay=False)
+_FILE: Final = click.Path(path_type=Path, dir_okay=False, allow_dash=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +35,8 @@ class EtcdChoice:
 
     Args:
         endpoints: Endpoints of etcd, as etcdctl takes them; empty for the default.
-        cacert: PEM file of the CA that signed the server's certificate, or None.
+        cacert: PEM file of the CA that signed the server's certificate, or None. This
+            and the next two can be "-", stdin, which is then one stream for all.
         cert: PEM file of the client's certificate, or None.
         key: PEM file of the private key for `cert`, or None.
         tls_server_name: Name in the server's certificate; None for the endpoint's host.
@@ -99,7 +100,8 @@ _OPTIONS: Final = (
         "--cacert",
         envvar="ETCDCTL_CACERT",
         type=_FILE,
-        help="CA that signed the server's certificate.",
+        help="CA that signed the server's certificate; - is stdin, also for --cert "
+        "and --key: all three in one stream, the client's certificate first.",
     ),
     click.option(
         "--cert", envvar="ETCDCTL_CERT", type=_FILE, help="The client's certificate."

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from hsm_kms.cli.etcd.conditions import migrate_line
 from hsm_kms.cli.etcd.options import open_source
@@ -16,6 +16,11 @@ if TYPE_CHECKING:
     from hsm_kms.cli.etcd.options import EtcdChoice
     from hsm_kms.cli.keys.survey import Found, Survey
 
+_STALE: Final = (
+    "--from-json and --from-snapshot do not show what is stored now; give --endpoints "
+    "(TLS files can come from stdin: see docs/commands.md)"
+)
+
 
 def require_live(choice: EtcdChoice) -> None:
     """Refuse a source that does not show what is stored now.
@@ -24,9 +29,7 @@ def require_live(choice: EtcdChoice) -> None:
         ConfigError: A file was given.
     """
     if choice.from_json or choice.from_snapshot:
-        raise ConfigError(
-            ["--from-json and --from-snapshot do not show what is stored now"]
-        )
+        raise ConfigError([_STALE])
 
 
 def require_unused(

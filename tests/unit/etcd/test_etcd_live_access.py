@@ -14,9 +14,10 @@ import pytest
 from hsm_kms.errors import ConfigError
 from hsm_kms.etcd.connection import Login
 from hsm_kms.etcd.diagnosis import why_not
-from hsm_kms.etcd.endpoint import Endpoint, Tls, parse_endpoint
+from hsm_kms.etcd.endpoint import Endpoint, parse_endpoint
 from hsm_kms.etcd.live import Access, Etcd
 from hsm_kms.etcd.source import EtcdError
+from hsm_kms.etcd.tls import Tls
 from tests.harness.etcd_server import (
     Certificates,
     EtcdServer,
@@ -217,8 +218,8 @@ def test_plain_where_it_is_reset(certificates):
     [
         ({"cacert": "none"}, "none.pem cannot be read: No such file"),
         ({"cacert": "client_key"}, "client_key.pem contains no PEM certificates"),
-        ({"key": "server_key"}, "are not a PEM certificate and its private key"),
-        ({"cert": "client_key"}, "are not a PEM certificate and its private key"),
+        ({"key": "server_key"}, "there is no PEM certificate with its private key in"),
+        ({"cert": "client_key"}, "there is no PEM certificate with its private key in"),
     ],
 )
 def test_files_of_tls(changes, words, certificates):
