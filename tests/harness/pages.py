@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
 ROOT = Path(__file__).parents[2]
 ANYTHING = "..."
@@ -143,6 +143,7 @@ class Walk:
         code: int = 0,
         typed: str = "",
         after: str = "",
+        on: Sequence[Terminal] = (),
     ) -> str:
         """Run the next command, compare its output, and return it.
 
@@ -152,6 +153,8 @@ class Walk:
             code: The exit code that it must have.
             typed: What is typed on a terminal; "" for no terminal.
             after: What the command prints before that; "" for nothing.
+            on: Where to run it, one after the other, if not where the others run; what
+                the last one prints is returned.
         """
         step = self.steps.pop(0)
         assert step.command.startswith(beginning), step
@@ -161,10 +164,13 @@ class Walk:
             step.command.removesuffix(ANYTHING).rstrip(),
         )
         command = f"{command} {more}".rstrip()
-        ended, printed = self._terminal.run(command, typed=typed, after=after)
-        assert code == ended, f"{step.place}: {command} ended with {ended}:\n{printed}"
-        if step.output:
-            self._compare(step, printed)
+        printed = ""
+        for terminal in on or [self._terminal]:
+            ended, printed = terminal.run(command, typed=typed, after=after)
+            what = f"{step.place}: {command} ended with {ended}:\n{printed}"
+            assert code == ended, what
+            if step.output:
+                self._compare(step, printed)
         return printed
 
     def _compare(self, step: Step, printed: str) -> None:

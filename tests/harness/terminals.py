@@ -18,16 +18,18 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 # Commands that read no configuration do not take the option.
-_PROGRAM = """
-hsm-kms() {{
-    case "$*" in
-    "etcd scan"*|"etcd show"*|migrate*|--version) {program} "$@" ;;
-    *--config*|*--socket*) {program} "$@" ;;
-    *) {program} "$@" --config "$HSM_KMS_CONFIG" ;;
-    esac
-}}
+_PROGRAM = """#!/bin/sh
+case "$*" in
+"etcd scan"*|"etcd show"*|migrate*|--version) exec {program} "$@" ;;
+*--config*|*--socket*) exec {program} "$@" ;;
+*) exec {program} "$@" --config "$HSM_KMS_CONFIG" ;;
+esac
 """
-_PROGRESS = re.compile(r"\r[^\n]*\n")  # a line that is drawn again and again
+_KEPT = re.compile(r"export |[\w-]+\(\) \{")  # variables and functions
+# A line that is drawn again and again; and the lines of a migration of over 10 s.
+_PROGRESS = re.compile(
+    r"\r[^\n]*\n|^(\S+: ([\d,]+ of )?)?[\d,]+ objects(, | in \d)[^\n]*\n", re.MULTILINE
+)
 
 
 class InProcess:
@@ -70,27 +72,33 @@ class Shell:
         env: Mapping[str, str],
         inside: Sequence[str] = (),
     ) -> None:
+        bin_folder = folder / "bin"
+        bin_folder.mkdir(exist_ok=True)
+        program = bin_folder / "hsm-kms"
+        program.write_text(_PROGRAM.format(program=shlex.join(HSM_KMS)))
+        program.chmod(0o755)
         self.env = {
             **{n: v for n, v in os.environ.items() if not n.startswith("ETCDCTL_")},
             "HOME": str(folder),
             "HSM_KMS_CONFIG": str(config),
             "LC_ALL": "C.UTF-8",
-            "PATH": os.pathsep.join([*map(str, path), os.environ["PATH"]]),
+            "PATH": os.pathsep.join(
+                [*map(str, path), str(bin_folder), os.environ["PATH"]]
+            ),
             **env,
         }
         self._folder = folder
         # Whoever enters another mount namespace is in its root.
         self._before = f"cd {shlex.quote(str(folder))}\n" if inside else ""
-        self._before += _PROGRAM.format(program=shlex.join(HSM_KMS))
         self._inside = inside
 
     def run(self, command: str, *, typed: str, after: str) -> tuple[int, str]:
-        """Run a command; what `export` sets is there for the following ones.
+        """Run a command; variables and functions are there for the following ones.
 
         What is typed is typed on a terminal, when the text before it has been printed.
-        The progress that a terminal shows is left out.
+        The progress is left out, which depends on the time.
         """
-        if command.startswith("export "):
+        if _KEPT.match(command):
             self._before += command + "\n"
             return 0, ""
         line = [*self._inside, "bash", "-c", self._before + command]
@@ -107,7 +115,7 @@ class Shell:
             check=False,
             timeout=patient(300),
         )
-        return ended.returncode, ended.stdout
+        return ended.returncode, _PROGRESS.sub("", ended.stdout)
 
     def _on_terminal(self, line: list[str], typed: str, after: str) -> tuple[int, str]:
         outer, inner = pty.openpty()

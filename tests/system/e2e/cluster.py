@@ -32,38 +32,61 @@ UNSAFE = "--feature-gates=AllowUnsafeMalformedObjectDeletion=true"
 
 
 class Etcd:
-    """One etcd with its data below `folder`."""
+    """One etcd, or several that are members of one cluster.
 
-    def __init__(self, binaries: Binaries, folder: Path) -> None:
+    Args:
+        binaries: The programs.
+        folder: For data and logs.
+        members: Number of members.
+
+    Attributes:
+        urls: The URL of each member.
+    """
+
+    def __init__(self, binaries: Binaries, folder: Path, members: int = 1) -> None:
         self._binaries = binaries
         self._folder = folder
-        self._child = _started(self._try_start)
+        self._names = ["etcd", *(f"etcd-{number}" for number in range(1, members))]
+        self.urls: list[str] = []
+        self._children = _started(self._try_start)
 
-    def _try_start(self) -> Child:
-        client, peer = (f"http://127.0.0.1:{port}" for port in free_ports(2))
-        self.url = client
-        child = Child(
-            [
-                self._binaries.etcd,
-                "--data-dir",
-                self._folder / "etcd",
-                "--listen-client-urls",
-                client,
-                "--advertise-client-urls",
-                client,
-                "--listen-peer-urls",
-                peer,
-                "--unsafe-no-fsync",
-                "--log-level=warn",
-            ],
-            log=self._folder / "etcd.log",
+    @property
+    def url(self) -> str:
+        """Return the URLs of all members, as etcdctl and the API server take them."""
+        return ",".join(self.urls)
+
+    def _try_start(self) -> list[Child]:
+        ports = iter(free_ports(2 * len(self._names)))
+        clients, peers = (
+            {name: f"http://127.0.0.1:{next(ports)}" for name in self._names}
+            for _ in range(2)
         )
+        self.urls = list(clients.values())
+        together = ",".join(f"{name}={url}" for name, url in peers.items())
+        children = [
+            self._member(name, clients[name], peers[name], together)
+            for name in self._names
+        ]
 
         def healthy() -> bool:
-            child.check()
+            for child in children:
+                child.check()
             return self._ctl("endpoint", "health").returncode == 0
 
-        return _awaited("etcd", child, healthy)
+        return _awaited("etcd", children, healthy)
+
+    def _member(self, name: str, client: str, peer: str, together: str) -> Child:
+        return Child(
+            [
+                *(self._binaries.etcd, "--name", name),
+                *("--data-dir", self._folder / name),
+                *("--listen-client-urls", client, "--advertise-client-urls", client),
+                *("--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer),
+                *("--initial-cluster", together),
+                *("--unsafe-no-fsync", "--log-level=warn"),
+            ],
+            log=self._folder / f"{name}.log",
+        )
 
     def _ctl(
         self, *args: str, stdin: bytes | None = None
@@ -93,8 +116,9 @@ class Etcd:
         return done.stdout
 
     def stop(self) -> None:
-        """Stop it."""
-        self._child.stop()
+        """Stop every member."""
+        for child in self._children:
+            child.stop()
 
 
 class ApiServer:
@@ -140,7 +164,7 @@ class ApiServer:
         """
         self._encryption = encryption
         self._more_flags = more_flags
-        self._child = _started(lambda: self._try_start(ready=ready))
+        [self._child] = _started(lambda: self._try_start(ready=ready))
         self._kept_port = self._port
         self._write_kubeconfig()
 
@@ -160,7 +184,7 @@ class ApiServer:
         assert self._child
         return Path(f"/proc/{self._child.pid}").stat().st_uid
 
-    def _try_start(self, *, ready: bool) -> Child:
+    def _try_start(self, *, ready: bool) -> list[Child]:
         self._port = self._kept_port or free_ports(1)[0]
         self._kept_port = 0  # another process may have taken it: not a second time
         child = Child(
@@ -175,7 +199,7 @@ class ApiServer:
             child.check()
             return all(self.get(path)[0] == 200 for path in paths)
 
-        return _awaited("kube-apiserver", child, answers)
+        return _awaited("kube-apiserver", [child], answers)
 
     def flags(self, encryption: Path | None) -> list[str]:
         """Return the flags of kube-apiserver with this EncryptionConfiguration."""
@@ -271,7 +295,7 @@ class ApiServer:
         self.kubeconfig.write_text(json.dumps(config))
 
 
-def _started(start: Callable[[], Child]) -> Child:
+def _started(start: Callable[[], list[Child]]) -> list[Child]:
     for _ in range(START_TRIES - 1):
         try:
             return start()
@@ -281,13 +305,16 @@ def _started(start: Callable[[], Child]) -> Child:
     return start()
 
 
-def _awaited(name: str, child: Child, ready: Callable[[], bool]) -> Child:
+def _awaited(
+    name: str, children: list[Child], ready: Callable[[], bool]
+) -> list[Child]:
     try:
         wait_for(f"answer of {name}", ready, timeout=START_TIMEOUT)
     except BaseException:
-        child.kill()
+        for child in children:
+            child.kill()
         raise
-    return child
+    return children
 
 
 def _rsa_key() -> bytes:

@@ -27,7 +27,7 @@ from tests.harness.wait import patient
 from tests.system.e2e.processes import Child, wait_for
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
 MODULES = (
     "/usr/lib/softhsm/libsofthsm2.so",
@@ -59,10 +59,7 @@ class Token:
         self.pin_file = folder / "pin"
         self._store = folder / "tokens"
         self._store.mkdir(parents=True)
-        self.conf.write_text(
-            f"directories.tokendir = {self._store}\n"
-            "objectstore.backend = file\nlog.level = ERROR\n"
-        )
+        self._write_conf()
         pin = secrets.token_hex(8)
         self.pin_file.touch(mode=0o600)
         self.pin_file.write_text(pin)
@@ -83,6 +80,12 @@ class Token:
             capture_output=True,
         )
 
+    def _write_conf(self) -> None:
+        self.conf.write_text(
+            f"directories.tokendir = {self._store}\n"
+            "objectstore.backend = file\nlog.level = ERROR\n"
+        )
+
     @contextmanager
     def away(self) -> Iterator[None]:
         """Take the token away, as if it were unplugged, and put it back."""
@@ -94,11 +97,39 @@ class Token:
             elsewhere.rename(self._store)
 
 
-class Plugin:
-    """One `hsm-kms serve`, which can be killed and started again."""
+class TokenOfOthers(Token):
+    """A token that other nodes use too, by a way that can be cut for one node alone.
 
-    def __init__(self, folder: Path, token: Token | None = None) -> None:
+    Args:
+        token: The token.
+        folder: Of this node.
+    """
+
+    def __init__(self, token: Token, folder: Path) -> None:
+        self.conf = folder / "softhsm2.conf"
+        self.pin_file = token.pin_file
+        self._store = folder / "tokens"
+        self._store.symlink_to(token._store)
+        self._write_conf()
+
+
+class Plugin:
+    """One `hsm-kms serve`, which can be killed and started again.
+
+    Args:
+        folder: For its files.
+        token: The token; a new one with a new key if None.
+        env: More of its environment.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        token: Token | None = None,
+        env: Mapping[str, str] | None = None,
+    ) -> None:
         folder.mkdir(exist_ok=True)
+        self._env = env
         self.socket = folder / "kms.sock"
         self.token = token or Token(folder / "token")
         self._folder = folder
@@ -147,6 +178,7 @@ class Plugin:
         self._child = child = Child(
             [*HSM_KMS, "serve", "--config", self.config_file],
             log=self._folder / "hsm-kms.log",
+            env=self._env,
         )
 
         def healthy() -> bool:
@@ -180,6 +212,10 @@ class Plugin:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             yield
+
+    def log(self) -> str:
+        """Return everything that it has logged."""
+        return (self._folder / "hsm-kms.log").read_text()
 
     def server(self) -> dict[str, Any]:
         """Read /status of its admin socket; empty where nobody answers."""

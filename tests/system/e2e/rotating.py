@@ -12,6 +12,7 @@ from tests.harness.command_line import HSM_KMS
 from tests.harness.wait import patient
 from tests.system.e2e.processes import wait_for
 from tests.system.e2e.stored import parse_v2
+from tests.system.e2e.world import NAMESPACE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -102,6 +103,16 @@ def a_day_later(shell: Shell, world: World) -> Iterator[None]:
     shell.env = before | later.env
     yield
     shell.env = before
+
+
+def everything_reads(world: World, names: list[str]) -> None:
+    """An API server with empty caches reads every Secret."""
+    world.api.restart()
+    status, body = world.api.get(NAMESPACE)
+    assert 200 == status, body.decode()
+    there = {item["metadata"]["name"] for item in json.loads(body)["items"]}
+    assert there >= set(names)
+    assert f"text of {names[0]}" == world.read(names[0])
 
 
 def wait_until_current(world: World, key_id: str) -> None:

@@ -12,9 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import pytest
 
 from tests.harness.etcd_samples import v2
-from tests.harness.etcd_server import make_certificates
 from tests.harness.pages import walk
-from tests.harness.terminals import Shell
 from tests.system.e2e.cluster import UNSAFE
 from tests.system.e2e.plugin import Plugin, softhsm_module
 from tests.system.e2e.rotating import (
@@ -23,6 +21,7 @@ from tests.system.e2e.rotating import (
     wait_until_current,
     write_under,
 )
+from tests.system.e2e.shells import names_on, node_shell, operator_shell
 from tests.system.e2e.stored import BY_A_LOST_KEY
 from tests.system.e2e.world import World, running_world
 
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from tests.harness.terminals import Shell
     from tests.system.e2e.binaries import Binaries
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600, func_only=True)]
@@ -41,16 +41,18 @@ BROKEN = "/registry/secrets/default/broken"
 
 
 class Node(NamedTuple):
-    """A node of a cluster, and a shell on it.
+    """A node of a cluster, and the shells of its operator.
 
     Args:
         world: The cluster.
-        shell: Where commands are run.
+        shell: A shell on the node.
+        operator: A shell where kubectl is.
         names: What the node has in place of the texts of the pages.
     """
 
     world: World
     shell: Shell
+    operator: Shell
     names: dict[str, str]
 
 
@@ -63,33 +65,14 @@ def node(binaries: Binaries, new_folder: Callable[[], Path]) -> Iterator[Node]:
         world.create("middle", "by v1")
         world.api.restart(world.encryption("v2", "v1"))
         world.create("late", "by v2")
-        pki = make_certificates(world.folder / "pki")
-        shell = Shell(
-            world.folder,
-            world.plugin.config_file,
-            [binaries.etcd.parent, binaries.etcdctl.parent, binaries.kubectl.parent],
-            {
-                "KUBECONFIG": str(world.api.kubeconfig),
-                "SOFTHSM2_CONF": str(world.plugin.token.conf),
-            },
-        )
-        names = {
-            "https://127.0.0.1:2379": world.etcd.url,
-            "/etc/kubernetes/pki/etcd/ca.crt": str(pki.ca),
-            "/etc/kubernetes/pki/etcd/server.crt": str(pki.client),
-            "/etc/kubernetes/pki/etcd/server.key": str(pki.client_key),
-            "/etc/kubernetes/pki/apiserver-etcd-client.crt": str(pki.client),
-            "/etc/kubernetes/pki/apiserver-etcd-client.key": str(pki.client_key),
-        }
-        yield Node(world, shell, names)
+        yield Node(world, node_shell(world), operator_shell(world), names_on(world))
 
 
 def follow_what_the_api_server_stores(node: Node) -> None:
     """The README shows a Secret as kubectl and etcd have it."""
-    node.shell.run(
-        f"export ETCDCTL_ENDPOINTS={node.world.etcd.url}", typed="", after=""
-    )
-    with walk(node.shell, "README.md", "Try it (3)", names=node.names) as page:
+    for shell in (node.shell, node.operator):
+        shell.env["ETCDCTL_ENDPOINTS"] = node.world.etcd.url
+    with walk(node.operator, "README.md", "Try it (3)", names=node.names) as page:
         page.run("kubectl create")
         page.run("kubectl get")
         page.run("etcdctl get")
@@ -110,17 +93,16 @@ def follow_etcd(node: Node) -> None:
         "Decrypt: `hsm-kms etcd decrypt`",
         names=node.names,
     ) as page:
-        page.run("export")
-        page.run("export")
-        page.run("hsm-kms etcd scan")
-        page.run("hsm-kms etcd scan --fail-if", code=1)
+        page.run("with_etcd hsm-kms etcd scan")
+        page.run("with_etcd hsm-kms etcd scan --fail-if", code=1)
         page.run("etcdctl get")
         node.world.etcd.ctl("snapshot", "save", str(node.world.folder / "snapshot.db"))
-        page.run("hsm-kms etcd scan --from-snapshot")
-        page.run("hsm-kms etcd show")
-        page.run("hsm-kms etcd verify")
-        page.run("hsm-kms etcd verify --from-snapshot", code=1)
-        page.run("hsm-kms etcd decrypt", typed="y\n", after="[y/N]: ")
+        elsewhere = [node.operator]
+        page.run("hsm-kms etcd scan --from-snapshot", on=elsewhere)
+        page.run("with_etcd hsm-kms etcd show")
+        page.run("with_etcd hsm-kms etcd verify")
+        page.run("hsm-kms etcd verify --from-snapshot", code=1, on=elsewhere)
+        page.run("hsm-kms etcd decrypt", typed="y\n", after="[y/N]: ", on=elsewhere)
 
 
 def follow_api_server_asked(node: Node) -> None:
@@ -129,7 +111,7 @@ def follow_api_server_asked(node: Node) -> None:
     node.world.api.stop()
     node.world.api.start(node.world.encryption("v2"), UNSAFE)
     with walk(
-        node.shell, "docs/troubleshooting.md", "Troubleshooting (3)", names={}
+        node.operator, "docs/troubleshooting.md", "Troubleshooting (3)", names={}
     ) as page:
         page.run("kubectl get --raw")
 
@@ -141,38 +123,6 @@ def pending(world: World) -> str:
     return key_id
 
 
-def follow_rotation(node: Node) -> None:
-    """docs/rotation.md replaces a key, step by step."""
-    world = node.world
-    with walk(
-        node.shell,
-        "docs/rotation.md",
-        "1. Generate the key",
-        "1. Generate the key (2)",
-        "2. Check that every node has switched",
-        "3. Re-encrypt stored objects",
-        "4. Prove that nothing needs the old key",
-        "5. Retire the old key",
-        "6. Destroy it",
-        names=node.names,
-    ) as page:
-        old = world.plugin.status().key_id
-        page.run("hsm-kms keys rotate", SOON)
-        page.run("hsm-kms keys list")
-        new = pending(world)
-        wait_until_current(world, new)
-        page.run("hsm-kms status")
-        write_under(world, "new", new)
-        page.run("hsm-kms migrate")
-        page.run("hsm-kms etcd scan")
-        etcd = world.etcd.url
-        page.run("hsm-kms keys retire", etcd, typed="y\n", after="[y/N]: ")
-        with a_day_later(node.shell, world):
-            page.run(
-                "hsm-kms keys destroy", etcd, typed=f"{old}\n", after="destroy it: "
-            )
-
-
 def follow_unreadable(node: Node) -> None:
     """docs/rotation.md looks at an object under a lost key, and deletes it."""
     node.world.etcd.ctl("put", BROKEN, stdin=BY_A_LOST_KEY)
@@ -181,10 +131,10 @@ def follow_unreadable(node: Node) -> None:
         "docs/rotation.md",
         "Objects that cannot be read",
         "Objects that cannot be read (2)",
-        names={"NAMESPACE": "default", "NAME": "broken"},
+        names=node.names | {"NAMESPACE": "default", "NAME": "broken"},
     ) as page:
-        shown = page.run("hsm-kms etcd show")
-        page.run("kubectl delete --raw")
+        shown = page.run("with_etcd hsm-kms etcd show")
+        page.run("kubectl delete --raw", on=[node.operator])
 
     assert "aescbc" in shown
     assert "default/broken" not in node.world.etcd.secrets()
@@ -240,20 +190,21 @@ def follow_stolen_pin(node: Node) -> None:
         page.run("install", typed=f"{NEW_PIN}\n\x04")
         page.run("hsm-kms check")
         assert unwanted in page.run("hsm-kms keys list")
-        page.run("hsm-kms keys cancel", "--yes")
-        page.run("hsm-kms etcd scan", code=1)
-        assert "not generated on the token" in page.run("hsm-kms etcd verify", code=1)
+        page.run("hsm-kms keys cancel", typed="y\n", after="[y/N]: ")
+        page.run("with_etcd hsm-kms etcd scan", code=1)
+        verified = page.run("with_etcd hsm-kms etcd verify", code=1)
+        assert "not generated on the token" in verified
         world.etcd.ctl("del", PLANTED)
         page.run("hsm-kms keys rotate", SOON)
         new = pending(world)
         wait_until_current(world, new)
         assert f"key_id: {new}\n" in page.run("hsm-kms status")
         write_under(world, "after", new)
-        page.run("hsm-kms migrate")
-        page.run("hsm-kms keys retire", "--yes")
-        page.run("hsm-kms keys retire", "--yes")
+        page.run("hsm-kms migrate", on=[node.operator])
+        page.run("with_etcd hsm-kms keys retire")
+        page.run("with_etcd hsm-kms keys retire")
         with a_day_later(node.shell, world):
-            page.run("hsm-kms keys destroy", typed=f"{foreign}\n", after="destroy it: ")
+            page.run("with_etcd hsm-kms keys destroy")
 
     assert {new: "current", old: "retired"} == operator.states()
 
@@ -270,7 +221,7 @@ def follow_database_after_a_disaster(node: Node) -> None:
         names={"/var/lib/etcd": str(world.folder / "etcd")},
     ) as page:
         page.run("cp")
-        assert "secrets" in page.run("hsm-kms etcd scan")
+        assert "secrets" in page.run("hsm-kms etcd scan", on=[node.operator])
 
 
 def test_pages(node):
@@ -278,7 +229,6 @@ def test_pages(node):
     follow_what_the_api_server_stores(node)
     follow_etcd(node)
     follow_api_server_asked(node)
-    follow_rotation(node)
     follow_unreadable(node)
     follow_stolen_pin(node)
     follow_database_after_a_disaster(node)

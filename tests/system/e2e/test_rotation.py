@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import time
 from typing import TYPE_CHECKING
 
@@ -15,12 +14,13 @@ from tests.system.e2e.rotating import (
     ACTIVATE_IN,
     DAY,
     Operator,
+    everything_reads,
     key_ids,
     rotate,
     write_under,
 )
 from tests.system.e2e.stored import parse_v2
-from tests.system.e2e.world import NAMESPACE, Client, World, Writer, running_world
+from tests.system.e2e.world import NAMESPACE, Client, Writer, running_world
 
 if TYPE_CHECKING:
     from tests.system.e2e.cluster import ApiServer
@@ -78,16 +78,6 @@ def test_60_a_rotation_from_end_to_end(binaries, new_folder):
         operator.on_token(*destroy, "--backups-expired", env=later.env)
         assert old not in operator.states()
         everything_reads(world, [*names, *writer.names])
-
-
-def everything_reads(world: World, names: list[str]) -> None:
-    """An API server with empty caches reads every Secret."""
-    world.api.restart()
-    status, body = world.api.get(NAMESPACE)
-    assert 200 == status, body.decode()
-    there = {item["metadata"]["name"] for item in json.loads(body)["items"]}
-    assert there >= set(names)
-    assert f"text of {names[0]}" == world.read(names[0])
 
 
 def test_the_way_back_with_a_suffix(binaries, new_folder):

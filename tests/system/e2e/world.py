@@ -112,6 +112,7 @@ class Client:
         names: The Secrets it makes them for; endless.
         request: Makes one for this Secret; returns the answer's status and body.
         expected: The status of an answer that is no failure.
+        pause: Seconds between two requests.
     """
 
     def __init__(
@@ -119,17 +120,19 @@ class Client:
         names: Iterator[str],
         request: Callable[[str], tuple[int, bytes]],
         expected: int,
+        pause: float = PAUSE,
     ) -> None:
         self.failures: list[str] = []
         self.names: list[str] = []  # of the requests so far
         self._next = names
         self._request = request
         self._expected = expected
+        self._pause = pause
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._run)
 
     def _run(self) -> None:
-        while not self._done.wait(PAUSE):
+        while not self._done.wait(self._pause):
             name = next(self._next)
             try:
                 status, body = self._request(name)
