@@ -6,12 +6,12 @@ import errno
 import os
 import socket
 import stat
-import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final, TypeAlias
 
 from hsm_kms.errors import HsmKmsError
+from hsm_kms.server.socket_path import peer_of
 
 _SECONDS: Final = 3.0
 _START: Final = "start the server (`hsm-kms serve`), or read its log"
@@ -21,7 +21,6 @@ _START: Final = "start the server (`hsm-kms serve`), or read its log"
 _PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0"
 _FRAME_HEADER_BYTES: Final = 9
 _SETTINGS: Final = 4
-_UCRED: Final = "3i"  # struct ucred of unix(7): pid, uid, gid
 
 Refused: TypeAlias = Callable[[Path, OSError], HsmKmsError]
 
@@ -49,7 +48,7 @@ def require_kms(
             probe.connect(os.fspath(path))
         except OSError as error:
             raise (refused or failure)(path, error) from None
-        pid = _peer(probe)
+        pid = peer_of(probe)
         _require_grpc(path, pid, _greeting(probe))
     return pid
 
@@ -88,7 +87,7 @@ def _require_grpc(path: Path, pid: int, greeting: bytes | None) -> None:
 
 def _silent(path: Path, pid: int) -> HsmKmsError:
     cause = f"the server on {path}{_named(pid)} does not answer"
-    if is_stopped(pid):
+    if _is_stopped(pid):
         return HsmKmsError(f"{cause}: it is stopped", hint=f"run: kill -CONT {pid}")
     return HsmKmsError(cause, hint="read its log, and restart it")
 
@@ -97,7 +96,7 @@ def _named(pid: int) -> str:
     return f" (process {pid})" if pid else ""
 
 
-def is_stopped(pid: int) -> bool:
+def _is_stopped(pid: int) -> bool:
     """Return True if a process was stopped, by SIGSTOP or a debugger.
 
     Args:
@@ -108,13 +107,6 @@ def is_stopped(pid: int) -> bool:
     except OSError:
         return False
     return found.rpartition(b")")[2].split()[0] in {b"T", b"t"}
-
-
-def _peer(probe: socket.socket) -> int:
-    size = struct.calcsize(_UCRED)
-    told = probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
-    pid: int = struct.unpack(_UCRED, told)[0]
-    return pid
 
 
 def failure(path: Path, error: OSError) -> HsmKmsError:

@@ -124,9 +124,14 @@ def _ask(socket: Path, server: dict[str, Any] | None) -> dict[str, str]:
                 kms_v2_pb2.StatusRequest(), timeout=SECONDS, metadata=[(OBSERVER, "1")]
             )
     except grpc.RpcError as error:
-        if server is not None and error.code() is grpc.StatusCode.UNIMPLEMENTED:
-            known = {name: server[name] for name in ("healthz", "key_id")}
-            return known | {"version": V1_VERSION}
+        if error.code() is grpc.StatusCode.UNIMPLEMENTED:
+            if server is not None:
+                known = {name: server[name] for name in ("healthz", "key_id")}
+                return known | {"version": V1_VERSION}
+            raise HsmKmsError(
+                f"no Status from {socket}: the plugin does not serve KMS v2",
+                hint=f"to try KMS v1, run `hsm-kms probe --socket {socket}`",
+            ) from None
         raise HsmKmsError(
             f"no Status from {socket}: {error.code().name}: {error.details()}",
             hint=_why_none(server),

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 # Names of processes that are an API server or contain one: of k3s and of MicroK8s.
 NAMES: Final = frozenset({b"kube-apiserver", b"k3s-server", b"kubelite"})
+_ENFORCE: Final = Path("/sys/fs/selinux/enforce")
 _FS: Final = 3  # of real, effective, saved, and that for access to files
 
 
@@ -117,6 +118,20 @@ def credentials_of(pid: int) -> Credentials:
         groups=tuple(map(int, fields[b"Groups"])),
         capabilities=int(fields[b"CapEff"][0], 16),
     )
+
+
+def selinux_label(process: int | str) -> str:
+    """Return the label with which SELinux judges a process; "" if it enforces nothing.
+
+    Args:
+        process: Its process id, or "self".
+    """
+    try:
+        if _ENFORCE.read_text().strip() != "1":
+            return ""
+        return Path(f"/proc/{process}/attr/current").read_text().strip("\0\n")
+    except OSError:  # the kernel has no SELinux
+        return ""
 
 
 def has_same_file(pid: int, path: Path) -> bool | None:

@@ -128,8 +128,17 @@ def server_on(path: Path) -> int | None:
                 f"cannot find out whether a server uses {path}: {e.strerror}",
                 hint="stop the process that uses it, or choose another listen.socket",
             ) from e
-        size = struct.calcsize(_UCRED)
-        told = probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
+        return peer_of(probe)
+
+
+def peer_of(connection: socket.socket) -> int:
+    """Return the process id of the server of a connection; 0 if it cannot be seen.
+
+    Args:
+        connection: A connected unix socket.
+    """
+    size = struct.calcsize(_UCRED)
+    told = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
     pid: int = struct.unpack(_UCRED, told)[0]
     return pid
 

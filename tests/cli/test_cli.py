@@ -180,7 +180,9 @@ def test_status_of_kms_v1_alone(make_plugin, hsm):
     assert 0 == shown.returncode
     assert re.match(r"healthz: ok\nkey_id: \S{26}\nversion: v1beta1\n", shown.stdout)
     assert 1 == by_socket.returncode
-    assert "no Status" in by_socket.stderr
+    assert "the plugin does not serve KMS v2\nhint: to try KMS v1, run `hsm-kms " in (
+        by_socket.stderr
+    )
 
 
 def select(plugin, label):

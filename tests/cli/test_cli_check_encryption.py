@@ -169,14 +169,6 @@ def test_manifests(make_plugin, hsm, path):
     assert 0 == code, found
 
 
-def test_ids_are_documented():
-    """docs/commands.md lists each id of `--encryption-config`, in order."""
-    page = (ROOT / "docs" / "commands.md").read_text()
-    rows = re.findall(r"^\| `(encryption-config[a-z-]*)` \|", page, re.MULTILINE)
-
-    assert [*STEPS] == rows
-
-
 def test_a_stdin_that_is_read_once(node):
     """With --wait the file is not read again."""
     ended = run(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from hsm_kms.cli.check import node, token
+from hsm_kms.cli.check import encryption_config, node, token
 from tests.cli.waiting import run_until_waiting
 from tests.harness.processes import stop
 from tests.harness.wait import wait_for
@@ -49,7 +49,7 @@ def test_ids_are_documented():
         r"^\| `([a-z-]+)` \|", section.partition("\n## ")[0], re.MULTILINE
     )
 
-    assert ["configuration", "user", *STEPS[1:]] == rows
+    assert ["configuration", "user", *STEPS[1:], *encryption_config.STEPS] == rows
 
 
 def test_without_pin(make_plugin, hsm, directory):

@@ -259,6 +259,22 @@ def test_fault_of_one_call(directory):
     assert ["decrypt"] == [*found["failed"]]
 
 
+def test_version_that_changes(directory):
+    """A version that changes is a fault, even from one good version to another."""
+    calls = iter(range(10))
+
+    def status(reply, _):
+        reply.version = "v2" if next(calls) < 3 else "v2beta1"
+
+    with OddPlugin(directory / "s", Status=status):
+        _, found = outcomes(directory / "s")
+
+    assert (
+        'Status: version is "v2beta1", and was "v2" before'
+        == (found["failed"]["status"])
+    )
+
+
 def test_rotation_meanwhile(directory):
     """A key that is rotated between Status and Encrypt is no fault."""
     calls = iter(range(100))

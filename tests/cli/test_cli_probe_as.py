@@ -6,8 +6,10 @@ import contextlib
 import json
 import os
 import shutil
+import signal
 import struct
 import subprocess
+import threading
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,12 @@ import pytest
 from hsm_kms.server.api_servers import credentials_of
 from tests.cli.odd_plugin import OddPlugin
 from tests.harness.command_line import HSM_KMS, run
-from tests.harness.processes import in_namespace, namespace_prefix
+from tests.harness.processes import (
+    alive,
+    children_of,
+    in_namespace,
+    namespace_prefix,
+)
 from tests.harness.wait import patient, wait_for
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root may become others")
@@ -276,3 +283,26 @@ def test_as_a_process(api_server, socket):
 
     assert (0, "") == (ended.returncode, ended.stderr)
     assert f"✓ kube-apiserver: process {pid}, {WHO}\n" in ended.stdout
+
+
+def test_interrupted(api_server, directory):
+    """Ctrl-C while a call hangs ends the command, and the process that calls."""
+    done = threading.Event()
+    pid = api_server("setpriv", *ROOT)
+    path = directory / "hangs"
+    command = [*HSM_KMS, "probe", "--socket", path, "--as-apiserver", str(pid)]
+    with OddPlugin(path, Encrypt=lambda *_: done.wait(patient(60))) as plugin:
+        process = subprocess.Popen(
+            [*command, "--timeout", "1h"],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        wait_for(lambda: plugin.calls["Encrypt"])
+        (calling,) = children_of(process.pid)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=patient(60))
+        wait_for(lambda: not alive(calling))
+        done.set()
+
+    assert (130, "hsm-kms: interrupted\n") == (process.returncode, said)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _DEFAULT_SECONDS: Final = 3.0
 _EVERYTHING: Final = "*.*"
-# Resources that kube-apiserver refuses, and why.
+# What is stored without being a resource of the API.
 _NOT_ENCRYPTED: Final = frozenset(
     {"apiserveripinfo", "serviceipallocations", "servicenodeportallocations"}
 )
@@ -125,11 +125,11 @@ def names(all_: list[Plugin]) -> Iterator[Verdict]:
                 fails=not v1,
             )
         if name in seen:
-            what = "which an API server refuses that reloads the file" if v1 else ""
             yield Verdict(
                 place=place,
-                cause=f"is the name of another provider, too{what and ', ' + what}",
+                cause="is the name of another provider, too",
                 cure="give each provider a name of its own",
+                # With KMS v1 only an API server that reloads the file refuses it.
                 fails=not v1,
             )
         seen.add(name)

@@ -143,13 +143,26 @@ def _attempt(request: Request, process: int | None) -> _Attempt:
         result = as_api_server.examine_as(server.credentials, request)
     except HsmKmsError as error:
         report.fail("api-server", "kube-apiserver", error)
-        report.skip(examination.STEPS, because("api-server"))
+        report.skip((*examination.STEPS, "mount"), because("api-server"))
         return _Attempt(report, None, server)
     what = f"kube-apiserver: process {server.pid}, {server.credentials}"
     report.ok("api-server", what)
+    _warn_of_label(report, server.pid, request.socket)
     report.take(result.findings)
     _check_mount(report, server.pid, Path(request.socket).absolute())
     return _Attempt(report, result, server)
+
+
+def _warn_of_label(report: Report, pid: int, socket: str) -> None:
+    """Say that SELinux may deny to the API server what it allows this command."""
+    label, mine = api_servers.selinux_label(pid), api_servers.selinux_label("self")
+    if label and label != mine:
+        report.warn(
+            "api-server",
+            f"SELinux: kube-apiserver runs as {label}, and this command as {mine}, so "
+            "what SELinux denies to kube-apiserver alone is not found",
+            f"to try that, run `runcon {label} hsm-kms probe --socket {socket}`",
+        )
 
 
 def _check_mount(report: Report, pid: int, socket: Path) -> None:

@@ -81,9 +81,9 @@ class ApiV2(Api):
         self._known = False
         reply = self._client.status()
         self._known = True
-        self.version, self.healthz = reply.version, reply.healthz
-        self.key_id = reply.key_id
-        yield from rules.status_faults(reply)
+        before, self.version = self.version, reply.version
+        self.healthz, self.key_id = reply.healthz, reply.key_id
+        yield from rules.status_faults(reply, before)
 
     def encrypt(self, plaintext: bytes) -> Iterator[HsmKmsError]:
         """See `Api.encrypt`."""

@@ -1,7 +1,7 @@
-"""Say what kube-apiserver refuses in the answers of a KMS plugin, and in no other way.
+"""Say what kube-apiserver refuses in the answers of a KMS plugin.
 
-1. Status (v2): healthz is exactly "ok"; version is "v2" or "v2beta1"; key_id has 1 to
-   1,024 bytes.
+1. Status (v2): healthz is exactly "ok"; version is "v2" or "v2beta1", and always the
+   same; key_id has 1 to 1,024 bytes.
 2. Encrypt (v2): ciphertext has 1 to 1,024 bytes; key_id has 1 to 1,024 bytes and is
    that of Status; annotations have 32,768 bytes at most, keys and values together, and
    each key is a domain name of two labels or more.
@@ -41,8 +41,13 @@ _SHOWN: Final = 256  # characters of a text of the plugin
 _OF_PLUGIN: Final = "this is a fault of the plugin: report it to its maker"
 
 
-def status_faults(reply: StatusResponse) -> Iterator[HsmKmsError]:
-    """Yield what is wrong with a Status of KMS v2."""
+def status_faults(reply: StatusResponse, before: str) -> Iterator[HsmKmsError]:
+    """Yield what is wrong with a Status of KMS v2.
+
+    Args:
+        reply: The answer.
+        before: The version in the answer before; "" if this is the first.
+    """
     if reply.healthz != "ok":
         yield HsmKmsError(
             f'healthz is "{printable(reply.healthz, _SHOWN)}", and not "ok"',
@@ -51,6 +56,11 @@ def status_faults(reply: StatusResponse) -> Iterator[HsmKmsError]:
     if reply.version not in V2_VERSIONS:
         yield HsmKmsError(
             f'version is "{printable(reply.version)}", and neither "v2" nor "v2beta1"',
+            hint=_OF_PLUGIN,
+        )
+    elif before and reply.version != before:
+        yield HsmKmsError(
+            f'version is "{reply.version}", and was "{printable(before)}" before',
             hint=_OF_PLUGIN,
         )
     yield from _key_id_faults(reply.key_id)

@@ -181,8 +181,13 @@ class ApiServer:
 
     def uid(self) -> int:
         """Return the user that it runs as."""
-        assert self._child
-        return Path(f"/proc/{self._child.pid}").stat().st_uid
+        return Path(f"/proc/{self.pid}").stat().st_uid
+
+    @property
+    def pid(self) -> int:
+        """Return its process id."""
+        assert self._child, "it does not run"
+        return self._child.pid
 
     def _try_start(self, *, ready: bool) -> list[Child]:
         self._port = self._kept_port or free_ports(1)[0]

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.harness.command_line import run
 from tests.harness.wait import patient
 from tests.system.e2e.cluster import ApiServer
 from tests.system.e2e.page import PAGE, shown
@@ -220,17 +221,26 @@ def test_permission_denied(unprivileged):
     """An API server that is not root connects with the recipe of the page, not before.
 
     The recipe is a group of the socket and of its directory, and of both processes.
+    `probe` says what it lacks, step by step.
     """
     plugin, api = unprivileged.plugin, unprivileged.api
+    probe = ("probe", "--socket", plugin.socket, "--as-apiserver")
+    plugin.socket.parent.chmod(0o700)
     api.start(unprivileged.encryption("v2"), ready=False)
     Seen(unprivileged, begin=0).has(shown("Permission denied"))
+    shut = run(*probe, api.pid)
+    assert f"may not enter the directory {plugin.socket.parent} (drwx" in shut.stdout
 
     os.chown(plugin.socket.parent, 0, GROUP)
     plugin.socket.parent.chmod(0o750)
+    half = run(*probe, api.pid)
+    assert f"may not connect to the socket {plugin.socket} (srw-------" in half.stdout
     plugin.configure(listen={"mode": "0660", "group": str(GROUP)})
     plugin.restart()
     wait_for("readiness", lambda: api.get(READYZ)[0] == 200, timeout=NOTICED)
     wait_for("text", lambda: unprivileged.read("one") == "text", timeout=NOTICED)
+    right = run(*probe, api.pid)
+    assert (0, 1, 1) == (right.returncode, shut.returncode, half.returncode), right
 
 
 @pytest.mark.parametrize(
