@@ -8,7 +8,7 @@ PYTEST := $(BIN)/pytest
 # Tests wait for other processes a quarter of the time.
 JOBS := $(shell echo $$(($$(nproc) + 1)))
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
-SHELL_SCRIPTS := proto/generate.sh .ci/run $(wildcard softhsm/*.sh tests/*.sh tests/bare/*.sh)
+SHELL_SCRIPTS := proto/generate.sh .ci/run $(wildcard image/*.sh softhsm/*.sh tests/*.sh tests/bare/*.sh)
 LOCK := $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header \
 	--no-annotate --python-version 3.11
 
@@ -17,8 +17,8 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .SHELLFLAGS := -euc
 .DELETE_ON_ERROR:
-.PHONY: help run check test test-faults test-e2e bench test-tokens test-bare coverage lint types \
-	proto lock image clean packages softhsm2
+.PHONY: help run check test test-faults test-e2e test-node bench test-tokens test-bare coverage lint \
+	types proto lock image clean packages softhsm2
 
 help:
 	@echo 'make run          serve with a SoftHSM2 token made in .dev'
@@ -26,6 +26,7 @@ help:
 	@echo 'make test         unit, command line, and a server as kube-apiserver sees it; a few minutes'
 	@echo 'make test-faults  recovery from every fault of a token, rotations, local KEKs, under load'
 	@echo 'make test-e2e     a real kube-apiserver and etcd (Go, or KUBEBUILDER_ASSETS)'
+	@echo 'make test-node    the container image, built and run without a container engine (as root)'
 	@echo 'make test-tokens  Kryoptic, NSS, opencryptoki and p11-kit beside SoftHSM2'
 	@echo 'make test-bare    what a fresh Debian lacks, in a root made by debootstrap (as root)'
 	@echo 'make coverage     make test, with what it covers of hsm_kms, in every process'
@@ -34,7 +35,8 @@ help:
 	@echo 'make types        mypy'
 	@echo 'make proto        generate hsm_kms/api/rpc and hsm_kms/etcd/rpc anew from proto/'
 	@echo 'make lock         lock requirements/ anew from pyproject.toml'
-	@echo 'make image        the container image (docker, podman or buildah)'
+	@echo 'make image        the container image and its SBOM (docker, podman or buildah); takes TOOL,'
+	@echo '                  BASE, IMAGE, TAG, TARGET and BUILD_OPTIONS: see image/build.sh'
 	@echo 'make clean        remove what these made, the token in .dev excepted'
 
 run: softhsm2 .venv/run
@@ -58,6 +60,7 @@ test: packages .venv/dev
 	@echo '  make test-faults  recovery from every fault of a token, rotations, local KEKs, under load'
 	@echo '  make test-tokens  tokens besides SoftHSM2: Kryoptic (cargo), NSS, opencryptoki, p11-kit'
 	@echo '  make test-e2e     a real kube-apiserver and etcd (Go 1.26, or KUBEBUILDER_ASSETS)'
+	@echo '  make test-node    the container image, built and run without a container engine (as root)'
 
 test-faults: packages .venv/dev
 	@HSM_KMS_LONG=1 $(BIN)/pytest -n auto tests/system/faults tests/system/rotation tests/system/shim \
@@ -68,6 +71,10 @@ test-faults: packages .venv/dev
 
 test-e2e: packages .venv/dev
 	@HSM_KMS_E2E=1 $(BIN)/pytest tests/system/e2e $(PYTEST_ARGS)
+
+test-node: packages .venv/dev
+	@tests/packages-node.sh
+	@HSM_KMS_NODE=1 $(BIN)/pytest tests/system/node $(PYTEST_ARGS)
 
 test-tokens: packages .venv/dev
 	@tests/packages-tokens.sh
@@ -104,19 +111,14 @@ proto: .venv/dev
 	@PYTHON=$(CURDIR)/$(BIN)/python proto/generate.sh
 
 lock: .venv/dev
-	@$(LOCK) pyproject.toml --group build -o requirements/run.txt
+	@$(LOCK) pyproject.toml -o requirements/run.txt
+	@$(LOCK) --group build --constraints requirements/run.txt -o requirements/build.txt
 	@$(LOCK) pyproject.toml --group dev -o requirements/dev.txt
 	@$(LOCK) --group coverage --constraints requirements/dev.txt -o requirements/coverage.txt
 
-# The first of these that works: a docker client alone builds nothing without its daemon.
 image:
-	@for tool in docker podman buildah; do \
-		if command -v $$tool >/dev/null; then \
-			if $$tool info >/dev/null 2>&1; then exec $$tool build -t hsm-kms:dev .; fi; \
-			echo "$$tool is installed, but does not work: $$tool info says why"; \
-		fi; \
-	done; \
-	echo 'make image needs docker with a running daemon, podman or buildah'; exit 1
+	@TOOL='$(TOOL)' BASE='$(BASE)' IMAGE='$(IMAGE)' TAG='$(TAG)' TARGET='$(TARGET)' \
+		BUILD_OPTIONS='$(BUILD_OPTIONS)' image/build.sh
 
 clean:
 	@rm -rf .venv dist build .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis \
@@ -143,9 +145,9 @@ softhsm2:
 	@$(PYTHON) -m venv .venv
 	@touch $@
 
-.venv/run: .venv/made requirements/run.txt pyproject.toml
+.venv/run: .venv/made requirements/run.txt requirements/build.txt pyproject.toml
 	@echo 'installing requirements/run.txt into .venv'
-	@$(PIP) install --require-hashes -r requirements/run.txt
+	@$(PIP) install --require-hashes -r requirements/run.txt -r requirements/build.txt
 	@$(PIP) install --no-deps --no-build-isolation -e .
 	@touch $@
 

@@ -94,7 +94,15 @@ def test_shell_scripts_are_linted():
     """`make lint` checks every shell script of the project."""
     scripts = {
         str(path.relative_to(ROOT))
-        for folder in ("softhsm", "proto", "tests", ".ci", "manifests", "bench")
+        for folder in (
+            "image",
+            "softhsm",
+            "proto",
+            "tests",
+            ".ci",
+            "manifests",
+            "bench",
+        )
         for path in ROOT.glob(f"{folder}/**/*")
         if path.is_file() and path.read_bytes()[:64].split(b"\n")[0].endswith((b"sh",))
     }
