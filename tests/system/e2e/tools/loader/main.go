@@ -6,9 +6,10 @@
 //	loader descriptors
 //	loader load FILE...
 //	loader drive -config FILE -listen SOCKET -plugin SOCKET [-objects N]
+//	loader serve SOCKET
 //
 // In drive, FILE names SOCKET of -listen as its endpoint; the loader relays
-// from there to -plugin and counts each call.
+// from there to -plugin and counts each call. serve is a plugin of somebody else.
 package main
 
 import (
@@ -23,6 +24,7 @@ var modes = map[string]func(args []string) (any, error){
 	"descriptors": descriptors,
 	"drive":       drive,
 	"load":        loadAll,
+	"serve":       serve,
 }
 
 func main() {
@@ -34,7 +36,7 @@ func main() {
 
 func run(args []string) error {
 	if len(args) == 0 || modes[args[0]] == nil {
-		return fmt.Errorf("the first argument must be descriptors, drive or load")
+		return fmt.Errorf("the first argument must be descriptors, drive, load or serve")
 	}
 	if err := utilfeature.DefaultMutableFeatureGate.Set("KMSv1=true"); err != nil {
 		return err
