@@ -17,7 +17,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .SHELLFLAGS := -euc
 .DELETE_ON_ERROR:
-.PHONY: help run check test test-faults test-e2e test-node bench test-tokens test-bare coverage lint \
+.PHONY: help run check test test-faults test-alerts test-e2e test-node bench test-tokens test-bare coverage lint \
 	types proto lock image clean packages softhsm2
 
 help:
@@ -25,6 +25,7 @@ help:
 	@echo 'make check        lint, types and unit tests, after every change'
 	@echo 'make test         unit, command line, and a server as kube-apiserver sees it; a few minutes'
 	@echo 'make test-faults  recovery from every fault of a token, rotations, local KEKs, under load'
+	@echo 'make test-alerts  the alerts, in promtool and a real Prometheus (unpacked from its package)'
 	@echo 'make test-e2e     a real kube-apiserver and etcd (Go, or KUBEBUILDER_ASSETS)'
 	@echo 'make test-node    the container image, built and run without a container engine (as root)'
 	@echo 'make test-tokens  Kryoptic, NSS, opencryptoki and p11-kit beside SoftHSM2'
@@ -58,6 +59,7 @@ test: packages .venv/dev
 	@echo
 	@echo 'Not run here, each with a command of its own:'
 	@echo '  make test-faults  recovery from every fault of a token, rotations, local KEKs, under load'
+	@echo '  make test-alerts  the alerts, in promtool and a real Prometheus'
 	@echo '  make test-tokens  tokens besides SoftHSM2: Kryoptic (cargo), NSS, opencryptoki, p11-kit'
 	@echo '  make test-e2e     a real kube-apiserver and etcd (Go 1.26, or KUBEBUILDER_ASSETS)'
 	@echo '  make test-node    the container image, built and run without a container engine (as root)'
@@ -68,6 +70,10 @@ test-faults: packages .venv/dev
 		tests/unit/token/test_pool_machine.py tests/unit/keys/test_rotation_machine.py \
 		tests/unit/etcd/test_etcd_json.py tests/cli/test_cli_interrupts.py \
 		tests/cli/test_cli_installed.py $(PYTEST_ARGS)
+
+test-alerts: packages .venv/dev
+	@tests/packages-prometheus.sh
+	@$(BIN)/pytest tests/system/alerts $(PYTEST_ARGS)
 
 test-e2e: packages .venv/dev
 	@HSM_KMS_E2E=1 $(BIN)/pytest tests/system/e2e $(PYTEST_ARGS)

@@ -45,6 +45,10 @@ _COMMANDS = {
         "hsm_kms.cli.probe:probe",
         "Try Status, Encrypt and Decrypt of any KMS plugin through its socket.",
     ),
+    "nodes": Lazy(
+        "hsm_kms.cli.nodes:nodes",
+        "Compare the keys that the nodes of a cluster use.",
+    ),
     "keys": Lazy(
         "hsm_kms.cli.keys:keys_group",
         "Generate, list, rotate, retire and destroy the keys on the token.",

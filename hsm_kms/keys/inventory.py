@@ -22,7 +22,7 @@ proves little, and which worker made the listing counts:
 
 from __future__ import annotations
 
-import time
+import asyncio
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, TypeAlias
@@ -126,7 +126,7 @@ class Inventory:
 
     Args:
         apart: Seconds that must pass from the first miss of a key until it is dropped.
-        clock: Seconds on the clock of `Worker.born`, never set back.
+        clock: Returns seconds on the clock of `Worker.born`; None for the loop's.
 
     Attributes:
         first_seen: When each key held was seen first, by fingerprint, in seconds since
@@ -134,10 +134,10 @@ class Inventory:
     """
 
     def __init__(
-        self, apart: float = 0.0, clock: Callable[[], float] = time.monotonic
+        self, apart: float = 0.0, clock: Callable[[], float] | None = None
     ) -> None:
         self._apart = apart
-        self._clock = clock
+        self._clock = clock or (lambda: asyncio.get_running_loop().time())
         self._held: dict[_Object, _Held] = {}
         self._views: dict[Worker, _View] = {}
         self.first_seen: dict[str, float] = {}

@@ -108,6 +108,7 @@ def keys_of(ring: Keyring | None) -> list[dict[str, Any]]:
             "cka_id": key.ref.cka_id.hex(),
             "mechanism": key.mechanism,
             "generated_on_token": key.born_here,
+            "activation": key.activation,
             **_coming(pending.get(key.name)),
             "policy_violations": list(key.violations),
             "same_names": key.found_by in twins,

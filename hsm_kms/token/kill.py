@@ -33,7 +33,7 @@ class Killer:
         process: The child.
 
     Raises:
-        OSError: No descriptor is left, or the child has been waited for already.
+        OSError: No descriptor is left.
     """
 
     _reported = False  # in this process
@@ -41,8 +41,12 @@ class Killer:
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self._process = process
         self._pidfd: int | None = None
+        self._ended = False
         try:
             self._pidfd = os.pidfd_open(process.pid)
+        except ProcessLookupError:
+            # The child ended at once, and asyncio's watcher has waited for it.
+            self._ended = True
         except OSError as error:
             if error.errno not in _UNSUPPORTED:
                 raise
@@ -53,7 +57,7 @@ class Killer:
         with contextlib.suppress(ProcessLookupError):
             if self._pidfd is not None:
                 signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
-            elif self._process.returncode is None:
+            elif not self._ended and self._process.returncode is None:
                 os.kill(self._process.pid, signal.SIGKILL)
 
     def close(self) -> None:

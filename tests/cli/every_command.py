@@ -57,6 +57,7 @@ def every_command(
     yield ("probe", "--socket", str(server.socket))
     here = ("--cluster", "none", "--module", "/m.so", "--yes")
     yield ("init", str(directory / "init"), *here)
+    yield ("nodes", str(written_status(server, directory)))
     yield ("config", "show", *config)
     yield ("config", "schema")
     yield ("check", *config)
@@ -77,6 +78,14 @@ def every_command(
     # Nothing to destroy is retired for 24 hours: this one prints an error.
     etcd = ("--endpoints", "127.0.0.1:1", "--confirm", old)
     yield ("keys", "destroy", old, *etcd, *config)
+
+
+def written_status(server: Plugin, directory: Path) -> Path:
+    """Save what `status -o json` says of a server; return the file."""
+    file = directory / "node.json"
+    shown = server.cli("status", "--config", server.config_file, "-o", "json")
+    file.write_text(shown.stdout)
+    return file
 
 
 def _key_ids(node: Plugin) -> list[str]:

@@ -15,6 +15,7 @@ import yaml
 MANIFESTS: Final = Path(__file__).parents[2] / "manifests"
 
 CONFIG: Final = "hsm-kms"  # the kind of a configuration of hsm-kms
+ALERTS: Final = "alerts"  # rules of Prometheus
 DISTRIBUTION: Final = "distribution"  # of a file that only a distribution reads
 KINDS: Final = {
     "Pod",
@@ -23,6 +24,8 @@ KINDS: Final = {
     "Kustomization",
     "Component",
     "ClusterConfiguration",
+    "PrometheusRule",
+    ALERTS,
     CONFIG,
     DISTRIBUTION,
 }
@@ -52,6 +55,8 @@ def kind_of(name: str) -> str:
     content = read(name)
     if content.get("version") == 1:
         return CONFIG
+    if "groups" in content:
+        return ALERTS
     return str(content.get("kind"))
 
 

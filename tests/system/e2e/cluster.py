@@ -1,7 +1,8 @@
-"""A real kube-apiserver on a free loopback port."""
+"""A real etcd and kube-apiserver on free loopback ports."""
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import http.client
 import json
@@ -15,17 +16,109 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from tests.harness.wait import patient
-from tests.system.e2e.processes import Child, awaited, free_ports, started
+from tests.system.e2e.processes import Child, free_ports, wait_for
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from tests.system.e2e.binaries import Binaries
-    from tests.system.e2e.etcd import Etcd
 
+START_TIMEOUT = 90.0  # seconds; four on an idle machine
 REQUEST_TIMEOUT = patient(60.0)  # seconds
+START_TRIES = 3  # another process may take a port between its choice and its use
+SECRETS = "/registry/secrets/"
 UNSAFE = "--feature-gates=AllowUnsafeMalformedObjectDeletion=true"
 """Flag with which kube-apiserver deletes what it cannot read."""
+
+
+class Etcd:
+    """One etcd, or several that are members of one cluster.
+
+    Args:
+        binaries: The programs.
+        folder: For data and logs.
+        members: Number of members.
+
+    Attributes:
+        urls: The URL of each member.
+    """
+
+    def __init__(self, binaries: Binaries, folder: Path, members: int = 1) -> None:
+        self._binaries = binaries
+        self._folder = folder
+        self._names = ["etcd", *(f"etcd-{number}" for number in range(1, members))]
+        self.urls: list[str] = []
+        self._children = _started(self._try_start)
+
+    @property
+    def url(self) -> str:
+        """Return the URLs of all members, as etcdctl and the API server take them."""
+        return ",".join(self.urls)
+
+    def _try_start(self) -> list[Child]:
+        ports = iter(free_ports(2 * len(self._names)))
+        clients, peers = (
+            {name: f"http://127.0.0.1:{next(ports)}" for name in self._names}
+            for _ in range(2)
+        )
+        self.urls = list(clients.values())
+        together = ",".join(f"{name}={url}" for name, url in peers.items())
+        children = [
+            self._member(name, clients[name], peers[name], together)
+            for name in self._names
+        ]
+
+        def healthy() -> bool:
+            for child in children:
+                child.check()
+            return self._ctl("endpoint", "health").returncode == 0
+
+        return _awaited("etcd", children, healthy)
+
+    def _member(self, name: str, client: str, peer: str, together: str) -> Child:
+        return Child(
+            [
+                *(self._binaries.etcd, "--name", name),
+                *("--data-dir", self._folder / name),
+                *("--listen-client-urls", client, "--advertise-client-urls", client),
+                *("--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer),
+                *("--initial-cluster", together),
+                *("--unsafe-no-fsync", "--log-level=warn"),
+            ],
+            log=self._folder / f"{name}.log",
+        )
+
+    def _ctl(
+        self, *args: str, stdin: bytes | None = None
+    ) -> subprocess.CompletedProcess[bytes]:
+        return subprocess.run(
+            [self._binaries.etcdctl, f"--endpoints={self.url}", *args],
+            input=stdin,
+            capture_output=True,
+            check=False,
+            timeout=REQUEST_TIMEOUT,
+        )
+
+    def secrets(self) -> dict[str, bytes]:
+        """Read every Secret as it is stored, by namespace/name."""
+        found = self.ctl("get", SECRETS, "--prefix", "--write-out=json")
+        return {
+            base64.b64decode(pair["key"])
+            .decode()
+            .removeprefix(SECRETS): base64.b64decode(pair["value"])
+            for pair in json.loads(found).get("kvs", [])
+        }
+
+    def ctl(self, *args: str, stdin: bytes | None = None) -> bytes:
+        """Run etcdctl, which must succeed, and return what it prints."""
+        done = self._ctl(*args, stdin=stdin)
+        done.check_returncode()
+        return done.stdout
+
+    def stop(self) -> None:
+        """Stop every member."""
+        for child in self._children:
+            child.stop()
 
 
 class ApiServer:
@@ -71,7 +164,7 @@ class ApiServer:
         """
         self._encryption = encryption
         self._more_flags = more_flags
-        [self._child] = started(lambda: self._try_start(ready=ready))
+        [self._child] = _started(lambda: self._try_start(ready=ready))
         self._kept_port = self._port
         self._write_kubeconfig()
 
@@ -80,30 +173,10 @@ class ApiServer:
         self.stop()
         self.start(encryption or self._encryption, *self._more_flags, ready=ready)
 
-    def launch(self) -> None:
-        """Start it once more with what it had, at the same port; wait for nothing."""
-        self._child = self._spawn()
-
-    @property
-    def ended(self) -> bool:
-        """Return True if it was started and has ended by itself."""
-        return self._child is not None and not self._child.running
-
-    @property
-    def log(self) -> Path:
-        """Return the file that it logs to."""
-        return self._folder / "kube-apiserver.log"
-
     def stop(self) -> None:
         """Stop it, if it runs."""
         if self._child:
             self._child.stop()
-            self._child = None
-
-    def kill(self) -> None:
-        """End it with SIGKILL, if it runs."""
-        if self._child:
-            self._child.kill()
             self._child = None
 
     def uid(self) -> int:
@@ -119,7 +192,11 @@ class ApiServer:
     def _try_start(self, *, ready: bool) -> list[Child]:
         self._port = self._kept_port or free_ports(1)[0]
         self._kept_port = 0  # another process may have taken it: not a second time
-        child = self._spawn()
+        child = Child(
+            [*self._user, self._binaries.kube_apiserver, *self.flags(self._encryption)],
+            log=self._folder / "kube-apiserver.log",
+        )
+
         ready_paths = ("/readyz", "/api/v1/namespaces/default")
         paths = ready_paths if ready else ("/version",)
 
@@ -127,13 +204,7 @@ class ApiServer:
             child.check()
             return all(self.get(path)[0] == 200 for path in paths)
 
-        return awaited("kube-apiserver", [child], answers)
-
-    def _spawn(self) -> Child:
-        return Child(
-            [*self._user, self._binaries.kube_apiserver, *self.flags(self._encryption)],
-            log=self.log,
-        )
+        return _awaited("kube-apiserver", [child], answers)
 
     def flags(self, encryption: Path | None) -> list[str]:
         """Return the flags of kube-apiserver with this EncryptionConfiguration."""
@@ -227,6 +298,28 @@ class ApiServer:
             "current-context": "e2e",
         }
         self.kubeconfig.write_text(json.dumps(config))
+
+
+def _started(start: Callable[[], list[Child]]) -> list[Child]:
+    for _ in range(START_TRIES - 1):
+        try:
+            return start()
+        except RuntimeError as error:
+            if "address already in use" not in str(error):
+                raise
+    return start()
+
+
+def _awaited(
+    name: str, children: list[Child], ready: Callable[[], bool]
+) -> list[Child]:
+    try:
+        wait_for(f"answer of {name}", ready, timeout=START_TIMEOUT)
+    except BaseException:
+        for child in children:
+            child.kill()
+        raise
+    return children
 
 
 def _rsa_key() -> bytes:

@@ -1,12 +1,10 @@
-"""Lines of docs/troubleshooting.md and docs/operations.md."""
+"""Lines of docs/troubleshooting.md."""
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
-DOCS = Path(__file__).parents[3] / "docs"
-PAGE = DOCS / "troubleshooting.md"
+PAGE = Path(__file__).parents[3] / "docs" / "troubleshooting.md"
 
 
 def shown(heading: str, names: dict[str, str] | None = None) -> list[str]:
@@ -21,17 +19,3 @@ def shown(heading: str, names: dict[str, str] | None = None) -> list[str]:
     for on_page, ours in (names or {}).items():
         block = block.replace(on_page, ours)
     return block.splitlines()
-
-
-def logged(what: str) -> list[str]:
-    """Return what docs/operations.md says that kube-apiserver logs.
-
-    Args:
-        what: The first cell of a row of its table of boots.
-    """
-    (row,) = (
-        line
-        for line in (DOCS / "operations.md").read_text().splitlines()
-        if line.startswith(f"| {what} |")
-    )
-    return re.findall("`([^`]+)`", row.rstrip(" |").rpartition("|")[2])

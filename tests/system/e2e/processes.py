@@ -20,8 +20,6 @@ T = TypeVar("T")
 TIED = [*(["setpriv", "--pdeathsig", "KILL"] if shutil.which("setpriv") else [])]
 STOP_TIMEOUT = patient(30.0)  # seconds
 TAIL = 4_000  # characters of a log that an error shows
-START_TIMEOUT = 90.0  # seconds; four on an idle machine
-START_TRIES = 3  # another process may take a port between its choice and its use
 
 
 def wait_for(
@@ -117,25 +115,3 @@ class Child:
             self._process.wait(STOP_TIMEOUT)
         except subprocess.TimeoutExpired:
             self.kill()
-
-
-def started(start: Callable[[], list[Child]]) -> list[Child]:
-    """Start programs that listen, once more if a port was taken meanwhile."""
-    for _ in range(START_TRIES - 1):
-        try:
-            return start()
-        except RuntimeError as error:
-            if "address already in use" not in str(error):
-                raise
-    return start()
-
-
-def awaited(name: str, children: list[Child], ready: Callable[[], bool]) -> list[Child]:
-    """Return the programs once they are ready; kill them if that takes too long."""
-    try:
-        wait_for(f"answer of {name}", ready, timeout=START_TIMEOUT)
-    except BaseException:
-        for child in children:
-            child.kill()
-        raise
-    return children

@@ -161,7 +161,8 @@ class NodeMachine(NodeRules):
             ring = engine.keyring.ring
             if ring is None:
                 continue
-            seen = set.intersection(*(peer.sees for peer in engine.peers.ready or ()))
+            views = [peer.sees for peer in engine.peers.ready or ()]
+            seen = set.intersection(*views) if views else set()
             for key in self.written:
                 unusable = self.damaged | engine.settings.retired
                 if key.fingerprint in unusable or key not in seen & self.token:

@@ -190,7 +190,8 @@ def test_packages(stubbed, name):
 
 def test_packages_come_first():
     """Packages of the system are looked for before anything takes long."""
-    for target in ("run", "check", "test", "test-faults", "test-tokens", "coverage"):
+    tests = ("test", "test-faults", "test-alerts", "test-tokens", "coverage")
+    for target in ("run", "check", *tests):
         shown = subprocess.run(
             [MAKE, "--no-print-directory", "--dry-run", target],
             cwd=ROOT,
