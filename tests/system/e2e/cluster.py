@@ -16,16 +16,14 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from tests.harness.wait import patient
-from tests.system.e2e.processes import Child, free_ports, wait_for
+from tests.system.e2e.processes import Child, awaited, free_ports, started
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from tests.system.e2e.binaries import Binaries
 
-START_TIMEOUT = 90.0  # seconds; four on an idle machine
 REQUEST_TIMEOUT = patient(60.0)  # seconds
-START_TRIES = 3  # another process may take a port between its choice and its use
 SECRETS = "/registry/secrets/"
 UNSAFE = "--feature-gates=AllowUnsafeMalformedObjectDeletion=true"
 """Flag with which kube-apiserver deletes what it cannot read."""
@@ -48,7 +46,7 @@ class Etcd:
         self._folder = folder
         self._names = ["etcd", *(f"etcd-{number}" for number in range(1, members))]
         self.urls: list[str] = []
-        self._children = _started(self._try_start)
+        self._children = started(self._try_start)
 
     @property
     def url(self) -> str:
@@ -73,7 +71,7 @@ class Etcd:
                 child.check()
             return self._ctl("endpoint", "health").returncode == 0
 
-        return _awaited("etcd", children, healthy)
+        return awaited("etcd", children, healthy)
 
     def _member(self, name: str, client: str, peer: str, together: str) -> Child:
         return Child(
@@ -164,7 +162,7 @@ class ApiServer:
         """
         self._encryption = encryption
         self._more_flags = more_flags
-        [self._child] = _started(lambda: self._try_start(ready=ready))
+        [self._child] = started(lambda: self._try_start(ready=ready))
         self._kept_port = self._port
         self._write_kubeconfig()
 
@@ -197,14 +195,13 @@ class ApiServer:
             log=self._folder / "kube-apiserver.log",
         )
 
-        ready_paths = ("/readyz", "/api/v1/namespaces/default")
-        paths = ready_paths if ready else ("/version",)
+        paths = ("/readyz", "/api/v1/namespaces/default") if ready else ("/version",)
 
         def answers() -> bool:
             child.check()
             return all(self.get(path)[0] == 200 for path in paths)
 
-        return _awaited("kube-apiserver", [child], answers)
+        return awaited("kube-apiserver", [child], answers)
 
     def flags(self, encryption: Path | None) -> list[str]:
         """Return the flags of kube-apiserver with this EncryptionConfiguration."""
@@ -287,39 +284,16 @@ class ApiServer:
             "server": f"https://127.0.0.1:{self._port}",
             "certificate-authority": str(self._folder / "certs" / "apiserver.crt"),
         }
+        context = {"cluster": "e2e", "user": "admin"}
         config = {
             "apiVersion": "v1",
             "kind": "Config",
             "clusters": [{"name": "e2e", "cluster": server}],
             "users": [{"name": "admin", "user": {"token": self._token}}],
-            "contexts": [
-                {"name": "e2e", "context": {"cluster": "e2e", "user": "admin"}}
-            ],
+            "contexts": [{"name": "e2e", "context": context}],
             "current-context": "e2e",
         }
         self.kubeconfig.write_text(json.dumps(config))
-
-
-def _started(start: Callable[[], list[Child]]) -> list[Child]:
-    for _ in range(START_TRIES - 1):
-        try:
-            return start()
-        except RuntimeError as error:
-            if "address already in use" not in str(error):
-                raise
-    return start()
-
-
-def _awaited(
-    name: str, children: list[Child], ready: Callable[[], bool]
-) -> list[Child]:
-    try:
-        wait_for(f"answer of {name}", ready, timeout=START_TIMEOUT)
-    except BaseException:
-        for child in children:
-            child.kill()
-        raise
-    return children
 
 
 def _rsa_key() -> bytes:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 # A killed test run leaves no child behind: the kernel ends it with its parent.
 TIED = [*(["setpriv", "--pdeathsig", "KILL"] if shutil.which("setpriv") else [])]
+START_TIMEOUT = 90.0  # seconds; four on an idle machine
+START_TRIES = 3  # another process may take a port between its choice and its use
 STOP_TIMEOUT = patient(30.0)  # seconds
 TAIL = 4_000  # characters of a log that an error shows
 
@@ -115,3 +117,29 @@ class Child:
             self._process.wait(STOP_TIMEOUT)
         except subprocess.TimeoutExpired:
             self.kill()
+
+
+def started(start: Callable[[], list[Child]]) -> list[Child]:
+    """Start programs on free ports, again if another process has taken a port.
+
+    Args:
+        start: Chooses ports, starts the programs and waits for them.
+    """
+    for _ in range(START_TRIES - 1):
+        try:
+            return start()
+        except RuntimeError as error:
+            if "address already in use" not in str(error):
+                raise
+    return start()
+
+
+def awaited(name: str, children: list[Child], ready: Callable[[], bool]) -> list[Child]:
+    """Wait until programs answer, and return them; end them if they do not."""
+    try:
+        wait_for(f"answer of {name}", ready, timeout=START_TIMEOUT)
+    except BaseException:
+        for child in children:
+            child.kill()
+        raise
+    return children
