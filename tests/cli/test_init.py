@@ -372,7 +372,8 @@ def test_check_is_content(directory, form):
     script = NODE.format(at=directory)
     if form == "static-pod":
         script += POD.format(in_pod=files.IN_POD, modules=Path(module).parent)
-    check = [*HSM_KMS, "check", "--offline"]
+    encryption = directory / "out" / "encryption-config-v2.yaml"
+    check = [*HSM_KMS, "check", "--offline", "--encryption-config", str(encryption)]
     ended = subprocess.run(
         [*prefix, "--net", "sh", "-c", f'{script} exec "$@"', "sh", *check],
         capture_output=True,
@@ -384,4 +385,6 @@ def test_check_is_content(directory, form):
     assert 0 == ended.returncode, ended.stdout + ended.stderr
     assert "✓ PIN file /etc/hsm-kms/pin" in ended.stdout
     assert "✓ KMS socket /run/hsm-kms/kms.sock" in ended.stdout
+    fits = "✓ EncryptionConfiguration: endpoint unix:///run/hsm-kms/kms.sock\n"
+    assert fits in ended.stdout
     assert "✗" not in ended.stdout

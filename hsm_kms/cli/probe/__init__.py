@@ -56,7 +56,7 @@ def _socket(_ctx: click.Context, _param: click.Parameter, given: str) -> Path:
 @click.option(
     "--as-apiserver",
     "process",
-    type=click.IntRange(min=_ANY),
+    type=int,
     is_flag=False,
     flag_value=_ANY,
     metavar="[PROCESS]",
