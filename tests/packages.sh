@@ -15,7 +15,6 @@ found /usr/lib/*/pkcs11-spy.so /usr/lib64/pkcs11-spy.so \
     /usr/lib/*/pkcs11/pkcs11-spy.so /usr/lib64/pkcs11/pkcs11-spy.so \
     /usr/lib/pkcs11-spy.so || set -- "$@" opensc-pkcs11
 found /usr/bin/systemd-analyze || set -- "$@" systemd
-found /usr/lib/*/libseccomp.so.2 /usr/lib64/libseccomp.so.2 || set -- "$@" libseccomp2
 
 [ $# -eq 0 ] || install_packages "$@" || case " $* " in
 *" softhsm2 "*) exit 1 ;;

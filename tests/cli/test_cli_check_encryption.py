@@ -102,6 +102,19 @@ def test_no_value_is_quoted(node):
     assert "providers[1].aescbc.keys[0]: unknown field" in faults[0]["text"]
 
 
+def test_without_this_plugin(node):
+    """What cannot be said without this plugin, or without any, is skipped."""
+    skipped = {}
+    for name in ("another socket", "no KMS at all"):
+        _, found = checked(node, text_of(CASES[name], node.socket))
+        skipped[name] = [each["id"] for each in found if each["outcome"] == "skipped"]
+
+    of_plugins = [f"encryption-config-{of}" for of in ("name", "api")]
+    of_plugins += [f"encryption-config-{of}" for of in ("timeout", "cachesize")]
+    order = ["encryption-config-order"]
+    assert {"another socket": order, "no KMS at all": of_plugins + order} == skipped
+
+
 def test_duplicate_field(node):
     """A field that is there twice is refused, as kube-apiserver does."""
     text = yaml.safe_dump(right(node.socket)) + "kind: EncryptionConfiguration\n"

@@ -254,7 +254,10 @@ def test_an_old_socket_mounted(prefix, api_server, socket):
     code, found, _ = probe_as(pid, socket)
 
     assert (1, "failed") == (code, found["mount"]["outcome"])
-    assert "mount its directory instead" == found["mount"]["hint"]
+    assert (
+        "mount its directory into the pod, and not the socket itself"
+        == (found["mount"]["hint"])
+    )
 
 
 def test_credentials(api_server):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
+from hsm_kms.cli.check import encryption_lists as lists
 from hsm_kms.cli.check import encryption_rules as rules
 from hsm_kms.cli.check.encryption_schema import FileError, parse
 from hsm_kms.cli.report import because
@@ -24,16 +25,15 @@ if TYPE_CHECKING:
     from hsm_kms.config.schema import Config
 
 FILE: Final = "encryption-config"
-STEPS: Final = (
-    FILE,
-    "encryption-config-name",
-    "encryption-config-api",
-    "encryption-config-endpoint",
-    "encryption-config-timeout",
-    "encryption-config-cachesize",
-    "encryption-config-order",
-    "encryption-config-resources",
-)
+NAME: Final = "encryption-config-name"
+API: Final = "encryption-config-api"
+ENDPOINT: Final = "encryption-config-endpoint"
+TIMEOUT: Final = "encryption-config-timeout"
+CACHESIZE: Final = "encryption-config-cachesize"
+ORDER: Final = "encryption-config-order"
+RESOURCES: Final = "encryption-config-resources"
+STEPS: Final = (FILE, NAME, API, ENDPOINT, TIMEOUT, CACHESIZE, ORDER, RESOURCES)
+_OF_PLUGINS: Final = (NAME, API, TIMEOUT, CACHESIZE)
 _WHAT: Final = "EncryptionConfiguration"
 _STDIN: Final = Path("-")
 
@@ -79,7 +79,12 @@ class EncryptionFile:
         report.ok(FILE, f"{_WHAT} {where}")
         plugins = rules.plugins(found, config)
         for step, judge, said in _steps(found, plugins, config):
-            _note(report, step, judge(), said)
+            if step in _OF_PLUGINS and not plugins:
+                report.skip([step], "there is no KMS provider")
+            elif step == ORDER and not any(each.is_ours for each in plugins):
+                report.skip([step], because(ENDPOINT))
+            else:
+                _note(report, step, judge(), said)
 
     def _parse(self, report: Report) -> EncryptionConfiguration | None:
         """Return the content; None if the report has what is wrong with it."""
@@ -92,7 +97,7 @@ class EncryptionFile:
             for fault in error.faults:
                 report.fail(FILE, _WHAT, HsmKmsError(fault))
             return None
-        wrong = list(rules.providers(found))
+        wrong = list(lists.providers(found))
         _note(report, FILE, wrong, "")
         return None if wrong else found
 
@@ -117,24 +122,22 @@ def _steps(
     apis = " and ".join(sorted({each.api for each in plugins}))
     timeouts = ", ".join(each.kms.timeout or "3s" for each in plugins)
     listed = ", ".join(printable(each) for e in found.resources for each in e.resources)
-    judges: list[tuple[Callable[[], Iterable[rules.Verdict]], str]] = [
+    return [
         (
+            NAME,
             partial(rules.names, plugins),
             f"name {names}: a part of every stored value, which must never change",
         ),
-        (partial(rules.apis, plugins, config), f"KMS API {apis}"),
+        (API, partial(rules.apis, plugins, config), f"KMS API {apis}"),
         (
+            ENDPOINT,
             partial(rules.endpoints, plugins, config),
             f"endpoint unix://{config.listen.socket}",
         ),
-        (partial(rules.timeouts, plugins, config), f"timeout {timeouts}"),
-        (partial(rules.cachesizes, plugins), "cachesize fits the KMS API"),
-        (partial(rules.order, found, config), "hsm-kms is first, without identity"),
-        (partial(rules.resources, found), f"resources {listed}"),
-    ]
-    return [
-        (step, judge, said)
-        for step, (judge, said) in zip(STEPS[1:], judges, strict=True)
+        (TIMEOUT, partial(rules.timeouts, plugins, config), f"timeout {timeouts}"),
+        (CACHESIZE, partial(rules.cachesizes, plugins), "cachesize fits the KMS API"),
+        (ORDER, partial(lists.order, found, config), "hsm-kms first, without identity"),
+        (RESOURCES, partial(lists.resources, found), f"resources {listed}"),
     ]
 
 

@@ -1,7 +1,7 @@
-"""Judge an EncryptionConfiguration by the rules of kube-apiserver, and by ours.
+"""Judge the KMS providers of an EncryptionConfiguration.
 
 What kube-apiserver refuses fails, and so does what would keep it from this plugin;
-everything else is a warning. The rules of kube-apiserver are those of
+everything else is a warning; `encryption_lists` judges the rest. The rules are those of
 pkg/apis/apiserver/validation/validation_encryption.go in k8s.io/apiserver.
 """
 
@@ -14,20 +14,16 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote, urlsplit
 
 from hsm_kms.config.formats import format_duration, parse_go_duration
+from hsm_kms.etcd.text import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from hsm_kms.cli.check.encryption_schema import EncryptionConfiguration, Entry, Kms
+    from hsm_kms.cli.check.encryption_schema import EncryptionConfiguration, Kms
     from hsm_kms.config.schema import Config
 
 _DEFAULT_SECONDS: Final = 3.0
-_EVERYTHING: Final = "*.*"
-# What is stored without being a resource of the API.
-_NOT_ENCRYPTED: Final = frozenset(
-    {"apiserveripinfo", "serviceipallocations", "servicenodeportallocations"}
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +74,7 @@ def plugins(found: EncryptionConfiguration, config: Config) -> list[Plugin]:
         Plugin(
             kms=provider.kms,
             place=f"resources[{at}].providers[{number}].kms",
-            is_ours=_same(socket_of(provider.kms.endpoint), config.listen.socket),
+            is_ours=is_socket(provider.kms, config.listen.socket),
         )
         for at, entry in enumerate(found.resources)
         for number, provider in enumerate(entry.providers)
@@ -94,20 +90,10 @@ def socket_of(endpoint: str) -> str:
         return ""
 
 
-def _same(path: str, socket: Path) -> bool:
+def is_socket(kms: Kms, socket: Path) -> bool:
+    """Return True if the endpoint of a KMS provider is this socket."""
+    path = socket_of(kms.endpoint)
     return bool(path) and os.path.realpath(path) == os.path.realpath(socket)
-
-
-def providers(found: EncryptionConfiguration) -> Iterator[Verdict]:
-    """Yield list elements that do not have exactly one provider."""
-    for at, entry in enumerate(found.resources):
-        for number, provider in enumerate(entry.providers):
-            if len(provider.kinds) != 1:
-                yield Verdict(
-                    place=f"resources[{at}].providers[{number}]",
-                    cause=f"has {len(provider.kinds)} providers",
-                    cure="write each provider as a list element of its own",
-                )
 
 
 def names(all_: list[Plugin]) -> Iterator[Verdict]:
@@ -183,8 +169,9 @@ def endpoints(all_: list[Plugin], config: Config) -> Iterator[Verdict]:
         if count > 1 and socket:
             yield Verdict(
                 place="resources",
-                cause=f"{count} providers of KMS {api} have the socket {socket}: each "
-                "has its own name, and decrypts only what is stored under it",
+                cause=f"{count} providers of KMS {printable(api)} have the socket "
+                f"{printable(socket)}: each has its own name, and "
+                "decrypts only what is stored under it",
                 cure="list all resources under one provider, unless values are stored "
                 "under each name",
                 fails=False,
@@ -209,7 +196,8 @@ def _endpoint(plugin: Plugin) -> Iterator[Verdict]:
     elif parts.netloc:
         yield Verdict(
             place=place,
-            cause=f"has a host part, which Kubernetes drops: the path is {parts.path}",
+            cause="has a host part, which Kubernetes drops: the path is "
+            f"{printable(parts.path)}",
             cure="write unix:/// with three slashes, then the path",
         )
     elif not parts.path.startswith("/"):
@@ -257,94 +245,3 @@ def cachesizes(all_: list[Plugin]) -> Iterator[Verdict]:
         if each.api == "v1" and each.kms.cachesize == 0:
             cure = "give the number of DEKs to keep, or -1 for no cache"
             yield Verdict(place=place, cause="is 0", cure=cure)
-
-
-def order(found: EncryptionConfiguration, config: Config) -> Iterator[Verdict]:
-    """Yield entries in which this plugin does not encrypt, or identity is left."""
-    for at, entry in enumerate(found.resources):
-        ours = _ours(entry, config)
-        if not ours:
-            continue
-        place, first = f"resources[{at}].providers", entry.providers[0].kinds[:1]
-        if first == ["identity"]:
-            yield Verdict(
-                place=place,
-                cause="identity is first, so objects are stored unencrypted",
-                cure="put the KMS provider first, once every API server has this file",
-                fails=False,
-            )
-        elif 0 not in ours:
-            yield Verdict(
-                place=place,
-                cause="another provider is first, so hsm-kms only decrypts",
-                cure="put hsm-kms first, once every API server has this file",
-                fails=False,
-            )
-        elif any(each.identity for each in entry.providers):
-            yield Verdict(
-                place=place,
-                cause="identity is left, so unencrypted objects are accepted, also "
-                "those that somebody puts into etcd",
-                cure="remove it, once `hsm-kms etcd scan --fail-if unencrypted` passes",
-                fails=False,
-            )
-
-
-def _ours(entry: Entry, config: Config) -> list[int]:
-    """Return at which places of an entry this plugin is."""
-    return [
-        number
-        for number, each in enumerate(entry.providers)
-        if each.kms and _same(socket_of(each.kms.endpoint), config.listen.socket)
-    ]
-
-
-def resources(found: EncryptionConfiguration) -> Iterator[Verdict]:
-    """Yield names of resources that kube-apiserver refuses, and `*.*`."""
-    for at, entry in enumerate(found.resources):
-        place = f"resources[{at}].resources"
-        for number, name in enumerate(entry.resources):
-            if why := _why_refused(name):
-                cure = "see the Kubernetes page on encrypting data at rest"
-                yield Verdict(place=f"{place}[{number}]", cause=why, cure=cure)
-        if len(set(entry.resources)) < len(entry.resources):
-            cure = "name each resource once"
-            yield Verdict(place=place, cause="name a resource twice", cure=cure)
-        elif _overlap(entry.resources):
-            yield Verdict(
-                place=place,
-                cause="overlap: one of them includes another",
-                cure="list the more precise one in an entry of its own, before",
-            )
-        if _EVERYTHING in entry.resources:
-            yield Verdict(
-                place=place,
-                cause="*.* encrypts everything, also what the control plane needs to "
-                "start: until the plugin answers, nothing at all can be read",
-                cure="list the resources that need it, or have hsm-kms start before "
-                "kube-apiserver, and without help from it",
-                fails=False,
-            )
-
-
-def _why_refused(name: str) -> str:
-    resource, _, group = name.partition(".")
-    if name != name.lower():
-        return "has capital letters"
-    if name == "*":
-        return "is *, which must be *. for the core group, or *.* for everything"
-    if group == "*" and resource != "*":
-        return "names one resource in all groups"
-    if name in _NOT_ENCRYPTED:
-        return "is no resource of the API, and is never encrypted"
-    if group == "events.k8s.io":
-        return "is stored as events, without a group"
-    return "is in a group that was removed" if group == "extensions" else ""
-
-
-def _overlap(resources: list[str]) -> bool:
-    groups = [each.partition(".") for each in resources]
-    if len(groups) > 1 and _EVERYTHING in resources:
-        return True
-    whole = {group for resource, _, group in groups if resource == "*"}
-    return any(resource != "*" and group in whole for resource, _, group in groups)

@@ -20,7 +20,6 @@ from hsm_kms.cli.report import Report, because
 from hsm_kms.cli.waiting import until_well, wait_option
 from hsm_kms.errors import HsmKmsError
 from hsm_kms.server import api_servers
-from hsm_kms.server.mounts import CURE
 
 if TYPE_CHECKING:
     from hsm_kms.cli.probe.examination import Request, Result
@@ -186,8 +185,9 @@ def _check_mount(report: Report, pid: int, socket: Path) -> None:
             "mount the directory into its pod, unless `endpoint` names another path",
         )
     else:
-        cause = HsmKmsError(f"kube-apiserver has another file at {socket}", hint=CURE)
-        report.fail("mount", "mount", cause)
+        cause = f"kube-apiserver has another file at {socket}"
+        hint = "mount its directory into the pod, and not the socket itself"
+        report.fail("mount", "mount", HsmKmsError(cause, hint=hint))
 
 
 def _shown(request: Request, ended: _Attempt) -> dict[str, Any]:

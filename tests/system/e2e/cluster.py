@@ -1,8 +1,7 @@
-"""A real etcd and kube-apiserver on free loopback ports."""
+"""A real kube-apiserver on a free loopback port."""
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import http.client
 import json
@@ -22,101 +21,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from tests.system.e2e.binaries import Binaries
+    from tests.system.e2e.etcd import Etcd
 
 REQUEST_TIMEOUT = patient(60.0)  # seconds
-SECRETS = "/registry/secrets/"
 UNSAFE = "--feature-gates=AllowUnsafeMalformedObjectDeletion=true"
 """Flag with which kube-apiserver deletes what it cannot read."""
-
-
-class Etcd:
-    """One etcd, or several that are members of one cluster.
-
-    Args:
-        binaries: The programs.
-        folder: For data and logs.
-        members: Number of members.
-
-    Attributes:
-        urls: The URL of each member.
-    """
-
-    def __init__(self, binaries: Binaries, folder: Path, members: int = 1) -> None:
-        self._binaries = binaries
-        self._folder = folder
-        self._names = ["etcd", *(f"etcd-{number}" for number in range(1, members))]
-        self.urls: list[str] = []
-        self._children = started(self._try_start)
-
-    @property
-    def url(self) -> str:
-        """Return the URLs of all members, as etcdctl and the API server take them."""
-        return ",".join(self.urls)
-
-    def _try_start(self) -> list[Child]:
-        ports = iter(free_ports(2 * len(self._names)))
-        clients, peers = (
-            {name: f"http://127.0.0.1:{next(ports)}" for name in self._names}
-            for _ in range(2)
-        )
-        self.urls = list(clients.values())
-        together = ",".join(f"{name}={url}" for name, url in peers.items())
-        children = [
-            self._member(name, clients[name], peers[name], together)
-            for name in self._names
-        ]
-
-        def healthy() -> bool:
-            for child in children:
-                child.check()
-            return self._ctl("endpoint", "health").returncode == 0
-
-        return awaited("etcd", children, healthy)
-
-    def _member(self, name: str, client: str, peer: str, together: str) -> Child:
-        return Child(
-            [
-                *(self._binaries.etcd, "--name", name),
-                *("--data-dir", self._folder / name),
-                *("--listen-client-urls", client, "--advertise-client-urls", client),
-                *("--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer),
-                *("--initial-cluster", together),
-                *("--unsafe-no-fsync", "--log-level=warn"),
-            ],
-            log=self._folder / f"{name}.log",
-        )
-
-    def _ctl(
-        self, *args: str, stdin: bytes | None = None
-    ) -> subprocess.CompletedProcess[bytes]:
-        return subprocess.run(
-            [self._binaries.etcdctl, f"--endpoints={self.url}", *args],
-            input=stdin,
-            capture_output=True,
-            check=False,
-            timeout=REQUEST_TIMEOUT,
-        )
-
-    def secrets(self) -> dict[str, bytes]:
-        """Read every Secret as it is stored, by namespace/name."""
-        found = self.ctl("get", SECRETS, "--prefix", "--write-out=json")
-        return {
-            base64.b64decode(pair["key"])
-            .decode()
-            .removeprefix(SECRETS): base64.b64decode(pair["value"])
-            for pair in json.loads(found).get("kvs", [])
-        }
-
-    def ctl(self, *args: str, stdin: bytes | None = None) -> bytes:
-        """Run etcdctl, which must succeed, and return what it prints."""
-        done = self._ctl(*args, stdin=stdin)
-        done.check_returncode()
-        return done.stdout
-
-    def stop(self) -> None:
-        """Stop every member."""
-        for child in self._children:
-            child.stop()
 
 
 class ApiServer:
@@ -171,10 +80,30 @@ class ApiServer:
         self.stop()
         self.start(encryption or self._encryption, *self._more_flags, ready=ready)
 
+    def launch(self) -> None:
+        """Start it once more with what it had, at the same port; wait for nothing."""
+        self._child = self._spawn()
+
+    @property
+    def ended(self) -> bool:
+        """Return True if it was started and has ended by itself."""
+        return self._child is not None and not self._child.running
+
+    @property
+    def log(self) -> Path:
+        """Return the file that it logs to."""
+        return self._folder / "kube-apiserver.log"
+
     def stop(self) -> None:
         """Stop it, if it runs."""
         if self._child:
             self._child.stop()
+            self._child = None
+
+    def kill(self) -> None:
+        """End it with SIGKILL, if it runs."""
+        if self._child:
+            self._child.kill()
             self._child = None
 
     def uid(self) -> int:
@@ -190,18 +119,21 @@ class ApiServer:
     def _try_start(self, *, ready: bool) -> list[Child]:
         self._port = self._kept_port or free_ports(1)[0]
         self._kept_port = 0  # another process may have taken it: not a second time
-        child = Child(
-            [*self._user, self._binaries.kube_apiserver, *self.flags(self._encryption)],
-            log=self._folder / "kube-apiserver.log",
-        )
-
-        paths = ("/readyz", "/api/v1/namespaces/default") if ready else ("/version",)
+        child = self._spawn()
+        ready_paths = ("/readyz", "/api/v1/namespaces/default")
+        paths = ready_paths if ready else ("/version",)
 
         def answers() -> bool:
             child.check()
             return all(self.get(path)[0] == 200 for path in paths)
 
         return awaited("kube-apiserver", [child], answers)
+
+    def _spawn(self) -> Child:
+        return Child(
+            [*self._user, self._binaries.kube_apiserver, *self.flags(self._encryption)],
+            log=self.log,
+        )
 
     def flags(self, encryption: Path | None) -> list[str]:
         """Return the flags of kube-apiserver with this EncryptionConfiguration."""
@@ -284,13 +216,14 @@ class ApiServer:
             "server": f"https://127.0.0.1:{self._port}",
             "certificate-authority": str(self._folder / "certs" / "apiserver.crt"),
         }
-        context = {"cluster": "e2e", "user": "admin"}
         config = {
             "apiVersion": "v1",
             "kind": "Config",
             "clusters": [{"name": "e2e", "cluster": server}],
             "users": [{"name": "admin", "user": {"token": self._token}}],
-            "contexts": [{"name": "e2e", "context": context}],
+            "contexts": [
+                {"name": "e2e", "context": {"cluster": "e2e", "user": "admin"}}
+            ],
             "current-context": "e2e",
         }
         self.kubeconfig.write_text(json.dumps(config))

@@ -9,7 +9,8 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, NamedTuple, Self
 
 from tests.harness.clock.driver import Clock
-from tests.system.e2e.cluster import ApiServer, Etcd
+from tests.system.e2e.cluster import ApiServer
+from tests.system.e2e.etcd import Etcd
 from tests.system.e2e.plugin import Plugin, TokenOfOthers
 from tests.system.e2e.processes import wait_for
 from tests.system.e2e.shells import node_shell

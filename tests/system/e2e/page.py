@@ -1,10 +1,12 @@
-"""Lines of docs/troubleshooting.md."""
+"""Lines of docs/troubleshooting.md and docs/operations.md."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
-PAGE = Path(__file__).parents[3] / "docs" / "troubleshooting.md"
+DOCS = Path(__file__).parents[3] / "docs"
+PAGE = DOCS / "troubleshooting.md"
 
 
 def shown(heading: str, names: dict[str, str] | None = None) -> list[str]:
@@ -19,3 +21,17 @@ def shown(heading: str, names: dict[str, str] | None = None) -> list[str]:
     for on_page, ours in (names or {}).items():
         block = block.replace(on_page, ours)
     return block.splitlines()
+
+
+def logged(what: str) -> list[str]:
+    """Return what docs/operations.md says that kube-apiserver logs.
+
+    Args:
+        what: The first cell of a row of its table of boots.
+    """
+    (row,) = (
+        line
+        for line in (DOCS / "operations.md").read_text().splitlines()
+        if line.startswith(f"| {what} |")
+    )
+    return re.findall("`([^`]+)`", row.rstrip(" |").rpartition("|")[2])

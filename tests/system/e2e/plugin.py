@@ -188,6 +188,11 @@ class Plugin:
 
         wait_for("ok from the plugin", healthy, timeout=READY_TIMEOUT)
 
+    @property
+    def running(self) -> bool:
+        """Return True if it was started and has not ended."""
+        return self._child is not None and self._child.running
+
     def kill(self) -> None:
         """End it with SIGKILL."""
         assert self._child

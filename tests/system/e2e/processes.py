@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 # A killed test run leaves no child behind: the kernel ends it with its parent.
 TIED = [*(["setpriv", "--pdeathsig", "KILL"] if shutil.which("setpriv") else [])]
-START_TIMEOUT = 90.0  # seconds; four on an idle machine
-START_TRIES = 3  # another process may take a port between its choice and its use
 STOP_TIMEOUT = patient(30.0)  # seconds
 TAIL = 4_000  # characters of a log that an error shows
+START_TIMEOUT = 90.0  # seconds; four on an idle machine
+START_TRIES = 3  # another process may take a port between its choice and its use
 
 
 def wait_for(
@@ -120,11 +120,7 @@ class Child:
 
 
 def started(start: Callable[[], list[Child]]) -> list[Child]:
-    """Start programs on free ports, again if another process has taken a port.
-
-    Args:
-        start: Chooses ports, starts the programs and waits for them.
-    """
+    """Start programs that listen, once more if a port was taken meanwhile."""
     for _ in range(START_TRIES - 1):
         try:
             return start()
@@ -135,7 +131,7 @@ def started(start: Callable[[], list[Child]]) -> list[Child]:
 
 
 def awaited(name: str, children: list[Child], ready: Callable[[], bool]) -> list[Child]:
-    """Wait until programs answer, and return them; end them if they do not."""
+    """Return the programs once they are ready; kill them if that takes too long."""
     try:
         wait_for(f"answer of {name}", ready, timeout=START_TIMEOUT)
     except BaseException:

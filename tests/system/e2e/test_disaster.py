@@ -15,7 +15,8 @@ import pytest
 
 from tests.harness.pages import walk
 from tests.harness.terminals import Shell
-from tests.system.e2e.cluster import ApiServer, Etcd
+from tests.system.e2e.cluster import ApiServer
+from tests.system.e2e.etcd import Etcd
 from tests.system.e2e.secure_etcd import hsm_kms
 from tests.system.e2e.world import running_world
 

@@ -13,7 +13,8 @@ import yaml
 from tests.harness.manifests import MANIFESTS, components, names, with_components
 from tests.harness.wait import patient
 from tests.system.e2e import binaries as programs
-from tests.system.e2e.cluster import ApiServer, Etcd
+from tests.system.e2e.cluster import ApiServer
+from tests.system.e2e.etcd import Etcd
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

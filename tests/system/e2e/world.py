@@ -11,7 +11,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
-from tests.system.e2e.cluster import ApiServer, Etcd
+from tests.system.e2e.cluster import ApiServer
+from tests.system.e2e.etcd import Etcd
 from tests.system.e2e.plugin import Plugin, running_plugin
 
 if TYPE_CHECKING:

@@ -55,6 +55,32 @@ def test_behind(make_node, own_pin):
     assert b"dek" == node.decrypt(*_sealed(node))
 
 
+def test_boot(make_node):
+    """A node that has served boots a year behind, and its token comes a day later.
+
+    It announces the key of before all the while, and is well with the token, also if
+    the clock is set only then.
+    """
+    node = make_node()
+    node.start().well()
+    sealed = _sealed(node)
+    key_id = node.status().key_id
+    node.stop()
+    node.cut_off()
+    node.clock.set(-YEAR)
+    node.start()
+    wait_for(lambda: node.admin()["state"] == "failed")
+    node.clock.move(24 * 3600)
+    assert key_id == node.status().key_id
+    node.reconnect()
+    node.wait_healthz("ok")
+    node.clock.set(0)
+    node.wait_healthz("ok")
+
+    assert key_id == node.status().key_id == node.encrypt(DEK).key_id
+    assert b"dek" == node.decrypt(*sealed)
+
+
 def test_workers_die(make_node, own_pin):
     """New workers log in after the clock was set back, even with a new PIN file."""
     node = make_node(token={"pin_file": str(own_pin)})

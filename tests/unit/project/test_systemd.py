@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from hsm_kms.token.pin_file import CREDENTIALS
-from tests.harness.sandbox import directives
 
 ROOT = Path(__file__).parents[3]
 SYSTEMD = ROOT / "manifests" / "systemd"
@@ -34,6 +33,16 @@ def analyze():
         return ended.returncode, ended.stdout
 
     return run
+
+
+def directives(path):
+    """Return the settings of a unit with all their values, in order."""
+    found = {}
+    for line in path.read_text().splitlines():
+        name, separator, value = line.partition("=")
+        if separator and not line.startswith("#"):
+            found.setdefault(name, []).append(value)
+    return found
 
 
 def unit():
