@@ -31,7 +31,7 @@ def json_schema() -> dict[str, Any]:
         "title": "Configuration of hsm-kms",
         "description": "docs/configuration.md describes every key.",
     }
-    return made | whole
+    return whole | made | whole  # in this order, with these values
 
 
 class _Generator(GenerateJsonSchema):

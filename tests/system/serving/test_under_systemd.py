@@ -328,3 +328,7 @@ def test_an_encrypted_pin(service):
     service.wait_status("ok")
     assert PIN not in service.log()
     assert WRONG not in service.log()
+
+    service.run("rm", "/etc/hsm-kms/pin.cred")
+    service.run("systemctl", "restart", "hsm-kms", code=1)
+    assert "243" == service.node.show("hsm-kms", "ExecMainStatus")
