@@ -18,6 +18,7 @@ from hsm_kms.errors import (
 )
 from hsm_kms.etcd.refusals import (
     FOREIGN,
+    LOCAL,
     NO_KEY,
     NOT_AUTHENTIC,
     REFUSED,
@@ -47,12 +48,16 @@ class TokenOpener:
         ask: Sends requests to a worker that is logged in.
         ring: The keyring of the worker's token.
         scope: The configured cluster name.
+        accept_local: Decrypt records made with local KEKs.
     """
 
-    def __init__(self, ask: Ask, ring: Keyring, scope: str) -> None:
+    def __init__(
+        self, ask: Ask, ring: Keyring, scope: str, *, accept_local: bool
+    ) -> None:
         self._ask = ask
         self._ring = ring
         self._scope = scope
+        self._accept_local = accept_local
         self._proven: set[str] = set()
         self._local_keks: OrderedDict[bytes, LocalKek] = OrderedDict()
 
@@ -83,6 +88,8 @@ class TokenOpener:
         """
         try:
             if record.header.kind is Kind.DEK_BY_LOCAL_KEK:
+                if not self._accept_local:
+                    raise RefusedError(LOCAL)
                 local_kek = await self._local_kek(record.header.nested)
                 return local_kek.open(record.encode())
             return await self._by_token(record)

@@ -10,7 +10,9 @@ import stat
 
 import pytest
 
+from hsm_kms.etcd.refusals import LOCAL
 from hsm_kms.ipc.values import KeyRef
+from hsm_kms.wrapping.record import Kind, Record
 from tests.cli.decrypting import (
     KEY,
     OBJECT,
@@ -22,13 +24,14 @@ from tests.cli.decrypting import (
     v2_with,
 )
 from tests.cli.keys_rig import Keys
-from tests.cli.verifying import dump, flipped, v1, v2
+from tests.cli.verifying import dump, flipped, v1, v2, verify
 from tests.harness.command_line import HSM_KMS
 from tests.harness.etcd_samples import by_cbc
 from tests.harness.forged import forge
 from tests.harness.softhsm import PIN
 from tests.harness.terminals import Shell
 from tests.harness.token_keys import LABEL, create
+from tests.harness.wait import wait_for
 
 MANIFEST = {
     "apiVersion": "v1",
@@ -76,7 +79,7 @@ def test_v2_of_1_27(shared_server, node):
 
 
 def test_v1(shared_server, node):
-    """A value of KMS v1 is decrypted through the local KEK in its record."""
+    """A value of KMS v1 is decrypted."""
     dek = os.urandom(32)
     value = v1(shared_server.v1_encrypt(dek), data=by_gcm(dek))
 
@@ -270,6 +273,30 @@ def test_retired_by_its_label(shared_server, make_plugin, hsm):
 
     assert "if the key was retired, give --any-key" in refused(node, value)
     assert MANIFEST == json.loads(decrypt(node, value, "--reveal", "--any-key").out)
+
+
+def test_local_kek_that_the_server_refuses(shared_server, make_plugin, hsm):
+    """With accept_local: false a record by a local KEK is refused, as by the server."""
+    node = make_plugin(
+        hsm,
+        apis={"v1": {"enabled": True, "wrapping": "token"}},
+        local_keys={"accept_local": False},
+    )
+    server = make_plugin(hsm, apis={"v1": {"enabled": True, "wrapping": "software"}})
+    server.start().wait_healthz("ok")
+    dek = os.urandom(32)
+    wait_for(lambda: by_a_local_kek(server.v1_encrypt(dek)))
+    value = v1(server.v1_encrypt(dek), data=by_gcm(dek))
+
+    assert "with local_keys.accept_local: true" in refused(node, value)
+    assert LOCAL in verify(node, {"a": value}).stdout
+    # Through the local KEK in the record.
+    assert MANIFEST == json.loads(decrypt(server, value, "--reveal").out)
+
+
+def by_a_local_kek(record):
+    """Return True if a local KEK made the record; at first the token does."""
+    return Record.decode(record).header.kind is Kind.DEK_BY_LOCAL_KEK
 
 
 def test_foreign(shared_server, node):

@@ -28,6 +28,7 @@ from hsm_kms.config import load as configuration
 from hsm_kms.errors import CiphertextError, HsmKmsError
 from hsm_kms.etcd.refusals import (
     FOREIGN,
+    LOCAL,
     NO_KEY,
     NOT_A_RECORD,
     NOT_AUTHENTIC,
@@ -70,6 +71,8 @@ _CURES: Final = {
     RETIRED: "to use the key all the same, give --any-key",
     FOREIGN: "whoever knows the key can have forged the value; to decrypt it all the "
     "same, give --any-key",
+    LOCAL: "whoever read a server's memory can have forged the value; to decrypt it "
+    "all the same, use a copy of the configuration with local_keys.accept_local: true",
     NOT_AUTHENTIC: "set the scope in the configuration to that of the cluster that "
     "wrote the value; it is not stored in the value",
 }
@@ -150,6 +153,7 @@ def _record_of(stored: Stored, key: str) -> Record:
 
 
 def _with_any_key(config: Config) -> Config:
+    """Return a configuration that selects every AES key, and refuses none."""
     every = {"label": None, "ids": (), "retired": (), "foreign": "decrypt"}
     keys = config.keys.model_copy(update=every)
     return config.model_copy(update={"keys": keys})
@@ -168,8 +172,11 @@ async def _unwrapped(
     async with one_worker(config, login) as worker:
         ring = await read_ring(config, worker)
         ask = partial(worker.ask, seconds=config.token.hang_timeout)
+        local = config.local_keys.accept_local
         try:
-            return await TokenOpener(ask, ring, config.scope).open(record)
+            return await TokenOpener(ask, ring, config.scope, accept_local=local).open(
+                record
+            )
         except RefusedError as error:
             raise HsmKmsError(
                 f"{key} cannot be decrypted with this token: {error} "

@@ -52,8 +52,8 @@ def verify(
     everything that can be decrypted here.
 
     The rules are those of the server: the keys that the configuration selects, its
-    scope, keys.retired and keys.also_known_as. Values of other providers are counted
-    but not checked. Writes nothing to etcd.
+    scope, keys.retired, keys.also_known_as and local_keys.accept_local. Values of
+    other providers are counted but not checked. Writes nothing to etcd.
 
     Exits with 1 if any wrapped key cannot be decrypted, or if there is none.
     """
@@ -75,7 +75,9 @@ async def _verify(config: Config, login: LoginChoice, etcd: EtcdChoice) -> Verdi
     async with one_worker(config, login) as worker:
         ring = await read_ring(config, worker)
         ask = partial(worker.ask, seconds=config.token.hang_timeout)
-        verification = Verification(TokenOpener(ask, ring, config.scope))
+        local = config.local_keys.accept_local
+        opener = TokenOpener(ask, ring, config.scope, accept_local=local)
+        verification = Verification(opener)
         source = open_source(etcd)
         # A read of etcd blocks the event loop, which would not handle Ctrl-C meanwhile.
         with interruptible(), source, progress_bar(source, "verifying") as step:
