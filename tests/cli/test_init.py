@@ -356,6 +356,11 @@ cp {at}/out/softhsm2.conf {at}/out/config.yaml /etc/hsm-kms
 echo 1234 >/etc/hsm-kms/pin
 chmod 0400 /etc/hsm-kms/pin
 """
+CHECKS = """
+for step in v2-read v2 v2-only; do
+    "$@" --encryption-config "$0/encryption-config-$step.yaml"
+done
+"""
 POD = """
 mount -t tmpfs -o mode=755 tmpfs /opt
 mkdir {in_pod}
@@ -375,7 +380,7 @@ def test_check_is_content(directory, form):
     encryption = directory / "out" / "encryption-config-v2.yaml"
     check = [*HSM_KMS, "check", "--offline", "--encryption-config", str(encryption)]
     ended = subprocess.run(
-        [*prefix, "--net", "sh", "-c", f'{script} exec "$@"', "sh", *check],
+        [*prefix, "--net", "sh", "-c", script + CHECKS, directory / "out", *check],
         capture_output=True,
         text=True,
         check=False,
@@ -383,8 +388,8 @@ def test_check_is_content(directory, form):
     )
 
     assert 0 == ended.returncode, ended.stdout + ended.stderr
-    assert "✓ PIN file /etc/hsm-kms/pin" in ended.stdout
-    assert "✓ KMS socket /run/hsm-kms/kms.sock" in ended.stdout
+    assert 3 == ended.stdout.count("✓ PIN file /etc/hsm-kms/pin")
+    assert 3 == ended.stdout.count("✓ KMS socket /run/hsm-kms/kms.sock")
     fits = "✓ EncryptionConfiguration: endpoint unix:///run/hsm-kms/kms.sock\n"
     assert fits in ended.stdout
     assert "✗" not in ended.stdout
