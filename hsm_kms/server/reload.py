@@ -200,7 +200,8 @@ class Reload:
                 news = await self._news(again, attempt)
                 again.clear()
                 await cancel_and_wait(attempt)
-                self._pause = self._first_retry if news else self._next_pause()
+                longer = min(2 * self._pause, LONGEST_RETRY_SECONDS)
+                self._pause = self._first_retry if news else longer
                 if news:
                     self._systemd.reloading()
                     if self.rejected is not None:
@@ -225,9 +226,6 @@ class Reload:
                 async with asyncio.timeout(min(WATCH_SECONDS, self._pause)):
                     await again.wait()
         return True
-
-    def _next_pause(self) -> float:
-        return min(2 * self._pause, LONGEST_RETRY_SECONDS)
 
     async def _attempt(self) -> None:
         before = self._in_force.config.log
