@@ -12,6 +12,7 @@ import pytest
 from hsm_kms.cli.check import encryption_config, node, token
 from tests.cli.waiting import run_until_waiting
 from tests.harness.processes import stop
+from tests.harness.spy import Spy
 from tests.harness.wait import wait_for
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "commands.md"
@@ -151,6 +152,20 @@ def test_wait_in_vain(make_plugin, hsm):
     assert 1 == ended.returncode
     assert f"✗ state directory: the state directory {plugin.state_dir}" in ended.stdout
     assert ended.stdout.endswith("1 of 7 checks failed, 7 skipped\n")
+
+
+def test_wait_tries_a_wrong_pin_once(make_plugin, hsm, directory):
+    """--wait does not try a PIN again that the token has rejected."""
+    spy = Spy(directory / "spy.log")
+    pin = directory / "wrong"
+    pin.touch(0o600)
+    pin.write_text("a-wrong-pin")
+    token = {"module": spy.module, "env": hsm.env | spy.env, "pin_file": str(pin)}
+    ended = make_plugin(hsm, token=token).cli("check", "--wait", "8s")
+
+    assert 1 == ended.returncode
+    assert "✗ PIN: " in ended.stdout
+    assert 1 == spy.count("C_Login")  # of about four attempts
 
 
 def test_stopped_server(plugin):
