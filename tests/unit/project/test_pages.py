@@ -9,6 +9,12 @@ from tests.harness.pages import blocks, match, pages
 
 TESTS = Path(__file__).parents[2]
 NOT_RUN = {
+    ("docs/install/k3s.md", "The API server"): "wants k3s",
+    ("docs/install/kind.md", "kind"): "wants a running Docker",
+    ("docs/install/kind.md", "kind (2)"): "wants a running Docker",
+    ("docs/install/kubeadm.md", "kube-apiserver"): "wants a cluster of kubeadm",
+    ("docs/install/kubeadm.md", "So that upgrades keep it"): "wants kubeadm's cluster",
+    ("docs/install/rke2-and-rancher.md", "RKE2 encrypts Secrets already"): "wants RKE2",
     ("docs/troubleshooting.md", "SELinux"): "ausearch: wants a kernel with SELinux",
     ("docs/troubleshooting.md", "SELinux (2)"): "semanage: wants a kernel with SELinux",
 }
