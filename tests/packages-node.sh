@@ -12,5 +12,6 @@ found /usr/share/keyrings/debian-archive-keyring.gpg || set -- "$@" debian-archi
 found /usr/bin/containerd /usr/local/bin/containerd || set -- "$@" containerd
 found /usr/bin/podman /usr/local/bin/podman || set -- "$@" podman
 found /usr/sbin/runc /usr/bin/runc /usr/local/sbin/runc || set -- "$@" runc
+found /usr/bin/systemd-tmpfiles || set -- "$@" systemd
 
 [ $# -eq 0 ] || install_packages "$@" || echo "continuing without them" >&2

@@ -15,7 +15,9 @@ from tests.harness.manifests import MANIFESTS
 from tests.system.e2e import binaries as programs
 from tests.system.e2e.processes import TAIL
 from tests.system.node.kubelet import operator
-from tests.system.node.kubelet.node import Node, PodView, machine, missing
+from tests.system.node.kubelet.machine import machine, missing
+from tests.system.node.kubelet.node import Node
+from tests.system.node.kubelet.pod_view import PodView
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
@@ -26,29 +28,14 @@ HINT = "`make test-node` includes these tests"
 FOLDERS: list[Path] = []
 
 
-def _reason() -> str | None:
-    """Say why these tests cannot or should not run, None if they do."""
-    if os.environ.get("HSM_KMS_NODE") != "1":
-        return f"HSM_KMS_NODE is not 1; {HINT}"
-    if lacking := missing() or programs.missing():
-        return f"{lacking}; with it, {HINT}"
-    return None
-
-
 @pytest.fixture(scope="session", autouse=True)
-def complete() -> None:
+def complete(included: None) -> None:
     """Leave the tests out, or refuse to, where a kubelet cannot run."""
-    if not (reason := _reason()):
+    if not (lacking := missing() or programs.missing()):
         return
     if "node" in os.environ.get("HSM_KMS_REQUIRE", "").split(","):
-        pytest.fail(f"HSM_KMS_REQUIRE names node, but: {reason}", pytrace=False)
-    pytest.skip(reason)
-
-
-@pytest.fixture(scope="session")
-def image(complete: None) -> Image:
-    """The image that nodes run."""
-    return pytest.importorskip("tests.system.node.images").image()
+        pytest.fail(f"HSM_KMS_REQUIRE names node, but: {lacking}", pytrace=False)
+    pytest.skip(f"{lacking}; with it, {HINT}")
 
 
 @pytest.fixture(scope="session")

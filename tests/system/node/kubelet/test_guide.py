@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.system.e2e.binaries import Binaries, NodeBinaries
-    from tests.system.node.kubelet.node import Node, PodView
+    from tests.system.node.images import Image
+    from tests.system.node.kubelet.node import Node
+    from tests.system.node.kubelet.pod_view import PodView
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900, func_only=True)]
 
@@ -57,7 +59,7 @@ class Guided(NamedTuple):
 def guided(
     bare_node: Callable[[], Node],
     view: Callable[[Node], PodView],
-    image: Any,
+    image: Image,
     binaries: Binaries,
     node_binaries: NodeBinaries,
     new_folder: Callable[[], Path],
@@ -67,7 +69,7 @@ def guided(
     etcd = Etcd(binaries, folder)
     api = ApiServer(binaries, etcd, folder, node.command_in_mounts())
     (folder / "manifests").symlink_to(MANIFESTS)
-    shutil.copy(image.archive, folder / "hsm-kms.tar")
+    shutil.copy(image.archive, folder / "hsm-kms-0.1.0.tar")
     (folder / "bin").mkdir()
     (folder / "bin" / "crictl").symlink_to(node_binaries.crictl)
     paths = [folder / "bin", binaries.etcdctl.parent, binaries.kubectl.parent]

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.system.e2e.binaries import Binaries
-    from tests.system.node.kubelet.node import Node, PodView
+    from tests.system.node.kubelet.node import Node
+    from tests.system.node.kubelet.pod_view import PodView
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600, func_only=True)]
 

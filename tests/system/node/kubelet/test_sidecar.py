@@ -18,7 +18,8 @@ from tests.system.node.kubelet.operator import CONFIG
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tests.system.node.kubelet.node import Node, PodView
+    from tests.system.node.kubelet.node import Node
+    from tests.system.node.kubelet.pod_view import PodView
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600, func_only=True)]
 

@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 
     from tests.system.e2e.binaries import Binaries
     from tests.system.e2e.cluster import ApiServer, Etcd
-    from tests.system.node.kubelet.node import Node, PodView
+    from tests.system.node.kubelet.node import Node
+    from tests.system.node.kubelet.pod_view import PodView
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900, func_only=True)]
 

@@ -1,0 +1,111 @@
+"""What an operator sees of the static pod, by kubelet, crictl, cgroups and /proc."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from tests.system.e2e.processes import wait_for
+from tests.system.node.kubelet.machine import CGROUPS, PODS
+from tests.system.node.kubelet.node import START_SECONDS
+
+if TYPE_CHECKING:
+    import subprocess
+    from pathlib import Path
+
+    from tests.system.node.kubelet.node import Node
+
+
+class PodView:
+    """What an operator sees of the one container of the static pod.
+
+    Args:
+        node: The node.
+        crictl: The program crictl.
+    """
+
+    def __init__(self, node: Node, crictl: Path) -> None:
+        self._node = node
+        self._crictl = crictl
+
+    @property
+    def status(self) -> dict[str, Any]:
+        """Return the kubelet's status of the container; empty before it has one."""
+        pod = self._node.pod() or {}
+        statuses = pod.get("status", {}).get("containerStatuses") or [{}]
+        return dict(statuses[0])
+
+    @property
+    def restarts(self) -> int:
+        """Return how often the kubelet has restarted the container."""
+        return int(self.status.get("restartCount", 0))
+
+    @property
+    def ready(self) -> bool:
+        """Return True if the pod is Ready."""
+        return bool(self.status.get("ready"))
+
+    @property
+    def running(self) -> bool:
+        """Return True if the container runs."""
+        return "running" in self.status.get("state", {})
+
+    def wait_ready(self, ready: bool = True) -> None:
+        """Wait until the pod is Ready, or not."""
+        wait_for(
+            f"ready {ready}",
+            lambda: self.running and self.ready == ready,
+            timeout=START_SECONDS,
+            every=0.2,
+        )
+
+    def crictl(
+        self, *arguments: object, check: bool = True
+    ) -> subprocess.CompletedProcess[str]:
+        """Run crictl on the node."""
+        return self._node.run(self._crictl, *arguments, check=check)
+
+    def container(self) -> str:
+        """Return the ID of the running container."""
+        name = ("--name", "hsm-kms", "--state", "running", "-q")
+
+        def running() -> str:
+            return self.crictl("ps", *name, check=False).stdout.strip()
+
+        return str(wait_for("container", running, timeout=START_SECONDS))
+
+    def exec(
+        self, *command: object, check: bool = True
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command in the container."""
+        return self.crictl("exec", self.container(), *command, check=check)
+
+    def pids(self) -> list[int]:
+        """Return the container's processes on the node, the server first."""
+        inspected = json.loads(self.crictl("inspect", self.container()).stdout)
+        first = int(inspected["info"]["pid"])
+        cgroup = self.cgroup("pids") or self.cgroup("")
+        assert cgroup is not None
+        procs = self._node.run("cat", cgroup / "cgroup.procs").stdout.split()
+        return [first, *(pid for pid in map(int, procs) if pid != first)]
+
+    def cgroup(self, controller: str) -> Path | None:
+        """Return the container's cgroup of a controller; "" for cgroup v2."""
+        found = list((CGROUPS / controller / PODS).rglob(f"*{self.container()}*"))
+        return found[0] if found else None
+
+    def memory(self, v1: str, v2: str) -> int:
+        """Return a number of the container's memory cgroup, by its names."""
+        if cgroup := self.cgroup("memory"):
+            return int((cgroup / f"memory.{v1}").read_text())
+        cgroup = self.cgroup("")
+        assert cgroup is not None
+        return int((cgroup / f"memory.{v2}").read_text())
+
+    def proc(self, pid: int, file: str) -> str:
+        """Return a file of a process of the node in /proc."""
+        return self._node.run("cat", f"/proc/{pid}/{file}").stdout
+
+    def kill(self, signal: str = "KILL") -> None:
+        """Send a signal to the server."""
+        self._node.run("kill", f"-{signal}", self.pids()[0])
