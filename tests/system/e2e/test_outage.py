@@ -92,6 +92,7 @@ def test_fallback_goes_on_writing(node):
         # That was a client's call that failed: there is no grace any more.
         assert node.plugin.healthz().endswith(SENTENCE + IN_SOFTWARE)
         assert set() == node.lists()
+        assert 500 == node.api.get("/readyz?exclude=kms-providers")[0]
         during = node.writes()
         assert [TOKEN, LOCAL] == list(map(node.stored, [before, during]))
 
