@@ -10,7 +10,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from tests.harness.manifests import MANIFESTS
-from tests.system.e2e.cluster import ApiServer, Etcd
+from tests.system.e2e.cluster import ApiServer
+from tests.system.e2e.etcd import Etcd
 from tests.system.e2e.plugin import Plugin
 from tests.system.e2e.processes import wait_for
 

@@ -11,7 +11,8 @@ from tests.harness.etcd_server import make_certificates
 from tests.harness.manifests import MANIFESTS
 from tests.harness.pages import Walk, walk
 from tests.harness.terminals import Shell
-from tests.system.e2e.cluster import ApiServer, Etcd
+from tests.system.e2e.cluster import ApiServer
+from tests.system.e2e.etcd import Etcd
 from tests.system.e2e.processes import wait_for
 from tests.system.node.kubelet.operator import create, stored
 

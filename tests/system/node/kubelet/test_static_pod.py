@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.system.e2e.binaries import Binaries
-    from tests.system.e2e.cluster import ApiServer, Etcd
+    from tests.system.e2e.cluster import ApiServer
+    from tests.system.e2e.etcd import Etcd
     from tests.system.node.kubelet.node import Node
     from tests.system.node.kubelet.pod_view import PodView
 
