@@ -107,7 +107,9 @@ def test_the_socket_directory_outlives_a_stop():
 
 def test_kubernetes_starts_after_it():
     """Whatever starts the API server is ordered after the socket; nothing before."""
-    assert ["kubelet.service k3s.service rke2-server.service"] == unit()["Before"]
+    assert [
+        "kubelet.service kube-apiserver.service k3s.service rke2-server.service"
+    ] == unit()["Before"]
     assert {"After", "Requires", "Wants"}.isdisjoint(unit())
 
 
