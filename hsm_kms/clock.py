@@ -8,6 +8,7 @@ from typing import Final
 
 _UNITS: Final = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
 _ROUNDED: Final = 2  # "119 s", and from there on "2 min"
+_FORMAT: Final = "%Y-%m-%dT%H:%M:%SZ"  # RFC 3339
 
 
 def now() -> float:
@@ -50,7 +51,13 @@ def when(seconds: float) -> str:
         moment = datetime.fromtimestamp(seconds, UTC)
     except (OverflowError, ValueError, OSError):
         return f"{seconds:.0f} seconds after 1970"
-    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
+    return moment.strftime(_FORMAT)
+
+
+def seconds_since(text: str) -> float:
+    """Return the seconds from a time that `when` has written until now."""
+    moment = datetime.strptime(text, _FORMAT).replace(tzinfo=UTC)
+    return now() - moment.timestamp()
 
 
 def spell(seconds: float) -> str:

@@ -12,10 +12,12 @@ import click
 from hsm_kms import interrupts
 from hsm_kms.cli.listening import require_kms
 from hsm_kms.cli.options import config_option, output_option
+from hsm_kms.clock import now, seconds_since, spell
 from hsm_kms.errors import HsmKmsError
 
 SECONDS = 3.0  # the API server's own default timeout
 V1_VERSION = "v1beta1"
+_NEVER_ASKED = "kube-apiserver has not asked (KMS v1 never does)"
 
 
 @click.command()
@@ -57,7 +59,7 @@ def _in_short(server: dict[str, Any] | None) -> dict[str, str]:
     if server is None:
         return {}
     sessions, workers = server["sessions"], server["workers"]
-    shown = {
+    shown = _times(server) | {
         "workers": str(workers["ready"]),
         "sessions": f"{sessions['idle']} idle of {sessions['held']}",
         "breaker": server["breaker"],
@@ -71,8 +73,32 @@ def _in_short(server: dict[str, Any] | None) -> dict[str, str]:
         if key["state"] == "foreign":
             shown[f"foreign {key['key_id']}"] = "decrypts nothing: see keys.foreign"
     if server["state"] != "ok":
-        shown = {"state": server["state"], "detail": server["detail"]} | shown
+        shown = {"detail": server["detail"]} | shown
     return shown | _faults(server)
+
+
+def _times(server: dict[str, Any]) -> dict[str, str]:
+    """Return since when the server is as it is, and when it was asked and tried."""
+    shown = {"state": f"{server['state']} for {_ago(server['since'])}"}
+    ages = [
+        key["activation"]
+        for key in server["keys"]
+        if key["key_id"] == server["key_id"] and key["activation"]
+    ]
+    if ages:
+        shown["key age"] = spell(now() - ages[0])
+    canary, asked = server["canary"], server["last_status"]
+    if canary["last_success"]:
+        shown["last canary"] = f"{_ago(canary['last_success'])} ago"
+    if canary["last_failure"]:
+        when = _ago(canary["last_failure"])
+        shown["last failure"] = f"{when} ago: {canary['failure']}"
+    shown["last Status"] = f"{_ago(asked)} ago" if asked else _NEVER_ASKED
+    return shown
+
+
+def _ago(time: str) -> str:
+    return spell(seconds_since(time))
 
 
 def _faults(server: dict[str, Any]) -> dict[str, str]:

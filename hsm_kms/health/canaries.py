@@ -56,6 +56,7 @@ class Canaries:
         passed_when: When the token last passed a canary, in seconds since the Unix
             epoch; None if it never did.
         failed_when: When an inspection last failed; None if none has.
+        failure: Why it failed; "" if none has.
         slow: The latest canary under the current key passed, but took longer than
             `call_timeout`.
     """
@@ -86,6 +87,7 @@ class Canaries:
         self.passes = 0
         self.passed_when: float | None = None
         self.failed_when: float | None = None
+        self.failure = ""
         self.slow = False
 
     # One key on one worker
@@ -229,7 +231,7 @@ class Canaries:
             logging.WARNING, "canary failed", str(error), error=str(error)
         )
         self.error = error
-        self.failed_when = clock.now()
+        self.failed_when, self.failure = clock.now(), str(error)
 
     def forget(self, held: Iterable[TokenKey]) -> None:
         """Forget workers that are gone, and what was proven of keys no longer held.

@@ -21,6 +21,7 @@ import logging
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, Literal, Protocol
 
+from hsm_kms import clock
 from hsm_kms.errors import HsmKmsError, TokenTimeoutError, WorkerLostError
 from hsm_kms.health import healthz
 from hsm_kms.log import get_logger
@@ -106,6 +107,9 @@ class Health:
         workers: Whether the token can be reached.
         standby: Whether Encrypt works without the token.
         settings: How an outage is reported.
+
+    Attributes:
+        since: When the state became what it is, in seconds since the Unix epoch.
     """
 
     def __init__(
@@ -126,6 +130,7 @@ class Health:
         self._doubt_since: float | None = None
         self._not_ok_since: float | None = None
         self._detail = ""
+        self.since = clock.now()
         self._causes = Repeats(__name__)
         self._state = self._failed(_NOT_REACHED)
 
@@ -214,6 +219,8 @@ class Health:
             self._causes.log(logging.INFO, "health", self._detail, **fields)
         else:
             _log.info("health", **fields)
+        if state.state != self._state.state:
+            self.since = clock.now()
         self._state = state
 
     def _judge(self, now: float) -> HealthState:

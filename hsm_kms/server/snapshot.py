@@ -143,6 +143,10 @@ def unidentified_of(ring: Keyring | None) -> list[dict[str, Any]]:
     ]
 
 
+def _when(seconds: float | None) -> str | None:
+    return when(seconds) if seconds is not None else None
+
+
 def config_of(rejected: Rejected | None) -> dict[str, Any]:
     """Return if the configuration file is in force, as /status shows it.
 
@@ -172,8 +176,10 @@ def status_of(
     return {
         "version": __version__,
         "state": health.state,
+        "since": when(engine.health.since),
         "healthz": health.healthz,
         "status_available": health.answers,
+        "last_status": _when(in_force.announced_when),
         "detail": engine.health.detail,
         "key_id": health.key_id,
         "key_id_hash": now.key_id_hash,
@@ -188,6 +194,11 @@ def status_of(
             "held": now.sessions,
             "idle": now.idle,
             "waiting": now.waiting,
+        },
+        "canary": {
+            "last_success": _when(now.canary_passed_when),
+            "last_failure": _when(now.canary_failed_when),
+            "failure": engine.canaries.failure or None,
         },
         "token": {
             "slow": now.slow,

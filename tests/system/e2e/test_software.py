@@ -228,7 +228,7 @@ def test_without_the_token_token_says_why_not(token):
         assert 1 == status.returncode
         assert status.stdout.startswith("healthz: the ")
         assert "run hsm-kms check on the node\nkey_id: " in status.stdout
-        assert "\nstate: failed\n" in status.stdout
+        assert "\nstate: failed for " in status.stdout
     wait_for("a Secret", lambda: world.api.get(path)[0] == 200, timeout=NOTICED)
 
 
