@@ -84,8 +84,13 @@ def test_names_that_are_no_text(prefix, make_plugin, hsm, directory):
     assert f"! configuration: {plugin.config_file} {NEVER}\n" in ended.stdout
 
 
-def test_check(prefix, plugin, directory):
+def test_check(prefix, make_plugin, hsm, directory):
     """`check` warns of such files, and of an API server that has the socket so."""
+    # Every `check` on this machine whose socket has this name sees the mount, too.
+    socket = directory / f"{directory.name}.sock"
+    plugin = make_plugin(hsm, listen={"socket": str(socket)})
+    plugin.socket = socket
+    plugin.start()
     api_server = directory / "kube-apiserver"
     shutil.copy(shutil.which("sleep"), api_server)
     sleeping = in_namespace(prefix, mounting(plugin.socket), str(api_server), "1000")
@@ -105,5 +110,5 @@ def test_check(prefix, plugin, directory):
             process.kill()
 
     assert f"! configuration: {plugin.config_file} {NEVER}\n" in ended.stdout
-    assert f"! kube-apiserver (process {process.pid}) has kms.sock" in ended.stdout
+    assert f"! kube-apiserver (process {process.pid}) has {socket.name}" in ended.stdout
     assert 2 == ended.stdout.count(f"  hint: {CURE}\n")
