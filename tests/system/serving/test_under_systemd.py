@@ -275,18 +275,18 @@ def test_killed(service):
     """A server that is killed is started again, and serves."""
     before = service.starts()
     service.run("kill", "-9", service.pid())
-    wait_for(lambda: service.starts() == before + 1)
+    wait_for(lambda: service.starts() > before)
     service.wait_status("ok")
 
 
 def test_watchdog(service):
     """A server that does nothing any more is ended and started again."""
-    service.node.write(f"{DROP_INS}/short.conf", "[Service]\nWatchdogSec=2\n")
+    service.node.write(f"{DROP_INS}/short.conf", "[Service]\nWatchdogSec=10\n")
     service.restart()
     service.wait_status("ok")
     before = service.starts()
     service.run("kill", "-STOP", service.pid())
-    wait_for(lambda: service.starts() == before + 1)
+    wait_for(lambda: service.starts() > before)
     journal = service.run("journalctl", "-u", "hsm-kms", "--no-pager")
     assert "Watchdog timeout" in journal
     service.wait_status("ok")
