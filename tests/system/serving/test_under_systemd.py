@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+from pathlib import Path
+from textwrap import dedent
 from typing import TYPE_CHECKING
 
 import pytest
@@ -15,6 +17,7 @@ from tests.harness.wait import wait_for
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+PAGE = Path(__file__).parents[3] / "docs" / "install" / "systemd.md"
 WRONG = "1111-Wrong-PIN"
 SOCKET = "/run/hsm-kms/kms.sock"
 CONFIG = "/etc/hsm-kms/config.yaml"
@@ -29,6 +32,12 @@ RemainAfterExit=yes
 ExecStart=/usr/bin/test -S {SOCKET}
 """
 
+
+BOOT = """
+[Unit]
+Wants=kubelet.service hsm-kms.service
+After=kubelet.service hsm-kms.service
+"""
 
 # What each directive of the unit forbids; run by the unit itself.
 TRIES = """
@@ -79,19 +88,22 @@ class Service:
 
     Attributes:
         node: The node.
-        at_first: What systemd said of service and kubelet before there was a token.
     """
 
     def __init__(self, node: SystemdNode) -> None:
         self.node = node
         self.run = node.run
-        self.at_first: list[str] = []
 
-    def init(self, directory: str, *options: str) -> None:
-        """Write the files of the node."""
-        module = os.path.realpath(softhsm_module())
-        choices = ("--cluster", "none", "--module", module, "--yes", *options)
-        self.run("hsm-kms", "init", directory, *choices)
+    def page(self, commands: str, at: str = "/root/hsm-kms", stdin: str = "") -> None:
+        """Run commands of the page as root.
+
+        Args:
+            commands: Lines for a shell.
+            at: The working directory.
+            stdin: What is typed.
+        """
+        script = f"cd {at}\n{commands}"
+        self.run("sh", "-euc", script.replace("systemctl status", ": "), stdin=stdin)
 
     def install(self, source: str, to: str) -> None:
         """Install a file that `init` wrote."""
@@ -143,9 +155,16 @@ class Service:
         return self.log().count('"listening"')
 
 
+def blocks(heading):
+    """Return the blocks of commands below a heading of the page."""
+    section = PAGE.read_text().partition(f"## {heading}\n")[2].partition("\n## ")[0]
+    found = re.findall(r"^ *```sh\n(.*?)^ *```", section, re.DOTALL | re.MULTILINE)
+    return [dedent(block) for block in found]
+
+
 @pytest.fixture(scope="module")
 def installed() -> Iterator[Service]:
-    """Take the steps of the page, with what `hsm-kms init` writes."""
+    """Take the steps of the page, word for word but for the installation by pip."""
     reason = why_not()
     if reason:
         pytest.skip(reason)
@@ -157,31 +176,22 @@ def installed() -> Iterator[Service]:
 
 
 def follow_the_page(service):
-    service.run("ln", "-s", "/opt/hsm-kms/bin/hsm-kms", "/usr/local/bin/hsm-kms")
-    service.init("/root/node")
-    for name in ("sysusers.d/hsm-kms.conf", "tmpfiles.d/hsm-kms.conf"):
-        at = "/root/node/systemd" if name.startswith("sysusers") else "/root/node"
-        service.install(f"{at}/{name}", f"/etc/{name}")
-    unit = "/etc/systemd/system/hsm-kms.service"
-    service.install("/root/node/systemd/hsm-kms.service", unit)
-    service.run("systemd-sysusers", "hsm-kms.conf")
-    service.run("systemd-tmpfiles", "--create", "hsm-kms.conf")
-    for name in ("config.yaml", "softhsm2.conf"):
-        service.install(f"/root/node/{name}", f"/etc/hsm-kms/{name}")
-    service.node.write("/etc/systemd/system/kubelet.service", KUBELET)
-    service.run("systemctl", "daemon-reload")
-    # In one transaction, as at a boot, and without PIN, token and key.
-    service.run("systemctl", "start", "kubelet", "hsm-kms")
-    units = ("kubelet", "hsm-kms")
-    service.at_first = [service.node.show(unit, "ActiveState") for unit in units]
-    wait_for(service.status)
-    service.at_first.append(service.status())
+    program, init, *steps = blocks("Install")
+    _, _, _, link = program.splitlines()
+    service.page(link, "/")
+    module = os.path.realpath(softhsm_module())
+    # Cluster, module, and the defaults of the other questions.
+    service.page(init, "/root", stdin=f"none\n{module}\n\n\n\n\n\n")
+    user, config, pin, unit, key = steps
+    service.page(user)
+    service.page(config)
+    service.install("/root/hsm-kms/softhsm2.conf", "/etc/hsm-kms/softhsm2.conf")
     softhsm = ("env", "SOFTHSM2_CONF=/etc/hsm-kms/softhsm2.conf", "softhsm2-util")
     pins = ("--pin", PIN, "--so-pin", SO_PIN)
     service.as_user(*softhsm, "--init-token", "--free", "--label", "k8s", *pins)
-    service.write_pin(PIN)
-    wait_for(lambda: "no key" in service.status() or "key" in service.status())
-    service.as_user("hsm-kms", "keys", "generate")
+    service.page(pin, stdin=f"{PIN}\n")
+    service.page(unit)
+    service.page(key)
     return service
 
 
@@ -189,7 +199,7 @@ def follow_the_page(service):
 def service(installed):
     """The service as the page has installed it, and well."""
     installed.run("rm", "-rf", DROP_INS)
-    installed.install("/root/node/config.yaml", CONFIG)
+    installed.install("/root/hsm-kms/config.yaml", CONFIG)
     installed.write_pin(PIN)
     installed.restart()
     installed.wait_status("ok")
@@ -197,12 +207,27 @@ def service(installed):
 
 
 def test_the_page(service):
-    """Kubelet starts after the socket; with PIN, token and key the service is well."""
-    assert ["active", "active"] == service.at_first[:2]
-    assert service.at_first[2].startswith("starting: there is no PIN")
+    """With PIN, token and key, the service that the page installs is well."""
+    assert "enabled" == service.node.show("hsm-kms", "UnitFileState")
     assert "10001" == service.run("id", "-u", "hsm-kms").strip()
     assert "✗" not in service.as_user("hsm-kms", "check")
     service.as_user("hsm-kms", "probe", "--socket", SOCKET)
+
+
+def test_the_starting_order(service):
+    """Kubelet starts when the socket serves, whether or not there is a PIN."""
+    service.node.write("/etc/systemd/system/kubelet.service", KUBELET)
+    service.run("systemctl", "daemon-reload")
+    service.run("systemctl", "stop", "hsm-kms")
+    service.run("rm", "/etc/hsm-kms/pin")
+    # As at a boot: one target wants both. systemctl would start one after the other.
+    service.node.write("/etc/systemd/system/boot.target", BOOT)
+    service.run("systemctl", "daemon-reload")
+    service.run("systemctl", "start", "boot.target")
+    for unit in ("kubelet", "hsm-kms"):
+        assert "active" == service.node.show(unit, "ActiveState")
+    wait_for(lambda: "there is no PIN" in service.status())
+    service.run("systemctl", "stop", "kubelet", "boot.target")
 
 
 def test_the_sandbox(service):
@@ -294,19 +319,22 @@ def test_watchdog(service):
 
 def load_credential(service, pin):
     """Encrypt a PIN as the page says, and start the service with it."""
-    source = "/etc/hsm-kms/pin.cred"
-    service.run("rm", "-f", source)
-    encrypt = ("systemd-creds", "encrypt", "--with-key=host", "--name=pin", "-")
-    service.run(*encrypt, source, stdin=pin)
+    commands = blocks("A PIN that is encrypted on the disk")[0]
+    asked = "systemd-ask-password -n 'PIN:'"
+    assert asked in commands
+    service.run("rm", "-f", "/etc/hsm-kms/pin.cred")
+    # Without a terminal, nobody can be asked.
+    service.page(commands.replace(asked, "cat"), "/root/other", stdin=pin)
     service.restart()
 
 
 def test_an_encrypted_pin(service):
     """A credential serves; a wrong one is tried once, until an operator vouches."""
     service.run("rm", "-rf", "/root/other", "/etc/hsm-kms/pin")
-    service.init("/root/other", "--pin-file", CREDENTIAL)
-    service.install(
-        "/root/other/systemd/pin-credential.conf", f"{DROP_INS}/pin-credential.conf"
+    module = ("--module", os.path.realpath(softhsm_module()), "--yes")
+    pin_file = ("--pin-file", CREDENTIAL)
+    service.run(
+        "hsm-kms", "init", "/root/other", "--cluster", "none", *module, *pin_file
     )
     service.install("/root/other/config.yaml", CONFIG)
     load_credential(service, PIN)
