@@ -7,11 +7,16 @@ ARG BASE=docker.io/library/debian:trixie-slim
 # What `dev` adds SoftHSM2 to: the stage below, or the name of an image made from it.
 ARG RUNTIME=runtime
 
+# Bytecode is compared with its source, not with the time of its source, which
+# SOURCE_DATE_EPOCH and tools that copy layers change. Python's own is made in the layer
+# that installs it: a tool that looks for changes by size and time misses it in a later.
 FROM ${BASE} AS system
 RUN --mount=type=secret,id=ca,mode=0444 \
     --mount=type=secret,id=apt.conf,target=/etc/apt/apt.conf.d/99build,mode=0444 \
     apt-get update \
-    && apt-get install --yes --no-install-recommends python3
+    && apt-get install --yes --no-install-recommends python3 \
+    && python3 -m compileall -q -f -j 0 --invalidation-mode checked-hash \
+        /usr/lib/python3*/ /usr/share/python3
 
 FROM system AS build
 RUN --mount=type=secret,id=ca,mode=0444 \

@@ -15,10 +15,7 @@ grep -q '^hsm-kms:' /etc/passwd || {
 install -d -o 10001 -g 10001 -m 0700 /run/hsm-kms /var/lib/hsm-kms
 [ -e /etc/hsm-kms ] || install -d -m 0755 /etc/hsm-kms
 
-# Bytecode is compared with its source, not with the time of its source, which
-# SOURCE_DATE_EPOCH and tools that copy layers change.
-"$python" -m compileall -q -f -j 0 --invalidation-mode checked-hash \
-    /opt/hsm-kms/lib /usr/lib/python3*/
+"$python" -m compileall -q -f -j 0 --invalidation-mode checked-hash /opt/hsm-kms/lib
 mkdir -p /usr/share/hsm-kms
 "$python" -I "$here/sbom.py" /usr/share/hsm-kms/hsm-kms.cdx.json
 
