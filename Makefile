@@ -27,7 +27,7 @@ help:
 	@echo 'make test-faults  recovery from every fault of a token, rotations, local KEKs, under load'
 	@echo 'make test-alerts  the alerts, in promtool and a real Prometheus (unpacked from its package)'
 	@echo 'make test-e2e     a real kube-apiserver and etcd (Go, or KUBEBUILDER_ASSETS)'
-	@echo 'make test-node    the container image, alone and under a real kubelet (as root; Go)'
+	@echo 'make test-node    the container image, alone and under a real kubelet, and the systemd service (as root; Go)'
 	@echo 'make test-tokens  Kryoptic, NSS, opencryptoki and p11-kit beside SoftHSM2'
 	@echo 'make test-bare    what a fresh Debian lacks, in a root made by debootstrap (as root)'
 	@echo 'make coverage     make test, with what it covers of hsm_kms, in every process'
@@ -62,7 +62,7 @@ test: packages .venv/dev
 	@echo '  make test-alerts  the alerts, in promtool and a real Prometheus'
 	@echo '  make test-tokens  tokens besides SoftHSM2: Kryoptic (cargo), NSS, opencryptoki, p11-kit'
 	@echo '  make test-e2e     a real kube-apiserver and etcd (Go 1.26, or KUBEBUILDER_ASSETS)'
-	@echo '  make test-node    the container image, alone and under a real kubelet (as root; Go)'
+	@echo '  make test-node    the container image, alone and under a real kubelet, and the systemd service (as root; Go)'
 
 test-faults: packages .venv/dev
 	@HSM_KMS_LONG=1 $(BIN)/pytest -n auto tests/system/faults tests/system/rotation tests/system/shim \

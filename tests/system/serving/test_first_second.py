@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 from pathlib import Path
@@ -69,12 +70,10 @@ def test_sigterm(make_plugin, hsm):
 def test_process_1_of_the_image(make_plugin, hsm):
     """The image's entry point obeys SIGTERM from its first instant, as process 1."""
     plugin = make_plugin(hsm)
-    (line,) = [
-        line
-        for line in (ROOT / "Dockerfile").read_text().splitlines()
-        if line.startswith("ENTRYPOINT")
-    ]
-    *before, program = json.loads(line.removeprefix("ENTRYPOINT"))
+    # That of the image for production comes first.
+    dockerfile = (ROOT / "Dockerfile").read_text()
+    entry = re.search("^ENTRYPOINT (.*)$", dockerfile, re.MULTILINE)
+    *before, program = json.loads(entry[1])
     assert "hsm-kms" == program
     command = [*before, *command_line.HSM_KMS, "serve"]
     unshare = ["unshare", "--fork", "--pid", "--kill-child"]
