@@ -84,9 +84,17 @@ class _SourceType(click.ParamType[Source]):
         host, colon, port = value.rpartition(":")
         if not colon or value.endswith("]"):
             host, port = value, str(DEFAULT_PORT)
-        if not host or not port.isdecimal() or not 0 < int(port) < 1 << 16:
+        if not _is_host(host) or not port.isdecimal() or not 0 < int(port) < 1 << 16:
             self.fail(f"{value!r} is not HOST, HOST:PORT or FILE", param, ctx)
         return Source(f"{host}:{port}", host=host.strip("[]"), port=int(port))
+
+
+def _is_host(text: str) -> bool:
+    """Return True if the resolver and HTTP take this as the name of a host."""
+    try:
+        return bool(text.encode("idna")) and text.isprintable() and " " not in text
+    except UnicodeError:  # a part between dots is empty, or is too long
+        return False
 
 
 def _key_id(_: click.Context, __: click.Parameter, value: str | None) -> str | None:

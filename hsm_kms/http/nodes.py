@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
@@ -20,6 +21,11 @@ if TYPE_CHECKING:
 
 MAX_BYTES: Final = 4 << 20
 _STATES: Final = frozenset({"starting", "ok", "degraded", "failed"})
+# What is shown on a terminal has no character that a terminal obeys.
+_VERSION: Final = re.compile(r"[A-Za-z0-9.+-]{1,64}")
+_KEY_ID_HASH: Final = re.compile(r"sha256:[0-9a-f]{64}")
+_TOO_MUCH: Final = (RecursionError, OverflowError)  # depth, and a number, of JSON
+_KEY_STATE: Final = re.compile(r"[a-z-]{1,32}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +47,17 @@ class NodeState:
     keys: Mapping[str, str] = field(default_factory=dict)
     activations: Mapping[str, float] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        """Refuse what hsm-kms does not report."""
+        hashes = {*self.keys, *self.activations, *filter(None, [self.current])}
+        if not (
+            _VERSION.fullmatch(self.version)
+            and self.state in _STATES
+            and all(map(_KEY_ID_HASH.fullmatch, hashes))
+            and all(map(_KEY_STATE.fullmatch, self.keys.values()))
+        ):
+            raise ValueError
+
 
 def scrape(host: str, port: int, seconds: float) -> NodeState:
     """Read the metrics of a running server.
@@ -59,8 +76,9 @@ def scrape(host: str, port: int, seconds: float) -> NodeState:
         with connection.getresponse() as answer:
             body = answer.read(MAX_BYTES)
     except (OSError, http.client.HTTPException) as error:
+        cause = getattr(error, "strerror", None) or ascii(str(error).strip())[1:-1]
         raise HsmKmsError(
-            f"the metrics cannot be read: {getattr(error, 'strerror', None) or error}",
+            f"the metrics cannot be read: {cause}",
             hint="see http.listen in the configuration of that node; or save what "
             "`hsm-kms status -o json` prints there, and give the file",
         ) from None
@@ -85,9 +103,7 @@ def from_metrics(text: str) -> NodeState:
         }
         return NodeState(
             version=rows["hsm_kms_build_info"][0][0]["version"],
-            state=_known(
-                next(s["state"] for s, value in rows["hsm_kms_health"] if value)
-            ),
+            state=next(s["state"] for s, value in rows["hsm_kms_health"] if value),
             current=next(
                 (s["key_id_hash"] for s, _ in rows.get("hsm_kms_current_key_info", ())),
                 "",
@@ -116,7 +132,7 @@ def from_status(text: str) -> NodeState:
         keys: list[dict[str, Any]] = server["keys"]
         return NodeState(
             version=str(server["version"]),
-            state=_known(server["state"]),
+            state=server["state"],
             current=str(server["key_id_hash"]),
             keys={key_id_hash(key["key_id"]): str(key["state"]) for key in keys},
             activations={
@@ -125,14 +141,8 @@ def from_status(text: str) -> NodeState:
                 if key["activation"]
             },
         )
-    except (ValueError, LookupError, TypeError, AttributeError):
+    except (ValueError, LookupError, TypeError, AttributeError, *_TOO_MUCH):
         raise HsmKmsError(
             "this is not the output of `hsm-kms status -o json`",
             hint="run it as the service's user, who can ask the admin socket, too",
         ) from None
-
-
-def _known(state: str) -> str:
-    if state not in _STATES:
-        raise ValueError
-    return state

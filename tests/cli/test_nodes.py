@@ -13,6 +13,10 @@ from tests.cli.every_command import SHARED
 from tests.harness.command_line import run
 from tests.harness.wait import wait_for
 
+HOSTILE = b"""\
+hsm_kms_build_info{version="\x1b[2J"} 1
+hsm_kms_health{state="ok"} 1
+"""
 LISTEN = {"http": {"listen": "127.0.0.1:0"}}
 
 
@@ -82,8 +86,15 @@ def test_unreadable_nodes(shared_server, tmp_path):
     """A node that cannot be read fails, with cause and cure; the others are shown."""
     page = tmp_path / "page.json"
     page.write_text("[]")
+    deep = tmp_path / "deep.json"
+    deep.write_text("[" * 100_000)
     shown = run(
-        "nodes", saved(shared_server, tmp_path), "127.0.0.1:1", page, "/no/such/file"
+        "nodes",
+        saved(shared_server, tmp_path),
+        "127.0.0.1:1",
+        page,
+        deep,
+        "/no/such/file",
     )
 
     assert 1 == shown.returncode
@@ -91,6 +102,7 @@ def test_unreadable_nodes(shared_server, tmp_path):
     for failure in (
         "✗ 127.0.0.1:1: the metrics cannot be read: Connection refused",
         f"✗ {page}: this is not the output of `hsm-kms status -o json`",
+        f"✗ {deep}: this is not the output of `hsm-kms status -o json`",
         "✗ /no/such/file: the file cannot be read: No such file",
     ):
         assert failure in shown.stdout
@@ -105,7 +117,8 @@ def test_key_that_no_node_holds(shared_server, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["", ":9462", "host:", "host:0", "host:x", "host:99999"]
+    "name",
+    ["", ":9462", "host:", "host:0", "host:x", "host:99999", ".dev", "a..b", "a b"],
 )
 def test_bad_names(name):
     """What names no node is refused."""
@@ -120,7 +133,9 @@ def test_bad_names(name):
     [
         (b"HTTP/1.0 200 OK\r\n\r\nup 1\n", "the answer is not that of hsm-kms"),
         (b"HTTP/1.0 404 Not Found\r\n\r\n", "the answer to GET /metrics is 404"),
-        (b"SSH-2.0-OpenSSH\r\n", "the metrics cannot be read: SSH-2.0-OpenSSH"),
+        (b"SSH-2.0-OpenSSH\r\n", "the metrics cannot be read: SSH-2.0-OpenSSH\n"),
+        (b"\x1b[2J\r\n", "the metrics cannot be read: \\x1b[2J\n"),
+        (b"HTTP/1.0 200 OK\r\n\r\n" + HOSTILE, "the answer is not that of hsm-kms"),
     ],
 )
 def test_another_program(page, cause):
