@@ -13,6 +13,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from _socket import AF_UNIX, SOCK_STREAM, socket
 
@@ -47,9 +48,21 @@ def run(arguments: list[str]) -> int:
         return 2
     page, path, *_ = (*arguments, ADMIN_SOCKET)
     succeeds, text = probe(page, path)
-    # The kubelet shows stdout in the event of a failed probe.
-    sys.stdout.write(f"{text}\n")
+    _tell(text)
     return 0 if succeeds else 1
+
+
+def _tell(text: str) -> None:
+    """Print what the kubelet shows in the event of a failed probe, if anybody reads.
+
+    The exit code is the answer: a server that is well is not restarted because nobody
+    takes the text.
+    """
+    try:
+        # sys.stdout would try once more when Python ends, which then exits with 120.
+        os.write(1, f"{text}\n".encode(errors="surrogateescape"))
+    except OSError:
+        return
 
 
 def probe(page: str, path: str) -> tuple[bool, str]:
@@ -74,7 +87,7 @@ def _connected(connection: socket, page: str, path: str) -> tuple[bool, str]:
         return False, f"the server on {path} accepts no connection: its queue is full"
     except OSError as error:
         # The server has not hung, but it is not ready either.
-        return page == "livez", f"no server listens on {path}: {error.strerror}"
+        return page == "livez", f"no server listens on {path}: {_cause(error)}"
     try:
         connection.sendall(f"GET /{page} HTTP/1.0\r\n\r\n".encode())
         head, _, body = _read(connection).partition(b"\r\n\r\n")
@@ -84,6 +97,10 @@ def _connected(connection: socket, page: str, path: str) -> tuple[bool, str]:
     if not head.startswith(b"HTTP/1."):
         return False, f"the server on {path} does not speak HTTP"
     return head.split()[1:2] == [b"200"], body.decode(errors="replace").strip()
+
+
+def _cause(error: OSError) -> str:
+    return error.strerror or str(error)  # a path that is too long has no errno
 
 
 def _read(connection: socket) -> bytes:

@@ -18,15 +18,15 @@ def probe(plugin):
     return lambda page: healthcheck.run([page, path])
 
 
-def test_a_token_outage_is_no_reason_to_restart(plugin, probe, capsys):
+def test_a_token_outage_is_no_reason_to_restart(plugin, probe, capfd):
     """Without its token a server is alive, not ready, and ready again by itself."""
     assert (0, 0) == (probe("livez"), probe("readyz"))
 
     plugin.hsm.take_away()
     wait_for(lambda: probe("readyz") == 1)
-    capsys.readouterr()
+    capfd.readouterr()
     assert (0, 1) == (probe("livez"), probe("readyz"))
-    assert "token" in capsys.readouterr().out
+    assert "token" in capfd.readouterr().out
 
     plugin.hsm.put_back()
     wait_for(lambda: probe("readyz") == 0)

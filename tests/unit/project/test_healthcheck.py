@@ -54,24 +54,24 @@ def impatient(monkeypatch):
         ("readyz", b"HTTP/1.1\r\n\r\n", 1, ""),
     ],
 )
-def test_answers(page, answer, code, said, directory, capsys):
+def test_answers(page, answer, code, said, directory, capfd):
     """A probe succeeds if the page is answered with 200, and prints what it says."""
     with answering(directory, answer) as path:
         assert code == healthcheck.run([page, path])
 
-    assert said in capsys.readouterr().out
+    assert said in capfd.readouterr().out
 
 
 @pytest.mark.parametrize("page", ["livez", "readyz"])
-def test_a_server_that_hangs(page, directory, impatient, capsys):
+def test_a_server_that_hangs(page, directory, impatient, capfd):
     """Both probes fail if a server listens and does not answer."""
     with answering(directory, None) as path:
         assert 1 == healthcheck.run([page, path])
 
-    assert "nothing came for 0.05 s" in capsys.readouterr().out
+    assert "nothing came for 0.05 s" in capfd.readouterr().out
 
 
-def test_a_server_that_accepts_nothing(directory, impatient, capsys):
+def test_a_server_that_accepts_nothing(directory, impatient, capfd):
     """The liveness probe fails if the queue of connections stays full."""
     with answering(directory, None) as path:
         waiting = [socket.socket(socket.AF_UNIX) for _ in range(1)]
@@ -82,12 +82,12 @@ def test_a_server_that_accepts_nothing(directory, impatient, capsys):
         for each in waiting:
             each.close()
 
-    assert "its queue is full" in capsys.readouterr().out
+    assert "its queue is full" in capfd.readouterr().out
 
 
 @pytest.mark.parametrize("left", [False, True], ids=["no socket", "a socket left over"])
 @pytest.mark.parametrize(("page", "code"), [("livez", 0), ("readyz", 1)])
-def test_no_server(page, code, left, directory, capsys):
+def test_no_server(page, code, left, directory, capfd):
     """Without a server the pod is not ready, and that is no reason to restart it."""
     path = str(directory / "admin.sock")
     if left:
@@ -95,14 +95,20 @@ def test_no_server(page, code, left, directory, capsys):
             gone.bind(path)
 
     assert code == healthcheck.run([page, path])
-    assert "no server listens on" in capsys.readouterr().out
+    assert "no server listens on" in capfd.readouterr().out
+
+
+def test_a_path_that_no_socket_has(capfd):
+    """A path that is longer than a socket's is named with its cause."""
+    assert 1 == healthcheck.run(["readyz", "/" + "x" * 200])
+    assert "AF_UNIX path too long" in capfd.readouterr().out
 
 
 @pytest.mark.parametrize("wrong", [[], ["healthz"], ["livez", "a", "b"], ["--help"]])
-def test_usage(wrong, capsys):
+def test_usage(wrong, capfd):
     """Wrong usage is an error, and is explained."""
     assert 2 == healthcheck.run(wrong)
-    assert "usage: hsm-kms-healthcheck" in capsys.readouterr().err
+    assert "usage: hsm-kms-healthcheck" in capfd.readouterr().err
 
 
 def test_default_socket():
@@ -131,3 +137,21 @@ def test_a_probe_of_its_own_process(directory):
         )
 
     assert (1, b"the token failed\n") == (ended.returncode, ended.stdout)
+
+
+@pytest.mark.parametrize("page", ["livez", "readyz"])
+@pytest.mark.parametrize("stdout", ["/dev/full", "closed", "broken pipe"])
+def test_output_that_nobody_takes(page, stdout, directory):
+    """A server that is well passes the probe, also if its text cannot be written."""
+    run = f'"$0" -m hsm_kms.healthcheck {page} "$1"'
+    shell = {
+        "/dev/full": f"{run} >/dev/full",
+        "closed": f"{run} >&-",
+        "broken pipe": f'({run}; echo "$?" >"$1.code") | :; exit $(cat "$1.code")',
+    }[stdout]
+    with answering(directory, OK) as path:
+        ended = subprocess.run(
+            ["sh", "-c", shell, sys.executable, path], check=False, capture_output=True
+        )
+
+    assert (0, b"") == (ended.returncode, ended.stderr)
