@@ -129,7 +129,11 @@ def _stopped(error: KeyboardInterrupt | click.Abort) -> int:
         _say("interrupted")
         return interrupts.exit_code(cause)
     if isinstance(cause, EOFError):
-        _say("stdin ended before the question was answered")
+        streams.tell("")  # the question has no end of line
+        _say(
+            "stdin ended before the question was answered",
+            "give the answer as an option, or on stdin",
+        )
     else:
         _say("not confirmed, so nothing was changed")
     return 1

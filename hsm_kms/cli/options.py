@@ -14,7 +14,8 @@ DEFAULT_PATH: Final = Path("/etc/hsm-kms/config.yaml")
 config_option = click.option(
     "--config",
     "path",
-    type=click.Path(path_type=Path, dir_okay=False),
+    # Whoever opens the file says which user may not.
+    type=click.Path(path_type=Path, dir_okay=False, readable=False),
     default=DEFAULT_PATH,
     show_default=True,
     help="The configuration file.",

@@ -24,7 +24,7 @@ _NEVER_ASKED = "kube-apiserver has not asked (KMS v1 never does)"
 @config_option
 @click.option(
     "--socket",
-    type=click.Path(path_type=Path),
+    type=click.Path(path_type=Path, readable=False),
     help="Ask this KMS socket, and read no configuration.",
 )
 @output_option

@@ -76,8 +76,10 @@ def read_yaml(text: str) -> Document:
             document.data = loader.construct_document(node)
     except yaml.MarkedYAMLError as error:
         raise ConfigError([_message(error.problem_mark)]) from None
+    except yaml.reader.ReaderError as error:
+        raise ConfigError([_forbidden(text, error.position)]) from None
     except (yaml.YAMLError, ValueError, OverflowError):
-        # A character that YAML forbids, or a number that is too long.
+        # A number that is too long.
         raise ConfigError(["not valid YAML"]) from None
     return document
 
@@ -118,6 +120,13 @@ def _walk(node: yaml.Node, place: _Place, document: Document) -> None:
         document.lines[inner] = line
         _walk(value, inner, document)
     node.value = kept
+
+
+def _forbidden(text: str, position: int) -> str:
+    """Say where the character is that YAML forbids, such as a control character."""
+    before = text.removeprefix("\ufeff")[:position].split("\n")
+    where = f"line {len(before)}, column {len(before[-1]) + 1}"
+    return f"not valid YAML at {where}: YAML forbids this character"
 
 
 def _message(mark: yaml.Mark | None) -> str:

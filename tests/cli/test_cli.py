@@ -269,7 +269,10 @@ def test_pin_prompt_without_terminal(make_plugin, hsm):
 
     assert 1 == result.returncode
     assert "Traceback" not in result.stderr
-    wanted = "hsm-kms: stdin ended before the question was answered\n"
+    wanted = (
+        "\nhsm-kms: stdin ended before the question was answered\n"
+        "hint: give the answer as an option, or on stdin\n"
+    )
     assert result.stderr.endswith(wanted)
 
 

@@ -46,11 +46,11 @@ def without_rights():
     if os.geteuid():
         yield
         return
-    os.seteuid(NOBODY)
+    os.setresuid(NOBODY, NOBODY, 0)  # access(2) asks for the real user
     try:
         yield
     finally:
-        os.seteuid(0)
+        os.setresuid(0, 0, 0)
 
 
 @pytest.fixture
@@ -98,3 +98,19 @@ def test_a_directory_that_cannot_be_entered(options, tmp_path):
     if "--socket" in options:
         who = f"user {os.geteuid()}, or as root" if os.geteuid() else "root"
         assert f"hint: run it as {who}\n" in said
+
+
+@pytest.mark.parametrize("command", ["check", "status", "keys list", "config show"])
+def test_a_configuration_of_another_user(command, directory):
+    """The error says which user may not read it, and is not about wrong usage."""
+    path = directory / "config.yaml"
+    path.touch(0o600)
+    run(*command.split(), "--config", path)  # whoever has no rights imports nothing
+    directory.chmod(0o755)
+    path.chmod(0o000)
+    with without_rights():
+        done = run(*command.split(), "--config", path)
+
+    who = os.geteuid() or NOBODY
+    assert 2 == done.returncode
+    assert f"{path} cannot be read: Permission denied for user {who}\n" in done.stderr

@@ -57,7 +57,11 @@ _FORMS: Final = click.Choice(sorted(set(FORMS.values())))
     default=None,
     help="All nodes use this token, or tokens that replicate keys.  [default: shared]",
 )
-@click.option("--yes", is_flag=True, help="Ask nothing; use the defaults.")
+@click.option(
+    "--yes",
+    is_flag=True,
+    help="Ask nothing; use the defaults. --cluster and --module have none.",
+)
 def init(directory: Path, *, yes: bool, **given: Any) -> None:
     """Write configuration and manifests for a node into DIRECTORY.
 

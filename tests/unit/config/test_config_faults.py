@@ -183,7 +183,10 @@ BAD = {
         ["not valid YAML at line 1, column 4"],
     ),
     "two documents": ("a: 1\n---\nb: 2\n", ["not valid YAML at line 2, column 1"]),
-    "control character": ("a: \x01\n", ["not valid YAML"]),
+    "control character": (
+        "\ufeffa: 1\nb: \x01\n",
+        ["not valid YAML at line 2, column 4: YAML forbids this character"],
+    ),
     "endless number": ("a: " + "9" * 6000, ["not valid YAML"]),
     "endless depth": ("[" * 60000, ["not valid YAML at line 1, column 17"]),
 }
