@@ -36,11 +36,6 @@ class PodView:
         return dict(statuses[0])
 
     @property
-    def restarts(self) -> int:
-        """Return how often the kubelet has restarted the container."""
-        return int(self.status.get("restartCount", 0))
-
-    @property
     def ready(self) -> bool:
         """Return True if the pod is Ready."""
         return bool(self.status.get("ready"))
