@@ -78,10 +78,21 @@ async def spawn(
         except OSError as error:
             raise WorkerLostError(
                 f"a token worker cannot be started by {sys.executable or 'Python'}: "
-                f"{error.strerror}"
+                f"{error.strerror}",
+                hint=_cure(error),
             ) from None
         ours.pop_all()
     return Spawned(process, [mine for mine, _ in pairs], stderr, killer)
+
+
+def _cure(error: OSError) -> str | None:
+    """Name the file behind a virtual environment's link, if it may not be run."""
+    if not isinstance(error, PermissionError):
+        return None
+    return (
+        f"let user {os.geteuid()} run {os.path.realpath(sys.executable)}, or install "
+        "hsm-kms with a Python outside of other users' home directories"
+    )
 
 
 def _environment(env: Mapping[str, str]) -> dict[str, str]:
