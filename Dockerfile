@@ -4,8 +4,6 @@
 # The secrets `ca`, `pip.conf` and `apt.conf` are for builds behind a proxy or with an
 # own package index, and no build needs them: see docs/install/containers.md.
 ARG BASE=docker.io/library/debian:trixie-slim
-# What `dev` adds SoftHSM2 to: the stage below, or the name of an image made from it.
-ARG RUNTIME=runtime
 
 # Bytecode is compared with its source, not with the time of its source, which
 # SOURCE_DATE_EPOCH and tools that copy layers change. Python's own is made in the layer
@@ -63,7 +61,7 @@ ENTRYPOINT ["env", "--block-signal=HUP,INT,TERM", "hsm-kms"]
 CMD ["serve"]
 
 # With SoftHSM2 and a token that its first start makes: for trials only.
-FROM ${RUNTIME} AS dev
+FROM runtime AS dev
 USER 0:0
 ARG SOURCE_DATE_EPOCH
 COPY softhsm /usr/share/hsm-kms/softhsm

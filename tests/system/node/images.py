@@ -162,7 +162,7 @@ class _Build:
         began = time.monotonic()
         options = ["--network", "host", "--isolation", "chroot"]
         if target == "dev":  # on the image that was built before
-            options += ["--build-arg", f"RUNTIME={NAME}"]
+            options += ["--build-context", f"runtime=docker-image://{NAME}"]
         for name, file in _secrets(self._scratch).items():
             options += ["--secret", f"id={name},src={file}"]
         variables = {
