@@ -41,7 +41,12 @@ show_sbom() {
     case $tool in
     *buildah*)
         container=$($tool from --pull-never "$name")
-        $tool run "$container" -- cat "$in_image"
+        # buildah 1.28 can lose the output of a command that it runs and that ends at once.
+        if [ "$(id -u)" -eq 0 ]; then
+            cat "$($tool mount "$container")$in_image"
+        else # shellcheck disable=SC2016 # the shell of unshare knows the variable
+            $tool unshare --mount "root=$container" sh -c 'cat "$root$1"' sh "$in_image"
+        fi
         $tool rm "$container" >/dev/null
         ;;
     *) $tool run --rm --network none --entrypoint cat "$name" "$in_image" ;;
