@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 DEFAULT_PORT: Final = 9462
 SECONDS: Final = 3.0
 _AT_ONCE: Final = 32
+_PORT: Final = re.compile("[1-9][0-9]{0,4}")
 _SHORT: Final = len("sha256:") + 12
 _COLUMNS: Final = ("NODE", "STATE", "VERSION", "CURRENT KEY", "PENDING KEYS")
 _MISSING: Final = "it has not seen this key: see whether the token is replicated to it"
@@ -84,7 +86,7 @@ class _SourceType(click.ParamType[Source]):
         host, colon, port = value.rpartition(":")
         if not colon or value.endswith("]"):
             host, port = value, str(DEFAULT_PORT)
-        if not _is_host(host) or not port.isdecimal() or not 0 < int(port) < 1 << 16:
+        if not (_is_host(host) and _PORT.fullmatch(port) and int(port) < 1 << 16):
             self.fail(f"{value!r} is not HOST, HOST:PORT or FILE", param, ctx)
         return Source(f"{host}:{port}", host=host.strip("[]"), port=int(port))
 
