@@ -124,7 +124,7 @@ def test_key_that_no_node_holds(shared_server, tmp_path):
         "host:",
         "host:0",
         "host:x",
-        "host:" + "9" * 5000,
+        pytest.param("host:" + "9" * 5000, id="too many digits"),
         "host:99999",
         ".dev",
         "a..b",
