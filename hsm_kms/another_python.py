@@ -11,7 +11,11 @@ import os
 import sys
 from typing import Final
 
+# Ctrl-C in a terminal reaches this process, too: what ends it must not be a traceback.
 _CODE: Final = """\
+import _signal as signal
+if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 import sys
 if sys.version_info[:2] != {version}:
     sys.exit("ImportError: Python has changed since hsm-kms was started")
