@@ -21,6 +21,10 @@ TOKEN_INITIALIZED = 0x400
 SERIAL_AND_READ_WRITE = 0x006
 SECURITY_OFFICER = 0
 LABEL_BYTES = 32
+DAMAGED = (
+    "; a token is damaged, as SoftHSM leaves one if it is killed while it writes: "
+    "if no key on it is in use, remove the directory and run this again"
+)
 
 
 class TokenInfo(ctypes.Structure):
@@ -49,7 +53,8 @@ class Module:
         """Call a function of the module."""
         rv = getattr(self._library, function)(*arguments)
         if rv:
-            sys.exit(f"init_token.py: {function} failed with CK_RV {rv:#x}")
+            cure = DAMAGED if function == "C_GetTokenInfo" else ""
+            sys.exit(f"init_token.py: {function} failed with CK_RV {rv:#x}{cure}")
 
     def slots(self) -> list[int]:
         """Return the IDs of all slots with a token, even an uninitialised one."""

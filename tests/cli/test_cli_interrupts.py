@@ -73,6 +73,7 @@ def test_in_the_first_second(commands):
     """Ctrl-C ends each command silently at any moment, with 130 unless it was done."""
     steps = STEPS if LONG else FEW_STEPS
     with ThreadPoolExecutor(AT_ONCE) as pool:
+        seen = set()
         for path, arguments in commands.items():
             ended = list(pool.map(partial(interrupted, arguments), steps))
             # While Python itself starts, nothing of ours can help.
@@ -80,8 +81,10 @@ def test_in_the_first_second(commands):
                 (c, err) for c, err in ended if "Traceback" not in err or frames(err)
             ]
             codes = {code for code, _ in ended}
-            assert BY_CTRL_C & codes or not ended, (path, ended)
+            seen |= codes
             assert codes <= BY_CTRL_C | (set() if path == ("serve",) else {0, 1}), ended
             for _, err in ended:
                 assert frames(err) <= BEFORE_MAIN, (path, err)
                 assert "Exception ignored" not in err, (path, err)
+    # A command may be done before; `serve` never is.
+    assert BY_CTRL_C & seen
