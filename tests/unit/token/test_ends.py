@@ -52,7 +52,7 @@ async def test_row(served, end):
         os.kill(worker.pid, signal.SIGCONT)
     if row.drain != 0:
         assert isinstance(await call, KeyPage)
-    await served.until(lambda: served.counts.ends[end])
+    await served.until(lambda: served.counts.ends[end] and worker.gone)
     assert (end, "a test") == (worker.end, worker.reason)
     assert row.counted is worker.killed
     assert (-signal.SIGKILL if row.kill else 0) == worker._process.returncode
