@@ -12,7 +12,7 @@ import pytest
 
 from tests.system.e2e import binaries as programs
 from tests.system.e2e.plugin import softhsm_module
-from tests.system.e2e.processes import TAIL
+from tests.system.e2e.processes import tails
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
@@ -102,9 +102,6 @@ def pytest_runtest_makereport() -> Generator[
     """Show the end of every log with a failure."""
     report = yield
     if report.failed:
-        report.sections += [
-            (str(log), log.read_text(errors="replace")[-TAIL:])
-            for folder in FOLDERS
-            for log in sorted(folder.rglob("*.log"))
-        ]
+        for folder in FOLDERS:
+            report.sections += tails(folder.rglob("*.log"))
     return report

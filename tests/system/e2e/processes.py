@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 from tests.harness.wait import patient
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from pathlib import Path
 
 T = TypeVar("T")
@@ -22,6 +22,11 @@ STOP_TIMEOUT = patient(30.0)  # seconds
 TAIL = 4_000  # characters of a log that an error shows
 START_TIMEOUT = 90.0  # seconds; four on an idle machine
 START_TRIES = 3  # another process may take a port between its choice and its use
+
+
+def tails(logs: Iterable[Path]) -> list[tuple[str, str]]:
+    """Return the path and the end of each log, as sections of a report."""
+    return [(str(log), log.read_text(errors="replace")[-TAIL:]) for log in sorted(logs)]
 
 
 def wait_for(

@@ -13,7 +13,7 @@ import pytest
 
 from tests.harness.manifests import MANIFESTS
 from tests.system.e2e import binaries as programs
-from tests.system.e2e.processes import TAIL
+from tests.system.e2e.processes import tails
 from tests.system.node.kubelet import operator
 from tests.system.node.kubelet.machine import machine, missing
 from tests.system.node.kubelet.node import Node
@@ -135,9 +135,6 @@ def pytest_runtest_makereport() -> Generator[
     """Show the end of every log with a failure."""
     report = yield
     if report.failed:
-        report.sections += [
-            (str(log), log.read_text(errors="replace")[-TAIL:])
-            for folder in FOLDERS
-            for log in sorted(folder.glob("*.log"))
-        ]
+        for folder in FOLDERS:
+            report.sections += tails(folder.glob("*.log"))
     return report
