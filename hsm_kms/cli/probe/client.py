@@ -20,7 +20,7 @@ from hsm_kms.api.rpc import (
     kms_v2_pb2,
     kms_v2_pb2_grpc,
 )
-from hsm_kms.cli.probe.rules import V1_VERSION
+from hsm_kms.api.v1 import VERSION as V1_VERSION
 from hsm_kms.errors import HsmKmsError
 from hsm_kms.etcd.text import printable
 

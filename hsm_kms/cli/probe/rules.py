@@ -20,6 +20,8 @@ import hmac
 import re
 from typing import TYPE_CHECKING, Final
 
+from hsm_kms.api.v1 import VERSION as V1_VERSION
+from hsm_kms.api.v2 import MAX_ANNOTATION_BYTES, MAX_KEY_ID_BYTES
 from hsm_kms.errors import HsmKmsError
 from hsm_kms.etcd.text import printable
 
@@ -29,10 +31,7 @@ if TYPE_CHECKING:
     from hsm_kms.api.rpc.kms_v2_pb2 import EncryptResponse, StatusResponse
 
 V2_VERSIONS: Final = ("v2", "v2beta1")
-V1_VERSION: Final = "v1beta1"
-MAX_KEY_ID_BYTES: Final = 1024
 MAX_CIPHERTEXT_BYTES: Final = 1024
-MAX_ANNOTATION_BYTES: Final = 32768
 MAX_V1_CIPHER_BYTES: Final = 65535  # its length is stored in two bytes
 
 _MAX_NAME_BYTES: Final = 253
