@@ -17,16 +17,14 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import click
 
 from hsm_kms import interrupts
-from hsm_kms.cli.options import output_option
+from hsm_kms.cli.columns import aligned
+from hsm_kms.cli.options import KEY_ID_TYPE, output_option
 from hsm_kms.cli.report import Report
 from hsm_kms.cli.waiting import until_well, wait_option
 from hsm_kms.clock import when
-from hsm_kms.config.formats import KEY_ID
 from hsm_kms.errors import HsmKmsError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from hsm_kms.cli.report import Finding
     from hsm_kms.http.nodes import NodeState
 
@@ -99,12 +97,6 @@ def _is_host(text: str) -> bool:
         return False
 
 
-def _key_id(_: click.Context, __: click.Parameter, value: str | None) -> str | None:
-    if value is not None and not KEY_ID.fullmatch(value):
-        raise click.BadParameter("is not a key_id")
-    return value
-
-
 @click.command()
 @click.argument(
     "sources", metavar="NODE...", nargs=-1, required=True, type=_SourceType()
@@ -113,7 +105,7 @@ def _key_id(_: click.Context, __: click.Parameter, value: str | None) -> str | N
     "--key",
     "key_id",
     metavar="KEY_ID",
-    callback=_key_id,
+    type=KEY_ID_TYPE,
     help="Also fail unless each node holds this key, if only as a pending one.",
 )
 @wait_option
@@ -132,7 +124,7 @@ def nodes(
     if output == "json":
         click.echo(json.dumps(ended.shown()))
     else:
-        for line in ended.table():
+        for line in aligned([_COLUMNS, *map(_row, ended.readable().items())]):
             click.echo(line)
         ended.report.show()
     sys.exit(1 if ended.failures else 0)
@@ -172,7 +164,8 @@ class Comparison(NamedTuple):
         """Return what is wrong."""
         return self.report.failures
 
-    def _readable(self) -> dict[str, NodeState]:
+    def readable(self) -> dict[str, NodeState]:
+        """Return the state of each node that could be read."""
         return {
             name: state
             for name, state in self.states.items()
@@ -195,7 +188,7 @@ class Comparison(NamedTuple):
             self.report.ok("nodes", f"all {len(self.states)} nodes agree")
 
     def _find_behind(self) -> None:
-        readable = self._readable()
+        readable = self.readable()
         announced = {each.current for each in readable.values() if each.current}
         if len(announced) < 2:  # noqa: PLR2004 - one is agreement
             return
@@ -230,14 +223,6 @@ class Comparison(NamedTuple):
             ],
             "failures": [each.text for each in self.failures],
         }
-
-    def table(self) -> Iterator[str]:
-        """Yield a line for each node that could be read, below their headings."""
-        rows = [_COLUMNS, *map(_row, self._readable().items())]
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        for row in rows:
-            cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-            yield "  ".join(cells).rstrip()
 
 
 def _read(source: Source) -> NodeState | HsmKmsError:

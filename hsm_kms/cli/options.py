@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import click
 
-from hsm_kms.config.formats import parse_go_duration
+from hsm_kms.config.formats import KEY_ID, parse_go_duration
 
 DEFAULT_PATH: Final = Path("/etc/hsm-kms/config.yaml")
 
@@ -45,6 +45,21 @@ class _SecondsType(click.ParamType[float]):
 
 
 SECONDS_TYPE: Final = _SecondsType()
+
+
+class _KeyIdType(click.ParamType[str]):
+    name = "key_id"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> str:
+        """Return the key_id unchanged."""
+        if not KEY_ID.fullmatch(value):
+            self.fail(f"{value!r} is not a key_id as `keys list` shows it", param, ctx)
+        return str(value)
+
+
+KEY_ID_TYPE: Final = _KeyIdType()
 
 
 def positive(_: click.Context, __: click.Parameter, seconds: float) -> float:

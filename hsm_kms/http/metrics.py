@@ -19,6 +19,7 @@ from prometheus_client import (
 
 from hsm_kms import __version__
 from hsm_kms.http import families
+from hsm_kms.http.values import HEALTH
 from hsm_kms.keys.keyring import KeyState
 from hsm_kms.wrapping.nonce_budget import STOP_AT, WARN_AT
 
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 _LIMITS: Final = {"warning": WARN_AT, "stop": STOP_AT}
-_STATES: Final = ("starting", "ok", "degraded", "failed")
 _PIN: Final = ("none", "absent", "untried", "proven", "rejected", "corrupt")
 
 
@@ -76,7 +76,7 @@ class _Collector:
 
 def _health(now: Snapshot) -> Iterable[Metric]:
     yield families.one_of(
-        "hsm_kms_health", "1 for the present state of health.", _STATES, now.health
+        "hsm_kms_health", "1 for the present state of health.", HEALTH, now.health
     )
     yield from families.moment(
         "hsm_kms_last_status_timestamp_seconds",

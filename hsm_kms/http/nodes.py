@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any, Final
 from prometheus_client.parser import text_string_to_metric_families
 
 from hsm_kms.errors import HsmKmsError
+from hsm_kms.http.values import HEALTH
 from hsm_kms.log import key_id_hash
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 MAX_BYTES: Final = 4 << 20
-_STATES: Final = frozenset({"starting", "ok", "degraded", "failed"})
 # What is shown on a terminal has no character that a terminal obeys.
 _VERSION: Final = re.compile(r"[A-Za-z0-9.+-]{1,64}")
 _KEY_ID_HASH: Final = re.compile(r"sha256:[0-9a-f]{64}")
@@ -34,7 +34,7 @@ class NodeState:
 
     Args:
         version: Version of hsm-kms.
-        state: "starting", "ok", "degraded" or "failed".
+        state: One of `HEALTH`.
         current: Hash of the key_id that Status announced; "" before there is one.
         keys: State of each key held, by hash of its key_id.
         activations: When keys become or became current, in seconds since the Unix
@@ -52,7 +52,7 @@ class NodeState:
         hashes = {*self.keys, *self.activations, *filter(None, [self.current])}
         if not (
             _VERSION.fullmatch(self.version)
-            and self.state in _STATES
+            and self.state in HEALTH
             and all(map(_KEY_ID_HASH.fullmatch, hashes))
             and all(map(_KEY_STATE.fullmatch, self.keys.values()))
         ):

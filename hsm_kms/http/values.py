@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from hsm_kms.token.counts import Counts
+
+
+HEALTH: Final = ("starting", "ok", "degraded", "failed")
+"""The states of health."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,7 +23,7 @@ class Snapshot:
 
     Args:
         counts: Running totals of the token's side.
-        health: "starting", "ok", "degraded" or "failed".
+        health: One of `HEALTH`.
         status_when: When the API server last asked for Status.
         key_id_hash: Hash of the announced key_id; "" before there is one.
         key_states: State of each key held, by hash of its key_id.

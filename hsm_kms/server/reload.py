@@ -96,7 +96,8 @@ def plan(old: Config, new: Config) -> tuple[Change, list[str]]:
         old: The configuration in force.
         new: The configuration that was read.
     """
-    changed = [name for name in CHANGES if (of := attrgetter(name))(old) != of(new)]
+    readers = ((name, attrgetter(name)) for name in CHANGES)
+    changed = [name for name, read in readers if read(old) != read(new)]
     effect = max((CHANGES[name] for name in changed), default=Change.NOTHING)
     return effect, [name for name in changed if CHANGES[name] is effect]
 

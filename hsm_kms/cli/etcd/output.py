@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from hsm_kms.cli.columns import aligned
 from hsm_kms.etcd.resources import resource_of
 from hsm_kms.etcd.text import count_of, printable, text_of
 from hsm_kms.etcd.values import Provider, Stored, explain
@@ -125,17 +126,14 @@ def _print_table(
     headings: Sequence[str], rows: Sequence[tuple[Sequence[str], str]]
 ) -> None:
     """Print cells in columns, the first right-aligned, details below their rows."""
-    columns = zip(headings, *(cells for cells, _ in rows), strict=True)
-    widths = [max(map(len, column)) for column in columns]
-    for cells, detail in [(headings, ""), *rows]:
-        first, *others = zip(cells, widths, strict=True)
-        words = [
-            first[0].rjust(first[1]),
-            *(cell.ljust(width) for cell, width in others),
-        ]
-        click.echo("  ".join(words).rstrip())
+    whole = [headings, *(cells for cells, _ in rows)]
+    width = max(len(first) for first, *_ in whole)
+    lines = aligned([(first.rjust(width), *others) for first, *others in whole])
+    details = ["", *(detail for _, detail in rows)]
+    for line, detail in zip(lines, details, strict=True):
+        click.echo(line)
         if detail:
-            click.echo(f"{' ' * widths[0]}  {detail}")
+            click.echo(f"{' ' * width}  {detail}")
 
 
 def _in_short(plain: Iterable[Counted]) -> str:

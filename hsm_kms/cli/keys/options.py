@@ -5,14 +5,13 @@ from __future__ import annotations
 import functools
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from hsm_kms.cli.one_worker import login_options
-from hsm_kms.cli.options import config_option, output_option
+from hsm_kms.cli.options import KEY_ID_TYPE, config_option, output_option
 from hsm_kms.config import load as configuration
-from hsm_kms.config.formats import KEY_ID
 from hsm_kms.errors import HsmKmsError
 from hsm_kms.interrupts import interruptible
 
@@ -60,24 +59,11 @@ def common_options(command: Callable[..., Any]) -> Callable[..., Any]:
 yes_option = click.option("--yes", is_flag=True, help="Do not ask.")
 
 
-class _KeyIdType(click.ParamType[str]):
-    name = "key_id"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> str:
-        """Return the key_id unchanged."""
-        if not KEY_ID.fullmatch(value):
-            self.fail(f"{value!r} is not a key_id as `keys list` shows it", param, ctx)
-        return str(value)
-
-
-_KEY_ID_TYPE: Final = _KeyIdType()
-key_id_argument = click.argument("key_id", metavar="KEY_ID", type=_KEY_ID_TYPE)
+key_id_argument = click.argument("key_id", metavar="KEY_ID", type=KEY_ID_TYPE)
 confirm_option = click.option(
     "--confirm",
     "typed",
-    type=_KEY_ID_TYPE,
+    type=KEY_ID_TYPE,
     metavar="KEY_ID",
     help="The key_id once more, instead of typing it when asked.",
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from hsm_kms.cli.columns import aligned
 from hsm_kms.clock import now, spell
 
 if TYPE_CHECKING:
@@ -31,18 +32,11 @@ def table(lines: Sequence[Line]) -> Iterator[str]:
     """Yield the lines of the table; no line if there is nothing to show."""
     if not lines:
         return
-    rows = [_row(each.shown) for each in lines]
-    columns = zip(_COLUMNS, *rows, strict=True)
-    widths = [max(map(len, column)) for column in columns]
-    yield _joined(_COLUMNS, widths)
+    headings, *rows = aligned([_COLUMNS, *(_row(each.shown) for each in lines)])
+    yield headings
     for row, line in zip(rows, lines, strict=True):
-        yield _joined(row, widths)
+        yield row
         yield from (f"  {remark}" for remark in line.remarks)
-
-
-def _joined(row: Sequence[str], widths: Sequence[int]) -> str:
-    cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-    return "  ".join(cells).rstrip()
 
 
 def _row(shown: dict[str, Any]) -> tuple[str, ...]:
