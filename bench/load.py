@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from hsm_kms.api.rpc import kms_v1beta1_pb2
+from tests.harness.kept import kept
 
 CLIENT = Path(__file__).parent / "client"
 BUILD_TIMEOUT = 10 * 60.0  # seconds
@@ -110,8 +111,7 @@ def _client() -> Path:
     digest = hashlib.sha256()
     for file in sorted(CLIENT.iterdir()):
         digest.update(file.read_bytes())
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    path = cache / "hsm-kms" / "bench" / digest.hexdigest()[:16] / "client"
+    path = kept("bench") / digest.hexdigest()[:16] / "client"
     if not path.exists():
         if shutil.which("go") is None:
             raise SystemExit("Go is missing: bench/client cannot be built")

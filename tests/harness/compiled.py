@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import shutil
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.harness.kept import locked
 from tests.harness.wait import patient
 
 if TYPE_CHECKING:
@@ -37,8 +37,7 @@ def shared_library(source: Path, *flags: str, parts: Sequence[Path] = ()) -> Pat
         raise PermissionError(f"{cache} belongs to somebody else")
     text = b"".join(part.read_bytes() for part in (source, *parts))
     library = cache / f"{hashlib.sha256(text).hexdigest()[:16]}.so"
-    with (cache / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(cache / "lock"):
         if not library.exists():
             unfinished = library.with_suffix(".part")
             subprocess.run(

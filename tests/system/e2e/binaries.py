@@ -5,20 +5,20 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tests.harness.kept import kept, locked
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
 
 MODULE = Path(__file__).parent / "tools"
 KUBERNETES = "v1.36.3"
@@ -129,7 +129,7 @@ def _installed(package: str, version: str, *, needs: tuple[str, ...]) -> Path:
         raise MissingToolError(msg)
     path.parent.mkdir(parents=True, exist_ok=True)
     with (
-        _locked(path.parent / f"{name}.lock"),
+        locked(path.parent / f"{name}.lock"),
         tempfile.TemporaryDirectory(dir=path.parent) as scratch,
     ):
         if not path.is_file():  # nobody built it while this waited
@@ -157,8 +157,7 @@ def _assets() -> dict[str, Path]:
 def _cache() -> Path:
     if own := os.environ.get("HSM_KMS_E2E_CACHE"):
         return Path(own)
-    xdg = os.environ.get("XDG_CACHE_HOME")
-    return (Path(xdg) if xdg else Path.home() / ".cache") / "hsm-kms" / "e2e"
+    return kept("e2e")
 
 
 def _digest(files: list[Path]) -> str:
@@ -177,18 +176,11 @@ def _built(packages: Mapping[str, str]) -> dict[str, Path]:
         msg = f"no Go here to build {', '.join(packages)}"
         raise MissingToolError(msg)
     folder.mkdir(parents=True, exist_ok=True)
-    with _locked(folder / "lock"):
+    with locked(folder / "lock"):
         for name, path in paths.items():
             if not path.is_file():
                 _build(packages[name], path)
     return paths
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _build(package: str, target: Path) -> None:

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import subprocess
 import sys
 import tempfile
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from tests.harness.kept import kept
 
 DEBIAN = "localhost/debian"
 TIMEOUT = 45 * 60.0  # seconds; on two idle cores, a build takes about one minute
@@ -28,16 +24,7 @@ _LEFT_BY_DEBOOTSTRAP = (
 
 def cache() -> Path:
     """Return the folder for what is built once."""
-    xdg = os.environ.get("XDG_CACHE_HOME")
-    return (Path(xdg) if xdg else Path.home() / ".cache") / "hsm-kms" / "image"
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Let one process at a time go on."""
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+    return kept("image")
 
 
 class Storage:

@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from hsm_kms import __version__
-from tests.system.node.buildah import DEBIAN, Storage, cache, call, debian_image, locked
+from tests.harness.kept import locked
+from tests.system.node.buildah import DEBIAN, Storage, cache, call, debian_image
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -6,7 +6,6 @@ is.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import shutil
@@ -15,6 +14,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from tests.harness.kept import kept, locked
 from tests.system.tokens.base import MissingTokenError
 
 CRATE = Path(__file__).parent / "kryoptic"
@@ -27,10 +27,7 @@ def path() -> Path:
     digest = hashlib.sha256()
     for file in (CRATE / "Cargo.toml", CRATE / "src" / "lib.rs"):
         digest.update(file.read_bytes())
-    xdg = os.environ.get("XDG_CACHE_HOME")
-    cache = Path(xdg) if xdg else Path.home() / ".cache"
-    folder = cache / "hsm-kms" / f"kryoptic-{digest.hexdigest()[:16]}"
-    return folder / "libkryoptic.so"
+    return kept(f"kryoptic-{digest.hexdigest()[:16]}") / "libkryoptic.so"
 
 
 def build() -> Path:
@@ -45,8 +42,7 @@ def build() -> Path:
     if lacking := [tool for tool in _NEEDED if not shutil.which(tool)]:
         raise MissingTokenError(f"Kryoptic cannot be built without {lacking[0]}")
     module.parent.mkdir(parents=True, exist_ok=True)
-    with (module.parent / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(module.parent / "lock"):
         if not module.is_file():
             _build(module)
     return module

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import shutil
 import time
@@ -11,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from tests.harness.kept import locked
 from tests.harness.wait import patient
 from tests.system.node.kubelet.settings import DIRECTORIES
 
@@ -50,8 +50,7 @@ def machine() -> Iterator[None]:
     """Have this machine alone, and leave it as it was."""
     _LOCK.parent.mkdir(exist_ok=True)
     made = []
-    with _LOCK.open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(_LOCK):
         assert "kubelet" not in _names(), "this machine is a node already"
         before = {name: _sysctl(name).read_text() for name in _SYSCTLS}
         try:
