@@ -222,6 +222,17 @@ class Plugin:
         )
         return response
 
+    def encrypt_at_once(self, plaintext: bytes, count: int) -> list[str]:
+        """Send v2 Encrypts together; return the name of each one's status code."""
+        request = kms_v2_pb2.EncryptRequest(plaintext=plaintext, uid="test")
+        sent = [
+            self.v2.Encrypt.future(
+                request, timeout=patient(RPC_SECONDS), wait_for_ready=True
+            )
+            for _ in range(count)
+        ]
+        return [code_of(call.result) for call in sent]
+
     def decrypt(
         self,
         ciphertext: bytes,

@@ -45,7 +45,7 @@ def test_opens_and_closes(rig, shim):
     shim.set("C_Encrypt len=77 rv=0x30")
     wait_for(
         lambda: (
-            code_of(lambda: rig.plugin.encrypt(PLAINTEXT)) == "UNAVAILABLE"
+            "UNAVAILABLE" in rig.plugin.encrypt_at_once(PLAINTEXT, 16)
             and rig.plugin.events("breaker open")
         )
     )
