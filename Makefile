@@ -121,6 +121,7 @@ lock: .venv/dev
 	@$(LOCK) --group build --constraints requirements/run.txt -o requirements/build.txt
 	@$(LOCK) pyproject.toml --group dev -o requirements/dev.txt
 	@$(LOCK) --group coverage --constraints requirements/dev.txt -o requirements/coverage.txt
+	@$(LOCK) --group bench --constraints requirements/dev.txt -o requirements/bench.txt
 
 image:
 	@TOOL='$(TOOL)' BASE='$(BASE)' IMAGE='$(IMAGE)' TAG='$(TAG)' TARGET='$(TARGET)' \
@@ -160,4 +161,9 @@ softhsm2:
 .venv/dev: .venv/run requirements/dev.txt
 	@echo 'installing requirements/dev.txt into .venv'
 	@$(PIP) install --require-hashes -r requirements/dev.txt
+	@touch $@
+
+.venv/bench: .venv/dev requirements/bench.txt
+	@echo 'installing requirements/bench.txt into .venv'
+	@$(PIP) install --require-hashes -r requirements/bench.txt
 	@touch $@
