@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 from structlog.testing import capture_logs
 
-from hsm_kms.clock import now
 from hsm_kms.config import schema
 from hsm_kms.keys.token_key import KeySettings
 from tests.unit.keys.node_rig import LABEL, Engine, make_key
 from tests.unit.token.pool_rig import Loop
 
 YEAR = 365 * 24 * 3600
+BEGIN = 1_800_000_000.0  # in seconds since the Unix epoch, the same in every replay
 # Time passes here without a look, which says nothing about the keys.
 HEALTH = schema.Health().model_copy(update={"interval": 100.0 * YEAR})
 which = st.integers(min_value=0, max_value=99)
@@ -31,7 +31,7 @@ class NodeRules(RuleBasedStateMachine):
         """A server on a token with one key."""
         self.loop = Loop()
         self.directory = Path(tempfile.mkdtemp(prefix="hsm-kms-"))
-        self.wall = float(int(now()))
+        self.wall = BEGIN
         self.token = set()
         self.made = []
         self.damaged = set()
@@ -70,7 +70,9 @@ class NodeRules(RuleBasedStateMachine):
         self.judge()
 
     def engines(self):
-        return {self.engine, self.announcer, *filter(None, [self.coming])}
+        """Each engine once, in an order that a replay repeats."""
+        all_of_them = [self.engine, self.announcer, self.coming]
+        return list(dict.fromkeys(filter(None, all_of_them)))
 
     def peers(self):
         return [(each, peer) for each in self.engines() for peer in each.peers.ready]

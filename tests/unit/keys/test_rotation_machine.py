@@ -130,7 +130,7 @@ class NodeMachine(NodeRules):
             return
         if self.announced is not None:
             assert self.announced == key.key_id
-        self.can_read(key)
+        self.can_read(key, self.announcer)
 
     @rule()
     def encrypt_v1(self):
@@ -139,7 +139,7 @@ class NodeMachine(NodeRules):
         if key is not None:
             keyring = self.engine.keyring
             assert keyring._frozen or keyring.last_key_id == key.key_id
-            self.can_read(key)
+            self.can_read(key, self.engine)
 
     def choice(self, ring):
         if ring is None:
@@ -168,9 +168,15 @@ class NodeMachine(NodeRules):
                 continue
             assert key.name == ring.for_decrypt(key.key_id, key.cipher).name
 
-    def can_read(self, key):
-        """A record can be decrypted as long as the token has its key."""
+    def can_read(self, key, writer):
+        """A record can be decrypted as long as the token has its key.
+
+        What the engine that leaves writes is read by the one in force, which may have
+        to look for a key that was lost meanwhile: `what_was_written_opens` does.
+        """
         self.written.append(self.key_of(key.key_id))
+        if writer is not self.engine:
+            return
         # A planted key decrypts only where it is named, or was current before.
         there = any(each.name == key.name for each in self.token) and key.born_here
         if there and key.fingerprint not in self.engine.settings.retired:
