@@ -18,7 +18,7 @@ unexport PYTHONDONTWRITEBYTECODE
 .SHELLFLAGS := -euc
 .DELETE_ON_ERROR:
 .PHONY: help run check test test-faults test-alerts test-e2e test-node bench test-tokens test-bare coverage lint \
-	types proto lock image clean packages softhsm2
+	types docs docs-reference proto lock image clean packages softhsm2
 
 help:
 	@echo 'make run          serve with a SoftHSM2 token made in .dev'
@@ -34,6 +34,8 @@ help:
 	@echo 'make bench        figures of both ways to wrap, and of many keys (Go; h2load, from nghttp2-client)'
 	@echo 'make lint         ruff, import-linter, shellcheck where it is installed'
 	@echo 'make types        mypy'
+	@echo 'make docs         the pages of docs/ to browse, in .cache/docs; fails on a broken link or anchor'
+	@echo 'make docs-reference  the settings and commands in docs/ anew from the program'
 	@echo 'make proto        generate hsm_kms/api/rpc and hsm_kms/etcd/rpc anew from proto/'
 	@echo 'make lock         lock requirements/ anew from pyproject.toml'
 	@echo 'make image        the container image and its SBOM (docker, podman or buildah); takes TOOL,'
@@ -113,6 +115,13 @@ lint: .venv/dev
 types: .venv/dev
 	@$(BIN)/mypy
 
+docs: .venv/docs
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo 'made .cache/docs/index.html'
+
+docs-reference: .venv/dev
+	@$(BIN)/python -m book
+
 proto: .venv/dev
 	@PYTHON=$(CURDIR)/$(BIN)/python proto/generate.sh
 
@@ -122,6 +131,7 @@ lock: .venv/dev
 	@$(LOCK) pyproject.toml --group dev -o requirements/dev.txt
 	@$(LOCK) --group coverage --constraints requirements/dev.txt -o requirements/coverage.txt
 	@$(LOCK) --group bench --constraints requirements/dev.txt -o requirements/bench.txt
+	@$(LOCK) --group docs --constraints requirements/dev.txt -o requirements/docs.txt
 
 image:
 	@TOOL='$(TOOL)' BASE='$(BASE)' IMAGE='$(IMAGE)' TAG='$(TAG)' TARGET='$(TARGET)' \
@@ -166,4 +176,9 @@ softhsm2:
 .venv/bench: .venv/dev requirements/bench.txt
 	@echo 'installing requirements/bench.txt into .venv'
 	@$(PIP) install --require-hashes -r requirements/bench.txt
+	@touch $@
+
+.venv/docs: .venv/run requirements/docs.txt
+	@echo 'installing requirements/docs.txt into .venv'
+	@$(PIP) install --require-hashes -r requirements/docs.txt
 	@touch $@

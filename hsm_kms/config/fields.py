@@ -37,11 +37,18 @@ class _Check:
 
     Args:
         check: Returns the text, or raises ValueError with the fault.
+        words: What the text must be, for the documentation.
         keywords: For the JSON Schema.
+
+    Attributes:
+        words: What the text must be, for the documentation.
     """
 
-    def __init__(self, check: Callable[[str], str], **keywords: object) -> None:
+    def __init__(
+        self, check: Callable[[str], str], words: str, **keywords: object
+    ) -> None:
         self._check = check
+        self.words = words
         self._keywords = keywords
 
     def __get_pydantic_core_schema__(
@@ -178,7 +185,8 @@ def sized(most: int, least: int = 1) -> _Check:
         return text
 
     # JSON Schema counts characters, of which there are at most as many as bytes.
-    return _Check(check, maxLength=most, **({"minLength": 1} if least else {}))
+    words = f"text, at most {most} bytes"
+    return _Check(check, words, maxLength=most, **({"minLength": 1} if least else {}))
 
 
 def matching(pattern: re.Pattern[str], message: str) -> _Check:
@@ -194,7 +202,9 @@ def matching(pattern: re.Pattern[str], message: str) -> _Check:
             raise ValueError(message)
         return text
 
-    return _Check(check, pattern=f"^({pattern.pattern})$")
+    return _Check(
+        check, message.removeprefix("must be "), pattern=f"^({pattern.pattern})$"
+    )
 
 
 def _environment(env: dict[str, str]) -> dict[str, str]:
@@ -267,7 +277,12 @@ CkaIds = Annotated[
 ]
 SocketMode = Annotated[str, BeforeValidator(_mode), _text("0?6[0246]0")]
 TcpAddress = Annotated[
-    str, _Check(_tcp, pattern=r"^(\[[0-9a-fA-F:.]+\]|[0-9.]+):[0-9]{1,5}$")
+    str,
+    _Check(
+        _tcp,
+        "address and port",
+        pattern=r"^(\[[0-9a-fA-F:.]+\]|[0-9.]+):[0-9]{1,5}$",
+    ),
 ]
 # The environment may carry a password for the module, so its repr leaves it out.
 Environment = Annotated[

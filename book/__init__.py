@@ -1,0 +1,1 @@
+"""Make the book of docs/: the references, from the program, and the pages to browse."""
