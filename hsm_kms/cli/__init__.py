@@ -23,7 +23,7 @@ from hsm_kms.cli.hints import leading_on
 from hsm_kms.cli.lazy import Lazy, LazyGroup
 from hsm_kms.errors import CommandInterruptedError, ConfigError, HsmKmsError
 
-_COMPLETE: Final = "_HSM_KMS_COMPLETE"  # set by the script that click prints
+COMPLETE: Final = "_HSM_KMS_COMPLETE"  # set by the scripts of `completion`
 _COMMANDS = {
     "init": Lazy(
         "hsm_kms.cli.init.command:init",
@@ -69,6 +69,10 @@ _COMMANDS = {
         "hsm_kms.cli.config:config_group",
         "Show the configuration, and which settings there are.",
     ),
+    "completion": Lazy(
+        "hsm_kms.cli.completion:completion",
+        "Print the script that completes commands and options in your shell.",
+    ),
 }
 
 
@@ -106,10 +110,10 @@ def _exit_code() -> int:
 
 
 def _run() -> int:
-    if os.environ.get(_COMPLETE):
-        from click.shell_completion import shell_complete  # noqa: PLC0415
+    if os.environ.get(COMPLETE):
+        from hsm_kms.cli import completion  # noqa: PLC0415 - few runs complete
 
-        return shell_complete(cli, {}, "hsm-kms", _COMPLETE, os.environ[_COMPLETE])
+        return completion.answer(cli, os.environ[COMPLETE])
     try:
         with cli.make_context("hsm-kms", sys.argv[1:]) as context:
             cli.invoke(context)

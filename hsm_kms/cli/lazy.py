@@ -13,6 +13,8 @@ from hsm_kms import interrupts
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from click.shell_completion import CompletionItem
+
 
 class Lazy(NamedTuple):
     """Say where a command is defined, and what its group's help says about it.
@@ -47,6 +49,19 @@ class LazyGroup(click.Group):
             formatter.write_dl(
                 [(name, self.lazy[name].help) for name in self.list_commands(ctx)]
             )
+
+    def shell_complete(
+        self, ctx: click.Context, incomplete: str
+    ) -> list[CompletionItem]:
+        """Return the commands and options that complete a word; import no command."""
+        from click.shell_completion import CompletionItem  # noqa: PLC0415 - seldom
+
+        commands = [
+            CompletionItem(name, help=self.lazy[name].help)
+            for name in self.list_commands(ctx)
+            if name.startswith(incomplete)
+        ]
+        return [*commands, *click.Command.shell_complete(self, ctx, incomplete)]
 
 
 class _Commands(MutableMapping[str, click.Command]):

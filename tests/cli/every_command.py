@@ -60,6 +60,7 @@ def every_command(
     yield ("nodes", str(written_status(server, directory)))
     yield ("config", "show", *config)
     yield ("config", "schema")
+    yield ("completion", "bash")
     yield ("check", *config)
     yield ("token", "list", *config)
     yield ("token", "retry-pin", *config)
