@@ -51,7 +51,6 @@ ENV PATH=/opt/hsm-kms/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbi
     PYTHONUNBUFFERED=1
 LABEL org.opencontainers.image.title="hsm-kms" \
     org.opencontainers.image.description="Kubernetes KMS provider whose key never leaves a PKCS#11 token" \
-    org.opencontainers.image.version="0.1.0" \
     org.opencontainers.image.licenses="Apache-2.0" \
     org.opencontainers.image.base.name="${BASE}"
 USER 10001:10001

@@ -8,7 +8,7 @@ PYTEST := $(BIN)/pytest
 # Tests wait for other processes a quarter of the time.
 JOBS := $(shell echo $$(($$(nproc) + 1)))
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
-SHELL_SCRIPTS := proto/generate.sh .ci/run $(wildcard image/*.sh softhsm/*.sh tests/*.sh tests/bare/*.sh)
+SHELL_SCRIPTS := proto/generate.sh .ci/run $(wildcard image/*.sh package/*.sh softhsm/*.sh tests/*.sh tests/bare/*.sh)
 LOCK := $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header \
 	--no-annotate --python-version 3.11
 
@@ -18,7 +18,7 @@ unexport PYTHONDONTWRITEBYTECODE
 .SHELLFLAGS := -euc
 .DELETE_ON_ERROR:
 .PHONY: help run check test test-faults test-alerts test-e2e test-node bench test-tokens test-bare coverage lint \
-	types docs docs-reference proto lock image clean packages softhsm2
+	types docs docs-reference proto lock image dist clean packages softhsm2
 
 help:
 	@echo 'make run          serve with a SoftHSM2 token made in .dev'
@@ -40,6 +40,7 @@ help:
 	@echo 'make lock         lock requirements/ anew from pyproject.toml'
 	@echo 'make image        the container image and its SBOM (docker, podman or buildah); takes TOOL,'
 	@echo '                  BASE, IMAGE, TAG, TARGET and BUILD_OPTIONS: see image/build.sh'
+	@echo 'make dist         wheel and sdist, byte for byte the same from the same commit'
 	@echo 'make clean        remove what these made, the token in .dev excepted'
 
 run: softhsm2 .venv/run
@@ -136,6 +137,9 @@ lock: .venv/dev
 image:
 	@TOOL='$(TOOL)' BASE='$(BASE)' IMAGE='$(IMAGE)' TAG='$(TAG)' TARGET='$(TARGET)' \
 		BUILD_OPTIONS='$(BUILD_OPTIONS)' image/build.sh
+
+dist: .venv/run
+	@package/dist.sh
 
 clean:
 	@rm -rf .venv dist build .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis \

@@ -54,7 +54,7 @@ show_sbom() {
 }
 
 tool=${TOOL:-$(choose)}
-set -- --target "$target" --tag "$name"
+set -- --target "$target" --tag "$name" --label "org.opencontainers.image.version=$version"
 [ -z "${BASE:-}" ] || set -- "$@" --build-arg "BASE=$BASE"
 if [ -n "${SOURCE_DATE_EPOCH:-}" ]; then
     set -- "$@" --build-arg "SOURCE_DATE_EPOCH=$SOURCE_DATE_EPOCH"

@@ -43,7 +43,6 @@ def build(folder: Path) -> Versions:
         shutil.copy(ROOT / name, source / name)
     older = _unpacked(source, folder / "older")
     version = f'"{__version__}"'
-    _replace(source / "pyproject.toml", f"version = {version}", f'version = "{NEXT}"')
     _replace(source / "hsm_kms/__init__.py", version, f'"{NEXT}"')
     _replace(
         source / "hsm_kms/config/schema.py",

@@ -53,7 +53,8 @@ def stubbed(tmp_path):
 
 
 NAME = f"localhost/hsm-kms:{__version__}"
-BUILD = f"build --target runtime --tag {NAME} ."
+LABEL = f"--label org.opencontainers.image.version={__version__}"
+BUILD = f"build --target runtime --tag {NAME} {LABEL} ."
 SHOW = f"run --rm --network none --entrypoint cat {NAME} "
 
 # the programs there, with the command at which each fails · code · what builds
@@ -137,7 +138,8 @@ def test_image_takes_variables(make_image):
     assert 0 == ended, said
     assert (
         "podman --log-level warn build --target dev --tag registry.example/kms:7 "
-        "--build-arg BASE=registry.example/debian:13 --secret id=ca,src=ca.pem ."
+        f"{LABEL} --build-arg BASE=registry.example/debian:13 "
+        "--secret id=ca,src=ca.pem ."
     ) == calls[0]
     assert "in a pod's manifest, write: image: registry.example/kms:7" in said
 
@@ -146,7 +148,7 @@ def test_image_of_another_target(make_image):
     """The image with SoftHSM2 has a tag of its own, so that none is taken for it."""
     _, _, calls = make_image({"podman": ""}, "TARGET=dev")
 
-    assert f"podman build --target dev --tag {NAME}-dev ." == calls[1]
+    assert f"podman build --target dev --tag {NAME}-dev {LABEL} ." == calls[1]
 
 
 INSTALL = "apt-get install --yes --quiet --no-install-recommends some thing"

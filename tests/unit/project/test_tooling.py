@@ -96,6 +96,7 @@ def test_shell_scripts_are_linted():
         str(path.relative_to(ROOT))
         for folder in (
             "image",
+            "package",
             "softhsm",
             "proto",
             "tests",
