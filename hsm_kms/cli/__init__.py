@@ -45,6 +45,10 @@ _COMMANDS = {
         "hsm_kms.cli.probe:probe",
         "Try Status, Encrypt and Decrypt of any KMS plugin through its socket.",
     ),
+    "bench": Lazy(
+        "hsm_kms.cli.bench:bench",
+        "Measure how fast the token is, and say if that is enough.",
+    ),
     "nodes": Lazy(
         "hsm_kms.cli.nodes:nodes",
         "Compare the keys that the nodes of a cluster use.",

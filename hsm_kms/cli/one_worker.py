@@ -88,6 +88,7 @@ async def one_worker(
     *,
     read_write: bool | None = None,
     retry: bool = False,
+    sessions: int = 0,
 ) -> AsyncIterator[Worker]:
     """Start a worker with one control session, log it in, and end it on exit.
 
@@ -96,6 +97,7 @@ async def one_worker(
         choice: Login that differs from the server's, or None.
         read_write: Overrides `token.read_write`, unless None.
         retry: Try the PIN even if it was rejected before.
+        sessions: Number of further sessions that the command can open.
 
     Raises:
         WrongUserError: The server of this node runs as another user.
@@ -107,7 +109,7 @@ async def one_worker(
         login = PinLogin(source, state, retry=retry)
         await _wait_until_stable(login)
         async with configured_worker(
-            config, read_write=read_write, pass_fds=descriptors
+            config, read_write=read_write, pass_fds=descriptors, sessions=sessions
         ) as worker:
             await _log_in(config, worker, login)
             yield worker
@@ -115,7 +117,11 @@ async def one_worker(
 
 @contextlib.asynccontextmanager
 async def configured_worker(
-    config: Config, *, read_write: bool | None = None, pass_fds: Sequence[int] = ()
+    config: Config,
+    *,
+    read_write: bool | None = None,
+    pass_fds: Sequence[int] = (),
+    sessions: int = 0,
 ) -> AsyncIterator[Worker]:
     """Start a worker that has loaded the module and found the token; end it on exit.
 
@@ -123,11 +129,12 @@ async def configured_worker(
         config: The configuration.
         read_write: Overrides `token.read_write`, unless None.
         pass_fds: More descriptors that the worker inherits.
+        sessions: Number of further sessions that the command can open.
 
     Raises:
         HsmKmsError: The worker could not be started, or there is no such token.
     """
-    worker = await Worker.spawn(0, config.token.env, pass_fds=pass_fds)
+    worker = await Worker.spawn(sessions, config.token.env, pass_fds=pass_fds)
     try:
         with _patience(config):
             async with asyncio.timeout(config.token.start_timeout):

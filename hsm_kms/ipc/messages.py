@@ -132,6 +132,23 @@ class GenerateKey(_Message, frozen=True, kw_only=True):
     private: bool = True
 
 
+class GenerateSessionKey(_Message, frozen=True, kw_only=True):
+    """C_GenerateKey of an AES-256 key that this session alone uses, and never stores.
+
+    The reply is the key with its fingerprint, as `KeyPage`. The token destroys the key
+    when the session closes.
+
+    Args:
+        ref: CKA_LABEL and CKA_ID of the AES key.
+        paired: Generate the HMAC key beside it, too; the fingerprint is of the pair.
+        private: Set CKA_PRIVATE.
+    """
+
+    ref: KeyRef
+    paired: bool = False
+    private: bool = True
+
+
 class Relabel(_Message, frozen=True, kw_only=True):
     """C_SetAttributeValue of CKA_LABEL.
 
@@ -252,7 +269,7 @@ class Done(_Message, frozen=True, kw_only=True):
 
 
 class KeyPage(_Message, frozen=True, kw_only=True):
-    """Reply to `FindKeys` and `GenerateKey`.
+    """Reply to `FindKeys`, `GenerateKey` and `GenerateSessionKey`.
 
     Args:
         keys: The keys.
@@ -300,6 +317,7 @@ Request = (
     | OpenSession
     | FindKeys
     | GenerateKey
+    | GenerateSessionKey
     | Relabel
     | Destroy
     | Probe

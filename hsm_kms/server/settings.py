@@ -78,6 +78,19 @@ def worker_settings(config: Config) -> WorkerSettings:
     )
 
 
+def sessions_needed(config: Config, *, os_locking: bool) -> tuple[int, int]:
+    """Return how many sessions a worker of the server opens, and how many workers run.
+
+    Each worker has one control session; one worker is a spare.
+
+    Args:
+        config: The configuration.
+        os_locking: True if several threads of a process can use the module.
+    """
+    each = (config.token.sessions_per_worker if os_locking else 1) + 1
+    return each, config.token.workers + 1
+
+
 def key_settings(config: Config) -> KeySettings:
     """Return the settings by which keys are found and judged."""
     keys = config.keys

@@ -20,6 +20,7 @@ from hsm_kms.ipc.fingerprints import (
     fingerprint_of,
     fingerprint_of_cka_id,
 )
+from hsm_kms.ipc.values import KeySeen
 from hsm_kms.worker import search
 from hsm_kms.worker.errors import WorkerError
 from hsm_kms.worker.mechanisms import Keyed, encrypt_block
@@ -27,6 +28,7 @@ from hsm_kms.worker.mechanisms import Keyed, encrypt_block
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from hsm_kms.ipc.messages import GenerateSessionKey
     from hsm_kms.ipc.values import KeyRef
     from hsm_kms.worker.cryptoki import Cryptoki
 
@@ -44,6 +46,17 @@ def compute(on: Keyed) -> str:
         return fingerprint_of(block)
     mac = on.c.sign_hmac(on.session, on.mac, FINGERPRINT_BLOCK)
     return fingerprint_of(block, mac)
+
+
+def describe_own(on: Keyed, request: GenerateSessionKey, *, by_cka_id: bool) -> KeySeen:
+    """Return a key that the session generated for itself, with its fingerprint.
+
+    Raises:
+        WorkerError: The token failed, or refuses the mechanisms with this key.
+    """
+    ref = request.ref
+    name = fingerprint_of_cka_id(ref.cka_id) if by_cka_id else compute(on)
+    return KeySeen(ref=ref, value_len=None, attributes={}, fingerprint=name)
 
 
 def find(

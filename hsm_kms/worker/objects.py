@@ -12,13 +12,14 @@ from pkcs11.exceptions import PKCS11Error
 from hsm_kms.ipc.values import KeyRef
 from hsm_kms.worker.attributes import describe
 from hsm_kms.worker.errors import from_pkcs11
+from hsm_kms.worker.mechanisms import Keyed
 from hsm_kms.worker.structs import CkAttribute
 
 if TYPE_CHECKING:
     from pkcs11 import Session
     from pkcs11.types import Object
 
-    from hsm_kms.ipc.messages import GenerateKey, Relabel
+    from hsm_kms.ipc.messages import GenerateKey, GenerateSessionKey, Relabel
     from hsm_kms.ipc.values import KeySeen
     from hsm_kms.worker.cryptoki import Cryptoki
 
@@ -43,19 +44,56 @@ def generate(c: Cryptoki, session: Session, request: GenerateKey) -> KeySeen | N
     Raises:
         WorkerError: C_GenerateKey failed.
     """
+    key = _generate(session, request, store=True, partner=request.partner)
+    return describe(c, handle_of(session), key)
+
+
+def generate_own(c: Cryptoki, session: Session, request: GenerateSessionKey) -> Keyed:
+    """Generate a key, or a pair, that the token destroys when the session closes.
+
+    Args:
+        c: The module.
+        session: Any session.
+        request: The key to generate.
+
+    Raises:
+        WorkerError: C_GenerateKey failed.
+    """
+    return Keyed(
+        c=c,
+        session=handle_of(session),
+        key=_generate(session, request, store=False, partner=False),
+        mac=_generate(session, request, store=False, partner=True)
+        if request.paired
+        else None,
+    )
+
+
+def _generate(
+    session: Session,
+    request: GenerateKey | GenerateSessionKey,
+    *,
+    store: bool,
+    partner: bool,
+) -> int:
+    """Generate one object and return its CK_OBJECT_HANDLE.
+
+    Raises:
+        WorkerError: C_GenerateKey failed.
+    """
     kind, capabilities = (
         (KeyType.GENERIC_SECRET, MechanismFlag.SIGN | MechanismFlag.VERIFY)
-        if request.partner
+        if partner
         else (KeyType.AES, MechanismFlag.ENCRYPT | MechanismFlag.DECRYPT)
     )
-    own = request.ref.partner if request.partner else request.ref
+    own = request.ref.partner if partner else request.ref
     try:
         key = session.generate_key(
             kind,
             KEY_BYTES * 8,
             id=own.cka_id,
             label=own.label,
-            store=True,
+            store=store,
             capabilities=capabilities,
             template={
                 Attribute.SENSITIVE: True,
@@ -66,7 +104,7 @@ def generate(c: Cryptoki, session: Session, request: GenerateKey) -> KeySeen | N
         )
     except PKCS11Error as error:
         raise from_pkcs11("C_GenerateKey", error) from None
-    return describe(c, handle_of(session), handle_of(key))
+    return handle_of(key)
 
 
 def relabel(c: Cryptoki, session: int, key: int, request: Relabel) -> None:

@@ -24,6 +24,7 @@ from hsm_kms.ipc.messages import (
     FindKeys,
     GenerateKey,
     GenerateRandom,
+    GenerateSessionKey,
     KeyPage,
     Leave,
     ListTokens,
@@ -39,7 +40,14 @@ from hsm_kms.ipc.messages import (
     Tokens,
 )
 from hsm_kms.ipc.values import Cipher
-from hsm_kms.worker import canary, healing, mechanism_probe, mechanisms, objects
+from hsm_kms.worker import (
+    canary,
+    healing,
+    identity,
+    mechanism_probe,
+    mechanisms,
+    objects,
+)
 from hsm_kms.worker.errors import WorkerError, from_pkcs11
 from hsm_kms.worker.handles import Handles
 from hsm_kms.worker.listing import Listing
@@ -107,6 +115,8 @@ class TokenSession:
             case GenerateKey():
                 made = objects.generate(self._cryptoki, self._open(), request)
                 return KeyPage(keys=() if made is None else (made,))
+            case GenerateSessionKey():
+                return self._generate_own(request)
             case Relabel():
                 key = self._handles.object(self._handle, request)
                 objects.relabel(self._cryptoki, self._handle, key, request)
@@ -139,6 +149,13 @@ class TokenSession:
     def _key(self, request: _OnKey, cipher: Cipher) -> Keyed:
         name = request.ref, request.fingerprint, cipher is Cipher.CBC_HMAC
         return self._handles.key(self._handle, name, cipher)
+
+    def _generate_own(self, request: GenerateSessionKey) -> KeyPage:
+        """Generate a key for this session, and keep its handle: no search finds it."""
+        on = objects.generate_own(self._cryptoki, self._open(), request)
+        seen = identity.describe_own(on, request, by_cka_id=self._module.by_cka_id)
+        self._handles.add({(seen.ref, seen.fingerprint or "", request.paired): on})
+        return KeyPage(keys=(seen,))
 
     def _list(self, request: FindKeys) -> KeyPage:
         """Return one page of keys; only the first pages search the token.

@@ -62,6 +62,7 @@ def every_command(
     yield ("config", "schema")
     yield ("completion", "bash")
     yield ("check", *config)
+    yield ("bench", "--yes", "--time", "200ms", "--rate", "50", *config)
     yield ("token", "list", *config)
     yield ("token", "retry-pin", *config)
     yield ("etcd", "decrypt", KEY, "--reveal", *value, *config)

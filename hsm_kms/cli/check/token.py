@@ -15,6 +15,7 @@ from hsm_kms.keys.keyring import (
     KeyState,
 )
 from hsm_kms.keys.odd_keys import NO_CKA_ID, SAME_NAMES
+from hsm_kms.server.settings import sessions_needed
 from hsm_kms.state_dir.directory import StateDir
 from hsm_kms.wrapping.by_token import canary
 
@@ -107,8 +108,7 @@ def _session_budget(
     """Compare the sessions that the server and this command need with the limit."""
     if not os_locking:
         yield "the module does not support locking: one session per worker"
-    each = (config.token.sessions_per_worker if os_locking else 1) + 1
-    workers = config.token.workers + 1
+    each, workers = sessions_needed(config, os_locking=os_locking)
     need = each * workers + 1
     sum_ = f"{each} x {workers} workers (one spare) + 1 for a command = {need}"
     if most is None:
