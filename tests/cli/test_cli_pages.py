@@ -18,7 +18,7 @@ def test_service_of_another_user(of_another_user):
     with walk(
         InProcess(plugin.config_file),
         "docs/commands.md",
-        "As which user, and from where, each command runs",
+        "As which user, and from where",
         names=names,
     ) as page:
         page.run("hsm-kms keys list", code=1)
@@ -35,7 +35,7 @@ def test_no_state_directory(make_plugin, hsm):
     with walk(
         InProcess(plugin.config_file),
         "docs/commands.md",
-        "As which user, and from where, each command runs (2)",
+        "As which user, and from where (2)",
         names=names,
     ) as page:
         page.run("hsm-kms check", code=1)

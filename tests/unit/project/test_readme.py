@@ -72,7 +72,7 @@ def newcomer(directory):
 
 
 def test_try_it(newcomer):
-    """`make run`, `check` and `status` print what the README shows."""
+    """`make run`, and commands beside it, print what README and quickstart show."""
     names = {
         "/home/you/hsm-kms": os.path.realpath(newcomer.checkout),
         "/usr/lib/softhsm/libsofthsm2.so": softhsm_module(),
@@ -81,3 +81,16 @@ def test_try_it(newcomer):
         page.run("make run")
         page.run(".venv/bin/hsm-kms check")
         page.run(".venv/bin/hsm-kms status")
+    with walk(
+        newcomer,
+        "docs/quickstart.md",
+        "2. Check it",
+        "3. Look at the keys",
+        "4. Prepare a rotation, and cancel it",
+        names=names,
+    ) as page:
+        page.run(".venv/bin/hsm-kms check")
+        page.run(".venv/bin/hsm-kms probe")
+        page.run(".venv/bin/hsm-kms keys list")
+        page.run(".venv/bin/hsm-kms keys rotate")
+        page.run(".venv/bin/hsm-kms keys cancel")
