@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from hsm_kms.config.faults import at
 from hsm_kms.config.fields import parse_socket
 from hsm_kms.config.formats import parse_duration
-from hsm_kms.config.schema import SELECTORS, ApiV1, ApiV2, Http, Listen
+from hsm_kms.config.schema import SELECTORS, ApiV1, ApiV2, Http, Keys, Listen
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -42,6 +42,7 @@ def joint_faults(document: Document, whole: Expansion) -> Iterator[str]:
     if isinstance(keys, dict) and keys.get("label", "") is None and not keys.get("ids"):
         place = ("keys", "label")
         yield at(document, place, "must not be null, unless ids lists the keys")
+    yield from _health_faults(document, whole)
     if all(_api(document.data, name)[0] is False for name in _APIS):
         yield at(document, ("apis",), "must have v2 or v1 enabled")
     yield from _local_fault(document)
@@ -63,6 +64,17 @@ def _token_faults(
     if not pin_file and token.get("login") != "none":
         yield at(document, ("token",), "must have pin_file, unless login is none")
     yield from _timeout_fault(document, token)
+
+
+def _health_faults(document: Document, whole: Expansion) -> Iterator[str]:
+    health, keys = document.data.get("health"), whole.data.get("keys", {})
+    if not isinstance(health, dict) or health.get("key") is None:
+        return
+    place = ("health", "key")
+    if health.get("canary") == "session":
+        yield at(document, place, "must be null, because canary is session")
+    if isinstance(keys, dict) and keys.get("label", Keys().label) == health["key"]:
+        yield at(document, place, "must not be keys.label: it is a key of its own")
 
 
 def _timeout_fault(document: Document, token: Mapping[str, Any]) -> Iterator[str]:

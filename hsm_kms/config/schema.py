@@ -178,8 +178,15 @@ class Health(Section):
     """Define the section `health`: how often the token is tested, and Status."""
 
     interval: Duration = 20.0  # some devices drop a connection after 30 s of idleness
+    canary: Literal["crypto", "session"] = "crypto"
+    key: Annotated[str, sized(255)] | None = None
     grace: DurationOrZero = 60.0
     stop_writes_after: Days | None = None
+
+    @property
+    def spares_keks(self) -> bool:
+        """Return True if regular inspections do not use the KEKs."""
+        return self.canary == "session" or self.key is not None
 
 
 class Http(Section):

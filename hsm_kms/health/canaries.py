@@ -4,7 +4,9 @@ A canary is a constant that a worker wraps and unwraps under one key. It may tak
 `call_timeout` for each encryption and decryption, as requests may.
 
 1. The current key and the keys to come are proven at each inspection, any other key
-   once per worker.
+   once per worker. With `health.canary: session` or `health.key` they are proven once
+   per worker, when their activation time has come, and after a request met an error of
+   the token.
 2. A key may be switched to when, since its activation time came, it has been proven on
    every worker that serves.
 3. The token counts as available while the latest canary passed and a worker serves.
@@ -20,7 +22,7 @@ from typing import TYPE_CHECKING
 from hsm_kms import clock
 from hsm_kms.clock import Suspension
 from hsm_kms.errors import HsmKmsError, TokenError, WorkerLostError
-from hsm_kms.ipc.messages import Encrypted
+from hsm_kms.ipc.messages import CheckKey, Encrypted
 from hsm_kms.ipc.values import KeptCanary
 from hsm_kms.keys.key_id import fingerprint_in
 from hsm_kms.keys.trial import PASSED, Trial
@@ -49,6 +51,7 @@ class Canaries:
         budget: Counts the wraps.
         scope: Cluster name, authenticated in each canary.
         call_timeout: Longest time of one encryption or decryption, in seconds.
+        spares_keks: Inspections prove the keys in use only when they must.
 
     Attributes:
         error: Why the latest canary failed; None if it passed, or none has run.
@@ -59,6 +62,7 @@ class Canaries:
         failure: Why it failed; "" if none has.
         slow: The latest canary under the current key passed, but took longer than
             `call_timeout`.
+        spares_keks: Inspections prove the keys in use only when they must.
     """
 
     def __init__(
@@ -69,12 +73,14 @@ class Canaries:
         scope: str,
         *,
         call_timeout: float,
+        spares_keks: bool = False,
     ) -> None:
         self._node_keyring = node_keyring
         self._alarm = alarm
         self._budget = budget
         self._scope = scope
         self._call_timeout = call_timeout
+        self.spares_keks = spares_keks
         self._proven: dict[tuple[Worker, tuple[KeyRef, str, Cipher]], float] = {}
         self._failures: dict[tuple[Worker, tuple[KeyRef, str, Cipher]], str] = {}
         self._inspected: dict[Worker, float] = {}
@@ -96,7 +102,15 @@ class Canaries:
         """Return True if this inspection must prove `key` on `worker`."""
         if self._node_keyring.ring is None or not self.has_proven(worker, key):
             return True
-        return any(each.name == key.name for each in self.in_use)
+        if not any(each.name == key.name for each in self.in_use):
+            return False
+        return not self.spares_keks or self._is_doubted(worker, key)
+
+    def _is_doubted(self, worker: Worker, key: TokenKey) -> bool:
+        """Return True if something happened that an earlier canary says nothing of."""
+        proven = self._proven[worker, key.found_by]
+        asked = self._due.get(key.name, -math.inf)
+        return proven < asked or proven <= self._alarm.fault_at
 
     @property
     def in_use(self) -> list[TokenKey]:
@@ -156,10 +170,11 @@ class Canaries:
         self._node_keyring.memory.canary_passed(key, kept)
         self._failures.pop((worker, key.found_by), None)
         if self._is_current(key):
-            self._timed(asyncio.get_running_loop().time() - began)
+            self.timed(asyncio.get_running_loop().time() - began)
         return True
 
-    def _timed(self, seconds: float) -> None:
+    def timed(self, seconds: float) -> None:
+        """Note how long a canary took that passed under a key in regular use."""
         slow = seconds > self._call_timeout
         if slow is not self.slow:
             self.slow = slow
@@ -185,6 +200,16 @@ class Canaries:
             iv=reply.iv,
             ciphertext=reply.ciphertext,
         )
+
+    async def check(self, worker: Worker, key: TokenKey) -> None:
+        """Have the control session of `worker` show a key, without the use of it.
+
+        Raises:
+            HsmKmsError: The session does not see the key, or is not logged in, or the
+                worker is lost.
+        """
+        request = CheckKey(ref=key.ref, fingerprint=key.fingerprint, cipher=key.cipher)
+        await worker.ask(request, self._call_timeout)
 
     def has_proven(self, worker: Worker, key: TokenKey) -> bool:
         """Return True if the latest canary under `key` on `worker` passed."""

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from hsm_kms.health.canaries import Canaries
+    from hsm_kms.health.health_key import HealthKey
     from hsm_kms.keys.discovery import Discovery, KeyListing
     from hsm_kms.keys.node_keyring import NodeKeyring
     from hsm_kms.keys.token_key import TokenKey
@@ -60,6 +61,7 @@ class Inspection:
         breaker: Closed when a key works.
         start_timeout: Longest wait for one answer while a worker starts, in seconds.
         interval: Seconds between regular inspections.
+        health_key: Used in place of the KEKs; None if there is none.
     """
 
     def __init__(  # noqa: PLR0913 - one object each
@@ -72,6 +74,7 @@ class Inspection:
         *,
         start_timeout: float,
         interval: float,
+        health_key: HealthKey | None = None,
     ) -> None:
         self._discovery = discovery
         self._node_keyring = node_keyring
@@ -84,7 +87,9 @@ class Inspection:
         self._answered: str | None = None  # the missing key a fresh worker looked for
         self._inspecting = asyncio.Lock()
         self._slow = Repeats(__name__)
-        self._prover = Prover(node_keyring, canaries, self._inventory, breaker)
+        self._prover = Prover(
+            node_keyring, canaries, self._inventory, breaker, health_key
+        )
 
     async def qualify(self, worker: Worker) -> None:
         """Read the keys with a new worker and prove them on it.
@@ -145,7 +150,12 @@ class Inspection:
             HsmKmsError: The token could not be asked.
         """
         missing = self._missing()
-        await self._read(worker, fresh=False)
+        held = self._inventory.keys if missing is None else ()
+        listing = await self._discovery.read_names(worker, held)
+        if listing is None:
+            await self._read(worker, fresh=False)
+        else:
+            self._note(worker, listing, fresh=False)
         self._answered = missing
 
     @property
@@ -200,6 +210,15 @@ class Inspection:
     ) -> KeyListing:
         last = self._node_keyring.last
         listing = await self._discovery.read(worker, last, fresh=fresh, between=between)
+        self._note(worker, listing, fresh=fresh)
+        return listing
+
+    def _note(self, worker: Worker, listing: KeyListing, *, fresh: bool) -> None:
+        """Take a listing in.
+
+        Raises:
+            WorkerLostError: It may be older than a change of names.
+        """
         # What this worker read may be from before the change.
         if self.is_outdated(worker):
             raise WorkerLostError("another key was found under the names of a key")
@@ -214,7 +233,6 @@ class Inspection:
             )
         if replaced:
             self._prover.outdate(worker if fresh else None)
-        return listing
 
     def _would_be_current(self, listing: KeyListing) -> TokenKey | None:
         """Return the key that the keys read so far make current, None if none."""

@@ -3,8 +3,9 @@
 The state follows from the keys (`keys.node_keyring`), the canaries, the workers, and
 the local KEKs that stand by.
 
-1. "ok" means that wrap and unwrap under the announced key_id have just worked: within
-   `INTERVALS` intervals, or `DOWN_SECONDS` if that is longer, whoever asks.
+1. "ok" means that what `health.canary` names has just worked: within `INTERVALS`
+   intervals, or `DOWN_SECONDS` if that is longer, whoever asks. By default that is wrap
+   and unwrap under the announced key_id.
 2. A failed canary alone does not change the state: a fresh worker must fail too, or
    none has come within `DOWN_SECONDS`.
 3. Where Encrypt works without the token an outage is "degraded". Status still says ok

@@ -98,6 +98,12 @@ def _health(now: Snapshot) -> Iterable[Metric]:
         "1 while canaries pass, but take longer than call_timeout.",
         now.slow,
     )
+    if now.health_key_usable is not None:
+        yield families.number(
+            "hsm_kms_health_key_usable",
+            "0 while canaries under health.key cannot be made.",
+            now.health_key_usable,
+        )
     yield families.number(
         "hsm_kms_breaker_open",
         "1 while requests fail without asking the token.",

@@ -39,6 +39,7 @@ class Snapshot:
         canary_passed_when: When a canary last passed.
         canary_failed_when: When an inspection of the token last failed.
         slow: True if the latest canary passed late.
+        health_key_usable: True unless the health key failed; None if there is none.
         breaker_open: True if requests fail without asking the token.
         pin: What is known about the PIN: "none", "absent", "untried", "proven",
             "rejected" or "corrupt".
@@ -71,6 +72,7 @@ class Snapshot:
     canary_passed_when: float | None = None
     canary_failed_when: float | None = None
     slow: bool = False
+    health_key_usable: bool | None = None
     breaker_open: bool
     pin: str
     local_uses: int = 0

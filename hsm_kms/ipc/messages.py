@@ -10,6 +10,7 @@ import msgspec
 
 from hsm_kms.ipc.values import (
     Cipher,
+    Identify,
     KeptCanary,
     KeyRef,
     KeySeen,
@@ -104,6 +105,7 @@ class FindKeys(_Message, frozen=True, kw_only=True):
         partner_label: The HMAC key of a pair may also be the partner of an AES key
             with this CKA_LABEL; None for the label of the AES key alone.
         first: The key to identify before all others, if it is among them.
+        identify: For which keys a fingerprint is computed.
         skip: None for a new search; else `KeyPage.next` of the previous page.
         limit: Largest number of objects to describe.
     """
@@ -114,6 +116,7 @@ class FindKeys(_Message, frozen=True, kw_only=True):
     partners: bool = False
     partner_label: str | None = None
     first: KeyRef | None = None
+    identify: Identify = Identify.ALWAYS
     skip: int | None = None
     limit: int = 100
 
@@ -193,6 +196,22 @@ class Probe(_Message, frozen=True, kw_only=True):
     fingerprint: str
     paired: bool
     wanted: tuple[Mechanism, ...]
+
+
+class CheckKey(_Message, frozen=True, kw_only=True):
+    """Have the session show that it is logged in and sees a key; do not use the key.
+
+    The key is used once if its fingerprint was not computed on this session yet.
+
+    Args:
+        ref: CKA_LABEL and CKA_ID of the AES key.
+        fingerprint: Fingerprint that the key must have.
+        cipher: What the key is used for.
+    """
+
+    ref: KeyRef
+    fingerprint: str
+    cipher: Cipher
 
 
 class RunCanary(_Message, frozen=True, kw_only=True):
@@ -321,6 +340,7 @@ Request = (
     | Relabel
     | Destroy
     | Probe
+    | CheckKey
     | RunCanary
     | Encrypt
     | Decrypt

@@ -80,6 +80,14 @@ class Cipher(StrEnum):
     CBC_HMAC = "aes-cbc-hmac-sha256"
 
 
+class Identify(StrEnum):
+    """Name for which keys of a listing a fingerprint is computed: that uses the key."""
+
+    ALWAYS = "always"  # for every key
+    ONCE = "once"  # unless it was computed on the same handle of this session before
+    NEVER = "never"  # for none: names and attributes alone
+
+
 class KeptCanary(msgspec.Struct, frozen=True, kw_only=True):
     """Hold a canary that outlives the worker that wrapped it.
 

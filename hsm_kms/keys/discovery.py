@@ -25,7 +25,7 @@ from hsm_kms.errors import (
 )
 from hsm_kms.ipc.ckr import Fault
 from hsm_kms.ipc.messages import FindKeys, Probe, Probed
-from hsm_kms.ipc.values import Cipher, KeyRef, Mechanism
+from hsm_kms.ipc.values import Cipher, Identify, KeyRef, Mechanism
 from hsm_kms.keys.key_id import activation_of, fingerprint_in
 from hsm_kms.keys.listing import list_keys
 from hsm_kms.keys.policy import born_here, violations
@@ -97,6 +97,7 @@ class Discovery:
         seconds: Longest wait for each page of keys.
         start_seconds: Longest wait for each answer while a worker starts.
         freeze: Freeze the mechanism that the first probe finds; commands do not.
+        identify: For which keys a fingerprint is computed at each listing.
     """
 
     def __init__(
@@ -107,12 +108,14 @@ class Discovery:
         seconds: float,
         start_seconds: float,
         freeze: bool,
+        identify: Identify = Identify.ALWAYS,
     ) -> None:
         self._settings = settings
         self._state_dir = state_dir
         self._seconds = seconds
         self._start_seconds = start_seconds
         self._freeze = freeze
+        self._identifies = identify
         self._mechanism: Mechanism | None = None
 
     async def read(
@@ -139,7 +142,12 @@ class Discovery:
         ask = partial(worker.ask, seconds=seconds)
         settings = self._settings
         first = KeyRef(last.label, bytes.fromhex(last.cka_id)) if last else None
-        wanted = FindKeys(label=settings.label, ids=settings.ids, first=first)
+        wanted = FindKeys(
+            label=settings.label,
+            ids=settings.ids,
+            first=first,
+            identify=self._identifies,
+        )
         seen = await list_keys(ask, wanted, between)
         keys, unidentified = self._identify(seen)
         if keys and (fresh or self._mechanism is None):
@@ -149,6 +157,33 @@ class Discovery:
             keys=tuple(_by_mechanism(key, how) for key in keys),
             unidentified=tuple(unidentified),
         )
+
+    async def read_names(
+        self, worker: Worker, held: Sequence[TokenKey]
+    ) -> KeyListing | None:
+        """Return the keys held that the token shows, by their names alone.
+
+        No key is used. Returns None if a key must be identified: one that is not held,
+        or if this discovery identifies keys always.
+
+        Args:
+            worker: A worker that is logged in.
+            held: The keys held.
+
+        Raises:
+            HsmKmsError: The token could not be asked.
+        """
+        if self._identifies is Identify.ALWAYS:
+            return None
+        settings = self._settings
+        wanted = FindKeys(
+            label=settings.label, ids=settings.ids, identify=Identify.NEVER
+        )
+        seen = await list_keys(partial(worker.ask, seconds=self._seconds), wanted)
+        names = [each.ref for each in seen]
+        if not set(names) <= {key.ref for key in held}:
+            return None
+        return KeyListing(keys=tuple(key for key in held if key.ref in names))
 
     # Identity
 

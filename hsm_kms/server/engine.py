@@ -15,6 +15,7 @@ from hsm_kms.health.canaries import Canaries
 from hsm_kms.health.inspection import Inspection
 from hsm_kms.health.monitor import Monitor
 from hsm_kms.health.state import Health
+from hsm_kms.ipc.values import Identify
 from hsm_kms.keys.discovery import Discovery
 from hsm_kms.keys.node_keyring import NodeKeyring
 from hsm_kms.keys.view import AnnouncedKeys, CurrentKeys
@@ -77,6 +78,7 @@ class Engine:
         alarm: Raised when an inspection should run soon.
         keys: The keys of this node.
         canaries: What has been proven on which worker.
+        health_key: Used in place of the KEKs; None if there is none.
         pool: The sessions.
         login: Logs workers in, and knows the verdict on the PIN.
         workers: The worker processes.
@@ -104,7 +106,9 @@ class Engine:
             lasting.budget,
             config.scope,
             call_timeout=config.token.call_timeout,
+            spares_keks=config.health.spares_keks,
         )
+        self.health_key = settings.health_key(config)
         self.pool = _pool(config, self.alarm, lasting.counts)
         token = ByToken(self.pool, lasting.budget, scope=config.scope)
         self.local = LocalKeks(
@@ -131,6 +135,7 @@ class Engine:
             self.pool.breaker,
             start_timeout=config.token.start_timeout,
             interval=interval,
+            health_key=self.health_key,
         )
         self.login = PinLogin(settings.pin_source(config), self._state)
         self.workers = Workers(
@@ -255,4 +260,5 @@ def _discovery(config: Config, state: StateDir) -> Discovery:
         seconds=config.token.hang_timeout,
         start_seconds=config.token.start_timeout,
         freeze=True,
+        identify=Identify.ONCE if config.health.spares_keks else Identify.ALWAYS,
     )

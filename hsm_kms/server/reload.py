@@ -82,6 +82,8 @@ CHANGES: Final[Mapping[str, Change]] = {
     "keys": Change.REPLACE,
     "local_keys": Change.ADJUST,
     "health.interval": Change.REPLACE,
+    "health.canary": Change.REPLACE,
+    "health.key": Change.REPLACE,
     "health.grace": Change.ADJUST,
     "health.stop_writes_after": Change.ADJUST,
     "http": Change.RESTART,

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from hsm_kms.config import pkcs11_uri
 from hsm_kms.config.pkcs11_uri import Pkcs11Uri
+from hsm_kms.health.health_key import HealthKey
 from hsm_kms.ipc.messages import Configure
 from hsm_kms.keys.key_id import fingerprint_in
 from hsm_kms.keys.token_key import KeySettings
@@ -111,6 +112,18 @@ def key_settings(config: Config) -> KeySettings:
         private=config.token.login != "none",
         mechanism=keys.mechanism,
         gcm_iv=keys.gcm_iv,
+    )
+
+
+def health_key(config: Config) -> HealthKey | None:
+    """Return the key that canaries use in place of the KEKs; None if there is none."""
+    if config.health.key is None:
+        return None
+    return HealthKey(
+        config.health.key,
+        config.scope,
+        call_timeout=config.token.call_timeout,
+        seconds=config.token.hang_timeout,
     )
 
 

@@ -13,6 +13,7 @@ from hsm_kms.log import key_id_hash
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from hsm_kms.health.health_key import HealthKey
     from hsm_kms.http.server import HttpServer
     from hsm_kms.keys.keyring import (
         Keyring,
@@ -55,6 +56,7 @@ def snapshot(
         canary_passed_when=engine.canaries.passed_when,
         canary_failed_when=engine.canaries.failed_when,
         slow=engine.canaries.slow,
+        health_key_usable=_usable(engine.health_key),
         breaker_open=engine.pool.breaker.is_open,
         pin=engine.login.verdict.word,
         local_uses=engine.local.uses,
@@ -67,6 +69,22 @@ def snapshot(
         reloads=reload.outcomes,
         state_writable=lasting.state.writable,
     )
+
+
+def _usable(health_key: HealthKey | None) -> bool | None:
+    return None if health_key is None else health_key.error is None
+
+
+def health_key_of(health_key: HealthKey | None) -> dict[str, Any] | None:
+    """Return the health key, and why it cannot be used, as /status shows it.
+
+    Args:
+        health_key: The health key; None if there is none.
+    """
+    if health_key is None:
+        return None
+    error = health_key.error
+    return {"label": health_key.label, "error": error.sentence if error else None}
 
 
 def _states(ring: Keyring | None) -> dict[str, str]:
@@ -196,6 +214,8 @@ def status_of(
             "waiting": now.waiting,
         },
         "canary": {
+            "kind": engine.config.health.canary,
+            "health_key": health_key_of(engine.health_key),
             "last_success": _when(now.canary_passed_when),
             "last_failure": _when(now.canary_failed_when),
             "failure": engine.canaries.failure or None,

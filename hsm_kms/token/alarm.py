@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from typing import TYPE_CHECKING
 
 from hsm_kms.repeats import Repeats
@@ -22,10 +23,12 @@ class Alarm:
 
     Attributes:
         reason: What raised the alarm first since `clear`; "" while it is not raised.
+        fault_at: When a request last met an error of the token, in the loop's time.
     """
 
     def __init__(self) -> None:
         self.reason = ""
+        self.fault_at = -math.inf
         self._raised = asyncio.Event()
         self._faults = Repeats(__name__)
 
@@ -42,6 +45,7 @@ class Alarm:
             (type(error), error.rv),
             error=str(error),
         )
+        self.fault_at = asyncio.get_running_loop().time()
         self.notify(str(error))
 
     async def wait(self) -> None:

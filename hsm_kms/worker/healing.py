@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from hsm_kms.ipc.ckr import Cause, Fault
 from hsm_kms.ipc.messages import (
+    CheckKey,
     Decrypt,
     Encrypt,
     FindKeys,
@@ -55,6 +56,7 @@ _REPEATABLE = (
     Encrypt,
     Decrypt,
     RunCanary,
+    CheckKey,
     Probe,
     FindKeys,
     GenerateRandom,

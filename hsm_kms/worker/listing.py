@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from functools import partial
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -20,7 +21,7 @@ from hsm_kms.ipc import ckr
 from hsm_kms.ipc.ckr import Cause, Fault
 from hsm_kms.ipc.fingerprints import fingerprint_of_cka_id
 from hsm_kms.ipc.messages import KeyPage
-from hsm_kms.ipc.values import KeyRef, KeySeen, Problem
+from hsm_kms.ipc.values import Identify, KeyRef, KeySeen, Problem
 from hsm_kms.worker import identity, search
 from hsm_kms.worker.attributes import describe
 from hsm_kms.worker.errors import WorkerError
@@ -31,7 +32,9 @@ if TYPE_CHECKING:
 
     from hsm_kms.ipc.messages import FindKeys
     from hsm_kms.worker.cryptoki import Cryptoki
+    from hsm_kms.worker.handles import Name
 
+_NOTHING: Final[Mapping[tuple[int, int | None], Name]] = MappingProxyType({})
 _PAGE_BYTES: Final = 64 * 1024  # the last key of a page may exceed it
 # After so long a page ends with the search or the key that is under way: a page takes a
 # few C calls at most, however many keys there are, and no hang is suspected.
@@ -55,6 +58,7 @@ class Listing:
         wanted: The keys to search for.
         by_cka_id: A fingerprint names the CKA_ID of a key, not its material.
         needs_login: A session that is not logged in cannot see the keys.
+        recalled: The names and fingerprints that were computed on handles before.
 
     Attributes:
         identified: The handles whose fingerprint was computed, by names, fingerprint,
@@ -71,12 +75,14 @@ class Listing:
         *,
         by_cka_id: bool = False,
         needs_login: bool = True,
+        recalled: Mapping[tuple[int, int | None], Name] = _NOTHING,
     ) -> None:
         self._c = c
         self._by_cka_id = by_cka_id
         self._needs_login = needs_login
         self._session = session
         self._wanted = wanted
+        self._recalled = recalled if wanted.identify is Identify.ONCE else _NOTHING
         self._kind = KeyType.GENERIC_SECRET if wanted.partners else KeyType.AES
         self._found: list[int] = []
         self._has_partners = False
@@ -207,15 +213,22 @@ class Listing:
             on: The handles to compute the fingerprint on.
             of: Names of the AES key, if `seen` is an HMAC key.
         """
+        if self._wanted.identify is Identify.NEVER:
+            return seen
         ref = of or seen.ref
         try:
             if self._by_cka_id:
                 return msgspec.structs.replace(seen, fingerprint=self._of_cka_id(ref))
-            fingerprint = identity.compute(on)
+            fingerprint = self._recall(ref, on) or identity.compute(on)
         except WorkerError as error:
             return msgspec.structs.replace(seen, problem=self._problem(error))
         self.identified[ref, fingerprint, on.mac is not None] = on
         return msgspec.structs.replace(seen, fingerprint=fingerprint)
+
+    def _recall(self, ref: KeyRef, on: Keyed) -> str | None:
+        """Return the fingerprint that was computed on these handles before, or None."""
+        known = self._recalled.get((on.key, on.mac))
+        return known[1] if known is not None and known[0] == ref else None
 
     def _of_cka_id(self, ref: KeyRef) -> str:
         if not ref.cka_id:

@@ -13,6 +13,7 @@ from pkcs11.exceptions import PKCS11Error
 
 from hsm_kms.ipc.ckr import Cause, Fault
 from hsm_kms.ipc.messages import (
+    CheckKey,
     Configure,
     Decrypt,
     Decrypted,
@@ -105,6 +106,8 @@ class TokenSession:
                 return Decrypted(plaintext=self._decrypt(request))
             case GenerateRandom(count=count):
                 return Random(data=self._cryptoki.random(self._handle, count))
+            case CheckKey():
+                return self._check_key(request)
             case RunCanary():
                 return self._run_canary(request)
             case Probe(paired=paired, wanted=wanted):
@@ -157,20 +160,30 @@ class TokenSession:
         self._handles.add({(seen.ref, seen.fingerprint or "", request.paired): on})
         return KeyPage(keys=(seen,))
 
+    def _check_key(self, request: CheckKey) -> Done:
+        self._require_login()
+        paired = request.cipher is Cipher.CBC_HMAC
+        name = request.ref, request.fingerprint, paired
+        self._handles.check(self._handle, name, request.cipher)
+        return Done()
+
     def _list(self, request: FindKeys) -> KeyPage:
         """Return one page of keys; only the first pages search the token.
 
-        The session forgets its handles, and uses those that the listing found.
+        The session forgets the handles of these keys, and uses those that the listing
+        found.
         """
         self._require_login()
+        label = None if request.prefix else request.label
         if self._listing is None or request.skip is None:
-            self._forget_keys()
+            self._handles.list_anew(label)
             self._listing = Listing(
                 self._cryptoki,
                 self._handle,
                 request,
                 by_cka_id=self._module.by_cka_id,
                 needs_login=self._module.needs_login,
+                recalled=self._handles.recalled(),
             )
         listing = self._listing
         page = listing.page(request.skip or 0, request.limit)
@@ -180,6 +193,7 @@ class TokenSession:
             listing.go_on_in(self._handle)
             self._listing = listing
         elif page.next is None:
+            self._handles.end_listing(label, listing.identified)
             self._listing = None
         return page
 

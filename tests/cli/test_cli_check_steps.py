@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from hsm_kms.cli.check import encryption_config, node, token
+from hsm_kms.ipc.values import KeyRef
 from tests.cli.waiting import run_until_waiting
+from tests.harness.administrator import Generate, change
 from tests.harness.processes import stop
 from tests.harness.spy import Spy
 from tests.harness.wait import wait_for
@@ -50,7 +52,8 @@ def test_ids_are_documented():
         r"^\| `([a-z-]+)` \|", section.partition("\n## ")[0], re.MULTILINE
     )
 
-    assert ["configuration", "user", *STEPS[1:], *encryption_config.STEPS] == rows
+    steps = ["configuration", "user", *STEPS[1:], token.HEALTH_KEY]
+    assert [*steps, *encryption_config.STEPS] == rows
 
 
 def test_without_pin(make_plugin, hsm, directory):
@@ -114,6 +117,27 @@ def test_no_key(make_plugin, empty_hsm):
     assert (1, ["keys"]) == (code, [*found["failed"]])
     skipped = dict.fromkeys(["policy", "mechanism"], "there is no current key")
     assert skipped == found["skipped"]
+
+
+def test_health_key(make_plugin, hsm):
+    """A health key that cannot be used fails, with its cure, and one that can is ok."""
+    plugin = make_plugin(hsm, health={"key": "health"})
+    code, found = outcomes(plugin)
+    assert (1, [token.HEALTH_KEY]) == (code, [*found["failed"]])
+    assert "no AES key labelled 'health'" in found["failed"][token.HEALTH_KEY]
+
+    change(hsm, Generate(KeyRef("health", b"\x0e")))
+    code, found = outcomes(plugin)
+    expected = "health key labelled 'health': encrypted and decrypted once"
+    assert (0, expected) == (code, found["ok"][token.HEALTH_KEY])
+
+
+def test_health_key_without_token(make_plugin, hsm):
+    """The health key is skipped with the other steps that need the token."""
+    plugin = make_plugin(hsm, health={"key": "health"})
+    code, found = outcomes(plugin, "--offline")
+
+    assert (0, "--offline") == (code, found["skipped"][token.HEALTH_KEY])
 
 
 def test_text_of_skipped(make_plugin, hsm, directory):

@@ -87,7 +87,7 @@ def _attempt(
     wrong_user = bool(report.failures)
     if wrong_user:
         # Another user sees other permissions: whatever was found would mislead.
-        report.skip((*node.STEPS, *token.STEPS), because("user"))
+        report.skip((*node.STEPS, *token.steps(config)), because("user"))
     else:
         node.check_node(report, config, path)
     if file is not None:
@@ -95,7 +95,7 @@ def _attempt(
     if wrong_user:
         return report
     if offline:
-        report.skip(token.STEPS, "--offline")
+        report.skip(token.steps(config), "--offline")
     else:
         asyncio.run(token.check_token(report, config))
     return report

@@ -15,7 +15,7 @@ from hsm_kms.keys.keyring import (
     KeyState,
 )
 from hsm_kms.keys.odd_keys import NO_CKA_ID, SAME_NAMES
-from hsm_kms.server.settings import sessions_needed
+from hsm_kms.server import settings
 from hsm_kms.state_dir.directory import StateDir
 from hsm_kms.wrapping.by_token import canary
 
@@ -24,15 +24,31 @@ if TYPE_CHECKING:
 
     from hsm_kms.cli.report import Report
     from hsm_kms.config.schema import Config
+    from hsm_kms.ipc.values import Mechanism
     from hsm_kms.keys.keyring import Keyring
     from hsm_kms.keys.token_key import TokenKey
     from hsm_kms.token.process import Worker
 
 STEPS: Final = ("token", "login", "sessions", "keys", "policy", "mechanism")
 _LOGGED_IN: Final = ("keys", "policy", "mechanism")
+_OF_CURRENT: Final = ("policy", "mechanism")
+HEALTH_KEY: Final = "health-key"  # a step only if health.key is set
 # A module that another user can change is not loaded, and no PIN is given to it.
 _NEEDED_BY_TOKEN: Final = ("permissions", "module")
 _NEEDED_BY_LOGIN: Final = ("state-directory", "pin")
+
+
+def steps(config: Config) -> tuple[str, ...]:
+    """Return the ids of the checks that need the token, in order."""
+    return STEPS + _of_health_key(config)
+
+
+def _logged_in(config: Config) -> tuple[str, ...]:
+    return _LOGGED_IN + _of_health_key(config)
+
+
+def _of_health_key(config: Config) -> tuple[str, ...]:
+    return () if config.health.key is None else (HEALTH_KEY,)
 
 
 async def check_token(report: Report, config: Config) -> None:
@@ -43,7 +59,7 @@ async def check_token(report: Report, config: Config) -> None:
         config: The configuration.
     """
     if (missing := report.missing(_NEEDED_BY_TOKEN)) is not None:
-        report.skip(STEPS, because(missing))
+        report.skip(steps(config), because(missing))
         return
     try:
         async with configured_worker(config) as worker:
@@ -53,15 +69,16 @@ async def check_token(report: Report, config: Config) -> None:
             if logged_in:
                 await _check_keys(report, config, worker)
             else:
-                report.skip(_LOGGED_IN, because("login"))
+                report.skip(_logged_in(config), because("login"))
     except HsmKmsError as error:
-        _stop(report, error)
+        _stop(report, config, error)
 
 
-def _stop(report: Report, error: HsmKmsError) -> None:
+def _stop(report: Report, config: Config, error: HsmKmsError) -> None:
     """Note the failure of the worker in the first step that has not ended."""
     ended = {each.id for each in report.findings}
-    failed, *rest = [step for step in STEPS if step not in ended] or STEPS[-1:]
+    whole = steps(config)
+    failed, *rest = [step for step in whole if step not in ended] or whole[-1:]
     report.fail(failed, "token", error)
     if rest:
         report.skip(rest, because(failed))
@@ -108,7 +125,7 @@ def _session_budget(
     """Compare the sessions that the server and this command need with the limit."""
     if not os_locking:
         yield "the module does not support locking: one session per worker"
-    each, workers = sessions_needed(config, os_locking=os_locking)
+    each, workers = settings.sessions_needed(config, os_locking=os_locking)
     need = each * workers + 1
     sum_ = f"{each} x {workers} workers (one spare) + 1 for a command = {need}"
     if most is None:
@@ -134,7 +151,8 @@ async def _check_keys(report: Report, config: Config, worker: Worker) -> None:
     if ring.fault is not None:
         report.fail("keys", "key", ring.fault)
     if ring.current is None:
-        report.skip(["policy", "mechanism"], "there is no current key")
+        skipped = _OF_CURRENT + _of_health_key(config)
+        report.skip(skipped, "there is no current key")
         return
     _check_policy(report, ring.current)
     await _check_mechanism(report, config, worker, ring)
@@ -171,10 +189,27 @@ async def _check_mechanism(
 ) -> None:
     key = ring.current
     if key is None or key.mechanism is None:
-        report.skip(["mechanism"], "no mechanism works with the current key")
+        skipped = _OF_CURRENT[1:] + _of_health_key(config)
+        report.skip(skipped, "no mechanism works with the current key")
         return
     memory = KeyMemory(ring.settings, StateDir(config.state_dir))
     request = canary(key, key.mechanism, config.scope, memory.kept_canary(key))
     await worker.ask(request, config.token.call_timeout)
     what = f"mechanism {key.mechanism}: encrypted and decrypted once"
     report.ok("mechanism", what)
+    await _check_health_key(report, config, worker, key.mechanism)
+
+
+async def _check_health_key(
+    report: Report, config: Config, worker: Worker, mechanism: Mechanism
+) -> None:
+    health_key = settings.health_key(config)
+    if health_key is None:
+        return
+    try:
+        await health_key.prove(worker, mechanism)
+    except HsmKmsError as error:
+        report.fail(HEALTH_KEY, "health.key", error)
+        return
+    what = f"health key labelled {health_key.label!r}: encrypted and decrypted once"
+    report.ok(HEALTH_KEY, what)

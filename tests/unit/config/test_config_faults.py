@@ -101,6 +101,14 @@ BAD = {
         with_({"health.grace": "25h"}),
         ["health.grace: must be at most 1d (line 7)"],
     ),
+    "health key without canaries": (
+        with_({"health.canary": "session", "health.key": "k"}),
+        ["health.key: must be null, because canary is session (line 8)"],
+    ),
+    "health key that is a KEK": (
+        with_({"health.key": "k8s-kek"}),
+        ["health.key: must not be keys.label: it is a key of its own (line 7)"],
+    ),
     "stop at once": (
         with_({"health.stop_writes_after": "0s"}),
         ["health.stop_writes_after: must be more than 0s and at most 30d (line 7)"],

@@ -75,6 +75,8 @@ VALUES = {
     "local_keys.accept_local": ([True], ["no"], []),
     "local_keys.verify_wraps": ([False], [0], []),
     "health.interval": (["1s"], [20], ["0s"]),
+    "health.canary": (["crypto", "session"], ["off", None], []),
+    "health.key": ([None, "health"], ["", 5], ["k8s-kek"]),
     "health.grace": (["0s"], [""], ["2d"]),
     "health.stop_writes_after": ([None, "3m"], [3], ["0s"]),
     "http.listen": (

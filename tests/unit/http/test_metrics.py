@@ -241,7 +241,7 @@ def test_documented():
     times = dict.fromkeys(
         ("status_when", "canary_passed_when", "canary_failed_when"), 1.0
     )
-    metrics = shown(requests, key_id_hash="sha256:0", **times)
+    metrics = shown(requests, key_id_hash="sha256:0", health_key_usable=False, **times)
     served = {
         f"{name}_total" if kind == "counter" else name: kind
         for name, kind in families(metrics).items()

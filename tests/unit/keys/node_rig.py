@@ -147,6 +147,9 @@ class _Sight:
         self._suffix = f".{settings.suffix}" if settings.suffix else ""
         self._damaged = damaged
 
+    async def read_names(self, _worker: Peer, _held: object) -> None:
+        """Have every key identified, as by default."""
+
     async def read(
         self, worker: Peer, _last: LastKey | None, *, fresh: bool, between: object
     ) -> KeyListing:
