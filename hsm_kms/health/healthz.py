@@ -40,7 +40,7 @@ HEALTH: Final[dict[type[errors.HsmKmsError], str]] = {
         "create one with hsm-kms keys generate"
     ),
     errors.KeyAmbiguousError: (
-        "several keys have the configured label; name one in keys.current"
+        "several keys have the configured label; set keys.current to one of them"
     ),
     errors.KeyNotActiveError: (
         "every key on the token becomes active later; check the clock of this node"
@@ -48,20 +48,21 @@ HEALTH: Final[dict[type[errors.HsmKmsError], str]] = {
     errors.KeyReusedError: (
         "the current key_id was used before; set keys.suffix to a value never used"
     ),
-    errors.KeyUnsuitableError: f"the current key breaks the key policy; {_CHECK}",
+    errors.KeyUnsuitableError: f"the current key violates the key policy; {_CHECK}",
     errors.KeyLostError: (
-        "the key last current here is not on the token; "
-        "restore it, or name another in keys.current"
+        "the last current key is not on the token; "
+        "restore it, or set keys.current to another key"
     ),
     errors.KeyReplacedError: (
-        "another key has the place of the key last current here; "
-        f"restore it, or name another in keys.current; {_CHECK}"
+        "another key has the names of the last current key; "
+        f"restore it, or set keys.current to another key; {_CHECK}"
     ),
     errors.NonceBudgetError: (
-        "the current key has wrapped as often as is safe; "
-        "replace it with hsm-kms keys rotate"
+        "the current key has reached its limit of encryptions; run hsm-kms keys rotate"
     ),
-    errors.MechanismError: f"the token refuses a mechanism that is needed; {_CHECK}",
+    errors.MechanismError: (
+        f"the token does not support the required encryption mechanism; {_CHECK}"
+    ),
     errors.PoolTimeoutError: "every token session is busy",
     errors.PoolClosedError: "the server is shutting down",
 }

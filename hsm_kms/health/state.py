@@ -38,10 +38,10 @@ if TYPE_CHECKING:
 
 DOWN_SECONDS: Final = 25.0
 INTERVALS: Final = 3
-_IN_SOFTWARE: Final = "; meanwhile Encrypt works in software"
+_IN_SOFTWARE: Final = "; writes continue with a local KEK"
 
-_NOT_REACHED: Final = WorkerLostError("the token is not reached yet")
-_NO_WORKER: Final = WorkerLostError("no worker came")
+_NOT_REACHED: Final = WorkerLostError("the token has not been reached yet")
+_NO_WORKER: Final = WorkerLostError("no token worker could start in time")
 _SILENT: Final = TokenTimeoutError("no canary has passed for three intervals")
 
 _log = get_logger(__name__)

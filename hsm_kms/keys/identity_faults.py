@@ -1,4 +1,4 @@
-"""Say why the key last current here is not the key that has its place now."""
+"""Say why the last current key is not the key that has its place now."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def replaced(keys: Sequence[TokenKey], memory: Memory) -> HsmKmsError | None:
-    """Return the error if another key has the names of the key last current here."""
+    """Return the error if another key has the names of the last current key."""
     for key in keys:
         if key.ref == memory.ref:
             return KeyReplacedError(
@@ -32,12 +32,11 @@ def replaced(keys: Sequence[TokenKey], memory: Memory) -> HsmKmsError | None:
 def unidentified_last(
     unidentified: Sequence[UnidentifiedKey], memory: Memory
 ) -> HsmKmsError | None:
-    """Return the error if the key last current here may be there, unidentified."""
+    """Return the error if the last current key may be there, unidentified."""
     for each in unidentified:
         if each.ref == memory.ref:
             return KeyLostError(
-                f"the key last current here, {memory.last}, is not found, and "
-                f"{each.error}",
+                f"the last current key, {memory.last}, is not found, and {each.error}",
                 hint=each.error.hint,
             )
     return None
@@ -48,7 +47,7 @@ def distrusted(key: TokenKey, memory: Memory) -> HsmKmsError | None:
     if key.name not in memory.distrusted or key.key_id != memory.last:
         return None
     return KeyReplacedError(
-        f"the key that has the CKA_ID of the key last current here, {memory.last}, "
+        f"the key that has the CKA_ID of the last current key, {memory.last}, "
         "does not decrypt the canary kept from before: it is another key",
         hint="restore the key, name another one in keys.current, or set keys.suffix "
         "to a value never used",
@@ -60,7 +59,7 @@ def no_longer_born_here(key: TokenKey, memory: Memory) -> HsmKmsError | None:
     if key.born_here or not memory.born_here:
         return None
     return KeyReplacedError(
-        f"the key last current here, {memory.last}, was generated on the token, and "
+        f"the last current key, {memory.last}, was generated on the token, and "
         f"the key that has its place now, {key.key_id}, was imported",
         hint="restore the key, or name the key to encrypt with in keys.current",
     )

@@ -48,7 +48,7 @@ class Memory:
     """Hold what this node remembers of keys.
 
     Args:
-        last: key_id of the key last current here, or None.
+        last: key_id of the last current key, or None.
         ref: CKA_LABEL and CKA_ID that it had, or None.
         born_here: True if the token had generated it and never let it out.
         distrusted: Names of keys that are known to be other keys than before.
@@ -186,7 +186,7 @@ def _as_before(
 ) -> tuple[TokenKey | None, HsmKmsError | None]:
     base = _find(keys, last)
     if base is None:
-        who = f"the key last current here, {last},"
+        who = f"the last current key, {last},"
         return None, _missing(keys, last, settings, memory, who)
     doubt = identity_faults.distrusted(
         base, memory

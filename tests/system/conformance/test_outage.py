@@ -12,7 +12,7 @@ from tests.system.conformance.inside import health, start_well
 from tests.system.conformance.wrappings import apis
 
 NO_KEY = "UNAVAILABLE", "the token has no usable key: see hsm-kms check"
-SENTENCE = "meanwhile Encrypt works in software"
+SENTENCE = "writes continue with a local KEK"
 
 
 def kind(sealed):

@@ -153,7 +153,7 @@ def test_9_current_key_forbidden(make_plugin, empty_hsm):
     plugin.stop()
     plugin.config["keys"]["policy"] = "enforce"
     plugin.write_config()
-    plugin.start().wait_healthz("breaks the key policy")
+    plugin.start().wait_healthz("violates the key policy")
 
     assert sealed.key_id == plugin.status().key_id
     assert ("FAILED_PRECONDITION", "OK") == codes(plugin, sealed)

@@ -33,9 +33,9 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300, func_only=True)]
 
 ANOTHER_KEY = "a" * 26
-GONE = "the key last current here is not on the token"
+GONE = "the last current key is not on the token"
 SENTENCE = "run hsm-kms check on the node"
-IN_SOFTWARE = "; meanwhile Encrypt works in software"
+IN_SOFTWARE = "; writes continue with a local KEK"
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from tests.system.faults.load import OLD, Kept, Load
 
 SECOND = KeyRef(LABEL, b"second")
 LISTINGS = 40  # several for each worker
-LOST = "the key last current here"
+LOST = "the last current key"
 
 
 def key_id_of(rig, cka_id):

@@ -255,7 +255,7 @@ def test_key_lost(rig, token_template, loss):
     with Load(rig.plugin) as load:
         load.wait_well()
         loss(rig, token_template)
-        rig.plugin.wait_healthz("the key last current here", RESTORED)
+        rig.plugin.wait_healthz("the last current key", RESTORED)
         assert key_id == rig.plugin.status().key_id
         admin = rig.admin()
         assert ("failed", key_id) == (admin["state"], admin["key_id"])

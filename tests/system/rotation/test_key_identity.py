@@ -28,7 +28,7 @@ DEK = b"d" * 32
 OTHER = bytes(range(101, 133))
 AWAY = f"{LABEL}-away"
 REFUSED = "FAILED_PRECONDITION"
-REPLACED = "another key has the place of the key last current here"
+REPLACED = "another key has the names of the last current key"
 CLIENTS = 16
 
 

@@ -56,11 +56,11 @@ def test_old_backup(make_nodes, rotate):
     new = node.encrypt(DEK)
     node.hsm.take_away()
     backup.rename(node.hsm.tokens)
-    node.wait_healthz("the key last current here is not on the token")
+    node.wait_healthz("the last current key is not on the token")
     running = node.status(), node.admin()["detail"]
     node.stop()
     node.start()
-    node.wait_healthz("the key last current here is not on the token")
+    node.wait_healthz("the last current key is not on the token")
     restarted = node.status(), node.admin()["detail"]
 
     for status, detail in (running, restarted):

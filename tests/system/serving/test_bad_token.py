@@ -21,8 +21,8 @@ NO_KEY = (
     "no key with the configured label is on the token; create one with "
     "hsm-kms keys generate"
 )
-SEVERAL = "several keys have the configured label; name one in keys.current"
-UNSUITABLE = "the current key breaks the key policy; run hsm-kms check on the node"
+SEVERAL = "several keys have the configured label; set keys.current to one of them"
+UNSUITABLE = "the current key violates the key policy; run hsm-kms check on the node"
 POLICY = "make a key with `hsm-kms keys generate`, or set keys.policy: warn"
 NAME_ONE = "make a key with `hsm-kms keys generate`, and name it in keys.current"
 OFTEN = (

@@ -135,7 +135,7 @@ def test_damaged_current_key(make_plugin, hsm):
     plugin.write_config()
     damage_newest(hsm)
     plugin.start()
-    plugin.wait_healthz("the key last current here is not on the token")
+    plugin.wait_healthz("the last current key is not on the token")
     assert NOT_IDENTIFIED in observed(plugin).admin()["detail"]
 
     assert DEK == plugin.decrypt(first.ciphertext, first.key_id)

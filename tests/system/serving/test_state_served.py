@@ -14,8 +14,8 @@ from tests.harness.processes import in_namespace, namespace_prefix
 from tests.harness.wait import wait_for
 
 LOST = (
-    "the key last current here is not on the token; "
-    "restore it, or name another in keys.current"
+    "the last current key is not on the token; "
+    "restore it, or set keys.current to another key"
 )
 UNPROVEN = "not logging in: a rejected PIN could not be recorded"
 
@@ -102,7 +102,7 @@ def test_another_key_under_the_label(make_plugin, plugin, sealed, hsm):
     assert "FAILED_PRECONDITION" == code_of(
         lambda: plugin.decrypt(lost.ciphertext, lost.key_id)
     )
-    gone = f"the key last current here, {lost.key_id}, is not on the token"
+    gone = f"the last current key, {lost.key_id}, is not on the token"
     assert gone in plugin.events("health")[-1]["detail"]
     assert 1 == check.returncode
     cure = "restore it, or name another key in keys.current"

@@ -24,7 +24,7 @@ from tests.system.faults.observed import ObservedServer
 from tests.system.wrapping.wrapping_rig import DEK, NESTED
 
 AWAY = "run hsm-kms check on the node"
-IN_SOFTWARE = "; meanwhile Encrypt works in software"
+IN_SOFTWARE = "; writes continue with a local KEK"
 
 
 def apis(v2, v1=None):

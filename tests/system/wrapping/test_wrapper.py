@@ -393,7 +393,7 @@ async def test_outage(make_node, shim):
     assert "ok" == node.look().healthz, "no request has failed"
     for error in await outcomes(node.unwrap(by_token), node.unwrap(not_open)):
         assert issubclass(error, UnavailableError)
-    assert "meanwhile Encrypt works in software" in node.look().healthz
+    assert "writes continue with a local KEK" in node.look().healthz
 
     shim.clear()
     await node.state("ok")

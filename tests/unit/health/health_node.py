@@ -119,4 +119,4 @@ def sentence(error):
 
 def in_software(error):
     """Return the message of healthz for an error while Encrypt works in software."""
-    return f"{healthz.health(error)}; meanwhile Encrypt works in software"
+    return f"{healthz.health(error)}; writes continue with a local KEK"

@@ -108,7 +108,7 @@ async def test_log(node):
         ("ok", "ok", True),
     ] == [(log["state"], log["healthz"], log["status_available"]) for log in told]
     assert (
-        "no slot 3; look at the HSM; meanwhile Encrypt works in software"
+        "no slot 3; look at the HSM; writes continue with a local KEK"
         == (told[0]["detail"])
     )
 

@@ -30,7 +30,7 @@ class Case:
     Args:
         keys: Keys found.
         keys_section: What the configuration says.
-        last: key_id last current here.
+        last: key_id of the last current key.
         former: key_ids current before.
         seen: When keys were first seen; any other just now.
         missed: When keys that have appeared were last missed.

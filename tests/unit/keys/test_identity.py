@@ -1,4 +1,4 @@
-"""The key last current here, and keys that have its place."""
+"""The last current key, and keys that have its names."""
 
 from __future__ import annotations
 

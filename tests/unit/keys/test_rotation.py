@@ -108,21 +108,21 @@ SENTENCES = {
     "lost": (
         AS_BEFORE["the last is gone"],
         (
-            f"the key last current here, {GONE}, is not on the token; "
+            f"the last current key, {GONE}, is not on the token; "
             "restore it, or name another key in keys.current: see `hsm-kms keys list`"
         ),
     ),
     "the last is retired": (
         AS_BEFORE["the last is retired"],
         (
-            f"the key last current here, {A}, is in keys.retired; "
+            f"the last current key, {A}, is in keys.retired; "
             "remove it from keys.retired, or name another key in keys.current"
         ),
     ),
     "the last cannot encrypt": (
         AS_BEFORE["the last cannot encrypt here any more"],
         (
-            f"the key last current here, {A}, cannot wrap on this token; "
+            f"the last current key, {A}, cannot wrap on this token; "
             "undo what changed on the token or in keys.mechanism, or name another key "
             "in keys.current"
         ),
