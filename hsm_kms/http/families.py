@@ -56,9 +56,25 @@ def total(name: str, text: str, value: float) -> Metric:
     return CounterMetricFamily(name, text, value=float(value))
 
 
-def counts(name: str, text: str, label: str, values: Mapping[str, float]) -> Metric:
-    """Return a counter with one label, and a sample for each value."""
-    return counter(name, text, (label,), {(each,): n for each, n in values.items()})
+def counts(
+    name: str,
+    text: str,
+    label: str,
+    values: Mapping[str, float],
+    known: Iterable[str] = (),
+) -> Metric:
+    """Return a counter with one label, and a sample for each value.
+
+    Args:
+        name: Name of the metric.
+        text: Its help text.
+        label: Name of the label.
+        values: Count by value of the label.
+        known: Values of the label that have a sample from the start: `increase` of
+            Prometheus does not see a sample that is 1 when it first appears.
+    """
+    whole = dict.fromkeys(known, 0.0) | dict(values)
+    return counter(name, text, (label,), {(each,): n for each, n in whole.items()})
 
 
 def counter(

@@ -21,6 +21,7 @@ from hsm_kms import __version__
 from hsm_kms.http import families
 from hsm_kms.http.values import HEALTH
 from hsm_kms.keys.keyring import KeyState
+from hsm_kms.token.ends import End
 from hsm_kms.wrapping.nonce_budget import STOP_AT, WARN_AT
 
 if TYPE_CHECKING:
@@ -77,6 +78,11 @@ class _Collector:
 def _health(now: Snapshot) -> Iterable[Metric]:
     yield families.one_of(
         "hsm_kms_health", "1 for the present state of health.", HEALTH, now.health
+    )
+    yield from families.moment(
+        "hsm_kms_health_since_timestamp_seconds",
+        "When the state of health became what it is.",
+        now.health_since,
     )
     yield from families.moment(
         "hsm_kms_last_status_timestamp_seconds",
@@ -170,10 +176,18 @@ def _workers(now: Snapshot) -> Iterable[Metric]:
         now.unkillable,
     )
     yield families.counts(
-        "hsm_kms_worker_ends", "Token workers that ended.", "reason", now.counts.ends
+        "hsm_kms_worker_ends",
+        "Token workers that ended.",
+        "reason",
+        now.counts.ends,
+        End,
     )
     yield families.counts(
-        "hsm_kms_logins", "Logins of token workers.", "result", now.counts.logins
+        "hsm_kms_logins",
+        "Logins of token workers.",
+        "result",
+        now.counts.logins,
+        ("ok", "rejected", "failed"),
     )
     yield families.one_of(
         "hsm_kms_pin", "1 for what is known about the PIN.", _PIN, now.pin
@@ -246,6 +260,7 @@ def _local_keks(now: Snapshot) -> Iterable[Metric]:
         "Local KEKs created.",
         "result",
         now.counts.created,
+        ("ok", "failed"),
     )
 
 
@@ -261,6 +276,7 @@ def _server(now: Snapshot) -> Iterable[Metric]:
         "Changed configuration files, applied or rejected.",
         "result",
         now.reloads,
+        ("applied", "rejected"),
     )
     yield families.number(
         "hsm_kms_state_dir_writable",

@@ -25,6 +25,16 @@ _SECONDS: Final = (
     *(0.25, 0.5, 1.0, 2.5, 5.0),
 )
 _BOUNDS: Final = (*map(floatToGoString, _SECONDS), "+Inf")
+_METHODS: Final = {
+    "v2": ("v2.Status", "v2.Encrypt", "v2.Decrypt"),
+    "v1": ("v1.Version", "v1.Encrypt", "v1.Decrypt"),
+}
+CODES: Final = (
+    *("OK", "CANCELLED", "INVALID_ARGUMENT", "FAILED_PRECONDITION"),
+    *("UNAVAILABLE", "RESOURCE_EXHAUSTED", "INTERNAL"),
+)
+"""The gRPC status codes of answers."""
+
 _DECRYPTS: Final = frozenset({"v1.Decrypt", "v2.Decrypt"})
 
 
@@ -39,9 +49,17 @@ class _Tally:
 
 
 class RequestCounts:
-    """Keep the counts of one server's requests."""
+    """Keep the counts of one server's requests.
 
-    def __init__(self) -> None:
+    Args:
+        apis: The APIs that are served, "v2" and "v1". Their counts have a sample for
+            each method and code from the start, see `families.counts`.
+    """
+
+    def __init__(self, *apis: str) -> None:
+        self._known = [
+            (method, code) for api in apis for method in _METHODS[api] for code in CODES
+        ]
         self._requests: defaultdict[tuple[str, str, str], _Tally] = defaultdict(_Tally)
         self._decrypts: Counter[str] = Counter()
         self._last_decrypt: dict[str, float] = {}
@@ -84,7 +102,7 @@ class RequestCounts:
         )
 
     def _of_requests(self) -> Iterable[Metric]:
-        answers: Counter[tuple[str, ...]] = Counter()
+        answers: Counter[tuple[str, ...]] = Counter(dict.fromkeys(self._known, 0))
         operations: Counter[tuple[str, ...]] = Counter()
         times: defaultdict[str, list[_Tally]] = defaultdict(list)
         for (method, code, path), tally in self._requests.items():

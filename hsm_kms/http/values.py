@@ -24,6 +24,7 @@ class Snapshot:
     Args:
         counts: Running totals of the token's side.
         health: One of `HEALTH`.
+        health_since: When `health` became what it is.
         status_when: When the API server last asked for Status.
         key_id_hash: Hash of the announced key_id; "" before there is one.
         key_states: State of each key held, by hash of its key_id.
@@ -58,6 +59,7 @@ class Snapshot:
 
     counts: Counts
     health: str
+    health_since: float | None = None
     status_when: float | None = None
     key_id_hash: str
     key_states: Mapping[str, str] = field(default_factory=dict)

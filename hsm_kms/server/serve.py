@@ -136,7 +136,7 @@ class Server:
         self._systemd = Systemd.from_environment()
         self._reload = Reload(file, self._in_force, self._systemd)
         self._http = HttpServer()
-        requests = RequestCounts()
+        requests = RequestCounts(*(name for name, api in config.apis if api.enabled))
         self._metrics = Metrics(requests, self._snapshot)
         self._grpc = build_server(
             config.apis,

@@ -42,6 +42,7 @@ def snapshot(
     return Snapshot(
         counts=lasting.counts,
         health=health.state,
+        health_since=engine.health.since,
         status_when=in_force.announced_when,
         key_id_hash=key_id_hash(health.key_id) if health.key_id else "",
         key_states=_states(ring),

@@ -12,11 +12,13 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from hsm_kms import clock, errors
+from hsm_kms.api.codes import INTERNAL, REFUSALS
 from hsm_kms.http.metrics import Metrics
-from hsm_kms.http.requests import RequestCounts
+from hsm_kms.http.requests import CODES, RequestCounts
 from hsm_kms.http.values import Snapshot
 from hsm_kms.log import key_id_hash
 from hsm_kms.token.counts import Counts
+from hsm_kms.token.ends import End
 from tests.harness.wait import until
 from tests.unit.api.api_service import KEY_ID, refused, serve
 
@@ -87,6 +89,39 @@ async def test_requests():
         if name.startswith(("hsm_kms_requests_total", "hsm_kms_dek_operations_total"))
     }
     assert 2 == seen['hsm_kms_request_duration_seconds_count{method="v1.Decrypt"}']
+
+
+def test_codes_from_the_start():
+    """The counts of an API that is served are there before its first request."""
+    seen = samples(shown(RequestCounts("v2")))
+
+    assert {
+        f'hsm_kms_requests_total{{code="{code}",method="{method}"}}': 0
+        for code in CODES
+        for method in ("v2.Status", "v2.Encrypt", "v2.Decrypt")
+    } == {name: n for name, n in seen.items() if name.startswith("hsm_kms_requests_")}
+    assert set(CODES) == {
+        "OK",
+        "CANCELLED",
+        INTERNAL.code.name,
+        *(each.code.name for each in REFUSALS.values()),
+    }
+
+
+def test_results_from_the_start():
+    """Each end of a worker, result of a login, and the like is there before it is."""
+    seen = of()
+
+    assert {0} == {
+        seen[f'hsm_kms_{name}_total{{{label}="{value}"}}']
+        for name, label, values in (
+            ("worker_ends", "reason", End),
+            ("logins", "result", ("ok", "rejected", "failed")),
+            ("local_keks_created", "result", ("ok", "failed")),
+            ("config_reloads", "result", ("applied", "rejected")),
+        )
+        for value in values
+    }
 
 
 async def test_a_client_that_gave_up():
@@ -239,7 +274,7 @@ def test_documented():
     requests = RequestCounts()
     requests.add("v1.Decrypt", "OK", 0.1, "local", KEY_ID)
     times = dict.fromkeys(
-        ("status_when", "canary_passed_when", "canary_failed_when"), 1.0
+        ("health_since", "status_when", "canary_passed_when", "canary_failed_when"), 1.0
     )
     metrics = shown(requests, key_id_hash="sha256:0", health_key_usable=False, **times)
     served = {
