@@ -17,8 +17,8 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .SHELLFLAGS := -euc
 .DELETE_ON_ERROR:
-.PHONY: help run check test test-faults test-alerts test-e2e test-node bench test-tokens test-bare coverage lint \
-	types docs docs-reference proto lock image dist clean packages softhsm2
+.PHONY: help run check test test-faults test-alerts test-e2e test-node bench dashboard-picture test-tokens test-bare coverage \
+	lint types docs docs-reference proto lock image dist clean packages softhsm2
 
 help:
 	@echo 'make run          serve with a SoftHSM2 token made in .dev'
@@ -32,6 +32,7 @@ help:
 	@echo 'make test-bare    what a fresh Debian lacks, in a root made by debootstrap (as root)'
 	@echo 'make coverage     make test, with what it covers of hsm_kms, in every process'
 	@echo 'make bench        figures of both ways to wrap, and of many keys (Go; h2load, from nghttp2-client)'
+	@echo 'make dashboard-picture  docs/images/dashboard.png, from a run of make test-alerts'
 	@echo 'make lint         ruff, import-linter, shellcheck where it is installed'
 	@echo 'make types        mypy'
 	@echo 'make docs         the pages of docs/ to browse, in .cache/docs; fails on a broken link or anchor'
@@ -77,6 +78,11 @@ test-faults: packages .venv/dev
 test-alerts: packages .venv/dev
 	@tests/packages-prometheus.sh
 	@$(BIN)/pytest tests/system/alerts $(PYTEST_ARGS)
+
+# A picture of the dashboard's panels, with the data of the run that checks its queries.
+dashboard-picture: packages .venv/bench
+	@tests/packages-prometheus.sh
+	@HSM_KMS_PICTURE=$(CURDIR)/docs/images/dashboard.png $(BIN)/pytest tests/system/alerts/test_dashboard.py
 
 test-e2e: packages .venv/dev
 	@HSM_KMS_E2E=1 $(BIN)/pytest tests/system/e2e $(PYTEST_ARGS)

@@ -93,6 +93,19 @@ def test_kustomize(chosen, api, new_folder):
     assert {each["name"] for each in pod["spec"]["volumes"]} == mounted
 
 
+def test_kustomize_monitoring(api):
+    """Kustomize makes a ConfigMap of the dashboard; the API server would create it."""
+    built = api.kubectl("kustomize", str(MANIFESTS / "monitoring")).decode()
+    [config_map] = (
+        text for text in built.split("\n---\n") if "kind: ConfigMap" in text
+    )
+    [made] = create(api, config_map)
+
+    dashboard = (MANIFESTS / "monitoring" / "dashboard.json").read_text()
+    assert {"dashboard.json": dashboard} == made["data"]
+    assert "1" == made["metadata"]["labels"]["grafana_dashboard"]
+
+
 def static_pod() -> dict:
     return yaml.safe_load((MANIFESTS / "static-pod.yaml").read_text())
 
