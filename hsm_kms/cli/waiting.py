@@ -23,7 +23,7 @@ wait_option = click.option(
     type=SECONDS_TYPE,
     metavar="DURATION",
     default="0",
-    help="Try again, for so long at most, until nothing fails (30s, 5m).",
+    help="Retry until nothing fails, for at most this long (30s, 5m).",
 )
 
 

@@ -131,7 +131,7 @@ class Inspection:
                 if listing is None:
                     return True
                 if self._inventory.has_lost_all(worker):
-                    raise KeyLostError("a worker does not see any key any more")
+                    raise KeyLostError("a worker no longer sees any key")
                 passed = await self._prover.prove_due(worker, listing, proven)
                 await self._adopt(worker, listing)
             except HsmKmsError as error:

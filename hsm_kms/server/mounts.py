@@ -54,7 +54,7 @@ def warn(config: Config, path: Path) -> None:
 def api_servers_with(socket: Path) -> list[int]:
     """Return the kube-apiserver processes in which this socket is mounted as a file.
 
-    Such an API server cannot connect any more once the plugin has restarted.
+    Such an API server cannot connect once the plugin has restarted.
 
     Args:
         socket: The KMS socket; a container may have it in another directory.

@@ -110,5 +110,5 @@ def require_stable(identity: PinIdentity) -> None:
 def _cure_of(error: OSError, path: Path) -> str:
     if error.errno == errno.ENOENT:
         return _START if credential_of(path) else _CREATE
-    enter = f"let user {os.geteuid()} read it, and nobody else but root"
+    enter = f"let user {os.geteuid()} read it, and no other user except root"
     return hint_for(error, path, enter)

@@ -256,7 +256,7 @@ def test_retired_by_the_configuration(shared_server, node):
     node.config["keys"]["retired"] = [shared_server.status().key_id]
     node.write_config()
 
-    assert "to use the key all the same, give --any-key" in refused(node, value)
+    assert "to use the key anyway, give --any-key" in refused(node, value)
     ended = decrypt(node, value, "--reveal", "--any-key")
     assert MANIFEST == json.loads(ended.out)
     assert "any_key=True" in ended.err
@@ -306,5 +306,5 @@ def test_foreign(shared_server, node):
     record, key_id = forge(seed)
     value = v2(record, key_id, data=by_seed(seed))
 
-    assert "whoever knows the key can have forged the value" in refused(node, value)
+    assert "someone who knows the key may have forged the value" in refused(node, value)
     assert MANIFEST == json.loads(decrypt(node, value, "--reveal", "--any-key").out)

@@ -47,14 +47,14 @@ def _bounded(context: click.Context, option: click.Parameter, given: float) -> f
     type=click.IntRange(1, 64),
     default=8,
     show_default=True,
-    help="Open at most so many sessions.",
+    help="Open at most this many sessions.",
 )
 @click.option(
     "--rate",
     type=click.IntRange(1, 100_000),
     default=500,
     show_default=True,
-    help="Make at most so many encryptions and decryptions a second.",
+    help="Make at most this many encryptions and decryptions per second.",
 )
 @click.option(
     "--time",
@@ -64,14 +64,14 @@ def _bounded(context: click.Context, option: click.Parameter, given: float) -> f
     metavar="DURATION",
     default="20s",
     show_default=True,
-    help="Measure for so long at most.",
+    help="Measure for at most this long.",
 )
 @click.option(
     "--secrets",
     type=click.IntRange(1, 10_000_000),
     default=10_000,
     show_default=True,
-    help="Say what a start of the API server costs with so many Secrets.",
+    help="Say what a start of the API server costs with this many Secrets.",
 )
 @click.option(
     "--with-kek",

@@ -177,7 +177,7 @@ def _check_socket(report: Report, config: Config) -> bool:
         report.warn(
             "kms-socket",
             f"kube-apiserver (process {api_server}) has {listen.socket.name} mounted "
-            "as a file: it cannot connect any more once hsm-kms has restarted",
+            "as a file: it will be unable to connect after hsm-kms restarts",
             hint=mounts.CURE,
         )
     if pid is None:

@@ -68,11 +68,11 @@ _OTHERS: Final = {
 
 _CURES: Final = {
     NO_KEY: "use the token that holds it; if the key was retired, give --any-key",
-    RETIRED: "to use the key all the same, give --any-key",
-    FOREIGN: "whoever knows the key can have forged the value; to decrypt it all the "
-    "same, give --any-key",
-    LOCAL: "whoever read a server's memory can have forged the value; to decrypt it "
-    "all the same, use a copy of the configuration with local_keys.accept_local: true",
+    RETIRED: "to use the key anyway, give --any-key",
+    FOREIGN: "someone who knows the key may have forged the value; to decrypt it "
+    "anyway, give --any-key",
+    LOCAL: "someone who read a server's memory may have forged the value; to decrypt "
+    "it anyway, use a copy of the configuration with local_keys.accept_local: true",
     NOT_AUTHENTIC: "set the scope in the configuration to that of the cluster that "
     "wrote the value; it is not stored in the value",
 }

@@ -50,7 +50,7 @@ def status_faults(reply: StatusResponse, before: str) -> Iterator[HsmKmsError]:
     if reply.healthz != "ok":
         yield HsmKmsError(
             f'healthz is "{printable(reply.healthz, _SHOWN)}", and not "ok"',
-            hint="mend what it says; for hsm-kms, `hsm-kms check` says more",
+            hint="fix the cause that it names; with hsm-kms, run `hsm-kms check`",
         )
     if reply.version not in V2_VERSIONS:
         yield HsmKmsError(
