@@ -27,6 +27,7 @@ KEY_ID = "a" * 26
 
 # Every command that uses the token, with what it cannot do without.
 USE_THE_TOKEN = {
+    ("bench",): ("--yes",),
     ("check",): (),
     ("keys", "cancel"): (KEY_ID, "--yes"),
     ("keys", "destroy"): (KEY_ID, "--confirm", KEY_ID, "--endpoints", "localhost:1"),
