@@ -3,6 +3,8 @@
 PYTHON ?= python3
 PYTEST_ARGS ?=
 BARE_STEPS ?=
+BENCH_ARGS ?=
+QUICK ?=
 BIN := .venv/bin
 PYTEST := $(BIN)/pytest
 # Tests wait for other processes a quarter of the time.
@@ -17,7 +19,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .SHELLFLAGS := -euc
 .DELETE_ON_ERROR:
-.PHONY: help run check test test-faults test-alerts test-e2e test-node bench dashboard-picture test-tokens test-bare coverage \
+.PHONY: help run check test test-faults test-alerts test-e2e test-node bench bench-docs dashboard-picture test-tokens test-bare coverage \
 	lint types docs docs-reference proto lock image dist clean packages softhsm2
 
 help:
@@ -31,7 +33,8 @@ help:
 	@echo 'make test-tokens  Kryoptic, NSS, opencryptoki and p11-kit beside SoftHSM2'
 	@echo 'make test-bare    what a fresh Debian lacks, in a root made by debootstrap (as root)'
 	@echo 'make coverage     make test, with what it covers of hsm_kms, in every process'
-	@echo 'make bench        figures of both ways to wrap, and of many keys (Go; h2load, from nghttp2-client)'
+	@echo 'make bench        measure everything in .bench; QUICK=1 for less (Go; h2load, from nghttp2-client)'
+	@echo 'make bench-docs   put the figures and plots in .bench into docs/performance.md'
 	@echo 'make dashboard-picture  docs/images/dashboard.png, from a run of make test-alerts'
 	@echo 'make lint         ruff, import-linter, shellcheck where it is installed'
 	@echo 'make types        mypy'
@@ -106,10 +109,12 @@ coverage: packages .venv/dev
 	@$(BIN)/coverage combine --quiet
 	@$(BIN)/coverage report $(if $(PYTEST_ARGS),--fail-under=0)
 
-bench: .venv/dev packages
-	@$(BIN)/python -m bench.direct
-	@$(BIN)/python -m bench.software
-	@$(BIN)/python -m bench.ring
+# QUICK=1 measures less, in about three minutes; BENCH_ARGS takes `--only rates` and the like.
+bench: .venv/bench packages
+	@$(BIN)/python -m bench $(if $(QUICK),--quick) $(BENCH_ARGS)
+
+bench-docs: .venv/bench
+	@$(BIN)/python -m bench.publish
 
 lint: .venv/dev
 	@$(BIN)/ruff check .

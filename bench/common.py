@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import subprocess
 import sys
+import time
 from typing import TYPE_CHECKING, Any
 
 from tests.harness.plugin import Plugin
@@ -16,8 +17,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-SESSIONS = 16
 WORKERS = 4
+SESSIONS_EACH = 4
+SESSIONS = WORKERS * SESSIONS_EACH
 ENDINGS = ("OK", "CANCELLED")  # h2load cancels the requests that run at its end
 HOT = ("C_EncryptInit", "C_Encrypt", "C_DecryptInit", "C_Decrypt")
 DEK_BYTES = 32
@@ -28,7 +30,7 @@ def prepare(directory: Path, **sections: Any) -> tuple[Plugin, Shim]:
 
     Args:
         directory: Directory of the token, the shim and the server.
-        sections: Sections that replace those of the configuration of every bench.
+        sections: Sections that change those of the configuration of every bench.
     """
     hsm = SoftHsm(directory / "hsm")
     hsm.init_token()
@@ -42,13 +44,14 @@ def prepare(directory: Path, **sections: Any) -> tuple[Plugin, Shim]:
     token |= {
         "module": str(shim.module),
         "workers": WORKERS,
-        "sessions_per_worker": SESSIONS // WORKERS,
+        "sessions_per_worker": SESSIONS_EACH,
     }
     token["env"] |= shim.env
     plugin.config["keys"] = {"discover": "1h"}  # as canaries: none while we measure
     plugin.config["health"] = {"interval": "1h"}
     plugin.config["log"] = {"level": "info"}
-    plugin.config |= sections
+    for name, section in sections.items():
+        plugin.merge(name, section)
     plugin.write_config()
     result = plugin.cli("keys", "generate")
     if result.returncode:
@@ -59,8 +62,9 @@ def prepare(directory: Path, **sections: Any) -> tuple[Plugin, Shim]:
 
 def start(plugin: Plugin) -> None:
     """Start the server, and wait until all of it is there."""
-    plugin.start().wait_healthz("ok")
-    wait_for(lambda: metrics(plugin)["hsm_kms_workers"] == WORKERS)
+    plugin.start(spawn=True).wait_healthz("ok")
+    workers = plugin.config["token"]["workers"]
+    wait_for(lambda: metrics(plugin)["hsm_kms_workers"] == workers)
 
 
 def metrics(plugin: Plugin) -> dict[str, float]:
@@ -91,8 +95,46 @@ def slow(shim: Shim, milliseconds: float) -> None:
 
 
 @contextlib.contextmanager
-def empty_handler(directory: Path, size: int) -> Iterator[Path]:
-    """Yield the socket of a server that does nothing, with responses as large as ours.
+def serving(directory: Path, **sections: Any) -> Iterator[tuple[Plugin, Shim]]:
+    """Yield a server with a token of its own, in a new directory.
+
+    Args:
+        directory: The directory.
+        sections: Sections that change those of the configuration of every bench.
+    """
+    directory.mkdir()
+    plugin, shim = prepare(directory, **sections)
+    try:
+        yield plugin, shim
+    finally:
+        plugin.close()
+
+
+def apis(v1: str) -> dict[str, object]:
+    """Return the section that sets this wrapping mode for v1."""
+    return {"v2": {"enabled": True}, "v1": {"enabled": True, "wrapping": v1}}
+
+
+def pid_of(plugin: Plugin) -> int:
+    """Return the process id of the server."""
+    if plugin.process is None:
+        raise SystemExit("the server does not run")
+    return plugin.process.pid
+
+
+def settle(plugin: Plugin, shim: Shim) -> None:
+    """Wait until the server has what it needs and does not use the token."""
+    plugin.v1_encrypt(b"d" * DEK_BYTES)
+    seen = None
+    while seen != (seen := shim.counts()):
+        time.sleep(0.5)
+
+
+@contextlib.contextmanager
+def empty_handler(directory: Path, size: int) -> Iterator[tuple[Path, int]]:
+    """Yield socket and process id of a server that does nothing.
+
+    Its responses are as large as ours.
 
     Args:
         directory: Directory of the socket.
@@ -104,7 +146,7 @@ def empty_handler(directory: Path, size: int) -> Iterator[Path]:
     )
     try:
         wait_for(socket.exists)
-        yield socket
+        yield socket, process.pid
     finally:
         process.kill()
         process.wait()

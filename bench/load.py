@@ -6,32 +6,37 @@ client is written in Go with the API server's own gRPC library; it is built once
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import os
 import re
 import shutil
 import subprocess
+import tempfile
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from hsm_kms.api.rpc import kms_v1beta1_pb2
 from tests.harness.kept import kept
 
 CLIENT = Path(__file__).parent / "client"
 BUILD_TIMEOUT = 10 * 60.0  # seconds
+WARM_UP = 0.5  # seconds, before anything is measured; bench/client has the same
 
 
 class Report(NamedTuple):
-    """Hold what the client reports.
+    """Hold what came of many requests.
 
     Args:
         requests: Number of requests.
         seconds: Time that all requests took together.
         codes: Number of requests by gRPC status code; "WRONG" is another DEK than the
-            one that was wrapped.
+            one that was wrapped. h2load does not know the codes.
         p50_ms: Median of the times, in milliseconds.
+        p90_ms: 90th percentile of the times, in milliseconds.
         p99_ms: 99th percentile of the times, in milliseconds.
+        p999_ms: 99.9th percentile of the times, in milliseconds.
         max_ms: Longest time, in milliseconds.
     """
 
@@ -39,7 +44,9 @@ class Report(NamedTuple):
     seconds: float
     codes: dict[str, int]
     p50_ms: float
+    p90_ms: float
     p99_ms: float
+    p999_ms: float
     max_ms: float
 
     @property
@@ -49,14 +56,21 @@ class Report(NamedTuple):
 
     @property
     def void(self) -> str:
-        """Return the note behind a figure: "" if every answer was OK."""
-        return "" if set(self.codes) == {"OK"} else f" (void: {self.codes})"
+        """Return why the figures do not count: "" if every answer was OK."""
+        return "" if set(self.codes) <= {"OK"} else f"not all OK: {self.codes}"
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Return the rate and the times, as they are kept."""
+        times = ("p50_ms", "p90_ms", "p99_ms", "p999_ms", "max_ms")
+        return {"rate": self.rate} | {name: getattr(self, name) for name in times}
 
 
 def require_tools() -> None:
     """Exit with a message if a tool is missing."""
     if shutil.which("h2load") is None:
         raise SystemExit("h2load is missing: apt-get install nghttp2-client")
+    build_client()
 
 
 def frame(directory: Path) -> Path:
@@ -68,46 +82,117 @@ def frame(directory: Path) -> Path:
     return path
 
 
-def h2load(socket: Path, data: Path, *, streams: int, seconds: float) -> float:
-    """Return the v1 Encrypts per second over one connection."""
-    result = subprocess.run(
-        [
-            *("h2load", "--duration", str(int(seconds)), "--warm-up-time", "1"),
-            *("--clients", "1", "--max-concurrent-streams", str(streams)),
-            *("--base-uri", f"unix:{socket}", "--data", str(data)),
-            *("--header", "content-type: application/grpc", "--header", "te: trailers"),
-            "http://localhost/v1beta1.KeyManagementService/Encrypt",
-        ],
-        check=True,
-        capture_output=True,
-        text=True,
-    )
-    found = re.search(r"finished in [\d.]+m?s, ([\d.]+) req/s", result.stdout)
-    if found is None:
+def h2load(
+    socket: Path, data: Path, *, streams: int, seconds: float, clients: int = 1
+) -> Report:
+    """Make v1 Encrypts for some time.
+
+    Args:
+        socket: The plugin's socket.
+        data: What `frame` wrote.
+        streams: Requests at once, on all connections together.
+        seconds: How long; h2load takes whole seconds.
+        clients: Number of connections.
+    """
+    with tempfile.NamedTemporaryFile("r", suffix=".tsv") as log:
+        result = subprocess.run(
+            [
+                *("h2load", "--duration", str(max(1, round(seconds)))),
+                *("--warm-up-time", f"{WARM_UP * 1000:.0f}ms"),
+                *("--clients", str(clients)),
+                *("--max-concurrent-streams", str(max(1, streams // clients))),
+                *("--base-uri", f"unix:{socket}", "--data", str(data)),
+                *("--header", "content-type: application/grpc"),
+                *("--header", "te: trailers", "--log-file", log.name),
+                "http://localhost/v1beta1.KeyManagementService/Encrypt",
+            ],
+            check=True,
+            capture_output=True,
+            text=True,
+        )
+        times = sorted(int(line.rsplit("\t", 1)[1]) / 1000 for line in log)
+    found = re.search(r"finished in ([\d.]+)(m?s), ([\d.]+) req/s", result.stdout)
+    if found is None or not times:
         raise SystemExit(f"h2load said:\n{result.stdout}")
-    return float(found[1])
+    taken = float(found[1]) / (1000 if found[2] == "ms" else 1)
+
+    def at(share: float) -> float:
+        return times[int(share * (len(times) - 1))]
+
+    return Report(
+        requests=round(float(found[3]) * taken),
+        seconds=taken,
+        codes={},
+        p50_ms=at(0.5),
+        p90_ms=at(0.9),
+        p99_ms=at(0.99),
+        p999_ms=at(0.999),
+        max_ms=at(1),
+    )
 
 
-def encrypt(socket: Path, records: Path, *, count: int, streams: int) -> Report:
+def encrypt(
+    socket: Path, records: Path, *, count: int, streams: int, api: str = "v1"
+) -> Report:
     """Make records of `count` DEKs, and keep both in a file."""
-    return _run(socket, records, f"-encrypt={count}", f"-streams={streams}")
+    more = ("-encrypt", f"-count={count}", f"-records={records}")
+    return _run(socket, api, streams, *more)
+
+
+def encrypt_for(
+    socket: Path,
+    *,
+    streams: int,
+    seconds: float,
+    api: str = "v1",
+    connections: int = 1,
+) -> Report:
+    """Encrypt DEKs for a number of seconds, and keep nothing."""
+    more = ("-encrypt", f"-for={seconds:g}s", f"-connections={connections}")
+    return _run(socket, api, streams, *more)
 
 
 def decrypt(
-    socket: Path, records: Path, *, streams: int, seconds: float | None = None
+    socket: Path,
+    records: Path,
+    *,
+    streams: int,
+    seconds: float | None = None,
+    api: str = "v1",
 ) -> Report:
     """Decrypt every record of a file once, or repeatedly for a number of seconds."""
     duration = [] if seconds is None else [f"-for={seconds:g}s"]
-    return _run(socket, records, f"-streams={streams}", *duration)
+    return _run(socket, api, streams, f"-records={records}", *duration)
 
 
-def _run(socket: Path, records: Path, *arguments: str) -> Report:
-    command = [str(_client()), f"-socket={socket}", f"-records={records}", *arguments]
+def read_records(file: Path) -> list[dict[str, Any]]:
+    """Return the records of a file; `dek` and `cipher` are bytes."""
+    lines = map(json.loads, file.read_text().splitlines())
+    return [
+        line | {name: base64.b64decode(line[name]) for name in ("dek", "cipher")}
+        for line in lines
+    ]
+
+
+def with_dek(records: Path, dek: bytes, mine: Path) -> Path:
+    """Write the same records with another DEK, which a handler answers to all."""
+    changed = {"dek": base64.b64encode(dek).decode()}
+    lines = map(json.loads, records.read_text().splitlines())
+    mine.write_text("".join(json.dumps(line | changed) + "\n" for line in lines))
+    return mine
+
+
+def _run(socket: Path, api: str, streams: int, *arguments: str) -> Report:
+    command = [
+        *(str(build_client()), f"-socket={socket}", f"-api={api}"),
+        *(f"-streams={streams}", *arguments),
+    ]
     result = subprocess.run(command, check=True, stdout=subprocess.PIPE)
     return Report(**json.loads(result.stdout))
 
 
-def _client() -> Path:
+def build_client() -> Path:
+    """Return the client, which is built if this version was not."""
     digest = hashlib.sha256()
     for file in sorted(CLIENT.iterdir()):
         digest.update(file.read_bytes())

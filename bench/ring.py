@@ -1,17 +1,11 @@
-"""Measure what 1, 10 and 100 keys cost. Needs gcc and libp11-kit-dev.
-
-    .venv/bin/python -m bench.ring
-
-The token is SoftHSM2 behind the fault shim, which counts C calls. Decrypt's figure is
-also given as a ratio to the ring of one key in the same run.
-"""
+"""Run servers on tokens with many keys, which list their keys all the time."""
 
 from __future__ import annotations
 
-import statistics
 import tempfile
-import time
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hsm_kms.clock import now
 from hsm_kms.ipc.values import KeyRef
@@ -23,79 +17,53 @@ from tests.harness.softhsm import PIN, SoftHsm
 from tests.harness.token_keys import LABEL
 from tests.harness.wait import wait_for
 
-SIZES = (1, 10, 100)
-CALLS = 300
-LOOKS = 20
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+INSPECTIONS = 20
+LONG = 60.0  # seconds
 
 
-def prepare(directory: Path, size: int) -> tuple[Plugin, Shim]:
-    """Return a server that lists keys all the time, on a token with so many keys."""
-    hsm = SoftHsm(directory / "hsm")
-    hsm.init_token()
-    pin = directory / "pin"
-    pin.touch(mode=0o600)
-    pin.write_text(PIN)
-    oldest = int(now()) - 100_000
-    names = [KeyRef(LABEL, make_cka_id(oldest + each)) for each in range(size)]
-    change(hsm, *(Generate(each, template={"PRIVATE": True}) for each in names))
-    (directory / "shim").mkdir()
-    shim = Shim(directory / "shim")
-    plugin = Plugin(directory, hsm, pin)
-    plugin.config["token"] |= {
-        "module": str(shim.module),
-        "shared": True,
-        "workers": 1,
-        "call_timeout": "30s",
-    }
-    plugin.config["token"]["env"] |= shim.env
-    plugin.config["health"] = {"interval": "500ms"}
-    plugin.config["log"] = {"level": "info"}
-    plugin.write_config()
-    return plugin, shim
+@contextmanager
+def many_keys(directory: Path, number: int) -> Iterator[tuple[Plugin, Shim]]:
+    """Yield a server, not started, on a token with so many keys."""
+    with tempfile.TemporaryDirectory(dir=directory) as name:
+        inside = Path(name)
+        hsm = SoftHsm(inside / "hsm")
+        hsm.init_token()
+        pin = inside / "pin"
+        pin.touch(mode=0o600)
+        pin.write_text(PIN)
+        oldest = int(now()) - 100_000
+        names = [KeyRef(LABEL, make_cka_id(oldest + each)) for each in range(number)]
+        change(hsm, *(Generate(each, template={"PRIVATE": True}) for each in names))
+        (inside / "shim").mkdir()
+        shim = Shim(inside / "shim")
+        plugin = Plugin(
+            inside,
+            hsm,
+            pin,
+            token={"module": str(shim.module), "shared": True, "call_timeout": "30s"},
+            health={"interval": "500ms"},
+            log={"level": "info"},
+        )
+        plugin.config["token"]["env"] |= shim.env
+        plugin.write_config()
+        try:
+            # The PIN file must have been still for a while: the command waits for that.
+            plugin.cli("keys", "list")
+            yield plugin, shim
+        finally:
+            plugin.close()
 
 
-def total(shim: Shim) -> int:
+def one_inspection(shim: Shim) -> float:
+    """Return the C calls of one inspection, which unwraps one canary."""
+    looks, calls = shim.calls("C_DecryptInit"), _total(shim)
+    wait_for(lambda: shim.calls("C_DecryptInit") >= looks + INSPECTIONS, LONG)
+    return (_total(shim) - calls) / (shim.calls("C_DecryptInit") - looks)
+
+
+def _total(shim: Shim) -> int:
     """Return the number of C calls so far."""
     return sum(each.calls for each in shim.counts().values())
-
-
-def one_look(shim: Shim) -> float:
-    """Return the C calls of one inspection, which unwraps one canary."""
-    looks, calls = shim.calls("C_DecryptInit"), total(shim)
-    wait_for(lambda: shim.calls("C_DecryptInit") >= looks + LOOKS, 60)
-    return (total(shim) - calls) / (shim.calls("C_DecryptInit") - looks)
-
-
-def median(plugin: Plugin, cipher: bytes) -> float:
-    """Return the median time of one v1 Decrypt, in milliseconds."""
-    times = []
-    for _ in range(CALLS):
-        began = time.perf_counter()
-        plugin.v1_decrypt(cipher)
-        times.append(time.perf_counter() - began)
-    return statistics.median(times) * 1000
-
-
-def main() -> None:
-    """Measure and print."""
-    print("| keys | start to ok (ms) | C calls a look | Decrypt, median (ms) | ratio |")
-    print("|---|---|---|---|---|")
-    first = 0.0
-    for size in SIZES:
-        with tempfile.TemporaryDirectory(prefix="hsm-kms-bench-", dir="/tmp") as name:
-            plugin, shim = prepare(Path(name), size)
-            try:
-                time.sleep(2.1)  # the PIN file must have been still
-                began = time.perf_counter()
-                plugin.start().wait_healthz("ok")
-                start = (time.perf_counter() - began) * 1000
-                calls = one_look(shim)
-                taken = median(plugin, plugin.v1_encrypt(b"d" * 32))
-                first = first or taken
-            finally:
-                plugin.close()
-        ratio = taken / first
-        print(f"| {size} | {start:.0f} | {calls:.0f} | {taken:.2f} | {ratio:.2f} |")
-
-
-main()

@@ -1,12 +1,13 @@
-// Command client calls KMS v1 with the API server's own gRPC library, each request
-// with a DEK or a record of its own, and prints what came of it as JSON.
+// Command client calls a KMS plugin with the API server's own gRPC library, each
+// request with a DEK or a record of its own, and prints what came of it as JSON.
 //
-//	client -socket SOCKET -records FILE -encrypt N [-streams N]
-//	client -socket SOCKET -records FILE [-streams N] [-for DURATION]
+//	client -socket SOCKET -encrypt [-count N | -for DURATION] [-records FILE]
+//	client -socket SOCKET -records FILE [-for DURATION]
 //
-// The first writes N records to FILE, a line each: DEK and record, in hexadecimal.
-// The second decrypts every line once, or, with -for, over and over; a DEK that
-// comes back changed counts as "WRONG". So many streams share one connection.
+// The first encrypts, and with -records writes the records to FILE, a line each. The
+// second decrypts every record once, or, with -for, over and over; a DEK that comes
+// back changed counts as "WRONG". -api is v1 or v2. So many streams share the
+// connections.
 package main
 
 import (
@@ -14,13 +15,11 @@ import (
 	"bytes"
 	"context"
 	"crypto/rand"
-	"encoding/hex"
 	"encoding/json"
 	"flag"
 	"fmt"
 	"os"
 	"slices"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -28,20 +27,31 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
-	kms "k8s.io/kms/apis/v1beta1"
 )
 
 const (
-	version = "v1beta1"
 	dekSize = 32              // bytes
 	timeout = 3 * time.Second // what EncryptionConfiguration has by default
-	warmUp  = time.Second     // of -for, before anything is counted
+	warmUp  = time.Second / 2 // of -for, before anything is counted
 	wrong   = "WRONG"
 )
 
-type record struct{ dek, cipher []byte }
+// A record is what the API server stores, with the DEK that must come back.
+type record struct {
+	Dek         []byte            `json:"dek"`
+	Cipher      []byte            `json:"cipher"`
+	KeyID       string            `json:"key_id,omitempty"`
+	Annotations map[string][]byte `json:"annotations,omitempty"`
+}
 
-// call makes the nth request and returns the name of its status code.
+// A plugin is one connection to a KMS plugin, by one of the APIs.
+type plugin interface {
+	ready(context.Context) error
+	encrypt(ctx context.Context, dek []byte) (record, error)
+	decrypt(context.Context, record) ([]byte, error)
+}
+
+// A call makes the nth request and returns the name of its status code.
 type call func(n int64) string
 
 type report struct {
@@ -49,7 +59,9 @@ type report struct {
 	Seconds  float64        `json:"seconds"`
 	Codes    map[string]int `json:"codes"`
 	P50      float64        `json:"p50_ms"`
+	P90      float64        `json:"p90_ms"`
 	P99      float64        `json:"p99_ms"`
+	P999     float64        `json:"p999_ms"`
 	Max      float64        `json:"max_ms"`
 }
 
@@ -62,80 +74,93 @@ func main() {
 
 func run() error {
 	socket := flag.String("socket", "", "`path` of the plugin's socket")
+	api := flag.String("api", "v1", "v1 or v2")
 	file := flag.String("records", "", "`file` of DEKs and records")
-	encrypt := flag.Int("encrypt", 0, "make so many records")
+	encrypt := flag.Bool("encrypt", false, "encrypt; otherwise decrypt")
+	count := flag.Int("count", 0, "encrypt so many DEKs")
 	streams := flag.Int("streams", 1, "requests at once")
-	duration := flag.Duration("for", 0, "how long to decrypt; 0: every record once")
+	connections := flag.Int("connections", 1, "connections that the streams share")
+	duration := flag.Duration("for", 0, "how long to go on")
 	flag.Parse()
 
-	connection, err := grpc.NewClient("unix:"+*socket,
-		grpc.WithTransportCredentials(insecure.NewCredentials()),
-		grpc.WithAuthority("localhost"))
-	if err != nil {
-		return err
-	}
-	defer connection.Close()
-	client := kms.NewKeyManagementServiceClient(connection)
-	if err := connect(client); err != nil {
-		return err
+	plugins := make([]plugin, *connections)
+	for n := range plugins {
+		connection, err := grpc.NewClient("unix:"+*socket,
+			grpc.WithTransportCredentials(insecure.NewCredentials()),
+			grpc.WithAuthority("localhost"))
+		if err != nil {
+			return err
+		}
+		defer connection.Close()
+		if plugins[n], err = client(*api, connection); err != nil {
+			return err
+		}
+		if err := connect(plugins[n]); err != nil {
+			return err
+		}
 	}
 
-	var result report
-	if *encrypt > 0 {
-		records := make([]record, *encrypt)
-		result = measure(seal(client, records), *streams, len(records))
-		err = write(*file, records)
+	var (
+		result report
+		one    call
+		err    error
+	)
+	records := make([]record, *count)
+	if *encrypt {
+		one = seal(plugins, records)
 	} else {
-		var records []record
 		if records, err = read(*file); err != nil {
 			return err
 		}
-		open := unseal(client, records)
-		if *duration > 0 {
-			measureFor(open, *streams, warmUp)
-			result = measureFor(open, *streams, *duration)
-		} else {
-			result = measure(open, *streams, len(records))
-		}
+		*count = len(records)
+		one = unseal(plugins, records)
 	}
-	if err != nil {
-		return err
+	if *duration > 0 {
+		measureFor(one, *streams, warmUp)
+		result = measureFor(one, *streams, *duration)
+	} else {
+		result = measure(one, *streams, *count)
+	}
+	if *encrypt && *file != "" {
+		if err := write(*file, records); err != nil {
+			return err
+		}
 	}
 	return json.NewEncoder(os.Stdout).Encode(result)
 }
 
 // connect makes the connection before the clock runs.
-func connect(client kms.KeyManagementServiceClient) error {
+func connect(one plugin) error {
 	ctx, cancel := context.WithTimeout(context.Background(), timeout)
 	defer cancel()
-	_, err := client.Version(ctx, &kms.VersionRequest{Version: version},
-		grpc.WaitForReady(true))
+	err := one.ready(ctx)
 	if status.Code(err).String() == "Unimplemented" { // the empty handler
 		return nil
 	}
 	return err
 }
 
-func seal(client kms.KeyManagementServiceClient, records []record) call {
+func seal(plugins []plugin, records []record) call {
 	return func(n int64) string {
 		ctx, cancel := context.WithTimeout(context.Background(), timeout)
 		defer cancel()
 		dek := make([]byte, dekSize)
 		rand.Read(dek)
-		answer, err := client.Encrypt(ctx, &kms.EncryptRequest{Version: version, Plain: dek})
-		records[n] = record{dek, answer.GetCipher()}
+		sealed, err := plugins[n%int64(len(plugins))].encrypt(ctx, dek)
+		if n < int64(len(records)) {
+			records[n] = sealed
+		}
 		return status.Code(err).String()
 	}
 }
 
-func unseal(client kms.KeyManagementServiceClient, records []record) call {
+func unseal(plugins []plugin, records []record) call {
 	return func(n int64) string {
 		ctx, cancel := context.WithTimeout(context.Background(), timeout)
 		defer cancel()
 		each := records[n%int64(len(records))]
-		answer, err := client.Decrypt(ctx,
-			&kms.DecryptRequest{Version: version, Cipher: each.cipher})
-		if err == nil && !bytes.Equal(each.dek, answer.Plain) {
+		dek, err := plugins[n%int64(len(plugins))].decrypt(ctx, each)
+		if err == nil && !bytes.Equal(each.Dek, dek) {
 			return wrong
 		}
 		return status.Code(err).String()
@@ -187,13 +212,18 @@ func load(one call, streams int, more func(n int64) bool) report {
 		}
 		return times[int(share*float64(len(times)-1))]
 	}
-	return report{len(times), taken, codes, at(0.5), at(0.99), at(1)}
+	return report{
+		len(times), taken, codes, at(0.5), at(0.9), at(0.99), at(0.999), at(1),
+	}
 }
 
 func write(name string, records []record) error {
 	var text bytes.Buffer
+	lines := json.NewEncoder(&text)
 	for _, each := range records {
-		fmt.Fprintf(&text, "%x %x\n", each.dek, each.cipher)
+		if err := lines.Encode(each); err != nil {
+			return err
+		}
 	}
 	return os.WriteFile(name, text.Bytes(), 0o600)
 }
@@ -207,12 +237,8 @@ func read(name string) ([]record, error) {
 	var records []record
 	lines := bufio.NewScanner(file)
 	for lines.Scan() {
-		dek, cipher, _ := strings.Cut(lines.Text(), " ")
 		var each record
-		if each.dek, err = hex.DecodeString(dek); err != nil {
-			return nil, err
-		}
-		if each.cipher, err = hex.DecodeString(cipher); err != nil {
+		if err := json.Unmarshal(lines.Bytes(), &each); err != nil {
 			return nil, err
 		}
 		records = append(records, each)

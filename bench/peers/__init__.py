@@ -1,0 +1,1 @@
+"""Compare hsm-kms with plugins of others, under the same load."""
