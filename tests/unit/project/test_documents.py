@@ -25,6 +25,17 @@ def test_links_lead_somewhere():
     assert [] == broken
 
 
+def test_every_page_is_in_the_book():
+    """mkdocs.yml lists each page of docs/, except the template of decisions, once."""
+    pages = {str(path.relative_to(ROOT / "docs")) for path in ROOT.glob("docs/**/*.md")}
+    nav = (ROOT / "mkdocs.yml").read_text().partition("\nnav:\n")[2]
+    listed = re.findall(r"(\S+\.md)$", nav, re.MULTILINE)
+
+    assert sorted(pages - {"adr/template.md"}) == sorted(
+        page for page in listed if not page.startswith("project/")
+    )
+
+
 def test_every_command_is_in_the_table():
     """The table of docs/commands.md is complete and has no unknown command."""
     row = re.compile(r"^\| `hsm-kms ([a-z]\S*(?: [a-z]\S*)?)[ `]", re.MULTILINE)
