@@ -128,7 +128,8 @@ types: .venv/dev
 	@$(BIN)/mypy
 
 docs: .venv/docs
-	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@mkdir -p .cache
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict 2>.cache/docs.log || { cat .cache/docs.log; exit 1; }
 	@echo 'made .cache/docs/index.html'
 
 docs-reference: .venv/dev
