@@ -18,7 +18,7 @@ from typing import Final
 import click
 
 from hsm_kms import __version__, interrupts
-from hsm_kms.cli import streams
+from hsm_kms.cli import colour, streams
 from hsm_kms.cli.hints import leading_on
 from hsm_kms.cli.lazy import Lazy, LazyGroup
 from hsm_kms.errors import CommandInterruptedError, ConfigError, HsmKmsError
@@ -119,7 +119,8 @@ def _run() -> int:
 
         return completion.answer(cli, os.environ[COMPLETE])
     try:
-        with cli.make_context("hsm-kms", sys.argv[1:]) as context:
+        colours = colour.choice()
+        with cli.make_context("hsm-kms", sys.argv[1:], color=colours) as context:
             cli.invoke(context)
     except click.exceptions.Exit as end:
         return end.exit_code

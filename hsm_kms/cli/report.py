@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 import msgspec
 
+from hsm_kms.cli.colour import Tone, coloured
 from hsm_kms.cli.hints import leading_on
 
 if TYPE_CHECKING:
@@ -36,6 +37,12 @@ _MARKS: Final = {
     Outcome.WARNING: "!",
     Outcome.FAILED: "✗",
     Outcome.SKIPPED: "-",
+}
+_TONES: Final = {
+    Outcome.OK: Tone.GOOD,
+    Outcome.WARNING: Tone.DOUBTFUL,
+    Outcome.FAILED: Tone.BAD,
+    Outcome.SKIPPED: Tone.QUIET,
 }
 _NOT_DONE: Final = {Outcome.FAILED, Outcome.SKIPPED}
 
@@ -162,12 +169,16 @@ def _why_skipped(finding: Finding) -> str | None:
     return finding.text if finding.outcome is Outcome.SKIPPED else None
 
 
+def _mark(outcome: Outcome) -> str:
+    return coloured(_MARKS[outcome], _TONES[outcome])
+
+
 def _print(finding: Finding) -> None:
-    click.echo(f"{_MARKS[finding.outcome]} {finding.text}")
+    click.echo(f"{_mark(finding.outcome)} {finding.text}")
     if hint := leading_on(finding.hint):
         click.echo(f"  hint: {hint}")
 
 
 def _print_skipped(skipped: list[Finding]) -> None:
     names = ", ".join(each.id for each in skipped)
-    click.echo(f"{_MARKS[Outcome.SKIPPED]} {names}: skipped: {skipped[0].text}")
+    click.echo(f"{_mark(Outcome.SKIPPED)} {names}: skipped: {skipped[0].text}")

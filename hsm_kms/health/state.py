@@ -131,6 +131,7 @@ class Health:
         self._doubt_since: float | None = None
         self._not_ok_since: float | None = None
         self._detail = ""
+        self._error: HsmKmsError | None = None
         self.since = clock.now()
         self._causes = Repeats(__name__)
         self._state = self._failed(_NOT_REACHED)
@@ -165,6 +166,11 @@ class Health:
     def detail(self) -> str:
         """Return cause and cure with names and paths, for log and admin socket."""
         return self._detail
+
+    @property
+    def error(self) -> HsmKmsError | None:
+        """Return cause and cure of a state that is not ok; None if it is ok."""
+        return self._error
 
     @property
     def settled(self) -> bool:
@@ -234,7 +240,7 @@ class Health:
         self._doubt_since = None
         if fault := self._fault(ring):
             return self._failed(fault)
-        self._detail = "ok"
+        self._detail, self._error = "ok", None
         return HealthState(state="ok", healthz="ok", key_id=self._node_keyring.key_id)
 
     def _down(self, ring: Keyring, now: float) -> HealthState:
@@ -252,7 +258,7 @@ class Health:
         error = error or (_SILENT if silent else _NO_WORKER)
         if self._fault(ring) is not None or not self._standby.encrypts_without_token:
             return self._failed(error)
-        self._detail = error.sentence + _IN_SOFTWARE
+        self._detail, self._error = error.sentence + _IN_SOFTWARE, error
         spared = (
             doubted < self._settings.grace
             and not self._call_failed
@@ -274,7 +280,7 @@ class Health:
         return since is not None and limit is not None and now - since >= limit
 
     def _failed(self, error: HsmKmsError) -> HealthState:
-        self._detail = error.sentence
+        self._detail, self._error = error.sentence, error
         key_id = self._node_keyring.key_id
         return HealthState(
             state="failed" if key_id else "starting",

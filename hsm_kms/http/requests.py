@@ -35,6 +35,7 @@ CODES: Final = (
 )
 """The gRPC status codes of answers."""
 
+_OF_DEKS: Final = frozenset({"Encrypt", "Decrypt"})
 _DECRYPTS: Final = frozenset({"v1.Decrypt", "v2.Decrypt"})
 
 
@@ -84,6 +85,22 @@ class RequestCounts:
         if code == "OK" and method in _DECRYPTS:
             self._decrypts[key_id] += 1
             self._last_decrypt[key_id] = clock.now()
+
+    def by_path(self) -> dict[str, int]:
+        """Return the DEKs that were encrypted and decrypted, by path."""
+        paths: Counter[str] = Counter()
+        for (_, code, path), tally in self._requests.items():
+            if path and code == "OK":
+                paths[path] += sum(tally.buckets)
+        return dict(sorted(paths.items()))
+
+    def refused(self) -> int:
+        """Return how many Encrypts and Decrypts were not answered OK."""
+        return sum(
+            sum(tally.buckets)
+            for (method, code, _), tally in self._requests.items()
+            if code != "OK" and method.partition(".")[2] in _OF_DEKS
+        )
 
     def collect(self) -> Iterable[Metric]:
         """Yield one metric family after the other."""

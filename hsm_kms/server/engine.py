@@ -10,7 +10,7 @@ import asyncio
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from hsm_kms import log
+from hsm_kms import clock, log
 from hsm_kms.health.canaries import Canaries
 from hsm_kms.health.inspection import Inspection
 from hsm_kms.health.monitor import Monitor
@@ -56,6 +56,7 @@ class Lasting:
         counts: Running totals.
         opened: The local KEKs that the token has decrypted.
         unkillable: The workers that cannot be killed.
+        started: When the server started, in seconds since the Unix epoch.
     """
 
     state: StateDir
@@ -63,6 +64,7 @@ class Lasting:
     counts: Counts = field(default_factory=Counts)
     opened: KekCache = field(default_factory=KekCache)
     unkillable: Unkillable = field(default_factory=Unkillable)
+    started: float = field(default_factory=clock.now)
 
 
 class Engine:

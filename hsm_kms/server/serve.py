@@ -136,14 +136,15 @@ class Server:
         self._systemd = Systemd.from_environment()
         self._reload = Reload(file, self._in_force, self._systemd)
         self._http = HttpServer()
-        requests = RequestCounts(*(name for name, api in config.apis if api.enabled))
-        self._metrics = Metrics(requests, self._snapshot)
+        apis = (name for name, api in config.apis if api.enabled)
+        self._requests = RequestCounts(*apis)
+        self._metrics = Metrics(self._requests, self._snapshot)
         self._grpc = build_server(
             config.apis,
             v2=self._in_force.v2,
             v1=self._in_force.v1,
             health=self._in_force,
-            observe=requests.add,
+            observe=self._requests.add,
         )
 
     async def run(
@@ -207,7 +208,8 @@ class Server:
         return snapshot(self._in_force, self._lasting, self._http, self._reload)
 
     def _status(self) -> dict[str, Any]:
-        return status_of(self._in_force, self._lasting, self._http, self._reload)
+        parts = self._in_force, self._lasting, self._http, self._reload
+        return status_of(*parts, self._requests)
 
 
 async def _open_state(path: Path) -> StateDir:

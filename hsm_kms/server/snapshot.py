@@ -13,7 +13,9 @@ from hsm_kms.log import key_id_hash
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from hsm_kms.errors import HsmKmsError
     from hsm_kms.health.health_key import HealthKey
+    from hsm_kms.http.requests import RequestCounts
     from hsm_kms.http.server import HttpServer
     from hsm_kms.keys.keyring import (
         Keyring,
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from hsm_kms.server.engine import Lasting
     from hsm_kms.server.reload import Rejected, Reload
     from hsm_kms.server.takeover import InForce
+    from hsm_kms.token.alarm import Alarm
 
 
 def snapshot(
@@ -178,8 +181,26 @@ def config_of(rejected: Rejected | None) -> dict[str, Any]:
     return {"in_force": False, "since": since, "error": rejected.reason}
 
 
+def _cause_of(error: HsmKmsError | None) -> dict[str, str | None]:
+    """Return cause and cure; None where there is none."""
+    if error is None:
+        return {"cause": None, "cure": None}
+    return {"cause": str(error), "cure": error.hint}
+
+
+def _fault_of(alarm: Alarm) -> dict[str, str] | None:
+    if alarm.last_fault is None:
+        return None
+    at, error = alarm.last_fault
+    return {"time": when(at), "error": error}
+
+
 def status_of(
-    in_force: InForce, lasting: Lasting, http: HttpServer, reload: Reload
+    in_force: InForce,
+    lasting: Lasting,
+    http: HttpServer,
+    reload: Reload,
+    requests: RequestCounts,
 ) -> dict[str, Any]:
     """Return the content of /status: names and counts, but no secrets.
 
@@ -188,18 +209,21 @@ def status_of(
         lasting: What outlives it.
         http: The listeners for probes, metrics and /status.
         reload: Knows if the configuration file is in force.
+        requests: Counts of requests.
     """
     engine, counts = in_force.engine, lasting.counts
     health = engine.health.look()
     now = snapshot(in_force, lasting, http, reload)
     return {
         "version": __version__,
+        "started": when(lasting.started),
         "state": health.state,
         "since": when(engine.health.since),
         "healthz": health.healthz,
         "status_available": health.answers,
         "last_status": _when(in_force.announced_when),
         "detail": engine.health.detail,
+        **_cause_of(engine.health.error),
         "key_id": health.key_id,
         "key_id_hash": now.key_id_hash,
         "keys": keys_of(engine.keys.ring),
@@ -225,7 +249,9 @@ def status_of(
             "slow": now.slow,
             "calls": dict(counts.calls),
             "errors": dict(counts.errors),
+            "last_fault": _fault_of(engine.alarm),
         },
+        "requests": {"paths": requests.by_path(), "refused": requests.refused()},
         "local_keks": {
             "uses": now.local_uses,
             "cached": now.local_cached,

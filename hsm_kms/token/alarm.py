@@ -12,6 +12,7 @@ import logging
 import math
 from typing import TYPE_CHECKING
 
+from hsm_kms import clock
 from hsm_kms.repeats import Repeats
 
 if TYPE_CHECKING:
@@ -24,11 +25,14 @@ class Alarm:
     Attributes:
         reason: What raised the alarm first since `clear`; "" while it is not raised.
         fault_at: When a request last met an error of the token, in the loop's time.
+        last_fault: When that was, in seconds since the Unix epoch, and the error in
+            words; None if no request has.
     """
 
     def __init__(self) -> None:
         self.reason = ""
         self.fault_at = -math.inf
+        self.last_fault: tuple[float, str] | None = None
         self._raised = asyncio.Event()
         self._faults = Repeats(__name__)
 
@@ -46,6 +50,7 @@ class Alarm:
             error=str(error),
         )
         self.fault_at = asyncio.get_running_loop().time()
+        self.last_fault = clock.now(), str(error)
         self.notify(str(error))
 
     async def wait(self) -> None:

@@ -144,8 +144,10 @@ def test_status(plugin):
     assert (0, "") == (text.returncode, text.stderr)
     assert f"healthz: ok\nkey_id: {key_id}\nversion: v2\n" == by_socket.stdout
     assert text.stdout.startswith(by_socket.stdout)  # then the admin socket's part
-    for line in ("state: ok for", "key age:", "last canary:", "last Status:"):
+    for line in ("key age:", "last canary:", "last Status:"):
         assert re.search(rf"^{line} \d+ \w+( ago)?$", text.stdout, re.MULTILINE), line
+    state = r"^state: ok for \d+ \w+, since \S+Z$"
+    assert re.search(state, text.stdout, re.MULTILINE)
     assert "last failure" not in text.stdout
     answer = {"healthz": "ok", "key_id": key_id, "version": "v2"}
     assert answer.items() <= json.loads(as_json.stdout).items()
@@ -169,7 +171,9 @@ def test_status_not_well(make_plugin, hsm):
     assert "\nhint: the server says: no token matches token_label 'anot" in never.stderr
     assert 1 == lost.returncode
     assert re.match(r"healthz: the .+\nkey_id: [a-z2-7]{26}\n", lost.stdout)
-    assert re.search(r"^state: failed for \d+ s$", lost.stdout, re.MULTILINE)
+    assert re.search(
+        r"^state: failed for \d+ s, since \S+Z$", lost.stdout, re.MULTILINE
+    )
     assert "\nlast Status: kube-apiserver has not asked" in lost.stdout
 
 

@@ -170,7 +170,7 @@ def test_taken_back(rig):
     wait_for(lambda: 1 == rig.metrics()["hsm_kms_config_in_force"])
 
     assert {"in_force": True, "since": None, "error": None} == rig.admin()["config"]
-    assert "config:" not in rig.plugin.cli("status").stdout
+    assert "\nconfig: in force\n" in rig.plugin.cli("status").stdout
 
 
 def test_mechanism_of_a_rejected_file(rig):

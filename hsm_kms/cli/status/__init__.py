@@ -12,12 +12,11 @@ import click
 from hsm_kms import interrupts
 from hsm_kms.cli.listening import require_kms
 from hsm_kms.cli.options import config_option, output_option
-from hsm_kms.clock import now, seconds_since, spell
+from hsm_kms.cli.status.findings import V1_VERSION, findings
+from hsm_kms.cli.status.screen import show
 from hsm_kms.errors import HsmKmsError
 
 SECONDS = 3.0  # the API server's own default timeout
-V1_VERSION = "v1beta1"
-_NEVER_ASKED = "kube-apiserver has not asked (KMS v1 never does)"
 
 
 @click.command()
@@ -31,9 +30,10 @@ _NEVER_ASKED = "kube-apiserver has not asked (KMS v1 never does)"
 def status(path: Path, socket: Path | None, output: str) -> None:
     """Ask a running server for its Status over the KMS socket.
 
-    If the configuration is readable, also prints worker, session and PIN state from
-    the admin socket. KMS v1 has no Status: if the server serves v1 alone, everything
-    comes from the admin socket. Exits with 0 if healthz is ok.
+    If the configuration is readable, also prints from the admin socket since when the
+    server is as it is, cause and cure, what must be mended (lines that begin with !),
+    keys, requests, token and configuration. KMS v1 has no Status: if the server serves
+    v1 alone, everything comes from the admin socket. Exits with 0 if healthz is ok.
     """
     server = None
     if socket is None:
@@ -46,81 +46,15 @@ def status(path: Path, socket: Path | None, output: str) -> None:
         socket, admin = config.listen.socket, config.http.admin_socket
         server = read_status(admin) if admin else None
     answer = _ask(socket, server)
+    found = findings(server, answer["version"]) if server else []
     if output == "json":
-        click.echo(json.dumps(answer | ({"server": server} if server else {})))
-    else:
-        for name, value in (answer | _in_short(server)).items():
-            click.echo(f"{name}: {value}")
-    sys.exit(0 if answer["healthz"] == "ok" else 1)
-
-
-def _in_short(server: dict[str, Any] | None) -> dict[str, str]:
-    """Return the parts of /status that people read, as text."""
-    if server is None:
-        return {}
-    sessions, workers = server["sessions"], server["workers"]
-    shown = _times(server) | {
-        "workers": str(workers["ready"]),
-        "sessions": f"{sessions['idle']} idle of {sessions['held']}",
-        "breaker": server["breaker"],
-        "pin": server["pin"],
-    }
-    for key in server["keys"]:
-        if key["state"] == "pending":
-            doubt = key.get("doubt") or "once keys.current names it"
-            at = key["current_from"]
-            shown[f"pending {key['key_id']}"] = f"from {at}" if at else doubt
-        if key["state"] == "foreign":
-            shown[f"foreign {key['key_id']}"] = "decrypts nothing: see keys.foreign"
-    if server["state"] != "ok":
-        shown = {"detail": server["detail"]} | shown
-    return shown | _faults(server)
-
-
-def _times(server: dict[str, Any]) -> dict[str, str]:
-    """Return since when the server is as it is, and when it was asked and tried."""
-    shown = {"state": f"{server['state']} for {_ago(server['since'])}"}
-    ages = [
-        key["activation"]
-        for key in server["keys"]
-        if key["key_id"] == server["key_id"] and key["activation"]
-    ]
-    if ages:
-        shown["key age"] = spell(now() - ages[0])
-    canary, asked = server["canary"], server["last_status"]
-    if canary["last_success"]:
-        shown["last canary"] = f"{_ago(canary['last_success'])} ago"
-    if canary["last_failure"]:
-        when = _ago(canary["last_failure"])
-        shown["last failure"] = f"{when} ago: {canary['failure']}"
-    shown["last Status"] = f"{_ago(asked)} ago" if asked else _NEVER_ASKED
-    return shown
-
-
-def _ago(time: str) -> str:
-    return spell(seconds_since(time))
-
-
-def _faults(server: dict[str, Any]) -> dict[str, str]:
-    """Return what an operator must mend although the token may work."""
-    shown = {
-        f"http {listener['address']}": f"not listening: {listener['error']}"
-        for listener in server.get("http", ())
-        if listener["error"]
-    }
-    if server["token"].get("slow"):
-        how = "slow: a canary passed, but took longer than token.call_timeout"
-        shown |= {"token": how}
-    if stuck := server["workers"].get("unkillable"):
-        pids = ", ".join(map(str, stuck))
-        shown["workers that cannot be killed"] = (
-            f"process {pids}; a call hangs in the kernel: repair the driver that the "
-            "PKCS#11 module uses, or reboot the node"
+        as_json = {"findings": [each._asdict() for each in found]}
+        click.echo(
+            json.dumps(answer | as_json | ({"server": server} if server else {}))
         )
-    config = server.get("config", {"in_force": True})
-    if not config["in_force"]:
-        shown["config"] = f"not in force since {config['since']}: {config['error']}"
-    return shown
+    else:
+        show(answer, server, found)
+    sys.exit(0 if answer["healthz"] == "ok" else 1)
 
 
 def _why_none(server: dict[str, Any] | None) -> str:
