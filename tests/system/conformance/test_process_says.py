@@ -27,6 +27,11 @@ from tests.system.conformance.tokens import import_kek
 from tests.system.conformance.wrappings import each_wrapping
 
 
+def pages(plugin) -> list[str]:
+    """Return the metrics and /status as they are now."""
+    return [plugin.page(path)[1] for path in ("/metrics", "/status")]
+
+
 def traffic(plugin, dek: bytes) -> str:
     """Make every kind of request, valid and invalid; return the key_id."""
     sealed = plugin.encrypt(dek, uid="uid-of-encrypt")
@@ -41,15 +46,16 @@ def traffic(plugin, dek: bytes) -> str:
 
 @pytest.mark.parametrize("mixed", ["spawn"], indirect=True)
 def test_52_no_secret_in_log_or_process(mixed):
-    """The debug log, arguments and environment contain neither PIN nor DEK."""
+    """Log, arguments, environment, metrics and /status have neither PIN nor DEK."""
     dek = os.urandom(32)
     pids = {mixed.process.pid, *workers_of(mixed)}
     traffic(mixed, dek)
-    seen = [command_lines(pid) for pid in pids]
+    seen = [command_lines(pid) for pid in pids] + pages(mixed)
     take_token(mixed)
     wait_for(lambda: health(mixed) != "ok")
     code_of(lambda: mixed.encrypt(dek))
     code_of(lambda: mixed.v1_encrypt(dek))
+    seen += pages(mixed)
     mixed.stop()
     seen.append(mixed.log())
 
@@ -60,7 +66,7 @@ def test_52_no_secret_in_log_or_process(mixed):
 
 
 def test_52_no_local_kek_in_the_log(make_plugin, token_template, directory):
-    """The debug log contains no local KEK, whether or not the token decrypted it."""
+    """Log, metrics and /status have neither KEK nor local KEK, decrypted or not."""
     kek, replica = bytes(range(32)), Replica(bytes(range(32)))
     plugin = make_plugin(import_kek(token_template.copy(directory / "imported"), kek))
     plugin.start().wait_healthz("ok")
@@ -68,12 +74,14 @@ def test_52_no_local_kek_in_the_log(make_plugin, token_template, directory):
     plugin.v1_decrypt(replica.by_local(local, DEK))
     code_of(lambda: plugin.v1_decrypt(local.header + bytes(61)))
     code_of(lambda: plugin.v1_decrypt(replica.by_token(replica.material)[:-1]))
+    seen = pages(plugin)
     plugin.stop()
     log = plugin.log()
 
     assert 3 == log.count("v1.Decrypt")
-    for name, spelt in spellings(replica.material).items():
-        assert spelt not in log, name
+    for secret in (replica.material, kek):
+        for name, spelt in spellings(secret).items():
+            assert [] == [text for text in (*seen, log) if spelt in text], name
 
 
 def test_52_every_request_in_the_log(mixed):
