@@ -25,6 +25,8 @@ from hsm_kms.clock import when
 from hsm_kms.errors import HsmKmsError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from hsm_kms.cli.report import Finding
     from hsm_kms.http.nodes import NodeState
 
@@ -70,7 +72,9 @@ class Source(NamedTuple):
         return from_status(text)
 
 
-class _SourceType(click.ParamType[Source]):
+class SourceType(click.ParamType[Source]):
+    """Parse the name of a node."""
+
     name = "node"
 
     def convert(
@@ -99,7 +103,7 @@ def _is_host(text: str) -> bool:
 
 @click.command()
 @click.argument(
-    "sources", metavar="NODE...", nargs=-1, required=True, type=_SourceType()
+    "sources", metavar="NODE...", nargs=-1, required=True, type=SourceType()
 )
 @click.option(
     "--key",
@@ -142,7 +146,7 @@ class Comparison(NamedTuple):
     report: Report
 
     @classmethod
-    def of(cls, sources: tuple[Source, ...], key_id: str | None) -> Comparison:
+    def of(cls, sources: Sequence[Source], key_id: str | None) -> Comparison:
         """Read all nodes at once, and compare them."""
         with interrupts.exiting():
             from hsm_kms.log import key_id_hash  # noqa: PLC0415

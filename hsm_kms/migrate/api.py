@@ -138,6 +138,9 @@ class Api(Protocol):
     def put(self, path: str, body: bytes, **query: str) -> Answer:
         """Send a PUT of JSON and return the response."""
 
+    def post(self, path: str, body: bytes) -> Answer:
+        """Send a POST of JSON and return the response."""
+
 
 class ProxiedApi:
     """Send requests to the API server behind a `kubectl proxy`.
@@ -173,6 +176,17 @@ class ProxiedApi:
             HsmKmsError: The API server cannot be reached, or asked to retry too often.
         """
         return self._insist("PUT", path, body, query)
+
+    def post(self, path: str, body: bytes) -> Answer:
+        """Send a POST of JSON and return the response.
+
+        The object must have a name: if a retry follows a POST that was applied, the
+        response is a conflict.
+
+        Raises:
+            HsmKmsError: The API server cannot be reached, or asked to retry too often.
+        """
+        return self._insist("POST", path, body, {})
 
     def close(self) -> None:
         """Close the connection."""

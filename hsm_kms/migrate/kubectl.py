@@ -7,7 +7,8 @@ per object would take thirty times as long and log in each time.
 
 1.  The directory has mode 0700, because anyone who reaches the socket has the user's
     rights.
-2.  The proxy forwards GET and PUT below /api and /apis, and nothing else.
+2.  The proxy forwards GET and PUT below /api and /apis, and nothing else; or, to drive
+    a StorageVersionMigration, GET of what is served, and GET and POST of these.
 3.  The proxy ends with this process, even if this process is killed. (If the program
     is a wrapper that starts kubectl as a child, a SIGKILL ends the wrapper only.)
 """
@@ -40,10 +41,19 @@ START_SECONDS: Final = 30.0
 STOP_SECONDS: Final = 3.0
 _MAX_TEXT_CHARS: Final = 300
 
-_FLAGS: Final = (
+REWRITING: Final = (
     "--accept-paths=^/apis?(/.*)?$",
     "--reject-methods=^POST$,^PATCH$,^DELETE$,^HEAD$,^OPTIONS$",
 )
+"""Flags of a proxy with which objects are read and sent back."""
+
+MIGRATING: Final = (
+    r"--accept-paths=^/api(/v1)?$,^/apis(/[^/]+)?(/[^/]+)?$,"
+    r"^/apis/storagemigration\.k8s\.io/",
+    "--reject-methods=^PUT$,^PATCH$,^DELETE$,^HEAD$,^OPTIONS$",
+)
+"""Flags of a proxy with which StorageVersionMigrations are created and watched."""
+
 _NOWHERE: Final = "current-context must exist in order to minify"
 """Message of kubectl if there is no kubeconfig, as in a pod."""
 
@@ -190,11 +200,17 @@ class Proxy:
 
 
 @contextlib.contextmanager
-def running_proxy(kubectl: Kubectl) -> Iterator[Proxy]:
+def running_proxy(
+    kubectl: Kubectl, flags: tuple[str, ...] = REWRITING
+) -> Iterator[Proxy]:
     """Run `kubectl proxy` on a socket in a private directory.
 
     The proxy shares stdin and stderr with this process, because an exec plugin may ask
     for something.
+
+    Args:
+        kubectl: The kubectl to run.
+        flags: `REWRITING` or `MIGRATING`.
 
     Raises:
         KubectlError: The proxy does not start.
@@ -205,7 +221,7 @@ def running_proxy(kubectl: Kubectl) -> Iterator[Proxy]:
             raise KubectlError(
                 f"{path} is too long for a socket", hint="set TMPDIR to a shorter path"
             )
-        command = kubectl.command("proxy", f"--unix-socket={path}", *_FLAGS)
+        command = kubectl.command("proxy", f"--unix-socket={path}", *flags)
         # If this process is killed by SIGKILL, the kernel kills the proxy.
         tied = python_command("hsm_kms.pdeathsig", str(os.getpid()), *command)
         process = subprocess.Popen(tied, stdout=subprocess.DEVNULL)  # noqa: S603 - the user's own

@@ -58,16 +58,28 @@ def verify(
     Exits with 1 if any wrapped key cannot be decrypted, or if there is none.
     """
     config = configuration.load(path)
-    verdict = asyncio.run(_verify(config, login, etcd))
+    verdict = asyncio.run(verify_stored(config, login, etcd))
     if output == "json":
         click.echo(json.dumps(_shown(verdict)))
     else:
         for line in _lines(verdict):
             click.echo(line)
-    _conclude(verdict)
+    conclude(verdict)
 
 
-async def _verify(config: Config, login: LoginChoice, etcd: EtcdChoice) -> Verdict:
+async def verify_stored(
+    config: Config, login: LoginChoice, etcd: EtcdChoice
+) -> Verdict:
+    """Have the token decrypt every wrapped key that etcd holds.
+
+    Args:
+        config: The configuration.
+        login: How to log in.
+        etcd: The etcd to read.
+
+    Raises:
+        HsmKmsError: The token cannot be used, or etcd cannot be read.
+    """
     # Only this command needs cryptography, which takes long to load.
     from hsm_kms.etcd.token_opener import TokenOpener  # noqa: PLC0415
     from hsm_kms.etcd.verify import Verification  # noqa: PLC0415
@@ -97,18 +109,23 @@ def _lines(verdict: Verdict) -> Iterator[str]:
         by_whom = "unencrypted" if provider is Provider.IDENTITY else named
         yield f"not checked: {count_of(objects)} {by_whom}"
     if verdict.wrapped_keys and not verdict.failed_keys and not verdict.stopped:
-        yield f"{_every(verdict)} can be decrypted with this token"
+        yield f"{every(verdict)} can be decrypted with this token"
 
 
-def _every(verdict: Verdict) -> str:
+def every(verdict: Verdict) -> str:
+    """Return how many wrapped keys there are, in words."""
     keys, objects = verdict.wrapped_keys, count_of(verdict.objects)
     if keys == 1:
         return f"the one wrapped key ({objects})"
     return f"each of {keys:,} wrapped keys ({objects})"
 
 
-def _conclude(verdict: Verdict) -> None:
-    """Raise an error unless every wrapped key could be decrypted."""
+def conclude(verdict: Verdict) -> None:
+    """Raise an error unless every wrapped key could be decrypted.
+
+    Raises:
+        HsmKmsError: A wrapped key cannot be decrypted, or there is none.
+    """
     keys = count_of(verdict.wrapped_keys, "wrapped key")
     if verdict.stopped:
         raise HsmKmsError(

@@ -76,11 +76,18 @@ def retire(
             ["no etcd endpoint: give --endpoints, or --without-scan to skip the scan"]
         )
     choice = None if without_scan else etcd
-    given.show(*asyncio.run(_Retiring(given, key_id, choice, yes=yes).run()))
+    given.show(*asyncio.run(Retiring(given, key_id, choice, yes=yes).run()))
 
 
-class _Retiring:
-    """Run the command; return the result as JSON, and lines of text."""
+class Retiring:
+    """Retire a key.
+
+    Args:
+        given: Configuration and login.
+        key_id: The key.
+        etcd: The etcd that must not need the key; None to skip the scan.
+        yes: True to ask no question.
+    """
 
     def __init__(
         self, given: Given, key_id: str, etcd: EtcdChoice | None, *, yes: bool
@@ -92,6 +99,14 @@ class _Retiring:
         self._journal = Journal(given.config)
 
     async def run(self) -> tuple[Any, ...]:
+        """Retire the key, or finish what an interrupted run began.
+
+        Returns:
+            The result as JSON, and lines of text.
+
+        Raises:
+            HsmKmsError: The key is in use, or the token refuses.
+        """
         config = self._given.config
         async with one_worker(config, self._given.login, read_write=True) as worker:
             with self._journal.alone():

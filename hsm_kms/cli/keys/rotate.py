@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import click
 
@@ -28,7 +28,6 @@ from hsm_kms.keys.keyring import KeyState
 if TYPE_CHECKING:
     from hsm_kms.cli.keys.survey import Found, Survey
     from hsm_kms.config.schema import Config
-    from hsm_kms.ipc.values import KeyRef
     from hsm_kms.keys.token_key import TokenKey
 
 LEAST_SECONDS: Final = 120.0
@@ -58,30 +57,57 @@ def rotate(given: Given, *, seconds: float, force: bool) -> None:
     -o json prints key_id, cka_id, activation (seconds since 1970), activation_time
     (RFC 3339), and replaces (key_id).
     """
-    _refuse_time(seconds, force=force)
-    _refuse_config(given.config)
-    ref, activation, before, survey = asyncio.run(
-        _rotate(given, seconds=seconds, force=force)
-    )
-    made, key_id = find_made(survey, ref)
-    cka_id, at = ref.cka_id.hex(), when(activation)
+    require_time(seconds, force=force)
+    require_shared(given.config)
+    next_key = asyncio.run(generate_next(given, seconds=seconds, force=force))
+    key_id, before = next_key.key_id, next_key.before
+    cka_id, at = next_key.cka_id.hex(), when(next_key.activation)
     given.show(
         {
             "key_id": key_id,
             "cka_id": cka_id,
-            "activation": activation,
+            "activation": next_key.activation,
             "activation_time": at,
-            "replaces": before.key_id,
+            "replaces": before,
         },
         f"generated {key_id} (CKA_ID {cka_id})",
         f"it becomes current on every node at {at}, in {spell(seconds)}",
     )
-    _require_pending(survey, made, key_id)
+    require_pending(next_key.survey, next_key.made, key_id)
     if not given.as_json:
-        _tell_what_now(before.key_id, key_id)
+        _tell_what_now(before, key_id)
 
 
-def _refuse_time(seconds: float, *, force: bool) -> None:
+class NextKey(NamedTuple):
+    """Describe a key that was just generated.
+
+    Args:
+        key_id: Its key_id.
+        cka_id: Its CKA_ID.
+        activation: When it becomes current, in seconds since the Unix epoch.
+        before: key_id of the current key, which it will replace.
+        made: The key on the token.
+        survey: The token with the key.
+    """
+
+    key_id: str
+    cka_id: bytes
+    activation: int
+    before: str
+    made: Found
+    survey: Survey
+
+
+def require_time(seconds: float, *, force: bool) -> None:
+    """Refuse a time in which not every node may find the new key.
+
+    Args:
+        seconds: Time until the key becomes current, in seconds.
+        force: Allow a short time.
+
+    Raises:
+        HsmKmsError: The time is too short, or too long.
+    """
     if seconds > MOST_SECONDS:
         raise ConfigError(["--activate-in must be at most 366d"])
     if seconds < LEAST_SECONDS and not force:
@@ -93,7 +119,12 @@ def _refuse_time(seconds: float, *, force: bool) -> None:
         )
 
 
-def _refuse_config(config: Config) -> None:
+def require_shared(config: Config) -> None:
+    """Refuse a configuration by which the nodes do not switch at an activation time.
+
+    Raises:
+        HsmKmsError: The nodes have separate tokens, or a key is named as current.
+    """
     if not config.token.shared:
         raise HsmKmsError(
             "token.shared is false: nodes with separate tokens do not find the new key "
@@ -111,9 +142,17 @@ def _refuse_config(config: Config) -> None:
         )
 
 
-async def _rotate(
-    given: Given, *, seconds: float, force: bool
-) -> tuple[KeyRef, int, TokenKey, Survey]:
+async def generate_next(given: Given, *, seconds: float, force: bool) -> NextKey:
+    """Generate the key that replaces the current one.
+
+    Args:
+        given: Configuration and login.
+        seconds: Time until the key becomes current, in seconds.
+        force: Generate a second pending key, too.
+
+    Raises:
+        HsmKmsError: Another key is pending, or the token refuses.
+    """
     config = given.config
     label = label_for_new(config)
     journal = Journal(config)
@@ -122,15 +161,21 @@ async def _rotate(
         with journal.alone():
             survey = await read_survey(config, worker)
             activation = free_time(survey, now() + seconds)
-            before = _current(survey)
+            before = current_of(survey)
             _refuse_order(survey, before, activation, force=force)
             await clear_leftovers(ask, journal, survey)
             ref = await make_key(ask, journal, survey, label, activation)
-        return ref, activation, before, await read_survey(config, worker)
+        survey = await read_survey(config, worker)
+    made, key_id = find_made(survey, ref)
+    return NextKey(key_id, ref.cka_id, activation, before.key_id, made, survey)
 
 
-def _current(survey: Survey) -> TokenKey:
-    """Return the current key, which the new key will replace; it may have a fault."""
+def current_of(survey: Survey) -> TokenKey:
+    """Return the current key, which the new key will replace; it may have a fault.
+
+    Raises:
+        HsmKmsError: There is no current key.
+    """
     if survey.ring.current is not None:
         return survey.ring.current
     raise survey.ring.fault or HsmKmsError("there is no current key")
@@ -155,7 +200,12 @@ def _refuse_order(
         )
 
 
-def _require_pending(survey: Survey, made: Found, key_id: str) -> None:
+def require_pending(survey: Survey, made: Found, key_id: str) -> None:
+    """Refuse a new key that will not become current by itself.
+
+    Raises:
+        HsmKmsError: The token or the policy keeps it from that.
+    """
     if pending_of(survey, made) or survey.state(made) is KeyState.CURRENT:
         return
     key = survey.key(made)

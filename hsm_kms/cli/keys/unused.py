@@ -13,8 +13,11 @@ from hsm_kms.etcd.tally import scan
 from hsm_kms.interrupts import interruptible
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from hsm_kms.cli.etcd.options import EtcdChoice
     from hsm_kms.cli.keys.survey import Found, Survey
+    from hsm_kms.etcd.tally import Tally
 
 _STALE: Final = (
     "--from-json and --from-snapshot do not show what is stored now; give --endpoints "
@@ -30,6 +33,35 @@ def require_live(choice: EtcdChoice) -> None:
     """
     if choice.from_json or choice.from_snapshot:
         raise ConfigError([_STALE])
+
+
+def stored_names(survey: Survey, found: Found) -> set[str]:
+    """Return the names under which etcd may hold values of a key.
+
+    Args:
+        survey: The keys on the token.
+        found: The key.
+    """
+    also = survey.ring.settings.also_known_as.items()
+    named = {key_id for key_id, cka_id in also if cka_id == found.ref.cka_id}
+    return set(found.names.values()) | named
+
+
+def tally_of(choice: EtcdChoice, names: Collection[str]) -> tuple[Tally, str]:
+    """Scan etcd; return what it holds, and the name of the source.
+
+    Args:
+        choice: The etcd to scan.
+        names: key_ids or fingerprints whose count must be exact.
+
+    Raises:
+        EtcdError: Not every object could be read.
+    """
+    etcd = open_source(choice)
+    with interruptible(), etcd as source:
+        with progress_bar(source, "scanning etcd") as step:
+            tally = scan(source, step, watch=names)
+        return tally, source.name
 
 
 def require_unused(
@@ -58,17 +90,8 @@ def require_unused(
         EtcdError: Not every object could be read.
         HsmKmsError: An object is stored under the key, or may be.
     """
-    settings = survey.ring.settings
-    names = set(found.names.values()) | {
-        key_id
-        for key_id, cka_id in settings.also_known_as.items()
-        if cka_id == found.ref.cka_id
-    }
-    etcd = open_source(choice)
-    with interruptible(), etcd as source:
-        with progress_bar(source, "scanning etcd") as step:
-            tally = scan(source, step, watch=names)
-        where = source.name
+    names = stored_names(survey, found)
+    tally, where = tally_of(choice, names)
     held = [name for name in sorted(names) if tally.of_key(name)]
     main = survey.main(found)
     if held:
