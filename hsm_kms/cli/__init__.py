@@ -57,6 +57,10 @@ _COMMANDS = {
         "hsm_kms.cli.keys:keys_group",
         "Generate, list, rotate, retire and destroy the keys on the token.",
     ),
+    "rotation": Lazy(
+        "hsm_kms.cli.rotation:rotation_group",
+        "Replace the current key on all nodes, guided from step to step.",
+    ),
     "etcd": Lazy(
         "hsm_kms.cli.etcd:etcd_group",
         "Count, explain, verify and decrypt the values that the API server stored.",

@@ -10,7 +10,7 @@ import re
 import sys
 from typing import Final
 
-_GROUPS: Final = {"keys", "etcd", "token", "config"}
+_GROUPS: Final = {"keys", "etcd", "token", "config", "rotation"}
 _NAMED: Final = re.compile("`hsm-kms ([^`]+)`")
 # Between these each part of a hint stands by itself.
 _BETWEEN: Final = re.compile("(; |: |, or |, then | or )")

@@ -138,14 +138,19 @@ def _hint(*paths: Path) -> str | None:
 
 def _read(path: Path) -> bytes:
     if path == STDIN:
-        return _read_stdin()
+        return read_stdin()
     try:
         return path.read_bytes()
     except OSError as error:
         raise EtcdError(f"{path} cannot be read: {error.strerror}") from None
 
 
-def _read_stdin() -> bytes:
+def read_stdin() -> bytes:
+    """Return the PEM files that stdin is.
+
+    Raises:
+        EtcdError: stdin is a terminal, empty or too long.
+    """
     if sys.stdin.isatty():
         raise EtcdError("stdin is a terminal, not a PEM file", hint=PIPE_HINT)
     content = sys.stdin.buffer.read(_MAX_PEM_BYTES + 1)

@@ -47,9 +47,9 @@ REWRITING: Final = (
 )
 """Flags of a proxy with which objects are read and sent back."""
 
+_SERVED: Final = "^/api(/v1)?$,^/apis(/[^/]+)?(/[^/]+)?$"
 MIGRATING: Final = (
-    r"--accept-paths=^/api(/v1)?$,^/apis(/[^/]+)?(/[^/]+)?$,"
-    r"^/apis/storagemigration\.k8s\.io/",
+    rf"--accept-paths={_SERVED},^/apis/storagemigration\.k8s\.io/",
     "--reject-methods=^PUT$,^PATCH$,^DELETE$,^HEAD$,^OPTIONS$",
 )
 """Flags of a proxy with which StorageVersionMigrations are created and watched."""

@@ -77,6 +77,11 @@ def every_command(
     yield ("etcd", "show", next(iter(OBJECTS)), *dump)
     yield ("etcd", "verify", *dump, *config)
     yield ("migrate", *kubectl)
+    yield ("rotation", "status", *config)
+    # Without an etcd these two print an error.
+    nowhere = ("--endpoints", "127.0.0.1:1", *config)
+    yield ("rotation", "start", "--yes", "--node", "127.0.0.1:1", *nowhere)
+    yield ("rotation", "resume", *nowhere)
     # Nothing to destroy is retired for 24 hours: this one prints an error.
     etcd = ("--endpoints", "127.0.0.1:1", "--confirm", old)
     yield ("keys", "destroy", old, *etcd, *config)

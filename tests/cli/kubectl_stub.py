@@ -31,7 +31,7 @@ class Cluster:
             f"s{number}": self._object(f"s{number}", scenario)
             for number in range(scenario.get("objects", 3))
         }
-        self.seen = {"GET": 0, "PUT": 0}
+        self.seen = {"GET": 0, "PUT": 0, "POST": 0}
 
     @staticmethod
     def _object(name, scenario):
@@ -42,6 +42,9 @@ class Cluster:
         """Return code, headers and body; the code None breaks the connection."""
         with self.log.open("a") as log:
             log.write(f"{method} {url}\n")
+        if method == "POST":
+            with self.log.with_suffix(".bodies").open("ab") as bodies:
+                bodies.write(body + b"\n")
         self.seen[method] += 1
         fault = self.faults.get(f"{method} {self.seen[method]}")
         fault = fault or self.answers.get(url.partition("?")[0])
@@ -125,7 +128,7 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(text.encode())
 
-    do_GET = do_PUT = _serve  # noqa: N815 - the base class looks for these
+    do_GET = do_PUT = do_POST = _serve  # noqa: N815 - the base class looks for these
 
     def address_string(self):
         return "test"

@@ -63,6 +63,10 @@ class Migrating(Command):
     def _options(self, arguments):
         return ("migrate", "--kubectl", self.kubectl, "--rate", "10000", *arguments)
 
+    def bodies(self):
+        """Return the bodies of all POSTs."""
+        return self.log.with_suffix(".bodies").read_text().splitlines()
+
     def requests(self, method=""):
         lines = self.log.read_text().splitlines() if self.log.exists() else []
         return [line for line in lines if line.startswith(method)]

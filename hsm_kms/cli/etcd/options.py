@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -20,7 +20,7 @@ from hsm_kms.cli.options import SECONDS_TYPE, positive
 from hsm_kms.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from hsm_kms.etcd.source import Source
 
@@ -217,6 +217,30 @@ def _login(user: str | None, password: str | None) -> tuple[str, str]:
     if password is None:
         password = ask_secret(f"Password of {name}")
     return name, password
+
+
+@contextlib.contextmanager
+def stdin_kept(choice: EtcdChoice) -> Iterator[EtcdChoice]:
+    """Keep TLS files from stdin in memory, so that etcd can be opened several times.
+
+    Raises:
+        EtcdError: stdin is a terminal, empty or too long.
+    """
+    if STDIN not in {choice.cacert, choice.cert, choice.key}:
+        yield choice
+        return
+    from hsm_kms.etcd.tls import read_stdin  # noqa: PLC0415
+
+    with os.fdopen(os.memfd_create("pem"), "wb") as file:
+        file.write(read_stdin())
+        file.flush()
+        kept = {STDIN: Path(f"/proc/self/fd/{file.fileno()}")}
+        yield replace(
+            choice,
+            cacert=choice.cacert and kept.get(choice.cacert, choice.cacert),
+            cert=choice.cert and kept.get(choice.cert, choice.cert),
+            key=choice.key and kept.get(choice.key, choice.key),
+        )
 
 
 def reading(choice: EtcdChoice) -> contextlib.AbstractContextManager[None]:

@@ -6,7 +6,7 @@ import base64
 import itertools
 import json
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from tests.harness.clock.driver import Clock
 from tests.system.e2e.cluster import ApiServer
@@ -77,9 +77,21 @@ class ControlPlane(NamedTuple):
 
 @contextmanager
 def running_nodes(
-    binaries: Binaries, folder: Path, members: int, skews: Sequence[float]
+    binaries: Binaries,
+    folder: Path,
+    members: int,
+    skews: Sequence[float],
+    **sections: Any,
 ) -> Iterator[list[ControlPlane]]:
-    """Run a node for each skew of its clock, in seconds, on an etcd of some members."""
+    """Run a node for each skew of its clock, in seconds, on an etcd of some members.
+
+    Args:
+        binaries: The programs.
+        folder: For their files.
+        members: Number of members of etcd.
+        skews: By how many seconds the clock of each node is off.
+        sections: More of the configuration of the plugins.
+    """
     with ExitStack() as running:
         etcd = Etcd(binaries, folder, members)
         running.callback(etcd.stop)
@@ -90,7 +102,7 @@ def running_nodes(
             clock = Clock(own, skew)
             token = TokenOfOthers(nodes[0].plugin.token, own) if nodes else None
             plugin = Plugin(own / "p", token, clock.env)
-            plugin.configure(keys={"discover": "2s"})
+            plugin.configure(**{"keys": {"discover": "2s"}, **sections})
             plugin.start()
             running.callback(plugin.stop)
             api = ApiServer(binaries, etcd, own)
