@@ -45,7 +45,8 @@ class Switch:
             if state.current == wanted
         ]
         if len(using) == len(rotation.nodes) and not compared.failures:
-            return Seen(True, f"all {every} use {new}")
+            who = f"all {every} use" if len(using) > 1 else "the only node uses"
+            return Seen(True, f"{who} {new}")
         text = f"{len(using)} of {every} use {new}"
         if compared.failures:
             return Seen(False, f"{text}; {compared.failures[0].text}")

@@ -99,6 +99,16 @@ def node() -> NodeBinaries:
     return NodeBinaries(crictl=crictl, **_built(NODE_PACKAGES))
 
 
+def controller_manager() -> Path:
+    """Build kube-controller-manager.
+
+    Raises:
+        MissingToolError: There is no Go.
+    """
+    name = "kube-controller-manager"
+    return _built({name: f"k8s.io/kubernetes/cmd/{name}"})[name]
+
+
 def loader() -> Path:
     """Build `tools/loader`, the API server's own encryption code.
 
@@ -211,7 +221,8 @@ def _build(package: str, target: Path) -> None:
 
 def main() -> None:
     """Build everything and print where it is."""
-    for path in (*vars(cluster()).values(), loader(), kine(), *vars(node()).values()):
+    more = (loader(), kine(), controller_manager())
+    for path in (*vars(cluster()).values(), *more, *vars(node()).values()):
         sys.stdout.write(f"{path}\n")
 
 

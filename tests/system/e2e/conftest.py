@@ -67,6 +67,16 @@ def loader(included: None) -> Path:
 
 
 @pytest.fixture(scope="session")
+def controller_manager(included: None) -> Path:
+    """The program kube-controller-manager."""
+    try:
+        return programs.controller_manager()
+    except programs.MissingToolError as error:
+        _leave_out(f"{error}; with Go, {HINT}")
+        raise
+
+
+@pytest.fixture(scope="session")
 def kine_program(included: None) -> Path:
     """The program kine."""
     try:
