@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from hsm_kms.cli import cli
+from hsm_kms.cli.rotation.journal import JournalFile, Rotation
 from tests.cli.decrypting import KEY, v2_with
 from tests.cli.etcd_cli import OBJECTS
 from tests.cli.migrating import Migrating
 from tests.harness.etcd_samples import written
+from tests.harness.etcd_server import EtcdServer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from tests.harness.plugin import Plugin
 
@@ -67,6 +69,7 @@ def every_command(
     yield ("token", "retry-pin", *config)
     yield ("etcd", "decrypt", KEY, "--reveal", *value, *config)
     yield ("keys", "list", *config)
+    yield from _rotation(node, server, directory)
     yield ("keys", "rotate", *config)
     key_ids = _key_ids(node)  # one, if nobody has run what was yielded
     old, new = key_ids[0], key_ids[-1]
@@ -77,14 +80,33 @@ def every_command(
     yield ("etcd", "show", next(iter(OBJECTS)), *dump)
     yield ("etcd", "verify", *dump, *config)
     yield ("migrate", *kubectl)
-    yield ("rotation", "status", *config)
-    # Without an etcd these two print an error.
-    nowhere = ("--endpoints", "127.0.0.1:1", *config)
-    yield ("rotation", "start", "--yes", "--node", "127.0.0.1:1", *nowhere)
-    yield ("rotation", "resume", *nowhere)
     # Nothing to destroy is retired for 24 hours: this one prints an error.
     etcd = ("--endpoints", "127.0.0.1:1", "--confirm", old)
     yield ("keys", "destroy", old, *etcd, *config)
+
+
+def _rotation(
+    node: Plugin, server: Plugin, directory: Path
+) -> Iterator[tuple[str, ...]]:
+    config = ("--config", str(node.config_file))
+    named = ("--node", str(written_status(server, directory)), "--with", "elsewhere")
+    journal = ("--journal", str(directory / "rotation.json"))
+    begun = Rotation(
+        began="2026-11-21T13:44:47Z",
+        old_key=_key_ids(node)[0],
+        nodes=[named[1]],
+        method=named[3],
+        resources=["secrets"],
+        activate_in=600.0,
+    )
+    JournalFile(Path(journal[1])).save(begun)
+    with EtcdServer({b"/registry/x": b"k8s"}) as etcd:
+        dry = ("--dry-run", "--endpoints", etcd.endpoint, *journal, *config)
+        yield ("rotation", "start", *named, *dry)
+        yield ("rotation", "resume", *dry)
+    begun.finished = begun.began
+    JournalFile(Path(journal[1])).save(begun)
+    yield ("rotation", "status", *journal, *config)
 
 
 def written_status(server: Plugin, directory: Path) -> Path:
