@@ -164,6 +164,7 @@ def test_status_not_well(make_plugin, hsm):
     plugin.stop()
     select(plugin, "another")
     plugin.start()
+    wait_for(lambda: "\nstate: failed" in plugin.cli("status").stdout)
     lost = plugin.cli("status")
 
     assert (1, "") == (never.returncode, never.stdout)
