@@ -14,15 +14,18 @@ from tests.harness.wait import wait_for
 
 QUICK = ("--yes", "--time", "400ms")
 CALLS = ("C_EncryptInit", "C_Encrypt", "C_DecryptInit", "C_Decrypt")
-SLOW = tuple(f"{name} sleep=20" for name in CALLS)  # so that more sessions pay off
+SLOW = tuple(f"{name} sleep=100" for name in CALLS)  # so that more sessions pay off
+# Any machine makes so few calls: the limit is that of --rate.
+LIMITED = ("--sessions", "1", "--time", "3s", "--rate", "5")
 TEXT = r"""
 measured with a temporary key in each session, mechanism aes-gcm-caller-iv
 SESSIONS +PER SECOND +ENCRYPT +P99 +DECRYPT +P99
 1 +\d+( +\d+\.\d ms){4}
-✓ fast enough for any cluster with KMS v2: Encrypt \S+ ms, Decrypt \S+ ms
+(?:✓ fast enough for any cluster with|! fast enough, but slower.*
+  hint: .*) KMS v2.*
 ✓ 1 session made \d+ calls a second, which is the limit of --rate; more were not .*
-✓ a start of the API server, KMS v2: \S+ ms of the token for each seed in etcd; .*
-✓ KMS v1, wrapping: software: \S+ ms of the token for each local KEK, one for 1,048.*
+✓ a start of the API server, KMS v2: \S+ m?s of the token for each seed in etcd; .*
+✓ KMS v1, wrapping: software: \S+ m?s of the token for each local KEK, one for 1,048.*
 ✓ KMS v1, wrapping: token: \S+ \S+ of the token for 10,000 Secrets, one after the other
 """
 
@@ -51,18 +54,15 @@ def texts(report):
 
 def test_text(node):
     """The table comes first, then the answers, one in a line."""
-    ended = node.cli("bench", *QUICK, "--rate", "10")
+    ended = node.cli("bench", "--yes", *LIMITED)
 
     assert (0, "") == (ended.returncode, ended.stderr)
-    for line, expected in zip(
-        ended.stdout.splitlines(), TEXT.strip().splitlines(), strict=True
-    ):
-        assert re.fullmatch(expected, line), line
+    assert re.fullmatch(TEXT.lstrip(), ended.stdout), ended.stdout
 
 
 def test_json(node):
     """JSON has each step with its times, and the costs that follow from them."""
-    report, _ = measured(node, "--rate", "10", "--secrets", "5000")
+    report, _ = measured(node, *LIMITED, "--secrets", "5000")
     (step,) = report["steps"]
 
     assert {"sessions": 1, "limited": True} == {
@@ -89,9 +89,7 @@ def test_it_leaves_nothing(node, shim):
 def test_more_sessions(node, shim):
     """While twice as many sessions are faster, more are opened, to the given number."""
     shim.set(*SLOW)
-    report, _ = measured(
-        node, "--sessions", "3", "--rate", "9000", "--time", "3s", "--secrets", "1"
-    )
+    report, _ = measured(node, "--sessions", "3", "--rate", "9000", "--time", "6s")
 
     assert [1, 2, 3] == [step["sessions"] for step in report["steps"]]
 
@@ -162,10 +160,10 @@ def test_it_stops_at_the_first_error(node, shim):
 
 def test_no_more_sessions(node, shim):
     """A token that grants no more sessions ends it, and what was measured is shown."""
-    shim.set(*SLOW, "max_sessions=3")  # one of them is the control session
+    shim.set(*SLOW, "max_sessions=2")  # one of them is the control session
     report, _ = measured(node, "--rate", "9000", "--time", "4s", code=1)
 
-    assert [1, 2] == [step["sessions"] for step in report["steps"]]
+    assert [1] == [step["sessions"] for step in report["steps"]]
     assert "CKR_SESSION_COUNT" in texts(report)["trouble"]
     assert "the measurement was stopped" in texts(report)["sessions"]
     wait_for(lambda: not shim.sessions())
@@ -196,7 +194,7 @@ def test_no_sessions_to_spare(node, shim):
 
 def test_one_session_without_locking(node, shim):
     """A module that several threads cannot use is measured with one session."""
-    shim.set("cant_lock", *SLOW)
+    shim.set("cant_lock")
     report, said = measured(node, "--rate", "9000")
 
     assert [1] == [step["sessions"] for step in report["steps"]]

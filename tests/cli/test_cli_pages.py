@@ -55,17 +55,6 @@ def test_probe(shared_server):
         page.run("hsm-kms probe")
 
 
-def test_bench(shared_server):
-    """`bench` prints what the page shows."""
-    with walk(
-        InProcess(shared_server.config_file),
-        "docs/commands.md",
-        "What `bench` measures",
-        names={},
-    ) as page:
-        page.run("hsm-kms bench")
-
-
 def test_troubleshooting(shared_server):
     """`status` and `check` succeed while all is well."""
     with walk(

@@ -232,3 +232,15 @@ def test_imported_key(make_token, serve, brand):
 
 def _mac(brand):
     return None if brand.mechanism == "aes-gcm" else os.urandom(32)
+
+
+def test_bench(served, brand):
+    """`bench` measures the token with keys that it never stores, and leaves none."""
+    before = served.listed()
+    done = served.cli("bench", "--yes", "--time", "1s", "--rate", "50", "-o", "json")
+    report = json.loads(done.stdout)
+
+    assert 0 == done.returncode, done.stdout
+    assert "a temporary key in each session" == report["key"]
+    assert report["mechanism"].startswith(brand.mechanism)
+    assert before == served.listed()
