@@ -10,7 +10,7 @@ PYTEST := $(BIN)/pytest
 # Tests wait for other processes a quarter of the time.
 JOBS := $(shell echo $$(($$(nproc) + 1)))
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
-SHELL_SCRIPTS := proto/generate.sh .ci/run $(wildcard image/*.sh package/*.sh softhsm/*.sh tests/*.sh tests/bare/*.sh)
+SHELL_SCRIPTS := proto/generate.sh .ci/run package/debian/postinst package/debian/postrm package/debian/prerm $(wildcard image/*.sh package/*.sh softhsm/*.sh tests/*.sh tests/bare/*.sh)
 LOCK := $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header \
 	--no-annotate --python-version 3.11
 
@@ -19,8 +19,8 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .SHELLFLAGS := -euc
 .DELETE_ON_ERROR:
-.PHONY: help run check test test-faults test-alerts test-e2e test-node bench bench-docs dashboard-picture test-tokens test-bare coverage \
-	lint types docs docs-reference proto lock image dist clean packages softhsm2
+.PHONY: help run check test test-faults test-alerts test-e2e test-node test-deb bench bench-docs dashboard-picture test-tokens test-bare coverage \
+	lint lint-workflows types docs docs-reference proto lock image dist deb clean packages softhsm2
 
 help:
 	@echo 'make run          serve with a SoftHSM2 token made in .dev'
@@ -30,13 +30,14 @@ help:
 	@echo 'make test-alerts  the alerts, in promtool and a real Prometheus (unpacked from its package)'
 	@echo 'make test-e2e     a real kube-apiserver and etcd (Go, or KUBEBUILDER_ASSETS)'
 	@echo 'make test-node    the container image, alone and under a real kubelet, and the systemd service (as root; Go)'
+	@echo 'make test-deb     the Debian package, built, and installed in a bare root (as root; debootstrap)'
 	@echo 'make test-tokens  Kryoptic, NSS, opencryptoki and p11-kit beside SoftHSM2'
 	@echo 'make test-bare    what a fresh Debian lacks, in a root made by debootstrap (as root)'
 	@echo 'make coverage     make test, with what it covers of hsm_kms, in every process'
 	@echo 'make bench        measure everything in .bench; QUICK=1 for less (Go; h2load, from nghttp2-client)'
 	@echo 'make bench-docs   put the figures and plots in .bench into docs/performance.md'
 	@echo 'make dashboard-picture  docs/images/dashboard.png, from a run of make test-alerts'
-	@echo 'make lint         ruff, import-linter, shellcheck where it is installed'
+	@echo 'make lint         ruff, import-linter, shellcheck, actionlint and zizmor where they are installed'
 	@echo 'make types        mypy'
 	@echo 'make docs         the pages of docs/ to browse, in .cache/docs; fails on a broken link or anchor'
 	@echo 'make docs-reference  the settings and commands in docs/ anew from the program'
@@ -45,6 +46,7 @@ help:
 	@echo 'make image        the container image and its SBOM (docker, podman or buildah); takes TOOL,'
 	@echo '                  BASE, IMAGE, TAG, TARGET and BUILD_OPTIONS: see image/build.sh'
 	@echo 'make dist         wheel and sdist, byte for byte the same from the same commit'
+	@echo 'make deb          a package for this release of Debian or Ubuntu (dpkg-dev)'
 	@echo 'make clean        remove what these made, the token in .dev excepted'
 
 run: softhsm2 .venv/run
@@ -69,6 +71,7 @@ test: packages .venv/dev
 	@echo '  make test-alerts  the alerts, in promtool and a real Prometheus'
 	@echo '  make test-tokens  tokens besides SoftHSM2: Kryoptic (cargo), NSS, opencryptoki, p11-kit'
 	@echo '  make test-e2e     a real kube-apiserver and etcd (Go 1.26, or KUBEBUILDER_ASSETS)'
+	@echo '  make test-deb     the Debian package in a bare root (as root; debootstrap)'
 	@echo '  make test-node    the container image, alone and under a real kubelet, and the systemd service (as root; Go)'
 
 test-faults: packages .venv/dev
@@ -94,6 +97,10 @@ test-node: packages .venv/dev
 	@tests/packages-node.sh
 	@HSM_KMS_NODE=1 HSM_KMS_LONG=1 $(BIN)/pytest tests/system/node $(PYTEST_ARGS)
 
+test-deb: packages .venv/dev
+	@tests/packages-deb.sh
+	@HSM_KMS_DEB=1 $(BIN)/pytest tests/system/deb $(PYTEST_ARGS)
+
 test-tokens: packages .venv/dev
 	@tests/packages-tokens.sh
 	@$(BIN)/python -m tests.system.tokens.kryoptic_module || echo 'going on without Kryoptic'
@@ -116,13 +123,20 @@ bench: .venv/bench packages
 bench-docs: .venv/bench
 	@$(BIN)/python -m bench.publish
 
-lint: .venv/dev
+lint: .venv/dev lint-workflows
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/lint-imports
 	@if command -v shellcheck >/dev/null; then \
 		shellcheck $(SHELL_SCRIPTS); \
 	else echo 'Not run: shellcheck, which is not installed'; fi
+
+# Neither tool is in a package of Debian; docs/releasing.md says where they are.
+lint-workflows:
+	@if command -v actionlint >/dev/null; then actionlint; \
+	else echo 'Not run: actionlint, which is not installed'; fi
+	@if command -v zizmor >/dev/null; then zizmor --quiet --offline .; \
+	else echo 'Not run: zizmor, which is not installed'; fi
 
 types: .venv/dev
 	@$(BIN)/mypy
@@ -152,6 +166,9 @@ image:
 
 dist: .venv/run
 	@package/dist.sh
+
+deb: .venv/run
+	@$(BIN)/python -m package.deb
 
 clean:
 	@rm -rf .venv dist build .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis \

@@ -1,7 +1,8 @@
 """Write a CycloneDX SBOM of the file system in which this program runs.
 
-Usage: sbom.py FILE. It lists the Python packages of the interpreter that runs it, the
-packages that dpkg has installed, and the release of the operating system. The same
+Usage: sbom.py FILE [KIND]. It lists the Python packages of the interpreter that runs
+it, the packages that dpkg has installed, and the release of the operating system; with
+the kind `application` in place of `container`, the Python packages alone. The same
 packages and the same SOURCE_DATE_EPOCH make the same file. The format is that of
 https://cyclonedx.org/docs/1.6/json/; a package URL, that of ECMA-427.
 """
@@ -113,13 +114,22 @@ def operating_system(release: dict[str, str]) -> Component:
     }
 
 
-def sbom() -> Component:
-    """Return the whole SBOM."""
-    release = platform.freedesktop_os_release()
-    components = sorted(
-        [*python_packages(), *debian_packages(release), operating_system(release)],
-        key=lambda each: str(each["bom-ref"]),
-    )
+def all_components(kind: str) -> list[Component]:
+    """Return what a container or an application consists of, in a fixed order."""
+    found = [*python_packages()]
+    if kind == "container":
+        release = platform.freedesktop_os_release()
+        found += [*debian_packages(release), operating_system(release)]
+    return sorted(found, key=lambda each: str(each["bom-ref"]))
+
+
+def sbom(kind: str) -> Component:
+    """Return the whole SBOM.
+
+    Args:
+        kind: `container` or `application`.
+    """
+    components = all_components(kind)
     seconds = int(os.environ.get("SOURCE_DATE_EPOCH") or datetime.now(UTC).timestamp())
     whole = {
         "bomFormat": "CycloneDX",
@@ -128,7 +138,7 @@ def sbom() -> Component:
         "metadata": {
             "timestamp": datetime.fromtimestamp(seconds, UTC).isoformat(),
             "component": {
-                "type": "container",
+                "type": kind,
                 "bom-ref": ROOT,
                 "name": ROOT,
                 "version": version(ROOT),
@@ -147,4 +157,5 @@ def sbom() -> Component:
 
 
 if __name__ == "__main__":
-    Path(sys.argv[1]).write_text(json.dumps(sbom(), indent=1, sort_keys=True) + "\n")
+    made = sbom(sys.argv[2] if len(sys.argv) > 2 else "container")  # noqa: PLR2004
+    Path(sys.argv[1]).write_text(json.dumps(made, indent=1, sort_keys=True) + "\n")

@@ -11,6 +11,14 @@ ROOT = Path(__file__).parents[3]
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 FOLDERS = {"pip": "pyproject.toml", "gomod": "go.mod", "docker": "Dockerfile"}
 
+_SIGN = {"attestations": "write", "id-token": "write"}
+MAY_WRITE = {
+    ("release", "provenance"): _SIGN,
+    ("release", "pypi"): {"contents": "read", "id-token": "write"},
+    ("release", "registry"): {**_SIGN, "packages": "write"},
+    ("release", "draft"): {"contents": "write"},
+}
+
 
 def parsed(path):
     return yaml.safe_load(path.read_text())
@@ -35,10 +43,19 @@ def test_actions_are_pinned(workflow):
 
 
 def test_permissions(workflow):
-    """A workflow has no permission, and a job at most permission to read the code."""
+    """A workflow has no permission; a job may read the code, or what is listed here."""
     assert {} == workflow["permissions"]
-    for job in workflow["jobs"].values():
-        assert job.get("permissions", {"contents": "read"}) == {"contents": "read"}
+    for name, job in workflow["jobs"].items():
+        allowed = MAY_WRITE.get((workflow["name"], name), {"contents": "read"})
+        assert allowed == job.get("permissions", allowed), name
+
+
+def test_who_may_write_runs_nothing_of_the_project(workflow):
+    """A job with a permission to write neither builds nor calls make or a script."""
+    for name, job in workflow["jobs"].items():
+        if (workflow["name"], name) in MAY_WRITE:
+            for step in job["steps"]:
+                assert not re.search(r"\bmake\b|\.sh\b|\.py\b", step.get("run", ""))
 
 
 def test_gate_needs_all():
