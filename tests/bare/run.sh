@@ -18,6 +18,7 @@ project=$(cd "$here/../.." && pwd -P)
 # only a user who is not root may skip what needs root. `ci-all` takes an hour and is
 # run only by name.
 declare -A commands=(
+    [readme]='tests/bare/readme.sh'
     [run]='tests/bare/served.sh'
     [test]='HSM_KMS_REQUIRE=all make test'
     [test-faults]='HSM_KMS_REQUIRE=all make test-faults'
@@ -27,7 +28,7 @@ declare -A commands=(
     [user-test]='make test'
     [ci-all]='.ci/run'
 )
-steps=(run test test-faults test-tokens ci user-run user-test)
+steps=(readme run test test-faults test-tokens ci user-run user-test)
 
 die() {
     echo "tests/bare/run.sh: $*" >&2
@@ -84,7 +85,7 @@ make_user() {
 
 run_step() {
     local step=$1 root=$scratch/$1 user=root home=/root
-    if [[ $step = ci* ]]; then
+    if [[ $step = ci* || $step = readme ]]; then
         cp -a --reflink=auto "$scratch/minimal" "$root"
     else
         [ -d "$scratch/base" ] || make_base "$scratch/base"
