@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import matplotlib as mpl
 from matplotlib import pyplot as plt
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from bench.common import SESSIONS
 from bench.plan import GROWING
@@ -98,7 +99,9 @@ def _label(
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     if logy:
         axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.yaxis.set_minor_formatter(NullFormatter())
     else:
         axes.set_ylim(bottom=0)
 
@@ -212,6 +215,8 @@ def _secrets(results: Results, axes: Any) -> bool:
     )
     _label(axes, "Secrets", "seconds until all are listed", logy=True)
     axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
     return drawn
 
 

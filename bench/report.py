@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from bench.common import SESSIONS
+from bench.goals import goals
+from bench.limits import possible
 from bench.overhead import BASE
 from bench.rates import METHODS, PATHS
 from bench.tables import NOTHING, figure, number, ratio, table
@@ -112,23 +113,6 @@ def _cpu(results: Results) -> str:
     return table(["", "path", "at once", "server (ms)", "workers (ms)"], rows)
 
 
-def possible(results: Results, latency: float, streams: float = 16) -> float:
-    """Return the rate that the direct path could reach.
-
-    That is the smaller of the rate of the sessions, each of which needs two C calls,
-    and the rate of the empty handler.
-
-    Args:
-        results: The run.
-        latency: Milliseconds of one C call.
-        streams: Requests at once.
-    """
-    empty = _rate(results, "empty", "Encrypt", 0, streams)
-    most = empty.median("rate") if empty is not None else float("nan")
-    busy = min(SESSIONS, streams)
-    return min(most, busy / (2 * latency / 1000)) if latency else most
-
-
 def _direct(results: Results) -> str:
     rows = []
     for latency in _values(results.of("rates", path="token"), "L"):
@@ -195,6 +179,7 @@ def _overhead(results: Results) -> str:
 _COLD = ["seconds", "token calls"]
 _SECTIONS: dict[str, tuple[str, Callable[[Results], str]]] = {
     "machine": ("What was measured, and on what", _machine),
+    "goals": ("Figures to reach", goals),
     "rates": ("Rates", _rates),
     "times": ("Times of a request with 16 at once, in milliseconds", _times),
     "direct": ("The direct path, and what is possible", _direct),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -47,10 +48,15 @@ def figure(series: Series | None, metric: str) -> str:
 
 def ratio(series: Series | None, other: Series | None, metric: str) -> str:
     """Return the median ratio of two series that were measured in the same rounds."""
+    return number(ratio_of(series, other, metric))
+
+
+def ratio_of(series: Series | None, other: Series | None, metric: str) -> float:
+    """Return the median ratio, NaN if one of the two was not measured."""
     if series is None or other is None:
-        return NOTHING
+        return math.nan
     pairs = zip(
         series.values.get(metric, []), other.values.get(metric, []), strict=False
     )
-    ratios = sorted(mine / theirs for mine, theirs in pairs if theirs)
-    return number(ratios[len(ratios) // 2]) if ratios else NOTHING
+    ratios = [mine / theirs for mine, theirs in pairs if theirs]
+    return statistics.median(ratios) if ratios else math.nan

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from bench import report, results
+from bench.goals import GOALS, goals
 from bench.plan import QUICK, WHOLE
 from bench.publish import PAGE, illustrated, published
 from bench.results import Results
@@ -87,6 +88,19 @@ def test_publishing_keeps_what_people_wrote(run):
         "between\n<!-- bench: cold -->\nkept\n<!-- bench end -->\nafter\n"
     )
     assert new == published(new, report.sections(run))
+
+
+def test_goals(run):
+    """What a run did not measure is no goal that it missed."""
+    rows = goals(run).splitlines()[2:]
+    verdicts = {row.split("|")[1].strip(): row.split("|")[4].strip() for row in rows}
+
+    assert len(GOALS) == len(verdicts)
+    assert "yes" == verdicts.pop("direct path, L = 0, 16 at once, of what is possible")
+    assert {"-"} == {*verdicts.values()}
+    assert "at least 0.85" == GOALS[0].wanted
+    assert [False, True] == [GOALS[0].reached(each) for each in (0.84, 0.85)]
+    assert [True, False] == [GOALS[2].reached(each) for each in (2, 2.1)]
 
 
 def test_plots_are_in_their_sections(run):
