@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 
@@ -20,14 +21,47 @@ def ask_secret(question: str) -> str:
     Raises:
         HsmKmsError: The answer is not text.
     """
-    # Without a terminal, getpass would warn on stderr with a line of its own source.
-    with warnings.catch_warnings(action="ignore"), interruptible():
+    with interruptible():
         try:
-            answer: str = click.prompt(question, hide_input=True, err=True)
+            answer = _hidden(question) if _has_terminal() else _read_line(question)
             answer.encode()
         except UnicodeError:
             raise HsmKmsError(f"{question}: the answer is not UTF-8 text") from None
+        except EOFError:
+            raise click.Abort from None
     return answer
+
+
+def _has_terminal() -> bool:
+    """Return True if there is a terminal, on which the answer must not be seen."""
+    if sys.stdin.isatty():
+        return True
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
+    except OSError:
+        return False
+    return True
+
+
+def _hidden(question: str) -> str:
+    # If the echo cannot be turned off, getpass would quote a line of its own source.
+    with warnings.catch_warnings(action="ignore"):
+        answer: str = click.prompt(question, hide_input=True, err=True)
+    return answer
+
+
+def _read_line(question: str) -> str:
+    """Return a line of stdin.
+
+    Raises:
+        EOFError: stdin has ended.
+    """
+    click.echo(f"{question}: ", nl=False, err=True)
+    line = sys.stdin.readline()
+    if not line:
+        raise EOFError
+    click.echo(err=True)
+    return line.removesuffix("\n")
 
 
 def require_terminal(instead: str) -> None:

@@ -1,16 +1,27 @@
-"""Let no hint lead back to the command that prints it.
+"""Let no hint lead back to the command that prints it, or to another configuration.
 
 The same error can reach the log of the server and many commands. Its hint may name the
 command that helps an operator of the server, which is no help to those who just ran it.
+Those who gave --config need it again for the command that the hint names.
 """
 
 from __future__ import annotations
 
 import re
+import shlex
 import sys
 from typing import Final
 
 _GROUPS: Final = {"keys", "etcd", "token", "config", "rotation"}
+_WITHOUT_CONFIG: Final = {
+    ("config", "schema"),
+    ("etcd", "scan"),
+    ("etcd", "show"),
+    ("init",),
+    ("migrate",),
+    ("nodes",),
+    ("probe",),
+}
 _NAMED: Final = re.compile("`hsm-kms ([^`]+)`")
 # Between these each part of a hint stands by itself.
 _BETWEEN: Final = re.compile("(; |: |, or |, then | or )")
@@ -18,6 +29,8 @@ _BETWEEN: Final = re.compile("(; |: |, or |, then | or )")
 
 def leading_on(hint: str | None) -> str | None:
     """Return the hint without the parts that name the running command.
+
+    The commands that are left get the --config of the running one.
 
     Args:
         hint: The hint of an error, or None.
@@ -34,7 +47,25 @@ def leading_on(hint: str | None) -> str | None:
     for between, part in zip(parts[::2], parts[1::2], strict=True):
         if not _leads_back(part, running):
             kept += between + part if kept else part
-    return kept or None
+    return _NAMED.sub(_with_config, kept) or None
+
+
+def _with_config(named: re.Match[str]) -> str:
+    """Return a command as it must be run for the configuration that was given."""
+    words = named[1].split()
+    config = _config(sys.argv[1:])
+    if config is None or _command(words) in _WITHOUT_CONFIG or "--help" in words:
+        return named[0]
+    return f"`hsm-kms {named[1]} --config {shlex.quote(config)}`"
+
+
+def _config(arguments: list[str]) -> str | None:
+    """Return the value of --config, or None if it is not among the arguments."""
+    for number, each in enumerate(arguments):
+        name, equals, value = each.partition("=")
+        if name == "--config":
+            return value if equals else "".join(arguments[number + 1 : number + 2])
+    return None
 
 
 def _leads_back(part: str, running: tuple[str, ...]) -> bool:

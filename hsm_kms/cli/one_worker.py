@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from hsm_kms.cli.ask import ask_secret
+from hsm_kms.cli.modules import require_module
 from hsm_kms.errors import ConfigError, PinSettlingError, TokenTimeoutError
 from hsm_kms.server import settings
 from hsm_kms.state_dir.directory import StateDir
@@ -134,6 +135,7 @@ async def configured_worker(
     Raises:
         HsmKmsError: The worker could not be started, or there is no such token.
     """
+    require_module(config.token.module, config.token.env)
     worker = await Worker.spawn(sessions, config.token.env, pass_fds=pass_fds)
     try:
         with _patience(config):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 import msgspec
 
+from hsm_kms.cli.modules import require_module
 from hsm_kms.cli.one_worker import one_worker
 from hsm_kms.cli.options import DEFAULT_PATH, config_option, output_option
 from hsm_kms.cli.streams import tell
@@ -107,6 +108,7 @@ def list_tokens(
         module = chosen.module
         init_args = chosen.init_args if init_args is None else init_args
         variables = dict(chosen.env) | variables
+    require_module(module, variables)
     configure = Configure(
         module=str(module.absolute()), init_args=init_args, needs_login=False
     )

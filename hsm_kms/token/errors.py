@@ -105,7 +105,7 @@ _CAPACITY: Final = "lower token.workers or token.sessions_per_worker"
 _PIN: Final = "put the right PIN into the PIN file; the rejected one is not tried again"
 _PIN_FILE: Final = "make the PIN file readable for this process"
 _PIN_CONTENT: Final = (
-    "the PIN file must contain only the PIN, and at most one newline after the PIN"
+    "give only the PIN; in a PIN file, at most one newline may follow the PIN"
 )
 _PIN_LOW: Final = (
     "make sure that the PIN file is right, then run `hsm-kms token retry-pin`"

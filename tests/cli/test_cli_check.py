@@ -268,7 +268,7 @@ def test_label_that_no_key_has(make_plugin, hsm):
     """If no key has the configured label, `check` and `keys list` name those there."""
     plugin = make_plugin(hsm, keys={"label": "wrong"})
     cause = "no AES key labelled 'wrong' is on the token; AES keys on it are labelled "
-    cure = "correct keys.label, or make one with `hsm-kms keys generate`"
+    cure = plugin.hint("correct keys.label, or make one with `hsm-kms keys generate`")
     shown, listed = plugin.cli("check").stdout, plugin.cli("keys", "list").stderr
 
     assert f"✗ key: {cause}'k8s-kek'\n  hint: {cure}\n" in shown

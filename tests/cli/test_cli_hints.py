@@ -11,7 +11,7 @@ import pytest
 import hsm_kms
 from hsm_kms import errors
 from hsm_kms.cli import cli
-from hsm_kms.cli.hints import _GROUPS, leading_on
+from hsm_kms.cli.hints import _GROUPS, _WITHOUT_CONFIG, leading_on
 from hsm_kms.ipc import ckr
 from hsm_kms.ipc.messages import Failure
 from hsm_kms.token.errors import TABLE, error_from
@@ -168,14 +168,45 @@ def test_leading_on(monkeypatch, running, hint, shown):
     assert shown == leading_on(hint)
 
 
+@pytest.mark.parametrize(
+    ("running", "hint", "shown"),
+    [
+        ("check --config x y", "run `hsm-kms token list`", "--config x`"),
+        ("check --config=x", "run `hsm-kms keys list -o json`", "-o json --config x`"),
+        ("check --config=x", "run `hsm-kms keys list` or wait", "--config x` or wait"),
+        ("check --config=x$y", "run `hsm-kms keys list`", "--config 'x$y'`"),
+        ("check --config=x", "run `hsm-kms migrate`", "run `hsm-kms migrate`"),
+        ("check --config=x", "see `hsm-kms keys --help`", "see `hsm-kms keys --help`"),
+    ],
+)  # fmt: skip
+def test_the_same_configuration(monkeypatch, running, hint, shown):
+    """The command of a hint gets the --config that was given, if it takes one."""
+    monkeypatch.setattr("sys.argv", ["hsm-kms", *running.split()])
+
+    assert (leading_on(hint) or "").endswith(shown)
+
+
+def test_commands_without_a_configuration():
+    """Every other command takes --config."""
+    assert _WITHOUT_CONFIG == {
+        name
+        for name, each in COMMANDS.items()
+        if "--config" not in {option for param in each.params for option in param.opts}
+    }
+
+
 def test_module_that_cannot_start(directory, pin_file):
     """If the module has no configuration, or shows no token, the cause is named."""
     hsm = SoftHsm(directory / "hsm")
     plugin = beside(hsm, pin_file)
     empty = [plugin.cli("check"), run("token", "list", "--config", plugin.config_file)]
-    listed = run(
-        *("token", "list", "--module", softhsm_module()),
-        *("--env", f"SOFTHSM2_CONF={directory}/none"),
+    (directory / "broken.conf").write_text("directories.tokendir = /nowhere\n")
+    broken, absent = (
+        run(
+            *("token", "list", "--module", softhsm_module()),
+            *("--env", f"SOFTHSM2_CONF={directory}/{name}"),
+        )
+        for name in ("broken.conf", "none")
     )
 
     for ended in empty:
@@ -183,5 +214,18 @@ def test_module_that_cannot_start(directory, pin_file):
         assert "the module shows no initialised token" in said
         assert "the files of its tokens are intact and readable" in said
     assert "no token matches token_label 'test'; to user " in empty[0].stdout
-    assert "C_Initialize returned CKR_GENERAL_ERROR" in listed.stderr
-    assert "hint: see whether its configuration (token.env)" in listed.stderr
+    assert "C_Initialize returned CKR_GENERAL_ERROR" in broken.stderr
+    assert "hint: see whether its configuration (token.env)" in broken.stderr
+    assert f"SOFTHSM2_CONF names {directory}/none: No such file" in absent.stderr
+
+
+def test_module_that_is_missing(directory, pin_file):
+    """Every command that uses the token says where a missing module is."""
+    missing = {"module": "/nowhere/libsofthsm2.so", "shared": True}
+    plugin = beside(SoftHsm(directory / "hsm"), pin_file, token=missing)
+    config = ("--config", plugin.config_file)
+    for command, arguments in USE_THE_TOKEN.items():
+        ended = run(*command, *arguments, *config)
+        said = ended.stdout + ended.stderr
+        assert "/nowhere/libsofthsm2.so: No such file or directory\n" in said, command
+        assert f"hint: set token.module to {softhsm_module()}\n" in said, command

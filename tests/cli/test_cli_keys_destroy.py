@@ -60,7 +60,8 @@ def test_retired_at_an_unknown_time(two):
     two.json("retire", two.old, "--without-scan", "--yes")
     known = two.refusal(*wanted(two, "127.0.0.1:1"))
 
-    assert f"run `hsm-kms keys retire {two.old}` to record the time" in unknown
+    record = f"run `hsm-kms keys retire {two.old}` to record the time"
+    assert two.plugin.hint(record) in unknown
     assert "less than 24 hours ago" in known
 
 

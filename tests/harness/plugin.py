@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -304,6 +305,11 @@ class Plugin:
             input=stdin,
             timeout=patient(60),
         )
+
+    def hint(self, text: str) -> str:
+        """Return the hint as a command prints it that was run by `cli`."""
+        config = f" --config {self.config_file}`"
+        return re.sub("(`hsm-kms [^`]*)`", lambda named: named[1] + config, text)
 
 
 def get(connection: HTTPConnection, path: str) -> tuple[int, str]:

@@ -50,7 +50,7 @@ class InProcess:
         assert not typed + after
         _, *arguments = shlex.split(command)
         ended = command_line.run(*arguments, *self._more, cwd=self._cwd, merged=True)
-        return ended.returncode, ended.stdout
+        return ended.returncode, _by_default(ended.stdout, *self._more[1:])
 
 
 class Shell:
@@ -115,7 +115,8 @@ class Shell:
             check=False,
             timeout=patient(300),
         )
-        return ended.returncode, _PROGRESS.sub("", ended.stdout)
+        printed = _by_default(ended.stdout, self.env["HSM_KMS_CONFIG"])
+        return ended.returncode, _PROGRESS.sub("", printed)
 
     def _on_terminal(self, line: list[str], typed: str, after: str) -> tuple[int, str]:
         outer, inner = pty.openpty()
@@ -138,7 +139,13 @@ class Shell:
                 printed += part
         os.close(outer)
         text = printed.decode().replace("\r\n", "\n")
+        text = _by_default(text, self.env["HSM_KMS_CONFIG"])
         return process.returncode, _PROGRESS.sub("", text)
+
+
+def _by_default(printed: str, config: str = "") -> str:
+    """Return what a command prints without the option that a page does not show."""
+    return printed.replace(f" --config {config}`", "`") if config else printed
 
 
 def _read(terminal: int) -> bytes:

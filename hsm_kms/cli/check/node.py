@@ -8,19 +8,15 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from hsm_kms.cli.check.modules import advice_for
 from hsm_kms.cli.listening import require_kms
+from hsm_kms.cli.modules import absent, faults_of
 from hsm_kms.cli.report import because
-from hsm_kms.denials import read_hint
 from hsm_kms.errors import (
     HsmKmsError,
     PinSettlingError,
     SocketError,
-    TokenAbsentError,
     WrongUserError,
 )
 from hsm_kms.http.address import TcpAddress, UnixAddress
@@ -32,23 +28,12 @@ from hsm_kms.token.pin_verdict import PinVerdict
 from hsm_kms.users import install_line, require_service_user
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from pathlib import Path
 
     from hsm_kms.cli.report import Report
     from hsm_kms.config.schema import Config
     from hsm_kms.http.address import Address
 
-# Variables in which modules look for the path of their configuration.
-_CONFIGURATION_OF_MODULES: Final = (
-    "CS_PKCS11_R3_CFG",
-    "ChrystokiConfigurationPath",
-    "KRYOPTIC_CONF",
-    "NFAST_HOME",
-    "OPENSSL_CONF",
-    "PKCS11SPY",
-    "SOFTHSM2_CONF",
-    "YUBIHSM_PKCS11_CONF",
-)
 STEPS: Final = (
     "permissions",
     "state-directory",
@@ -115,35 +100,11 @@ def _check_module(report: Report, config: Config) -> None:
         with module.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        advice = advice_for(module, error)
-        absent = TokenAbsentError(f"{module}: {error.strerror}", hint=advice)
-        report.fail("module", "module", absent)
+        report.fail("module", "module", absent(module, error))
         return
     report.ok("module", f"module {module}, SHA-256 {digest}")
-    for name, trouble in _unreadable(config):
-        what = f"token.env.{name} names {config.token.env[name]}: {trouble.strerror}"
-        hint = _cure(trouble, Path(config.token.env[name]))
-        report.fail("module", "module", HsmKmsError(what, hint=hint))
-
-
-def _unreadable(config: Config) -> Iterator[tuple[str, OSError]]:
-    """Yield the configuration of the module that this process cannot read."""
-    for name in _CONFIGURATION_OF_MODULES:
-        path = config.token.env.get(name)
-        if not path:
-            continue
-        try:
-            Path(path).stat()
-            if not os.access(path, os.R_OK, effective_ids=True):
-                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-        except OSError as error:
-            yield name, error
-
-
-def _cure(error: OSError, path: Path) -> str:
-    if error.errno in {errno.ENOENT, errno.ENOTDIR}:
-        return "correct token.env, or create the file as the module's manual says"
-    return read_hint(error, path)
+    for fault in faults_of(config.token.env):
+        report.fail("module", "module", fault)
 
 
 def _check_pin(report: Report, config: Config, state: StateDir) -> None:

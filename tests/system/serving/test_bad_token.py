@@ -143,7 +143,7 @@ def test_bad_token(make_plugin, empty_hsm, directory, name):
     assert "OK" != code_of(lambda: plugin.encrypt(b"d" * 32))
     assert plugin.process.poll() is None
     assert (1, "") == (check.returncode, check.stderr)
-    assert_failure(check.stdout, detail, hint)
+    assert_failure(check.stdout, detail, plugin.hint(hint))
 
 
 def status_of(plugin):

@@ -60,7 +60,8 @@ def test_a_wrong_credential_is_tried_once(spied, unit):
         plugin.stop()
         plugin.log_file.unlink()
         assert 1 == spy.count("C_Login")
-        assert "restart the service, then run `hsm-kms token retry-pin`" in check.stdout
+        cure = "restart the service, then run `hsm-kms token retry-pin`"
+        assert plugin.hint(cure) in check.stdout
 
     load(unit, PIN)
     plugin.start()

@@ -180,7 +180,7 @@ def test_pin_record_corrupt(plugin):
 
     assert 1 == check.returncode
     cure = "check that the PIN is right, then run `hsm-kms token retry-pin`"
-    assert f"✗ PIN: {damaged}\n  hint: {cure}\n" in check.stdout
+    assert f"✗ PIN: {damaged}\n  hint: {plugin.hint(cure)}\n" in check.stdout
     assert 0 == retried.returncode
 
 

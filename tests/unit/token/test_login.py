@@ -154,6 +154,7 @@ def test_wrong_pin_is_tried_once(spied, own_pin):
         "put the right PIN into the PIN file; if it is right already, run "
         "`hsm-kms token retry-pin`"
     )
+    cure = plugin.hint(cure)
     assert 1 == check.returncode
     assert f"✗ PIN: {rejected}\n  hint: {cure}\n" in check.stdout
     assert (1, f"hsm-kms: {rejected}\nhint: {cure}\n") == (keys.returncode, keys.stderr)
@@ -174,7 +175,7 @@ def test_right_pin_after_wrong(spied, own_pin):
     assert 1 == spy.count("C_Login")
     cure = "make sure that the PIN file is right, then run `hsm-kms token retry-pin`"
     assert 1 == check.returncode
-    assert f"✗ PIN: {LOW}\n  hint: {cure}\n" in check.stdout
+    assert f"✗ PIN: {LOW}\n  hint: {plugin.hint(cure)}\n" in check.stdout
 
     retry = plugin.cli("token", "retry-pin")
     plugin.wait_healthz("ok")
@@ -207,9 +208,7 @@ def test_odd_pin_file_costs_no_try(spied, own_pin):
     told = f"{own_pin} ends with a carriage return"
     assert_told(plugin, told)
     check = plugin.cli("check")
-    cure = (
-        "the PIN file must contain only the PIN, and at most one newline after the PIN"
-    )
+    cure = "give only the PIN; in a PIN file, at most one newline may follow the PIN"
     assert f"✗ PIN: {told}\n  hint: {cure}\n" in check.stdout
     assert (1, 0) == (check.returncode, spy.count("C_Login"))
 
