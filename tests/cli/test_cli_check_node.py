@@ -81,6 +81,11 @@ FAULTS = {
         "HTTP TAKEN: Address already in use",
         "free the port, or choose another http.listen",
     ),
+    "an address of another machine": (
+        lambda _at, _: {"http": {"listen": "203.0.113.1:9462"}},
+        "HTTP 203.0.113.1:9462: Cannot assign requested address",
+        "no interface has this address: correct http.listen",
+    ),
     "no directory for the admin socket": (
         lambda at, _: {"http": {"admin_socket": f"{at}/run/admin.sock"}},
         "HTTP AT/run/admin.sock: No such file or directory",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from base64 import b64encode
 
 import pytest
 
@@ -104,8 +105,11 @@ def test_show_a_value_from_a_file(value, words, tmp_path, cli):
         (b"\n", "is empty: there is no value"),
         (etcdctl_json(OBJECTS), "is what `etcdctl -w json` prints, and not one value"),
         (b"/registry/secrets/n/a\n" + v2() + b"\n", "begins with a key"),
+        (b64encode(v2()), "is no value of an API server, as it is stored\nhint: give"),
+        (v2().hex().encode(), "is no value of an API server"),
+        (b"<html>", "is no value of an API server"),
     ],
-    ids=["nothing", "newline", "json", "with key"],
+    ids=["nothing", "newline", "json", "with key", "base64", "hex", "a page"],
 )
 def test_show_what_is_no_value(content, words, tmp_path, cli):
     """What etcdctl prints without or beside a value is not taken for a value."""

@@ -198,6 +198,10 @@ def _has(status: dict[str, Any], address: Address) -> bool:
 def _http_cure(address: Address, error: OSError) -> str:
     if error.errno == errno.ENOENT and isinstance(address, UnixAddress):
         return f"as root, run: {install_line(address.path.parent, 0o750)}"
+    if error.errno == errno.EADDRNOTAVAIL:
+        return "no interface has this address: correct http.listen (null for none)"
+    if error.errno == errno.EACCES and isinstance(address, TcpAddress):
+        return "choose a port above 1023 in http.listen (null for none)"
     if address.kind == "tcp":
         return "free the port, or choose another http.listen (null for none)"
     return "choose another http.admin_socket (null for none)"

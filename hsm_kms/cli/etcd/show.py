@@ -54,6 +54,10 @@ def show_command(
         etcd_shown.print_value(shown)
 
 
+# Of every value: encrypted or Protobuf, or the JSON of a custom resource.
+_BEGINNINGS: Final = (b"k8s:enc:", b"k8s\0", b"{")
+
+
 def _of_file(path: Path) -> Stored:
     """Explain the value in a file, without the newline that etcdctl appends."""
     name = "stdin" if path == STDIN else str(path)
@@ -92,4 +96,9 @@ def _require_value(name: str, content: bytes) -> None:
         raise HsmKmsError(
             f"{name} begins with a key, and not with a value",
             hint="use `etcdctl get KEY --print-value-only`",
+        )
+    if not content.startswith(_BEGINNINGS):
+        raise HsmKmsError(
+            f"{name} is no value of an API server, as it is stored",
+            hint="give the bytes of `etcdctl get KEY --print-value-only`, not encoded",
         )
