@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 
 from hsm_kms.wrapping.record import Kind, Record
+from tests.system.e2e.page import logged
 from tests.system.e2e.processes import wait_for
 from tests.system.e2e.stored import parse_v2
 from tests.system.e2e.world import NAMESPACE, secret
@@ -35,6 +36,7 @@ class ClusterNode:
         self.api = world.api
         self._world = world
         self._written = 0
+        self._log_begins = 0
 
     def begin(
         self, wrapping: str, *, v1: str = "token", health: dict[str, Any] = LASTING
@@ -52,6 +54,32 @@ class ClusterNode:
         )
         self.plugin.start()
         self.wraps(KINDS[wrapping])
+        self.forgets()
+
+    def forgets(self) -> None:
+        """Let `logged` begin here."""
+        self._log_begins = self.api.log.stat().st_size
+
+    def logged(self) -> str:
+        """Return what the API server has logged since then."""
+        with self.api.log.open("rb") as file:
+            file.seek(self._log_begins)
+            return file.read().decode(errors="replace")
+
+    def logs(self, case: str) -> None:
+        """Wait until the API server has logged what docs/operations.md says.
+
+        Args:
+            case: The first cell of a row of its table of cases.
+        """
+        lines = logged(case)
+        assert lines, case
+
+        def has() -> bool:
+            self.api.get(READYZ)  # which has the plugin asked
+            return all(line in self.logged() for line in lines)
+
+        wait_for(f"{lines} in the log", has, timeout=NOTICED, every=0.5)
 
     def wraps(self, kind: Kind) -> None:
         """Wait until Encrypt gives records of this kind."""

@@ -27,7 +27,7 @@ def logged(what: str) -> list[str]:
     """Return what docs/operations.md says that kube-apiserver logs.
 
     Args:
-        what: The first cell of a row of its table of boots.
+        what: The first cell of a row of one of its tables.
     """
     (row,) = (
         line

@@ -135,6 +135,7 @@ class Plugin:
         self.folder = folder
         self._admin_socket = folder / "admin.sock"
         self.config_file = folder / "config.yaml"
+        self.state_dir = folder / "state"
         self._config = self._configuration()
         self.configure()
         self._child: Child | None = None
@@ -155,11 +156,10 @@ class Plugin:
         self.config_file.write_text(json.dumps(self._config))
 
     def _configuration(self) -> dict[str, Any]:
-        state_dir = self.folder / "state"
-        state_dir.mkdir(mode=0o700)
+        self.state_dir.mkdir(mode=0o700)
         return {
             "version": 1,
-            "state_dir": str(state_dir),
+            "state_dir": str(self.state_dir),
             "listen": {"socket": str(self.socket)},
             "apis": {"v2": {"enabled": True}, "v1": {"enabled": True}},
             "token": {

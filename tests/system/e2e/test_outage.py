@@ -1,10 +1,12 @@
 """API server, clients and operator while the token is unavailable, with KMS v2.
 
-The table of docs/software-wrapping.md, line by line, on a real kube-apiserver.
+The table of docs/software-wrapping.md, line by line, on a real kube-apiserver, and what
+that logs, which is in docs/operations.md.
 """
 
 from __future__ import annotations
 
+import shutil
 from typing import TYPE_CHECKING
 
 import grpc
@@ -35,6 +37,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300, func_only=True)]
 ANOTHER_KEY = "a" * 26
 GONE = "the last current key is not on the token"
 SENTENCE = "run hsm-kms check on the node"
+FAILED = "kms plugin failed health check probe"
 IN_SOFTWARE = "; writes continue with a local KEK"
 
 
@@ -42,7 +45,7 @@ IN_SOFTWARE = "; writes continue with a local KEK"
 def node(binaries: Binaries, new_folder: Callable[[], Path]) -> Iterator[ClusterNode]:
     """A cluster; each test begins with `begin`."""
     with running_world(binaries, new_folder()) as world:
-        world.api.start(world.encryption("v2"))
+        world.api.start(world.encryption("v2"), "-v=2")
         yield ClusterNode(world)
 
 
@@ -60,6 +63,7 @@ def test_software_serves_the_restart_of_an_api_server(node):
 
         assert ("ok", "degraded") == (node.plugin.healthz(), node.state())
         assert (200, b"ok") == node.api.get(READYZ)
+        assert FAILED not in node.logged()
         assert {before, during} == node.lists()
         assert f"text of {before}" == node.reads(before)
         assert [LOCAL, LOCAL] == list(map(node.stored, [before, during]))
@@ -120,7 +124,7 @@ def test_token_says_why_not_and_stops_writes_when_told(node):
         assert grpc.StatusCode.UNAVAILABLE is node.encrypts()
         assert grpc.StatusCode.UNAVAILABLE is node.decrypts(cold)
         assert DEK == node.decrypts(warm)
-        node.says(SENTENCE)
+        node.logs("`token`: the token is unavailable")
         during = node.writes()
         assert f"text of {before}" == node.reads(before)
 
@@ -133,7 +137,7 @@ def test_token_says_why_not_and_stops_writes_when_told(node):
         with pytest.raises(grpc.RpcError) as refusal:
             node.plugin.status()
         assert grpc.StatusCode.UNAVAILABLE is refusal.value.code()
-        node.says("code = Unavailable")
+        node.logs("`health.stop_writes_after` has passed")
     node.recovers(before, during)
 
 
@@ -149,7 +153,7 @@ def test_grace_and_max_offline(node, wrapping):
         assert node.plugin.healthz().endswith(SENTENCE + IN_SOFTWARE)
         assert ("degraded", LOCAL) == (node.state(), node.encrypts())
         if wrapping == "software":  # the other one need not be waited for, too
-            node.says(SENTENCE + IN_SOFTWARE)
+            node.logs("`software`, `fallback`: longer than `health.grace`")
 
         node.plugin.configure(local_keys={"max_offline": "1s"})
         node.turns("failed")
@@ -177,7 +181,15 @@ def test_a_plugin_that_is_restarted_in_an_outage(node):
         assert grpc.StatusCode.UNAVAILABLE is node.decrypts(record)
         during = node.writes()
         assert {before, during} == node.lists()
-    node.recovers(before, during)
+        node.logs("the plugin was restarted in the outage")
+
+        node.plugin.stop()
+        shutil.rmtree(node.plugin.state_dir)
+        node.plugin.start(ok=False)
+        assert "starting" == node.state()
+        node.logs("the plugin was restarted in the outage without its state directory")
+        after = node.writes()
+    node.recovers(before, during, after)
     assert DEK == node.decrypts(record)
 
 
@@ -206,6 +218,7 @@ def test_a_local_kek_does_not_stand_in_for_a_key_that_is_gone(node):
     wait_for("sentence", lambda: GONE in node.plugin.healthz(), timeout=NOTICED)
 
     assert "failed" == node.state()
+    node.logs("the current key is lost, rolled back, or forbidden by `keys.policy`")
     assert grpc.StatusCode.FAILED_PRECONDITION is node.encrypts()
     assert DEK == node.decrypts(record)
     assert f"text of {(name := node.writes())}" == node.reads(name)
