@@ -36,6 +36,29 @@ COMMANDS = {
     path: each for path, each in GROUPS_TOO.items() if not isinstance(each, click.Group)
 }
 LEAVES = set(COMMANDS)
+A_KEY_ID = "a" * 26
+
+# Every command that uses the token, with what it cannot do without.
+USE_THE_TOKEN = {
+    ("check",): (),
+    ("keys", "cancel"): (A_KEY_ID, "--yes"),
+    ("keys", "destroy"): (
+        A_KEY_ID,
+        "--confirm",
+        A_KEY_ID,
+        "--endpoints",
+        "localhost:1",
+    ),
+    ("keys", "generate"): (),
+    ("keys", "list"): (),
+    ("keys", "retire"): (A_KEY_ID, "--yes", "--without-scan"),
+    ("keys", "rotate"): (),
+    ("rotation", "start"): (
+        *("--node", "localhost:1", "--endpoints", "localhost:1", "--yes"),
+    ),
+    ("token", "list"): (),
+    ("token", "retry-pin"): (),
+}
 
 
 def every_command(

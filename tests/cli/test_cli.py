@@ -18,6 +18,7 @@ from tests.cli.every_command import GROUPS_TOO
 from tests.harness.command_line import HSM_KMS, run
 from tests.harness.processes import children_of, command_lines
 from tests.harness.softhsm import PIN, softhsm_module
+from tests.harness.troubleshooting import is_explained
 from tests.harness.wait import patient, wait_for
 
 TRANSCRIPTS = sorted((Path(__file__).parent / "transcripts").glob("*.txt"))
@@ -168,7 +169,9 @@ def test_status_not_well(make_plugin, hsm):
     lost = plugin.cli("status")
 
     assert (1, "") == (never.returncode, never.stdout)
-    assert never.stderr.startswith(f"hsm-kms: no Status from {plugin.socket}: UNAVAIL")
+    line = never.stderr.splitlines()[0]
+    assert line.startswith(f"hsm-kms: no Status from {plugin.socket}: UNAVAILABLE: ")
+    assert is_explained(line, {str(plugin.socket): "/path/kms.sock"})
     assert "\nhint: the server says: no token matches token_label 'anot" in never.stderr
     assert 1 == lost.returncode
     assert re.match(r"healthz: the .+\nkey_id: [a-z2-7]{26}\n", lost.stdout)

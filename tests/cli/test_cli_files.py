@@ -8,6 +8,7 @@ import os
 import pytest
 
 from tests.harness.command_line import run
+from tests.harness.troubleshooting import is_explained
 
 NOBODY = 65534
 ETCD = ("etcd", "scan", "--endpoints", "127.0.0.1:1")
@@ -98,6 +99,7 @@ def test_a_directory_that_cannot_be_entered(options, tmp_path):
     if "--socket" in options:
         who = f"user {os.geteuid()}, or as root" if os.geteuid() else "root"
         assert f"hint: run it as {who}\n" in said
+        assert is_explained("hsm-kms: the KMS socket /path/kms.sock cannot be used: ")
 
 
 @pytest.mark.parametrize("command", ["check", "status", "keys list", "config show"])
@@ -113,4 +115,6 @@ def test_a_configuration_of_another_user(command, directory):
 
     who = os.geteuid() or NOBODY
     assert 2 == done.returncode
-    assert f"{path} cannot be read: Permission denied for user {who}\n" in done.stderr
+    line = f"hsm-kms: {path} cannot be read: Permission denied for user {who}"
+    assert f"{line}\n" == done.stderr
+    assert is_explained(line, {str(path): "/path/config.yaml", str(who): "65534"})

@@ -16,31 +16,13 @@ from hsm_kms.ipc import ckr
 from hsm_kms.ipc.messages import Failure
 from hsm_kms.token.errors import TABLE, error_from
 from hsm_kms.token.process import Worker
-from tests.cli.every_command import COMMANDS
+from tests.cli.every_command import COMMANDS, USE_THE_TOKEN
 from tests.harness.command_line import run
 from tests.harness.plugin import beside
 from tests.harness.softhsm import SoftHsm, softhsm_module
 
 PACKAGE = Path(hsm_kms.__file__).parent
 NAMED = re.compile("`hsm-kms ([a-z][^`]+)`")
-KEY_ID = "a" * 26
-
-# Every command that uses the token, with what it cannot do without.
-USE_THE_TOKEN = {
-    ("bench",): ("--yes",),
-    ("check",): (),
-    ("keys", "cancel"): (KEY_ID, "--yes"),
-    ("keys", "destroy"): (KEY_ID, "--confirm", KEY_ID, "--endpoints", "localhost:1"),
-    ("keys", "generate"): (),
-    ("keys", "list"): (),
-    ("keys", "retire"): (KEY_ID, "--yes", "--without-scan"),
-    ("keys", "rotate"): (),
-    ("rotation", "start"): (
-        *("--node", "localhost:1", "--endpoints", "localhost:1", "--yes"),
-    ),
-    ("token", "list"): (),
-    ("token", "retry-pin"): (),
-}
 
 
 def texts():

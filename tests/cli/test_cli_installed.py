@@ -18,6 +18,7 @@ import pytest
 
 from tests.harness.examples import LONG
 from tests.harness.softhsm import softhsm_module
+from tests.harness.troubleshooting import is_explained
 from tests.harness.wait import patient
 
 ROOT = Path(__file__).parents[2]
@@ -109,6 +110,7 @@ def test_says_why(tmp_path, hsm):
     done = listed(tmp_path, hsm, BASE, "-I", "hsm-kms")
 
     assert 1 == done.returncode
+    assert is_explained(done.stderr.splitlines()[0])
     assert done.stderr == (
         "hsm-kms: the token worker cannot start: ModuleNotFoundError: No module named "
         "'hsm_kms'\n"

@@ -12,6 +12,7 @@ import pytest
 from hsm_kms.etcd.live import Etcd
 from tests.harness.pages import walk
 from tests.harness.terminals import InProcess
+from tests.harness.troubleshooting import is_explained
 from tests.harness.wait import patient
 from tests.system.e2e.processes import Child, wait_for
 from tests.system.e2e.secure_etcd import complaint, hsm_kms, scan
@@ -142,5 +143,7 @@ def test_the_database_of_kine(kine, binaries, monkeypatch):
     monkeypatch.setenv("PATH", str(binaries.etcd.parent), prepend=os.pathsep)
     said = complaint("--from-snapshot", kine.database)
 
-    assert f"{kine.database} is a database of SQLite, as kine of k3s has it" in said
+    line = f"{kine.database} is a database of SQLite, as kine of k3s has it"
+    assert line in said
+    assert is_explained(f"hsm-kms: {line}", {str(kine.database): "/path/state.db"})
     assert "hint: scan the running kine instead: --endpoints unix://PATH" in said

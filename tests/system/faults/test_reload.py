@@ -9,6 +9,7 @@ import signal
 import pytest
 
 from tests.harness import command_line
+from tests.harness.troubleshooting import is_explained
 from tests.harness.wait import wait_for
 from tests.system.faults.load import Load
 
@@ -147,6 +148,7 @@ def test_not_taken_over(make_rig, change, told):
     assert 0 == rig.metrics()["hsm_kms_config_in_force"]
     shown = command_line.run("status", "--config", good).stdout
     assert f"config: not in force since {config['since']}: " in shown
+    assert is_explained("config: not in force since ")
     assert told in " ".join(str(entry[field]) for field in fields)
     assert [] == [*load.failures(), *load.wrong]
     assert set(workers) <= set(rig.worker_pids)

@@ -26,7 +26,10 @@ from tests.harness.etcd_server import (
     make_certificates,
     read,
 )
+from tests.harness.troubleshooting import is_explained
 from tests.harness.wait import patient
+
+CANNOT = "hsm-kms: cannot connect to etcd: 127.0.0.1:2379: "  # on the page
 
 
 @pytest.fixture(scope="session")
@@ -101,6 +104,7 @@ def test_tls_that_fails(wrong, scheme, words, hint, certificates, tmp_path):
 
     assert words in str(caught.value)
     assert hint in caught.value.hint
+    assert is_explained(f"{CANNOT}{words}")
 
 
 def test_a_certificate_for_another_name(certificates):
@@ -113,9 +117,9 @@ def test_a_certificate_for_another_name(certificates):
         with Etcd(endpoints, named) as source:
             assert 3 == len(list(source))
 
-    assert "its certificate is for 127.0.0.1, and not for localhost" in str(
-        caught.value
-    )
+    cause = "its certificate is for 127.0.0.1, and not for localhost"
+    assert cause in str(caught.value)
+    assert is_explained(f"{CANNOT}{cause}")
     assert "--tls-server-name" in caught.value.hint
     assert "--cacert" not in caught.value.hint
 
@@ -133,6 +137,7 @@ def test_a_certificate_that_has_expired(tmp_path):
         pass
 
     assert caught.value.hint.startswith("renew the certificate")
+    assert is_explained(f"{CANNOT}its certificate is not valid now: certificate has")
 
 
 def test_tls_without_files(certificates):
@@ -153,6 +158,8 @@ def test_tls_where_there_is_none(certificates):
         Etcd([server.endpoint], access(certificates)),
     ):
         pass
+
+    assert is_explained(f"{CANNOT}it does not use TLS")
 
 
 def plain_or_nothing(server: socket.socket) -> None:

@@ -20,6 +20,7 @@ import pytest
 from hsm_kms.errors import SocketError
 from hsm_kms.server.kms_socket import UnixSocket
 from tests.harness.log_capture import captured
+from tests.harness.troubleshooting import is_explained
 from tests.harness.wait import patient
 from tests.unit.server.socket_tools import answers, listener, lock_of, names, serving
 
@@ -213,6 +214,8 @@ async def test_two_processes(path):
             _, said = await asyncio.to_thread(second.communicate)
 
         holder = f"another hsm-kms holds {path}.lock (process {first.pid})"
+        on_page = {str(path): "/path/kms.sock", str(first.pid): "4711"}
+        assert is_explained(f"hsm-kms: {holder}", on_page)
         assert (1, holder) == (
             second.returncode,
             said.partition(";")[0],
