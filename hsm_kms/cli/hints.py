@@ -14,6 +14,7 @@ from typing import Final
 
 _GROUPS: Final = {"keys", "etcd", "token", "config", "rotation"}
 _WITHOUT_CONFIG: Final = {
+    ("completion",),
     ("config", "schema"),
     ("etcd", "scan"),
     ("etcd", "show"),

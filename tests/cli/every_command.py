@@ -40,6 +40,7 @@ A_KEY_ID = "a" * 26
 
 # Every command that uses the token, with what it cannot do without.
 USE_THE_TOKEN = {
+    ("bench",): ("--yes",),
     ("check",): (),
     ("keys", "cancel"): (A_KEY_ID, "--yes"),
     ("keys", "destroy"): (
