@@ -17,7 +17,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from hsm_kms import clock
 from hsm_kms.clock import Suspension
@@ -40,6 +40,9 @@ if TYPE_CHECKING:
     from hsm_kms.token.alarm import Alarm
     from hsm_kms.token.process import Worker
     from hsm_kms.wrapping.nonce_budget import NonceBudget
+
+# A request makes two C calls within `call_timeout`, and a check makes six.
+_CHECK_TIMEOUTS: Final = 3
 
 
 class Canaries:
@@ -209,7 +212,7 @@ class Canaries:
                 worker is lost.
         """
         request = CheckKey(ref=key.ref, fingerprint=key.fingerprint, cipher=key.cipher)
-        await worker.ask(request, self._call_timeout)
+        await worker.ask(request, _CHECK_TIMEOUTS * self._call_timeout)
 
     def has_proven(self, worker: Worker, key: TokenKey) -> bool:
         """Return True if the latest canary under `key` on `worker` passed."""

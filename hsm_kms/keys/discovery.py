@@ -16,16 +16,14 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from hsm_kms.errors import (
-    HsmKmsError,
     KeyAmbiguousError,
     KeyNotFoundError,
-    KeyUnsuitableError,
     MechanismError,
     PreconditionError,
 )
-from hsm_kms.ipc.ckr import Fault
 from hsm_kms.ipc.messages import FindKeys, Probe, Probed
 from hsm_kms.ipc.values import Cipher, Identify, KeyRef, Mechanism
+from hsm_kms.keys.discovery_faults import mechanism_changed, unidentified
 from hsm_kms.keys.key_id import activation_of, fingerprint_in
 from hsm_kms.keys.listing import list_keys
 from hsm_kms.keys.policy import born_here, violations
@@ -41,12 +39,11 @@ from hsm_kms.state_dir.store import (
     StateCorruptError,
     StateWriteError,
 )
-from hsm_kms.token.errors import error_from
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
-    from hsm_kms.ipc.values import KeySeen, Problem
+    from hsm_kms.ipc.values import KeySeen
     from hsm_kms.keys.listing import Ask
     from hsm_kms.state_dir.directory import StateDir
     from hsm_kms.state_dir.records import LastKey
@@ -213,7 +210,7 @@ class Discovery:
         fingerprint = named.fingerprint if named else None
         if fingerprint is None:
             problem = seen.problem or (named.problem if named else None)
-            error = _unidentified(seen.ref, problem, found)
+            error = unidentified(seen.ref, problem, found)
             return UnidentifiedKey(ref=seen.ref, error=error)
         suffix = f".{settings.suffix}" if settings.suffix else ""
         return TokenKey(
@@ -251,7 +248,7 @@ class Discovery:
         except MechanismError as error:
             if held is None:
                 raise
-            raise _changed(held, error) from None
+            raise mechanism_changed(held, error) from None
         if not isinstance(reply, Probed):
             raise MechanismError("the worker answered a Probe with something else")
         if reply.mechanism is not frozen:
@@ -302,40 +299,3 @@ def _to_probe(keys: Sequence[TokenKey], preferred: str | None) -> TokenKey:
     )
     pair = (each for each in keys if each.cipher is Cipher.CBC_HMAC)
     return next((each for each in pair if each.ref == ranked[0].ref), ranked[0])
-
-
-def _unidentified(
-    ref: KeyRef, problem: Problem | None, found: Sequence[str]
-) -> HsmKmsError:
-    """Return why a key, or a pair, cannot be identified.
-
-    Args:
-        ref: CKA_LABEL and CKA_ID.
-        problem: What the worker reported.
-        found: How the key violates the policy.
-    """
-    what = (
-        f"the key labelled {ref.label!r} with CKA_ID {ref.cka_id.hex() or '(empty)'} "
-        "cannot be identified"
-    )
-    if problem is None:
-        return MechanismError(what)
-    if found and problem.cause == Fault.OPERATOR:
-        return KeyUnsuitableError(
-            f"{what}: {', '.join(found)}",
-            hint="make a key with `hsm-kms keys generate`, and name it in keys.current",
-        )
-    error = error_from(problem)
-    return type(error)(
-        f"{what}: {error}", hint=error.hint, function=error.function, rv=error.rv
-    )
-
-
-def _changed(held: Mechanism, error: MechanismError) -> MechanismError:
-    return MechanismError(
-        f"this token has always wrapped with {held}, and now it does not: {error}",
-        function=error.function,
-        rv=error.rv,
-        hint="find out what changed on the token; to accept it, name the mechanism "
-        "in keys.mechanism and keys.gcm_iv",
-    )
