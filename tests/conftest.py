@@ -18,9 +18,10 @@ from hypothesis import HealthCheck, settings
 
 from tests.harness import fork_server
 from tests.harness.examples import examples
-from tests.harness.plugin import Plugin, beside
+from tests.harness.plugin import PINS, Plugin, beside
 from tests.harness.shim.driver import Shim
 from tests.harness.softhsm import PIN, SoftHsm
+from tests.harness.spelled import found
 from tests.harness.wait import patient
 from tests.unit.token.pool_rig import Rig
 
@@ -144,6 +145,7 @@ def make_plugin(directory: Path, pin_file: Path) -> Iterator[Callable[..., Plugi
     yield make
     for plugin in made:
         plugin.close()
+    assert [set()] * len(made) == [found(PINS, plugin.log()) for plugin in made]
 
 
 @pytest.fixture

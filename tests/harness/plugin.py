@@ -24,13 +24,15 @@ from hsm_kms.api.rpc import (
 from hsm_kms.http.client import UnixConnection
 from tests.harness import command_line, fork_server
 from tests.harness.processes import children_of
-from tests.harness.softhsm import TOKEN_LABEL, SoftHsm, softhsm_module
+from tests.harness.softhsm import PIN, SO_PIN, TOKEN_LABEL, SoftHsm, softhsm_module
+from tests.harness.spelled import found
 from tests.harness.wait import SECONDS, patient, wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from http.client import HTTPConnection
 
+PINS = (PIN.encode(), SO_PIN.encode())  # no log or page may hold them
 RPC_SECONDS = 10.0  # three times as long as kube-apiserver waits
 
 
@@ -153,7 +155,8 @@ class Plugin:
 
     def log(self) -> str:
         """Everything the server wrote so far."""
-        return self.log_file.read_text() if self.log_file.exists() else ""
+        file = self.log_file
+        return file.read_text(errors="replace") if file.is_file() else ""
 
     def events(self, event: str) -> list[dict[str, Any]]:
         """The log events of this name."""
@@ -167,7 +170,9 @@ class Plugin:
 
     def page(self, path: str) -> tuple[int, str]:
         """Return status code and body of a page on the admin socket."""
-        return get(UnixConnection(self.directory / "admin.sock", patient()), path)
+        code, text = get(UnixConnection(self.directory / "admin.sock", patient()), path)
+        assert set() == found(PINS, text)
+        return code, text
 
     def http_port(self) -> int:
         """Return the TCP port of the probes and metrics."""

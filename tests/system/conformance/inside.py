@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import re
 from typing import TYPE_CHECKING
 
@@ -59,17 +58,6 @@ def restart(plugin: Plugin, wrapping: str | None = None) -> None:
         plugin.config["apis"] = apis(wrapping)
         plugin.write_config()
     start_well(plugin)
-
-
-def spellings(secret: bytes) -> dict[str, str]:
-    """Return a secret in every form in which a text might hold it."""
-    return {
-        "raw": secret.decode("latin-1"),
-        "hex": secret.hex(),
-        "base64": base64.b64encode(secret).decode().rstrip("="),
-        "url": base64.urlsafe_b64encode(secret).decode().rstrip("="),
-        "repr": repr(secret)[2:-1],
-    }
 
 
 def wait_local_kek(plugin: Plugin) -> None:
