@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from hsm_kms.cli.rotation.journal import FILE
+from hsm_kms.cli.rotation.steps import STEP_NAMES
 from tests.cli.every_command import SHARED
 from tests.cli.keys_rig import Keys, stored_value
 from tests.harness.command_line import Ended
@@ -97,6 +98,7 @@ def test_dry_run(node, start):
 
     assert 0 == shown.code, shown.err
     lines = shown.out.splitlines()
+    assert list(STEP_NAMES) == [each.split()[2] for each in lines[:-1]]
     assert (
         "to do  generate    a key is generated, and becomes current 10 min later"
         == (lines[0])

@@ -10,6 +10,7 @@ from hsm_kms.cli.etcd.verify import conclude, every, verify_stored
 from hsm_kms.cli.rotation.steps import Seen
 from hsm_kms.cli.streams import tell
 from hsm_kms.errors import HsmKmsError
+from hsm_kms.etcd.text import count_of
 
 if TYPE_CHECKING:
     from hsm_kms.cli.rotation.methods import Method
@@ -142,6 +143,9 @@ class Verify:
         means = self._world.means
         given = means.given
         verdict = asyncio.run(verify_stored(given.config, given.login, means.etcd))
+        if not verdict.wrapped_keys and not verdict.stopped:
+            read = count_of(verdict.total)
+            return Seen(True, f"nothing in {read} was wrapped by hsm-kms")
         try:
             conclude(verdict)
         except HsmKmsError as error:

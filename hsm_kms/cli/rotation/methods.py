@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from typing import TYPE_CHECKING, Final, Protocol
 
 from hsm_kms.cli.migrate.run import Request, re_encrypt
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 MIGRATE: Final = "migrate"
 STORAGE_VERSION: Final = "storage-version-migration"
 ELSEWHERE: Final = "elsewhere"
+_SCAN_SECONDS: Final = 10.0
 NAMES: Final = (MIGRATE, STORAGE_VERSION, ELSEWHERE)
 
 
@@ -127,12 +129,12 @@ class _StorageVersion:
             yield api, version, list(found.resources.values())
 
     def _watch(self, migrations: StorageVersionMigrations, first: Progress) -> None:
-        last = first
+        last, left = first, _Left(self._world)
 
         def look() -> Seen:
             nonlocal last
             last = migrations.read(first.name) or first
-            return Seen(last.ended, str(last))
+            return Seen(last.ended, str(last) if last.ended else f"{last}; {left}")
 
         try:
             seen = waiting(look, now() + self._world.means.wait)
@@ -152,6 +154,23 @@ class _StorageVersion:
                 "the next run makes a new one, and --with migrate names each object "
                 "that is refused",
             )
+
+
+class _Left:
+    """Say how many objects are left under the old key, by a scan now and then."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._text = ""
+        self._due = 0.0
+
+    def __str__(self) -> str:
+        if time.monotonic() >= self._due:
+            self._world.forget_etcd()
+            (tally, _), count = self._world.tally(), self._world.under_old()
+            self._text = f"{count} of {tally.total} objects are left"
+            self._due = time.monotonic() + _SCAN_SECONDS
+        return self._text
 
 
 class _Elsewhere:

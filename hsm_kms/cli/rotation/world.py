@@ -65,6 +65,10 @@ class World:
         """Forget what was seen: the next look is a new one."""
         self._survey = self._tally = None
 
+    def forget_etcd(self) -> None:
+        """Forget what etcd held: the next scan is a new one."""
+        self._tally = None
+
     def survey(self) -> Survey:
         """Return what is on the token.
 
