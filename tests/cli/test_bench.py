@@ -230,7 +230,7 @@ def test_beside_a_server_in_trouble(make_plugin, empty_hsm):
     assert re.match(
         "hsm-kms: the server of this node is (starting|failed)", ended.stderr
     )
-    assert "run `hsm-kms status`" in ended.stderr
+    assert "run `hsm-kms status" in ended.stderr
 
 
 @pytest.mark.parametrize("given", ["0s", "301s", "soon"])
