@@ -69,7 +69,8 @@ def start(  # noqa: PLR0913 - one per option
     Generates the next key, or takes the one that is pending; waits until every node
     uses it; re-encrypts what is stored under the old key; scans etcd; has the token
     decrypt every wrapped key in etcd; retires the old key; and waits until no node
-    decrypts with it. Destroys nothing.
+    decrypts with it. Destroys nothing. Unless options say otherwise, secrets are
+    re-encrypted, as by `hsm-kms migrate`.
 
     A journal in the state directory says what was done, when and by whom. If this is
     interrupted at any point, `hsm-kms rotation resume` continues. All nodes must share
