@@ -22,6 +22,7 @@ PAGE = "README.md"
 YOURS = "/home/you/hsm-kms"  # where the page has the checkout
 OURS = ("make ", ".venv/")  # what the commands begin with that a checkout provides
 PATIENCE = 1800.0  # seconds; the first command installs packages
+READY = 300.0  # seconds, in which a server that has started is ready
 
 
 class Walk:
@@ -34,7 +35,7 @@ class Walk:
     def take(self, step: Step) -> None:
         """Run one command until it prints what the page shows."""
         sys.stdout.write(f"$ {step.command}\n")
-        until = time.monotonic() + PATIENCE
+        until = time.monotonic() + (READY if self._serving else PATIENCE)
         while (printed := self._run(step, until)) is not None:
             if not self._serving or time.monotonic() > until:
                 shown = "\n".join(step.output)
