@@ -37,7 +37,7 @@ help:
 	@echo 'make bench        measure everything in .bench; QUICK=1 for less (Go; h2load, from nghttp2-client)'
 	@echo 'make bench-docs   put the figures and plots in .bench into docs/performance.md'
 	@echo 'make dashboard-picture  docs/images/dashboard.png, from a run of make test-alerts'
-	@echo 'make lint         ruff, import-linter, shellcheck, actionlint and zizmor where they are installed'
+	@echo 'make lint         ruff, import-linter, zizmor; shellcheck and actionlint where they are installed'
 	@echo 'make types        mypy'
 	@echo 'make docs         the pages of docs/ to browse, in .cache/docs; fails on a broken link or anchor'
 	@echo 'make docs-reference  the settings and commands in docs/ anew from the program'
@@ -131,12 +131,11 @@ lint: .venv/dev lint-workflows
 		shellcheck $(SHELL_SCRIPTS); \
 	else echo 'Not run: shellcheck, which is not installed'; fi
 
-# Neither tool is in a package of Debian; docs/releasing.md says where they are.
-lint-workflows:
-	@if command -v actionlint >/dev/null; then actionlint; \
-	else echo 'Not run: actionlint, which is not installed'; fi
-	@if command -v zizmor >/dev/null; then zizmor --quiet --offline .; \
-	else echo 'Not run: zizmor, which is not installed'; fi
+lint-workflows: .venv/dev
+	@$(BIN)/zizmor --quiet --offline --no-progress .
+	@actionlint=$$(command -v actionlint || command -v $(BIN)/actionlint || true); \
+	if [ -n "$$actionlint" ]; then "$$actionlint"; \
+	else echo 'Not run: actionlint, which is not installed; docs/releasing.md names it'; fi
 
 types: .venv/dev
 	@$(BIN)/mypy
