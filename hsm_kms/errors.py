@@ -210,5 +210,9 @@ class PoolTimeoutError(UnavailableError):
     """Raised when no session became free in time."""
 
 
+class AuditError(UnavailableError):
+    """Raised when a record of the audit stream cannot be written."""
+
+
 class PoolClosedError(UnavailableError):
     """Raised when the server is shutting down."""

@@ -7,12 +7,16 @@
 4. Each request is one log event: debug if it succeeded or its client gave up, warning
    if it was refused, error if the cause is a bug in hsm-kms. Unless debug events are
    logged, refusals of one kind are counted after the first, see `repeats`.
+5. Each Encrypt and Decrypt is one audit record. If it must be written and cannot be,
+   the client gets no answer but UNAVAILABLE.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import re
 from collections.abc import Callable
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeAlias, TypeVar, cast
@@ -21,7 +25,9 @@ import grpc
 from google.protobuf.message import DecodeError, Message
 
 from hsm_kms.api import codes
-from hsm_kms.errors import HsmKmsError, RequestError
+from hsm_kms.audit.events import Request as Audited
+from hsm_kms.audit.port import UNAUDITED
+from hsm_kms.errors import AuditError, HsmKmsError, RequestError
 from hsm_kms.log import describe, get_logger, key_id_hash
 from hsm_kms.repeats import Repeats
 
@@ -30,12 +36,17 @@ if TYPE_CHECKING:
 
     from grpc.aio import ServicerContext
 
+    from hsm_kms.audit.port import Audit
+
 OBSERVER: Final = "hsm-kms-observer"  # metadata of a client that only observes
 MAX_UID_LOGGED: Final = 64  # characters; the API server's UUIDs have 36
 
 _NAME: Final = "hsm_kms.api"
 _log = get_logger(_NAME)
 _levels = logging.getLogger(_NAME)
+
+_ODD: Final = re.compile("[^A-Za-z0-9_.:-]")
+_AUDITED: Final = frozenset({"v2.Encrypt", "v2.Decrypt", "v1.Encrypt", "v1.Decrypt"})
 
 # Method, gRPC status code, seconds, `Call.path` and `Call.key_id`.
 Observe: TypeAlias = Callable[[str, str, float, str, str], None]
@@ -58,6 +69,7 @@ class Call:
         context: The context that gRPC passes to the handler.
         observe: Called with each request's method, code, seconds, path and key_id.
         refusals: Logs the refused requests of this method.
+        audit: Records each Encrypt and Decrypt.
 
     Attributes:
         uid: The client's name for the request, unchecked; for the log.
@@ -68,6 +80,8 @@ class Call:
     """
 
     __slots__ = (
+        "_audit",
+        "_audited",
         "_context",
         "_method",
         "_observe",
@@ -84,7 +98,10 @@ class Call:
         context: ServicerContext[Any, Any],
         observe: Observe,
         refusals: Repeats,
+        audit: Audit,
     ) -> None:
+        self._audit = audit if method in _AUDITED else UNAUDITED
+        self._audited = False
         self._method = method
         self._context = context
         self._observe = observe
@@ -115,6 +132,11 @@ class Call:
         """
         code, sentence = codes.refusal(error)
         kind = type(error).__name__
+        if not isinstance(error, AuditError):
+            # The client gets no answer, whether this can be recorded or not.
+            self._audited = True
+            with contextlib.suppress(AuditError):
+                await self._audit.wrote(self._record(code.name, kind))
         if isinstance(error, HsmKmsError):
             why = {"error": kind, "reason": error.sentence}
             self.event(logging.WARNING, code.name, kind, **why)
@@ -124,6 +146,33 @@ class Call:
         if remaining is not None and remaining <= 0:
             raise asyncio.CancelledError
         await self._context.abort(code, sentence)
+
+    async def audit(self) -> None:
+        """Record that the request is answered with OK.
+
+        Raises:
+            AuditError: It must be recorded and cannot be, so it must be refused.
+        """
+        if self._audit.enabled:
+            self._audited = True
+            await self._audit.wrote(self._record("OK"))
+
+    def gave_up(self) -> None:
+        """Report that the client does not wait for an answer any more."""
+        if self._audit.enabled and not self._audited:
+            self._audit.record(self._record("CANCELLED"))
+        self.event(logging.DEBUG, "CANCELLED")
+
+    def _record(self, code: str, kind: str | None = None) -> Audited:
+        return Audited(
+            method=self._method,  # type: ignore[arg-type] # one of _AUDITED
+            uid=safe_word(self.uid) or None,
+            key_id=safe_word(self.key_id) or None,
+            path=self.path or None,  # type: ignore[arg-type] # see `Call.path`
+            code=code,
+            error=kind,
+            seconds=round(perf_counter() - self._started, 6),
+        )
 
     def event(self, level: int, code: str, kind: str = "", **more: object) -> None:
         """Report to the observer and the log how the request ended.
@@ -142,7 +191,7 @@ class Call:
             more["path"] = self.path
         fields = {
             "method": self._method,
-            "uid": safe_uid(self.uid),
+            "uid": safe_word(self.uid),
             "key_id_hash": key_id_hash(self.key_id) if self.key_id else "",
             "code": code,
             "duration_seconds": round(seconds, 6),
@@ -159,6 +208,7 @@ def handler(
     parse: Callable[[bytes], Request],
     body: Callable[[Request, Call], Awaitable[Response]],
     observe: Observe,
+    audit: Audit = UNAUDITED,
 ) -> grpc.RpcMethodHandler[bytes, bytes]:
     """Return the gRPC handler of one method.
 
@@ -168,19 +218,21 @@ def handler(
         body: Answers a request or raises; reads the deadline from the call, and sets
             the attributes of the call for the log.
         observe: As for `Call`.
+        audit: As for `Call`.
     """
     refusals = Repeats(_NAME)
 
     async def handle(data: bytes, context: ServicerContext[bytes, bytes]) -> bytes:
-        call = Call(method, context, observe, refusals)
+        call = Call(method, context, observe, refusals, audit)
         try:
             try:
                 request = parse(data)
             except DecodeError as e:
                 raise RequestError("the message cannot be parsed") from e
             answer = (await body(request, call)).SerializeToString()
+            await call.audit()
         except asyncio.CancelledError:
-            call.event(logging.DEBUG, "CANCELLED")
+            call.gave_up()
             raise
         except Exception as error:  # noqa: BLE001 - a bug is answered as INTERNAL
             await call.refuse(error)
@@ -190,12 +242,9 @@ def handler(
     return grpc.unary_unary_rpc_method_handler(handle)
 
 
-def safe_uid(uid: str) -> str:
-    """Return a client's uid as one short word of plain characters, for the log."""
-    return "".join(
-        c if c.isascii() and (c.isalnum() or c in "-_.:") else "?"
-        for c in uid[:MAX_UID_LOGGED]
-    )
+def safe_word(text: str) -> str:
+    """Return a client's text as one short word of plain characters, for the log."""
+    return _ODD.sub("?", text[:MAX_UID_LOGGED])
 
 
 def require(*, given: int, least: int = 1, most: int, what: str) -> None:

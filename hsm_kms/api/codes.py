@@ -101,6 +101,10 @@ REFUSALS: Final[Mapping[type[BaseException], Refusal]] = MappingProxyType(
         errors.PoolTimeoutError: Refusal(
             StatusCode.RESOURCE_EXHAUSTED, "no token session became free in time"
         ),
+        errors.AuditError: Refusal(
+            StatusCode.UNAVAILABLE,
+            "the audit record cannot be written: see hsm-kms status",
+        ),
         errors.PoolClosedError: Refusal(
             StatusCode.UNAVAILABLE, "the server is shutting down"
         ),

@@ -12,9 +12,11 @@ from hsm_kms.api.v1 import SERVICE as V1_SERVICE
 from hsm_kms.api.v1 import KmsV1
 from hsm_kms.api.v2 import SERVICE as V2_SERVICE
 from hsm_kms.api.v2 import KmsV2
+from hsm_kms.audit.port import UNAUDITED
 
 if TYPE_CHECKING:
     from hsm_kms.api.ports import HealthSource, Wrapper
+    from hsm_kms.audit.port import Audit
     from hsm_kms.config.schema import Apis
 
 # Above the 4 MiB of an ordinary client, so that `call` refuses a field of that size,
@@ -33,6 +35,7 @@ def build_server(
     v1: Wrapper,
     health: HealthSource,
     observe: Observe = unobserved,
+    audit: Audit = UNAUDITED,
 ) -> grpc.aio.Server:
     """Return a server with the enabled services.
 
@@ -45,6 +48,7 @@ def build_server(
         v1: Encrypts and decrypts for v1.
         health: Source of Status.
         observe: Called with each request's method, code, seconds, path and key_id.
+        audit: Records each Encrypt and Decrypt.
     """
     server = grpc.aio.server(
         options=[
@@ -56,9 +60,10 @@ def build_server(
     )
     services = {}
     if apis.v2.enabled:
-        services[V2_SERVICE] = KmsV2(v2, health, apis.v2.version, observe).handlers()
+        of_v2 = KmsV2(v2, health, apis.v2.version, observe, audit)
+        services[V2_SERVICE] = of_v2.handlers()
     if apis.v1.enabled:
-        services[V1_SERVICE] = KmsV1(v1, observe).handlers()
+        services[V1_SERVICE] = KmsV1(v1, observe, audit).handlers()
     for name, handlers in services.items():
         server.add_generic_rpc_handlers(
             [grpc.method_handlers_generic_handler(name, handlers)]

@@ -17,6 +17,7 @@ from hsm_kms.api.rpc.kms_v1beta1_pb2 import (
     VersionRequest,
     VersionResponse,
 )
+from hsm_kms.audit.port import UNAUDITED
 from hsm_kms.errors import RequestError
 from hsm_kms.wrapping.record import MAX_PLAINTEXT_BYTES, MAX_RECORD_BYTES
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from grpc import RpcMethodHandler
 
     from hsm_kms.api.ports import Wrapper
+    from hsm_kms.audit.port import Audit
 
 SERVICE: Final = "v1beta1.KeyManagementService"
 VERSION: Final = "v1beta1"
@@ -36,11 +38,18 @@ class KmsV1:
     Args:
         wrapper: Encrypts and decrypts DEKs.
         observe: As for `Call`.
+        audit: As for `Call`.
     """
 
-    def __init__(self, wrapper: Wrapper, observe: Observe = unobserved) -> None:
+    def __init__(
+        self,
+        wrapper: Wrapper,
+        observe: Observe = unobserved,
+        audit: Audit = UNAUDITED,
+    ) -> None:
         self._wrapper = wrapper
         self._observe = observe
+        self._audit = audit
 
     def handlers(self) -> dict[str, RpcMethodHandler[bytes, bytes]]:
         """Return the gRPC handlers by method name."""
@@ -49,10 +58,18 @@ class KmsV1:
                 "v1.Version", VersionRequest.FromString, self.version, self._observe
             ),
             "Encrypt": handler(
-                "v1.Encrypt", EncryptRequest.FromString, self.encrypt, self._observe
+                "v1.Encrypt",
+                EncryptRequest.FromString,
+                self.encrypt,
+                self._observe,
+                self._audit,
             ),
             "Decrypt": handler(
-                "v1.Decrypt", DecryptRequest.FromString, self.decrypt, self._observe
+                "v1.Decrypt",
+                DecryptRequest.FromString,
+                self.decrypt,
+                self._observe,
+                self._audit,
             ),
         }
 

@@ -17,6 +17,7 @@ from hsm_kms.api.rpc.kms_v2_pb2 import (
     StatusRequest,
     StatusResponse,
 )
+from hsm_kms.audit.port import UNAUDITED
 from hsm_kms.errors import RequestError, TokenError
 from hsm_kms.wrapping.record import MAX_PLAINTEXT_BYTES, MAX_RECORD_BYTES
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from grpc import RpcMethodHandler
 
     from hsm_kms.api.ports import HealthSource, Wrapper
+    from hsm_kms.audit.port import Audit
 
 SERVICE: Final = "v2.KeyManagementService"
 MAX_KEY_ID_BYTES: Final = 1024  # the API server's own limit
@@ -40,6 +42,7 @@ class KmsV2:
         health: Source of Status.
         version: The version that Status reports, "v2" or "v2beta1".
         observe: As for `Call`.
+        audit: As for `Call`.
     """
 
     def __init__(
@@ -48,9 +51,11 @@ class KmsV2:
         health: HealthSource,
         version: str,
         observe: Observe = unobserved,
+        audit: Audit = UNAUDITED,
     ) -> None:
         self._wrapper = wrapper
         self._observe = observe
+        self._audit = audit
         self._health = health
         self._version = version
 
@@ -61,10 +66,18 @@ class KmsV2:
                 "v2.Status", StatusRequest.FromString, self.status, self._observe
             ),
             "Encrypt": handler(
-                "v2.Encrypt", EncryptRequest.FromString, self.encrypt, self._observe
+                "v2.Encrypt",
+                EncryptRequest.FromString,
+                self.encrypt,
+                self._observe,
+                self._audit,
             ),
             "Decrypt": handler(
-                "v2.Decrypt", DecryptRequest.FromString, self.decrypt, self._observe
+                "v2.Decrypt",
+                DecryptRequest.FromString,
+                self.decrypt,
+                self._observe,
+                self._audit,
             ),
         }
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from hsm_kms.cli.ask import ask_secret
+from hsm_kms.cli.audit import CommandAudit
 from hsm_kms.cli.modules import require_module
 from hsm_kms.errors import ConfigError, PinSettlingError, TokenTimeoutError
 from hsm_kms.server import settings
@@ -107,7 +108,8 @@ async def one_worker(
     require_service_user(config.state_dir, config.token.pin_file)
     state = StateDir(config.state_dir, create=False).open()
     with _pin_source(config, choice or LoginChoice()) as (source, descriptors):
-        login = PinLogin(source, state, retry=retry)
+        audit = CommandAudit(config.audit)
+        login = PinLogin(source, state, retry=retry, audit=audit)
         await _wait_until_stable(login)
         async with configured_worker(
             config, read_write=read_write, pass_fds=descriptors, sessions=sessions
@@ -160,7 +162,7 @@ async def log_in(config: Config, worker: Worker) -> None:
     """
     state = StateDir(config.state_dir, create=False).open()
     with _pin_source(config, LoginChoice()) as (source, _):
-        login = PinLogin(source, state)
+        login = PinLogin(source, state, audit=CommandAudit(config.audit))
         await _wait_until_stable(login)
         await _log_in(config, worker, login)
 

@@ -12,7 +12,7 @@ import click
 
 from hsm_kms import interrupts, log
 from hsm_kms.cli.options import config_option
-from hsm_kms.server.reload import ConfigFile
+from hsm_kms.server.config_file import ConfigFile
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 import msgspec
 
+from hsm_kms.cli.audit import audited
 from hsm_kms.cli.modules import require_module
 from hsm_kms.cli.one_worker import one_worker
 from hsm_kms.cli.options import DEFAULT_PATH, config_option, output_option
@@ -144,7 +145,8 @@ def retry_pin(path: Path) -> None:
     the token allows.
     """
     config = configuration.load(path)
-    asyncio.run(_log_in_once(config))
+    with audited(config.audit, "token retry-pin"):
+        asyncio.run(_log_in_once(config))
     click.echo("the token accepts the PIN")
 
 

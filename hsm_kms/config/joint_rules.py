@@ -46,6 +46,9 @@ def joint_faults(document: Document, whole: Expansion) -> Iterator[str]:
     if all(_api(document.data, name)[0] is False for name in _APIS):
         yield at(document, ("apis",), "must have v2 or v1 enabled")
     yield from _local_fault(document)
+    audit = document.data.get("audit")
+    if isinstance(audit, dict) and audit.get("stdout") is True and audit.get("file"):
+        yield at(document, ("audit",), "must have file or stdout: true, not both")
     if _same_socket(document.data):
         place = ("http", "admin_socket")
         yield at(

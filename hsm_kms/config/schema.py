@@ -208,6 +208,31 @@ class Log(Section):
     format: Literal["json", "text"] = "json"
 
 
+# Records go to one place.
+_ONE_TARGET: dict[str, Any] = {
+    "not": {
+        "required": ["stdout"],
+        "properties": {"stdout": {"const": True}},
+        "allOf": [_given("file")],
+    }
+}
+
+
+class Audit(Section):
+    """Define the section `audit`: where audit records go, and what a failure does."""
+
+    model_config = ConfigDict(json_schema_extra=_ONE_TARGET)
+
+    file: AbsolutePath | None = None
+    stdout: bool = False
+    on_error: Literal["continue", "refuse"] = "continue"
+
+    @property
+    def enabled(self) -> bool:
+        """Return True if events are recorded."""
+        return self.stdout or self.file is not None
+
+
 class Config(Section):
     """Define the configuration file as a whole."""
 
@@ -222,6 +247,7 @@ class Config(Section):
     health: Health = Health()
     http: Http = Http()
     log: Log = Log()
+    audit: Audit = Audit()
 
 
 def sections() -> dict[str, type[Section]]:

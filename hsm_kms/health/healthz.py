@@ -64,6 +64,10 @@ HEALTH: Final[dict[type[errors.HsmKmsError], str]] = {
         f"the token does not support the required encryption mechanism; {_CHECK}"
     ),
     errors.PoolTimeoutError: "every token session is busy",
+    errors.AuditError: (
+        "audit records cannot be written, and audit.on_error is refuse; "
+        f"free the disk of the audit file, or {_CHECK}"
+    ),
     errors.PoolClosedError: "the server is shutting down",
 }
 

@@ -13,6 +13,7 @@ the local KEKs that stand by.
 4. The last announced key_id stays in every answer, whatever fails.
 5. When the state has not been "ok" for `stop_writes_after` seconds Status answers no
    more, which alone stops the API server's writes (kubernetes/kubernetes#138950).
+6. While requests are refused because they cannot be recorded, the state is "failed".
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, Literal, Protocol
 
 from hsm_kms import clock
+from hsm_kms.audit.port import UNAUDITED
 from hsm_kms.errors import HsmKmsError, TokenTimeoutError, WorkerLostError
 from hsm_kms.health import healthz
 from hsm_kms.log import get_logger
@@ -31,6 +33,7 @@ from hsm_kms.repeats import Repeats
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from hsm_kms.audit.port import Audit
     from hsm_kms.config import schema
     from hsm_kms.health.canaries import Canaries
     from hsm_kms.keys.keyring import Keyring
@@ -108,6 +111,7 @@ class Health:
         workers: Whether the token can be reached.
         standby: Whether Encrypt works without the token.
         settings: How an outage is reported.
+        audit: Whether requests can be recorded, if they must be.
 
     Attributes:
         since: When the state became what it is, in seconds since the Unix epoch.
@@ -120,12 +124,16 @@ class Health:
         workers: TokenWorkers,
         standby: Substitute,
         settings: schema.Health,
+        *,
+        audit: Audit = UNAUDITED,
     ) -> None:
         self._node_keyring = node_keyring
         self._canaries = canaries
         self._workers = workers
         self._standby = standby
         self._settings = settings
+        self._audit = audit
+        self._unrecorded: HsmKmsError | None = None
         self._first_news = asyncio.Event()
         self._call_failed_after = -1  # passed inspections before a request failed
         self._doubt_since: float | None = None
@@ -148,7 +156,8 @@ class Health:
     def look(self) -> HealthState:
         """Return the state, at once."""
         # The monitor judges the state in time, unless it is what does not run.
-        if self._state.state == "ok" and self._is_silent:
+        silent = self._state.state == "ok" and self._is_silent
+        if silent or self._audit.fault is not self._unrecorded:
             self.evaluate()
         return self._state
 
@@ -232,8 +241,11 @@ class Health:
 
     def _judge(self, now: float) -> HealthState:
         ring = self._node_keyring.ring
+        self._unrecorded = self._audit.fault
         if ring is None:
             return self._failed(self._workers.last_error or _NOT_REACHED)
+        if self._unrecorded is not None:
+            return self._failed(self._unrecorded)
         in_doubt = not self._workers.ready or self._canaries.error is not None
         if in_doubt or self._is_silent:
             return self._down(ring, now)

@@ -19,6 +19,7 @@ from prometheus_client import (
 
 from hsm_kms import __version__
 from hsm_kms.http import families
+from hsm_kms.http.audit_metrics import audit_metrics
 from hsm_kms.http.values import HEALTH
 from hsm_kms.keys.keyring import KeyState
 from hsm_kms.token.ends import End
@@ -73,6 +74,7 @@ class _Collector:
         now = self._read()
         for each in (_health, _keys, _workers, _sessions, _calls, _local_keks, _server):
             yield from each(now)
+        yield from audit_metrics(now.audit)
 
 
 def _health(now: Snapshot) -> Iterable[Metric]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
+from hsm_kms.audit.stream import AuditReport
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -55,6 +57,7 @@ class Snapshot:
         config_in_force: True if the configuration file is in force as it is now.
         reloads: Changed configuration files, by "applied" and "rejected".
         state_writable: True if the last attempt to write the state directory succeeded.
+        audit: How the audit stream is.
     """
 
     counts: Counts
@@ -86,3 +89,4 @@ class Snapshot:
     config_in_force: bool = True
     reloads: Mapping[str, int] = field(default_factory=dict)
     state_writable: bool = True
+    audit: AuditReport = field(default_factory=AuditReport)

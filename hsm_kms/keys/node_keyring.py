@@ -25,6 +25,7 @@ from hsm_kms.keys.trial import UNTRIED
 
 if TYPE_CHECKING:
     from hsm_kms.keys.inventory import Inventory
+    from hsm_kms.keys.key_audit import KeyAudit
     from hsm_kms.keys.keyring import Keyring
     from hsm_kms.keys.token_key import (
         KeySettings,
@@ -45,6 +46,8 @@ class NodeKeyring:
         settings: The configuration.
         state_dir: Where the last current key is saved.
         clock: Seconds since the Unix epoch.
+        audit: Records what each key is used for; None if nobody wants to know.
+        speaks: False while another engine decides for the server.
 
     Attributes:
         clock: Seconds since the Unix epoch.
@@ -53,7 +56,13 @@ class NodeKeyring:
     """
 
     def __init__(
-        self, settings: KeySettings, state_dir: StateDir, clock: Clock = now
+        self,
+        settings: KeySettings,
+        state_dir: StateDir,
+        clock: Clock = now,
+        *,
+        audit: KeyAudit | None = None,
+        speaks: bool = True,
     ) -> None:
         self._settings = settings
         self.clock = clock
@@ -62,6 +71,8 @@ class NodeKeyring:
         self._announced_ring: Keyring | None = None
         self._key_log = KeyLog()
         self._odd_keys = OddKeys()
+        self._audit = audit
+        self._speaks = speaks
         self.ring: Keyring | None = None
         self._frozen = False
         self._adopting = asyncio.Lock()
@@ -115,6 +126,12 @@ class NodeKeyring:
     def freeze(self) -> None:
         """Switch to no other key any more: another engine is about to serve."""
         self._frozen = True
+        self._speaks = False
+
+    def take_effect(self) -> None:
+        """Decide for the server from now on."""
+        self._speaks = True
+        self._record_states()
 
     def seconds_to_next(self, since: float) -> float | None:
         """Return the seconds to the next activation time; None if there is none.
@@ -166,7 +183,12 @@ class NodeKeyring:
             self.ring = ring
             self._key_log.note(ring, failures)
             self._odd_keys.log(ring)
+            self._record_states()
             self._announced_ring = self._with_announced(ring)
+
+    def _record_states(self) -> None:
+        if self._speaks and self._audit is not None and self.ring is not None:
+            self._audit.note(self.ring)
 
     def preview(
         self, inventory: Inventory, unidentified: tuple[UnidentifiedKey, ...]

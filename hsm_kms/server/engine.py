@@ -11,12 +11,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from hsm_kms import clock, log
+from hsm_kms.audit.port import UNAUDITED, Audit
 from hsm_kms.health.canaries import Canaries
 from hsm_kms.health.inspection import Inspection
 from hsm_kms.health.monitor import Monitor
 from hsm_kms.health.state import Health
 from hsm_kms.ipc.values import Identify
 from hsm_kms.keys.discovery import Discovery
+from hsm_kms.keys.key_audit import KeyAudit
 from hsm_kms.keys.node_keyring import NodeKeyring
 from hsm_kms.keys.view import AnnouncedKeys, CurrentKeys
 from hsm_kms.log import get_logger
@@ -57,6 +59,8 @@ class Lasting:
         opened: The local KEKs that the token has decrypted.
         unkillable: The workers that cannot be killed.
         started: When the server started, in seconds since the Unix epoch.
+        audit: Takes the records of all decisions.
+        key_audit: Knows what each key was last used for.
     """
 
     state: StateDir
@@ -65,6 +69,12 @@ class Lasting:
     opened: KekCache = field(default_factory=KekCache)
     unkillable: Unkillable = field(default_factory=Unkillable)
     started: float = field(default_factory=clock.now)
+    audit: Audit = UNAUDITED
+    key_audit: KeyAudit = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Make what records for all engines."""
+        object.__setattr__(self, "key_audit", KeyAudit(self.audit))
 
 
 class Engine:
@@ -101,7 +111,12 @@ class Engine:
         self._state = HeldStateDir(lasting.state, holds=on_trial)
         self.opened = lasting.opened
         self.alarm = Alarm()
-        self.keys = NodeKeyring(settings.key_settings(config), self._state)
+        self.keys = NodeKeyring(
+            settings.key_settings(config),
+            self._state,
+            audit=lasting.key_audit,
+            speaks=not on_trial,
+        )
         self.canaries = Canaries(
             self.keys,
             self.alarm,
@@ -139,7 +154,9 @@ class Engine:
             interval=interval,
             health_key=self.health_key,
         )
-        self.login = PinLogin(settings.pin_source(config), self._state)
+        self.login = PinLogin(
+            settings.pin_source(config), self._state, audit=lasting.audit
+        )
         self.workers = Workers(
             settings.worker_settings(config),
             pool=self.pool,
@@ -150,7 +167,12 @@ class Engine:
             unkillable=lasting.unkillable,
         )
         self.health = Health(
-            self.keys, self.canaries, self.workers, self.standby, config.health
+            self.keys,
+            self.canaries,
+            self.workers,
+            self.standby,
+            config.health,
+            audit=lasting.audit,
         )
         self._monitor = Monitor(
             self.workers,
@@ -196,6 +218,7 @@ class Engine:
         except StateWriteError as error:
             self.keys.memory.not_saved(error)
         self._origin.name = None
+        self.keys.take_effect()
         self.standby.own_cache()
 
     def step_back(self) -> None:

@@ -127,6 +127,11 @@ class UnixSocket:
                 hint="listen.group must be a group of the user hsm-kms runs as",
             ) from e
 
+    @property
+    def bound_to(self) -> Path:
+        """Return the path to which `bind` binds, which the kernel shows ever after."""
+        return self._private
+
     def close(self) -> None:
         """Remove the socket if it is still this instance's, then release the lock.
 

@@ -20,16 +20,21 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, Final
 
 from hsm_kms import clock, log
-from hsm_kms.config import load as configuration
+from hsm_kms.audit.events import Config as ConfigEvent
+from hsm_kms.audit.events import Wrapping
+from hsm_kms.audit.port import UNAUDITED
 from hsm_kms.errors import ConfigError
 from hsm_kms.log import get_logger
 from hsm_kms.tasks import cancel_and_wait
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from pathlib import Path
+    from collections.abc import Mapping, Sequence
+    from typing import Literal
 
+    from hsm_kms.audit.port import AdjustableAudit
     from hsm_kms.config.schema import Config
+    from hsm_kms.config.schema import Wrapping as WrappingMode
+    from hsm_kms.server.config_file import ConfigFile
     from hsm_kms.server.systemd import Systemd
     from hsm_kms.server.takeover import InForce
 
@@ -88,6 +93,7 @@ CHANGES: Final[Mapping[str, Change]] = {
     "health.stop_writes_after": Change.ADJUST,
     "http": Change.RESTART,
     "log": Change.ADJUST,
+    "audit": Change.ADJUST,
 }
 
 
@@ -98,53 +104,15 @@ def plan(old: Config, new: Config) -> tuple[Change, list[str]]:
         old: The configuration in force.
         new: The configuration that was read.
     """
-    readers = ((name, attrgetter(name)) for name in CHANGES)
-    changed = [name for name, read in readers if read(old) != read(new)]
+    changed = changed_settings(old, new)
     effect = max((CHANGES[name] for name in changed), default=Change.NOTHING)
     return effect, [name for name in changed if CHANGES[name] is effect]
 
 
-class ConfigFile:
-    """Read the configuration file, and notice when it changed after that.
-
-    Args:
-        path: The configuration file.
-
-    Attributes:
-        path: The configuration file.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._seen: tuple[int, ...] | None = None
-
-    def load(self) -> Config:
-        """Read the file.
-
-        Raises:
-            ConfigError: The file cannot be read or is invalid; all faults at once.
-        """
-        self._seen = self._identity()  # before reading: a change meanwhile is noticed
-        return configuration.load(self.path)
-
-    def changed(self) -> bool:
-        """Return True if this is another file, or another content, than last time.
-
-        A change is reported once. A missing file is not a change: whoever replaces it
-        has not finished.
-        """
-        now = self._identity()
-        if now is None or now == self._seen:
-            return False
-        self._seen = now
-        return True
-
-    def _identity(self) -> tuple[int, ...] | None:
-        try:
-            stat = self.path.stat()
-        except OSError:
-            return None
-        return (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns)
+def changed_settings(old: Config, new: Config) -> list[str]:
+    """Return the rows of `CHANGES` of which the settings differ."""
+    readers = ((name, attrgetter(name)) for name in CHANGES)
+    return [name for name, read in readers if read(old) != read(new)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,6 +136,7 @@ class Reload:
         file: The file.
         in_force: The engine in force.
         systemd: Told when a reload begins and ends.
+        audit: Records what is applied and rejected, and follows the configuration.
         first_retry: Seconds until a rejected file is tried again; each further pause
             is twice as long, up to `LONGEST_RETRY_SECONDS`.
 
@@ -181,11 +150,13 @@ class Reload:
         file: ConfigFile,
         in_force: InForce,
         systemd: Systemd,
+        audit: AdjustableAudit = UNAUDITED,
         first_retry: float = FIRST_RETRY_SECONDS,
     ) -> None:
         self._file = file
         self._in_force = in_force
         self._systemd = systemd
+        self._audit = audit
         self._first_retry = self._pause = first_retry
         self._logged: tuple[str, str] | None = None
         self.rejected: Rejected | None = None
@@ -231,17 +202,34 @@ class Reload:
         return True
 
     async def _attempt(self) -> None:
-        before = self._in_force.config.log
+        before = self._in_force.config
         try:
             await self.once()
         except Exception as error:  # noqa: BLE001 - a bug must not end reloads
             _log.error("bug during a reload", exc_info=error)
             self._differs(f"a bug in hsm-kms: {type(error).__name__}")
         finally:  # a take-over that was decided has happened, also if this is cancelled
-            settings = self._in_force.config.log
-            if settings != before:
-                log.configure(settings.level, settings.format)
+            self._follow(before, self._in_force.config)
             self._systemd.ready()
+
+    def _follow(self, before: Config, now: Config) -> None:
+        """Record which configuration came into force; log and record as it says."""
+        if now is before:
+            return
+        if now.log != before.log:
+            log.configure(now.log.level, now.log.format)
+        changed = tuple(changed_settings(before, now))
+        self._audit.record(ConfigEvent(result="applied", changed=changed, reason=None))
+        self._record_mode("v2", before.apis.v2.wrapping, now.apis.v2.wrapping)
+        self._record_mode("v1", before.apis.v1.wrapping, now.apis.v1.wrapping)
+        # What was recorded until here still goes where records went before.
+        self._audit.adjust(now.audit)
+
+    def _record_mode(
+        self, api: Literal["v2", "v1"], before: WrappingMode, now: WrappingMode
+    ) -> None:
+        if now != before:
+            self._audit.record(Wrapping(api=api, wrapping=now, before=before))
 
     async def once(self) -> bool:
         """Read the file and bring it into force; return True if that changed anything.
@@ -252,7 +240,7 @@ class Reload:
             config = self._file.load()
         except ConfigError as error:
             why = "; ".join(error.faults)
-            self._reject("configuration rejected", why, faults=error.faults)
+            self._reject("configuration rejected", why, (), faults=error.faults)
             return False
         effect, names = plan(self._in_force.config, config)
         match effect:
@@ -267,7 +255,7 @@ class Reload:
             case Change.RESTART:
                 event = "configuration rejected: a restart is needed"
                 why = f"a restart is needed to change {', '.join(names)}"
-                self._reject(event, why, changed=names)
+                self._reject(event, why, names, changed=names)
                 return False
         self.outcomes["applied"] += 1
         _log.info("configuration applied", key_id=self._in_force.look().key_id)
@@ -282,7 +270,8 @@ class Reload:
         if trouble is None:
             return True
         event = "configuration rejected: the token would become unavailable"
-        self._reject(event, trouble.sentence, error=trouble.sentence)
+        changed = changed_settings(self._in_force.config, config)
+        self._reject(event, trouble.sentence, changed, error=trouble.sentence)
         return False
 
     def _same_again(self) -> None:
@@ -290,11 +279,16 @@ class Reload:
             _log.info("the file equals the configuration in force again")
         self.rejected, self._logged = None, None
 
-    def _reject(self, event: str, reason: str, **fields: object) -> None:
+    def _reject(
+        self, event: str, reason: str, settings: Sequence[str], **fields: object
+    ) -> None:
         """Note a rejection; log it, but only once until its reason changes."""
         if (event, reason) != self._logged:
             self.outcomes["rejected"] += 1
             _log.error(event, **fields)
+            self._audit.record(
+                ConfigEvent(result="rejected", changed=tuple(settings), reason=reason)
+            )
         self._logged = event, reason
         self._differs(reason)
 

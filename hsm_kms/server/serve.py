@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import signal
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from hsm_kms import __version__, log
 from hsm_kms.api.server import build_server
+from hsm_kms.audit.events import Server as ServerEvent
+from hsm_kms.audit.stream import AuditStream
 from hsm_kms.errors import ConfigError
 from hsm_kms.http.address import TcpAddress, UnixAddress
 from hsm_kms.http.metrics import Metrics
@@ -19,6 +22,7 @@ from hsm_kms.http.server import HttpServer
 from hsm_kms.log import get_logger
 from hsm_kms.repeats import log_all_counts
 from hsm_kms.server import mounts, writable
+from hsm_kms.server.clients import Clients
 from hsm_kms.server.engine import Lasting
 from hsm_kms.server.kms_socket import UnixSocket
 from hsm_kms.server.orphans import reap_orphans
@@ -37,7 +41,7 @@ if TYPE_CHECKING:
 
     from hsm_kms.config.schema import Config
     from hsm_kms.http.values import Snapshot
-    from hsm_kms.server.reload import ConfigFile
+    from hsm_kms.server.config_file import ConfigFile
 
 _OPEN_SECONDS: Final = 1.0  # a disk that hangs must not keep the server from listening
 _SAVE_SECONDS: Final = 1.0  # nor from stopping
@@ -68,7 +72,13 @@ async def serve(file: ConfigFile, config: Config) -> signal.Signals | None:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop_by, number)
-    loop.add_signal_handler(signal.SIGHUP, again.set)
+    audit = AuditStream(config.audit)
+
+    def read_again() -> None:
+        again.set()
+        audit.reopen()
+
+    loop.add_signal_handler(signal.SIGHUP, read_again)
     writable.warn(config, file.path)
     mounts.warn(config, file.path)
     listen = config.listen
@@ -81,10 +91,16 @@ async def serve(file: ConfigFile, config: Config) -> signal.Signals | None:
     try:
         if await _unless(stop, socket.acquire()):
             config = _latest(file, config)
+            audit.adjust(config.audit)
             state = await _open_state(config.state_dir)
-            await Server(file, config, state).run(socket, stop, again)
+            clients = Clients(socket.bound_to, audit)
+            server = Server(file, config, state, audit=audit, clients=clients)
+            await server.run(socket, stop, again)
     finally:
         socket.close()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_SAVE_SECONDS):
+                await audit.close()
     return stopped_by[0] if stopped_by else None
 
 
@@ -128,13 +144,26 @@ class Server:
         file: The configuration file.
         config: The configuration to begin with.
         state: The state directory.
+        audit: Records events.
+        clients: Records requests, and who may have sent them.
     """
 
-    def __init__(self, file: ConfigFile, config: Config, state: StateDir) -> None:
-        self._lasting = Lasting(state=state, budget=NonceBudget(state))
+    def __init__(
+        self,
+        file: ConfigFile,
+        config: Config,
+        state: StateDir,
+        *,
+        audit: AuditStream,
+        clients: Clients,
+    ) -> None:
+        self._file = file
+        self._clients = clients
+        self._audit = audit
+        self._lasting = Lasting(state=state, budget=NonceBudget(state), audit=audit)
         self._in_force = InForce(config, self._lasting)
         self._systemd = Systemd.from_environment()
-        self._reload = Reload(file, self._in_force, self._systemd)
+        self._reload = Reload(file, self._in_force, self._systemd, audit)
         self._http = HttpServer()
         apis = (name for name, api in config.apis if api.enabled)
         self._requests = RequestCounts(*apis)
@@ -145,6 +174,7 @@ class Server:
             v1=self._in_force.v1,
             health=self._in_force,
             observe=self._requests.add,
+            audit=clients,
         )
 
     async def run(
@@ -162,6 +192,7 @@ class Server:
         socket.bind(self._grpc)
         await self._grpc.start()
         config = self._in_force.config
+        self._record("started")
         _log.info("listening", socket=str(config.listen.socket), version=__version__)
         self._systemd.ready()
         self._in_force.engine.start()
@@ -169,6 +200,7 @@ class Server:
         reload = partial(self._reload.run, again)
         reloading = asyncio.create_task(keep_running("reload", reload))
         reaping = asyncio.create_task(keep_running("reaper", reap_orphans))
+        watching = asyncio.create_task(keep_running("clients", self._clients.run))
         telling = asyncio.create_task(keep_running("systemd", self._tell_systemd))
         try:
             await stop.wait()
@@ -179,14 +211,26 @@ class Server:
         finally:
             await cancel_and_wait(reloading)
             await cancel_and_wait(reaping)
+            await cancel_and_wait(watching)
             await self._in_force.close()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_SAVE_SECONDS):
                     await self._lasting.budget.close()
             await self._http.close()
             await cancel_and_wait(telling)  # until here the watchdog is pinged
+        self._record("stopped")
         log_all_counts()
         _log.info("stopped")
+
+    def _record(self, state: Literal["started", "stopped"]) -> None:
+        self._audit.record(
+            ServerEvent(
+                state=state,
+                version=__version__,
+                config=str(self._file.path),
+                user=os.geteuid(),
+            )
+        )
 
     def _listen_http(self) -> None:
         http = self._in_force.config.http
@@ -205,11 +249,13 @@ class Server:
         return status_text(self._in_force.look(), in_force=in_force)
 
     def _snapshot(self) -> Snapshot:
-        return snapshot(self._in_force, self._lasting, self._http, self._reload)
+        return snapshot(
+            self._in_force, self._lasting, self._http, self._reload, self._audit.report
+        )
 
     def _status(self) -> dict[str, Any]:
         parts = self._in_force, self._lasting, self._http, self._reload
-        return status_of(*parts, self._requests)
+        return status_of(*parts, self._requests, self._audit.report)
 
 
 async def _open_state(path: Path) -> StateDir:

@@ -13,6 +13,7 @@ from hsm_kms.log import key_id_hash
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from hsm_kms.audit.stream import AuditReport
     from hsm_kms.errors import HsmKmsError
     from hsm_kms.health.health_key import HealthKey
     from hsm_kms.http.requests import RequestCounts
@@ -28,7 +29,11 @@ if TYPE_CHECKING:
 
 
 def snapshot(
-    in_force: InForce, lasting: Lasting, http: HttpServer, reload: Reload
+    in_force: InForce,
+    lasting: Lasting,
+    http: HttpServer,
+    reload: Reload,
+    audit: AuditReport,
 ) -> Snapshot:
     """Return the values that the metrics show now.
 
@@ -37,6 +42,7 @@ def snapshot(
         lasting: What outlives it.
         http: The listeners for probes, metrics and /status.
         reload: Knows if the configuration file is in force.
+        audit: How the audit stream is.
     """
     engine = in_force.engine
     health = engine.health.look()
@@ -72,6 +78,7 @@ def snapshot(
         config_in_force=reload.rejected is None,
         reloads=reload.outcomes,
         state_writable=lasting.state.writable,
+        audit=audit,
     )
 
 
@@ -201,6 +208,7 @@ def status_of(
     http: HttpServer,
     reload: Reload,
     requests: RequestCounts,
+    audit: AuditReport,
 ) -> dict[str, Any]:
     """Return the content of /status: names and counts, but no secrets.
 
@@ -210,10 +218,11 @@ def status_of(
         http: The listeners for probes, metrics and /status.
         reload: Knows if the configuration file is in force.
         requests: Counts of requests.
+        audit: How the audit stream is.
     """
     engine, counts = in_force.engine, lasting.counts
     health = engine.health.look()
-    now = snapshot(in_force, lasting, http, reload)
+    now = snapshot(in_force, lasting, http, reload, audit)
     return {
         "version": __version__,
         "started": when(lasting.started),
@@ -264,4 +273,11 @@ def status_of(
             for each in http.listeners
         ],
         "config": config_of(reload.rejected),
+        "audit": {
+            "to": audit.target or None,
+            "refuses": audit.refuses,
+            "written": audit.written,
+            "lost": audit.lost,
+            "error": audit.error or None,
+        },
     }

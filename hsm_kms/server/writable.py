@@ -56,6 +56,7 @@ def weaknesses(config: Config, path: Path) -> list[Weakness]:
         "token.module": config.token.module,
         "token.pin_file": config.token.pin_file,
         "state_dir": config.state_dir,
+        "audit.file": config.audit.file,
     }
     found: dict[Path, Weakness] = {}
     for setting, given in settings.items():

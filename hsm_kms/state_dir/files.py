@@ -31,6 +31,13 @@ class UntrustedDirectoryError(PermissionError):
     """Raised when another user could change or remove the files in a directory."""
 
 
+class UntrustedFileError(PermissionError):
+    """Raised when another user owns a file or can write to it."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(errno.EPERM, why)
+
+
 def check_directory(path: Path) -> None:
     """Refuse a directory in which another user could change or remove files.
 
@@ -77,6 +84,16 @@ def require_writable(directory: Path) -> None:
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
     if not os.access(directory, os.W_OK | os.X_OK, effective_ids=True):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    require_space(directory)
+
+
+def require_space(directory: Path) -> None:
+    """Refuse a directory on a full disk.
+
+    Raises:
+        OSError: The disk has no free block or inode.
+    """
+    disk = os.statvfs(directory)
     # Some file systems report no limit at all as 0 of 0.
     if (disk.f_blocks and not disk.f_bavail) or (disk.f_files and not disk.f_favail):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -16,7 +16,10 @@ from typing import TYPE_CHECKING, Final
 
 from msgspec.structs import astuple
 
+from hsm_kms.audit.events import Pin
+from hsm_kms.audit.port import UNAUDITED
 from hsm_kms.errors import HsmKmsError, PinRejectedError, WorkerLostError
+from hsm_kms.ipc import ckr
 from hsm_kms.ipc.messages import Failure, Login
 from hsm_kms.state_dir.directory import SAVE_SECONDS
 from hsm_kms.tasks import outlast
@@ -26,6 +29,9 @@ from hsm_kms.token.pin_file import REPLACE_CREDENTIAL, credential_of
 from hsm_kms.token.pin_verdict import PinVerdict
 
 if TYPE_CHECKING:
+    from typing import Literal
+
+    from hsm_kms.audit.port import Audit
     from hsm_kms.state_dir.directory import StateDir
     from hsm_kms.state_dir.records import PinIdentity
     from hsm_kms.token.pin_file import PinSource
@@ -43,15 +49,23 @@ class PinLogin:
         source: The PIN, or None if the token wants no login.
         state: Holds the lock and the verdict.
         retry: The operator vouches for the PIN: try it once, whatever is recorded.
+        audit: Records each login that reached the token.
 
     Attributes:
         verdict: Knows if the PIN may be tried.
     """
 
     def __init__(
-        self, source: PinSource | None, state: StateDir, *, retry: bool = False
+        self,
+        source: PinSource | None,
+        state: StateDir,
+        *,
+        retry: bool = False,
+        audit: Audit = UNAUDITED,
     ) -> None:
         self._source = source
+        self._audit = audit
+        self._retry = retry
         self._state = state
         self.verdict = PinVerdict(source, state, retry=retry)
 
@@ -108,18 +122,20 @@ class PinLogin:
 
     async def _login(self, worker: Worker, source: PinSource) -> None:
         if source.typed:
-            await _exchange(worker, source, None, refuse_low=False)
+            await self._exchange(worker, source, None, refuse_low=False)
             return
         # Each result is on the disk before anything else happens: the try before it is
         # made, and its outcome before another process may try.
         write = self._state.background
         before = await write(partial(self.verdict.begin, source))
+        if self._retry:
+            self._record("cleared", source, None)
         low = self.verdict.refuses_low(before)
         if worker.lost.is_set():  # while the disk was slow: the PIN was not tried
             await write(partial(self.verdict.give_back, before))
             raise WorkerLostError("the worker ended before the login")
         try:
-            await _exchange(worker, source, before.identity, refuse_low=low)
+            await self._exchange(worker, source, before.identity, refuse_low=low)
         except PinRejectedError as error:
             await write(partial(self.verdict.reject, before, error))
             raise
@@ -129,6 +145,43 @@ class PinLogin:
             await write(partial(self.verdict.undo, before, error))
             raise
         await write(partial(self.verdict.accept, before))
+
+    async def _exchange(
+        self,
+        worker: Worker,
+        source: PinSource,
+        identity: PinIdentity | None,
+        *,
+        refuse_low: bool,
+    ) -> None:
+        """Have the worker log in, and record how that ended."""
+        try:
+            await _exchange(worker, source, identity, refuse_low=refuse_low)
+        except PinRejectedError as error:
+            self._record("rejected", source, worker, error)
+            raise
+        except HsmKmsError as error:
+            self._record("failed", source, worker, error)
+            raise
+        self._record("accepted", source, worker)
+
+    def _record(
+        self,
+        result: Literal["accepted", "rejected", "failed", "cleared"],
+        source: PinSource,
+        worker: Worker | None,
+        error: HsmKmsError | None = None,
+    ) -> None:
+        rv = error.rv if error is not None else None
+        self._audit.record(
+            Pin(
+                result=result,
+                pin_file=None if source.typed else str(source.path),
+                worker=worker.pid if worker is not None else None,
+                function=(error.function or None) if error is not None else None,
+                ckr=ckr.name(rv) if rv is not None else None,
+            )
+        )
 
 
 async def _end_login(task: asyncio.Future[None], worker: Worker) -> None:

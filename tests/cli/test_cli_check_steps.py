@@ -35,7 +35,10 @@ def outcomes(plugin, *options):
 
 def test_json(make_plugin, hsm):
     """If all is well, JSON has one finding or more of each step, in order."""
-    ended = make_plugin(hsm).cli("check", "-o", "json")
+    plugin = make_plugin(hsm)
+    plugin.config["audit"] = {"file": str(plugin.directory / "audit.jsonl")}
+    plugin.write_config()
+    ended = plugin.cli("check", "-o", "json")
     report = json.loads(ended.stdout)
     checks = report.pop("checks")
 

@@ -64,6 +64,7 @@ CASES = {
     "unidentified-key": {"unidentified_keys": [{"cka_id": "", "reason": "no right"}]},
     "not-asked": {"last_status": ago(ASKED_SECONDS + 9)},
     "http": {"http": [{"address": "127.0.0.1:1", "error": "Address in use"}]},
+    "audit": {"audit": {"error": "No space left on device", "refuses": True}},
     "config": {"config": {"in_force": False, "since": ago(9), "error": "line 3"}},
 }
 

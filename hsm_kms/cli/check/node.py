@@ -10,6 +10,7 @@ import errno
 import hashlib
 from typing import TYPE_CHECKING, Any, Final
 
+from hsm_kms.cli.check.audit import check_audit
 from hsm_kms.cli.listening import require_kms
 from hsm_kms.cli.modules import absent, faults_of
 from hsm_kms.cli.report import because
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 STEPS: Final = (
     "permissions",
     "state-directory",
+    "audit",
     "module",
     "pin",
     "kms-socket",
@@ -65,6 +67,7 @@ def check_node(report: Report, config: Config, path: Path) -> None:
     state = StateDir(config.state_dir, create=False)
     _check_writable(report, config, path)
     _check_state(report, state)
+    check_audit(report, config.audit)
     _check_module(report, config)
     _check_pin(report, config, state)
     running = _check_socket(report, config)

@@ -4,7 +4,8 @@
    other value is named.
 2. The object goes to stdout as printable ASCII, after a question unless it was
    answered on the command line, or unchanged to a new file of mode 0600.
-3. Before that, the log says who decrypts which value; it never says what is in it.
+3. Before that, the audit records and the log say who decrypts which value; neither
+   says what is in it.
 """
 
 from __future__ import annotations
@@ -12,11 +13,11 @@ from __future__ import annotations
 import asyncio
 import os
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import click
 
+from hsm_kms.cli.audit import Subject, audited, login_uid
 from hsm_kms.cli.etcd.destination import destination_options
 from hsm_kms.cli.etcd.etcdctl import EtcdCommand
 from hsm_kms.cli.etcd.one_item import read_item
@@ -41,6 +42,8 @@ from hsm_kms.etcd.verify import is_ours
 from hsm_kms.log import get_logger
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from hsm_kms.cli.etcd.destination import Destination
     from hsm_kms.cli.etcd.options import EtcdChoice
     from hsm_kms.cli.one_worker import LoginChoice
@@ -50,7 +53,6 @@ if TYPE_CHECKING:
     from hsm_kms.etcd.values import Stored
     from hsm_kms.wrapping.record import Record
 
-_UNSET_LOGIN: Final = "4294967295"  # in /proc/self/loginuid, where nobody has logged in
 _MAX_KEY_CHARS: Final = 512
 _BY_KEY: Final = "an API server that has this key can read it"
 _OTHERS: Final = {
@@ -119,9 +121,16 @@ def decrypt(
     to.ask(_shown(item))
     if any_key:
         config = _with_any_key(config)
-    secret = asyncio.run(_unwrapped(config, login, record, _shown(item)))
-    plaintext = _opened(stored, secret, item)
-    _audit(item, record, to, any_key=any_key)
+    subject = Subject(
+        key_id=record.header.key_id,
+        object=_shown(item),
+        destination=str(to),
+        options=("--any-key",) if any_key else (),
+    )
+    with audited(config.audit, "etcd decrypt", subject):
+        secret = asyncio.run(_unwrapped(config, login, record, _shown(item)))
+        plaintext = _opened(stored, secret, item)
+    _log_who(item, record, to, any_key=any_key)
     if not plaintext.authenticated:
         _log.warning(
             "the value may have been changed: it was encrypted by AES-CBC, as API "
@@ -197,7 +206,7 @@ def _opened(stored: Stored, secret: bytes, item: Item) -> Plaintext:
         ) from None
 
 
-def _audit(item: Item, record: Record, to: Destination, *, any_key: bool) -> None:
+def _log_who(item: Item, record: Record, to: Destination, *, any_key: bool) -> None:
     """Log who decrypted which value; nothing of what is in it."""
     _log.warning(
         "stored value decrypted",
@@ -205,15 +214,6 @@ def _audit(item: Item, record: Record, to: Destination, *, any_key: bool) -> Non
         key_id=record.header.key_id,
         any_key=any_key,
         uid=os.getuid(),
-        login_uid=_login_uid(),
+        login_uid=login_uid(),
         to=str(to),
     )
-
-
-def _login_uid() -> int | None:
-    """Return the user who logged in, also behind su or sudo; None if unknown."""
-    try:
-        found = Path("/proc/self/loginuid").read_text().strip()
-    except OSError:
-        return None
-    return None if found == _UNSET_LOGIN else int(found)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from hsm_kms.cli.ask import confirm, require_terminal
+from hsm_kms.cli.audit import Subject, audited
 from hsm_kms.cli.etcd.etcdctl import EtcdCommand
 from hsm_kms.cli.etcd.options import EtcdChoice, etcd_options
 from hsm_kms.cli.keys.journal import Journal
@@ -90,7 +91,11 @@ def cancel(
     """
     require_live(etcd)
     sure = _Sure(etcd=None if without_scan else etcd, typed=typed, yes=yes)
-    shown = asyncio.run(_Cancelling(given, target, sure).run())
+    subject = Subject(options=("--without-scan",) if without_scan else ())
+    with audited(given.config.audit, "keys cancel", subject):
+        if KEY_ID.fullmatch(target):
+            subject.key_id = target
+        shown = asyncio.run(_Cancelling(given, target, sure).run())
     name = shown["key_id"] or f"the HMAC key of CKA_ID {shown['cka_id']}"
     given.show(shown, f"destroyed {name}")
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from hsm_kms.cli.audit import audited
 from hsm_kms.cli.keys.journal import Journal
 from hsm_kms.cli.keys.objects import (
     clear_leftovers,
@@ -50,8 +51,10 @@ def generate(given: Given, *, another: bool) -> None:
 
     -o json prints key_id and cka_id.
     """
-    ref, survey = asyncio.run(_generate(given, another=another))
-    made, key_id = find_made(survey, ref)
+    with audited(given.config.audit, "keys generate") as subject:
+        ref, survey = asyncio.run(_generate(given, another=another))
+        made, key_id = find_made(survey, ref)
+        subject.key_id = key_id
     cka_id = ref.cka_id.hex()
     given.show(
         {"key_id": key_id, "cka_id": cka_id}, f"generated {key_id} (CKA_ID {cka_id})"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hsm_kms.cli.ask import confirm, require_terminal
+from hsm_kms.cli.audit import Subject, audited
 from hsm_kms.cli.etcd.etcdctl import EtcdCommand
 from hsm_kms.cli.etcd.options import EtcdChoice, etcd_options
 from hsm_kms.cli.keys.journal import Journal
@@ -69,7 +70,10 @@ def retire(
     and keys_retired (what keys.retired must list; null if nothing).
     """
     if back:
-        given.show(*asyncio.run(_undo(given, key_id)))
+        subject = Subject(key_id=key_id, options=("--undo",))
+        with audited(given.config.audit, "keys retire", subject):
+            shown = asyncio.run(_undo(given, key_id))
+        given.show(*shown)
         return
     if not without_scan and not etcd.named:
         raise ConfigError(
@@ -107,6 +111,12 @@ class Retiring:
         Raises:
             HsmKmsError: The key is in use, or the token refuses.
         """
+        options = ("--without-scan",) if self._etcd is None else ()
+        subject = Subject(key_id=self._key_id, options=options)
+        with audited(self._given.config.audit, "keys retire", subject):
+            return await self._run()
+
+    async def _run(self) -> tuple[Any, ...]:
         config = self._given.config
         async with one_worker(config, self._given.login, read_write=True) as worker:
             with self._journal.alone():

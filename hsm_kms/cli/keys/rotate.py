@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import click
 
+from hsm_kms.cli.audit import audited
 from hsm_kms.cli.keys.generate import find_made, pending_of
 from hsm_kms.cli.keys.journal import Journal
 from hsm_kms.cli.keys.objects import (
@@ -153,6 +154,13 @@ async def generate_next(given: Given, *, seconds: float, force: bool) -> NextKey
     Raises:
         HsmKmsError: Another key is pending, or the token refuses.
     """
+    with audited(given.config.audit, "keys rotate") as subject:
+        made = await _generate_next(given, seconds=seconds, force=force)
+        subject.key_id = made.key_id
+    return made
+
+
+async def _generate_next(given: Given, *, seconds: float, force: bool) -> NextKey:
     config = given.config
     label = label_for_new(config)
     journal = Journal(config)

@@ -107,6 +107,10 @@ def _of_node(server: Mapping[str, Any]) -> Iterator[Finding]:
         if listener["error"]:
             text = f"not listening: {listener['error']}"
             yield Finding("http", f"http {listener['address']}", text)
+    audit = server.get("audit", {})
+    if audit.get("error"):
+        then = "requests are refused" if audit["refuses"] else "records are lost"
+        yield Finding("audit", "audit", f"{then}: {audit['error']}")
     config = server.get("config", {"in_force": True})
     if not config["in_force"]:
         text = f"not in force since {config['since']}: {config['error']}"

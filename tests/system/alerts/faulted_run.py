@@ -89,7 +89,8 @@ def faulted_run(make_rig, directory):
     """
     apis = {"v2": {"enabled": True}, "v1": {"enabled": True, "wrapping": "software"}}
     http = {"listen": "127.0.0.1:0"}
-    node = make_rig(token=TOKEN, apis=apis, http=http)
+    audit = {"file": str(directory / "audit.jsonl")}
+    node = make_rig(token=TOKEN, apis=apis, http=http, audit=audit)
     node.start()
     node.well()
     change(node.hsm, Generate(HEALTH))

@@ -126,6 +126,7 @@ ROWS = {
     ),
     "HsmKmsConfigNotInForce": one("hsm_kms_config_in_force", "1x5 0x30", 14, 17),
     "HsmKmsStateDirNotWritable": one("hsm_kms_state_dir_writable", "1x5 0x20", 9, 12),
+    "HsmKmsAuditFailing": one("hsm_kms_audit_failing", "0x5 1x20", 5, 8),
     "HsmKmsProbesUnreachable": one(
         "hsm_kms_http_listen_failures_total", "0x5 1+12x30", 14, 18, listener="tcp"
     ),
@@ -148,6 +149,8 @@ HEALTHY = {
     f'hsm_kms_requests_total{{{ON},code="OK"}}': "0+60x60",
     f"hsm_kms_config_in_force{{{ON}}}": "1x60",
     f"hsm_kms_state_dir_writable{{{ON}}}": "1x60",
+    f"hsm_kms_audit_failing{{{ON}}}": "0x60",
+    f'hsm_kms_audit_records_total{{{ON},result="lost"}}': "0x60",
     f'{BUCKET}"0.1"}}': "0+60x60",
     f'{BUCKET}"+Inf"}}': "0+60x60",
     f'hsm_kms_current_key_info{{{ON},key_id_hash="1"}}': "1x60",

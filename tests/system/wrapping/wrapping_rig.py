@@ -13,8 +13,9 @@ from hsm_kms.ipc.messages import GenerateKey, KeyPage
 from hsm_kms.ipc.values import KeyRef
 from hsm_kms.keys import pending
 from hsm_kms.keys.key_id import make_cka_id
+from hsm_kms.server.config_file import ConfigFile
 from hsm_kms.server.engine import Lasting
-from hsm_kms.server.reload import ConfigFile, Reload
+from hsm_kms.server.reload import Reload
 from hsm_kms.server.systemd import Systemd
 from hsm_kms.server.takeover import InForce, Pace
 from hsm_kms.state_dir.directory import StateDir

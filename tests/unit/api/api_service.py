@@ -22,6 +22,7 @@ from hsm_kms.api.rpc import (
     kms_v2_pb2_grpc,
 )
 from hsm_kms.api.server import build_server
+from hsm_kms.audit.port import UNAUDITED
 from hsm_kms.config.schema import Apis, ApiV1, ApiV2
 from hsm_kms.server.kms_socket import UnixSocket
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from hsm_kms.api.call import Observe
+    from hsm_kms.audit.port import Audit
 
 KEY_ID = "the-key-of-this-test"
 
@@ -160,6 +162,7 @@ async def serve(
     v1: bool = True,
     version: str = "v2",
     observe: Observe = unobserved,
+    audit: Audit = UNAUDITED,
 ) -> AsyncIterator[Service]:
     """Serve the APIs that are switched on."""
     apis = Apis(v2=ApiV2(enabled=v2, version=version), v1=ApiV1(enabled=v1))
@@ -168,7 +171,7 @@ async def serve(
         unix = UnixSocket(Path(directory) / "kms.sock")
         await unix.acquire()
         server = build_server(
-            apis, v2=wrapper, v1=wrapper, health=health, observe=observe
+            apis, v2=wrapper, v1=wrapper, health=health, observe=observe, audit=audit
         )
         unix.bind(server)
         await server.start()

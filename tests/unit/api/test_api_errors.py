@@ -10,7 +10,7 @@ import pytest
 
 from hsm_kms import errors
 from hsm_kms.api import codes
-from hsm_kms.api.call import MAX_UID_LOGGED, safe_uid
+from hsm_kms.api.call import MAX_UID_LOGGED, safe_word
 from hsm_kms.log import key_id_hash
 from hsm_kms.wrapping.record import MAX_PLAINTEXT_BYTES, MAX_RECORD_BYTES
 from tests.harness.log_capture import captured
@@ -263,4 +263,4 @@ async def test_log_of_a_client_that_gave_up():
 )
 def test_uid_in_the_log(uid, logged):
     """The log shows a uid as one short plain word, whatever the client sent."""
-    assert logged == safe_uid(uid)
+    assert logged == safe_word(uid)

@@ -87,6 +87,9 @@ VALUES = {
     "http.admin_socket": ([None, "/a"], ["a"], ["/run/hsm-kms/kms.sock.lock"]),
     "log.level": (["debug", "error"], ["trace"], []),
     "log.format": (["json", "text"], ["xml"], []),
+    "audit.file": ([None, "/a/b"], ["a", 1], ["/a\n"]),
+    "audit.stdout": ([True, False], ["yes", 1], []),
+    "audit.on_error": (["continue", "refuse"], ["stop", None], []),
 }
 
 
@@ -142,11 +145,12 @@ def test_unknown_keys(validator, path):
         with_({"token.slot": 1}),
         with_({"token.token_label": None}),
         with_({"apis.v2.enabled": False}),
+        with_({"audit.file": "/a", "audit.stdout": True}),
         "version: 1\ntoken: {token_label: a, pin_file: /pin}",
     ],
 )
 def test_rules_of_several_settings(validator, text):
-    """A file without token, with two tokens, without PIN file or API is refused."""
+    """A file without token, PIN file or API, or with two of one kind, is refused."""
     assert not is_loaded(text)
     assert not validator.is_valid(load_yaml(text))
 

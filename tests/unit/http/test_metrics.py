@@ -13,6 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from hsm_kms import clock, errors
 from hsm_kms.api.codes import INTERNAL, REFUSALS
+from hsm_kms.audit.stream import AuditReport
 from hsm_kms.http.metrics import Metrics
 from hsm_kms.http.requests import CODES, RequestCounts
 from hsm_kms.http.values import Snapshot
@@ -267,6 +268,18 @@ def test_nonce_budget():
     assert 2**29 == seen['hsm_kms_kek_wraps_limit{level="stop"}']
 
 
+def test_audit():
+    """Records are counted, and a loss under way is 1; nothing if the audit is off."""
+    audit = AuditReport(enabled=True, written=7, lost=2, waiting=3, error="full")
+    seen = of(audit=audit)
+
+    assert 7 == seen['hsm_kms_audit_records_total{result="written"}']
+    assert 2 == seen['hsm_kms_audit_records_total{result="lost"}']
+    assert 3 == seen["hsm_kms_audit_records_waiting"]
+    assert 1 == seen["hsm_kms_audit_failing"]
+    assert not [name for name in of() if "audit" in name]
+
+
 def test_documented():
     """docs/metrics.md lists each metric with its type, and no other."""
     text = (Path(__file__).parents[3] / "docs" / "metrics.md").read_text()
@@ -276,7 +289,9 @@ def test_documented():
     times = dict.fromkeys(
         ("health_since", "status_when", "canary_passed_when", "canary_failed_when"), 1.0
     )
-    metrics = shown(requests, key_id_hash="sha256:0", health_key_usable=False, **times)
+    audit = AuditReport(enabled=True)
+    more = {"health_key_usable": False, "audit": audit}
+    metrics = shown(requests, key_id_hash="sha256:0", **more, **times)
     served = {
         f"{name}_total" if kind == "counter" else name: kind
         for name, kind in families(metrics).items()

@@ -1,0 +1,418 @@
+"""The audit of a running server: what is in it, what is not, and a full disk."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from hsm_kms.audit.events import Event
+from hsm_kms.wrapping.record import Record
+from tests.harness.command_line import HSM_KMS
+from tests.harness.plugin import code_of
+from tests.harness.processes import in_namespace, namespace_prefix
+from tests.harness.softhsm import PIN
+from tests.harness.spelled import spellings
+from tests.harness.wait import wait_for
+from tests.system.conformance.inside import metrics
+from tests.unit.audit.audit_rig import HEADER, lines
+
+PAGE = (Path(__file__).parents[3] / "docs/audit.md").read_text()
+
+
+@pytest.fixture
+def path(directory):
+    """The audit file, in a directory of its own."""
+    own = directory / "audit"
+    own.mkdir(mode=0o700)
+    return own / "audit.jsonl"
+
+
+@pytest.fixture
+def audited(make_plugin, hsm, path):
+    """A healthy server with an audit file."""
+    plugin = make_plugin(hsm, audit={"file": str(path)}).start()
+    plugin.wait_healthz("ok")
+    return plugin
+
+
+def of(path, event):
+    """Return the records of one event."""
+    return [each for each in lines(path) if each["event"] == event]
+
+
+def has(path, event, **fields):
+    """Return True if the file has such a record with these values."""
+    return any(fields.items() <= each.items() for each in of(path, event))
+
+
+def documented():
+    """Return the fields of each event, as docs/audit.md lists them."""
+    sections = re.split(r"^### (\w+)$", PAGE, flags=re.MULTILINE)
+    parts = dict(zip(sections[1::2], sections[2::2], strict=True))
+    rows = re.compile(r"^\| `(\w+)` \|", re.MULTILINE)
+    return {
+        name: rows.findall(text.partition("## When")[0]) for name, text in parts.items()
+    }
+
+
+def test_the_page_is_the_schema():
+    """docs/audit.md has each event with its fields and an example, and no other."""
+    known = {each.__struct_config__.tag: each for each in Event.__args__}
+    examples = re.findall(r"^```json\n(.*)\n```$", PAGE, re.MULTILINE)
+    header = PAGE.partition("## Events")[0]
+
+    fields = {name: list(each.__struct_fields__) for name, each in known.items()}
+    assert fields == documented()
+    assert [*HEADER, "event"] == re.findall(r"^\| `(\w+)` \|", header, re.MULTILINE)
+    assert list(known) == [json.loads(each)["event"] for each in examples]
+
+
+def test_examples_are_records(tmp_path):
+    """Each example of docs/audit.md is a record as the program writes it."""
+    file = tmp_path / "examples"
+    examples = re.findall(r"^```json\n(.*)\n```$", PAGE, re.MULTILINE)
+    file.write_text("\n".join(examples))
+    compact = [
+        json.dumps(each, separators=(",", ":"), ensure_ascii=False)
+        for each in lines(file)
+    ]
+
+    assert examples == compact
+
+
+def test_what_a_server_records(audited, path):
+    """Requests, clients, keys, logins and configurations are recorded as documented."""
+    sealed = audited.encrypt(b"d" * 32, uid="e-1")
+    audited.decrypt(sealed.ciphertext, sealed.key_id, uid="d-1")
+    code = code_of(lambda: audited.decrypt(b"no record", sealed.key_id, uid="d-2"))
+    assert "INVALID_ARGUMENT" == code
+    audited.merge("apis", {"v1": {"enabled": True, "wrapping": "software"}})
+    audited.write_config()
+    wait_for(lambda: has(path, "wrapping", api="v1", wrapping="software"))
+    audited.config["scope"] = 7
+    audited.write_config()
+    wait_for(lambda: has(path, "config", result="rejected"))
+    pid = audited.process.pid
+    assert 0 == audited.stop()
+    found = lines(path)
+
+    assert list(range(1, len(found) + 1)) == [each["seq"] for each in found]
+    assert {("serve", pid)} == {(each["source"], each["pid"]) for each in found}
+    for each in found:
+        assert [*HEADER, "event", *documented()[each["event"]]] == list(each)
+    assert [("server", "started"), ("server", "stopped")] == [
+        (each["event"], each["state"]) for each in (found[0], found[-1])
+    ]
+    assert ["accepted"] == [each["result"] for each in of(path, "pin")]
+    key_id = sealed.key_id
+    assert has(path, "key", key_id=key_id, state="current", before=None)
+    assert [
+        ("v2.Encrypt", "e-1", key_id, "token", "OK", None),
+        ("v2.Decrypt", "d-1", key_id, "token", "OK", None),
+        ("v2.Decrypt", "d-2", key_id, None, "INVALID_ARGUMENT", "CiphertextError"),
+    ] == [
+        tuple(each[n] for n in ("method", "uid", "key_id", "path", "code", "error"))
+        for each in of(path, "request")
+    ]
+    client = {"client_pid": os.getpid(), "client_uid": os.getuid()}
+    assert has(path, "client", state="connected", client_gid=os.getgid(), **client)
+    events = [each["event"] for each in found]
+    assert events.index("client") < events.index("request")
+    (applied, rejected) = of(path, "config")
+    assert ("applied", ["apis.v1.wrapping"]) == (applied["result"], applied["changed"])
+    assert "scope: must be text" in rejected["reason"]
+
+
+def test_keys(audited, path):
+    """Each state of a key is recorded: pending, current, decrypt-only, and gone."""
+    audited.merge("token", {"shared": True})
+    audited.write_config()
+    wait_for(lambda: has(path, "config", changed=["token.shared"]))
+    (first,) = {each["key_id"] for each in of(path, "key")}
+    done = audited.cli("keys", "rotate", "--activate-in", "5s", "--force", "-o", "json")
+    second = json.loads(done.stdout)["key_id"]
+    wait_for(lambda: has(path, "key", key_id=second, state="current"))
+    wait_for(
+        lambda: has(path, "key", key_id=first, state="decrypt-only", before="current")
+    )
+    done = audited.cli("keys", "retire", first, "--yes", "--without-scan")
+    assert 0 == done.returncode
+    wait_for(lambda: has(path, "key", key_id=first, state="gone"))
+
+    assert [("pending", None), ("current", "pending")] == [
+        (each["state"], each["before"])
+        for each in of(path, "key")
+        if each["key_id"] == second
+    ]
+    assert [
+        ("current", None),
+        ("decrypt-only", "current"),
+        ("gone", "decrypt-only"),
+    ] == [
+        (each["state"], each["before"])
+        for each in of(path, "key")
+        if each["key_id"] == first
+    ]
+    commands = [
+        (each["command"], each["phase"], each["key_id"], each["options"])
+        for each in of(path, "command")
+    ]
+    assert [
+        ("keys rotate", "begun", None, []),
+        ("keys rotate", "done", second, []),
+        ("keys retire", "begun", first, ["--without-scan"]),
+        ("keys retire", "done", first, ["--without-scan"]),
+    ] == commands
+
+
+def test_a_rejected_pin(make_plugin, hsm, path, directory):
+    """A rejected PIN is recorded once, and so is that an operator vouches for it."""
+    pin = directory / "wrong"
+    pin.touch(mode=0o600)
+    pin.write_text("1234-wrong")
+    plugin = make_plugin(hsm, audit={"file": str(path)}, token={"pin_file": str(pin)})
+    plugin.start()
+    wait_for(lambda: path.exists() and has(path, "pin", result="rejected"))
+    plugin.cli("token", "retry-pin")
+    plugin.stop()
+
+    assert [
+        ("serve", "rejected", "C_Login", "CKR_PIN_INCORRECT"),
+        ("command", "cleared", None, None),
+        ("command", "rejected", "C_Login", "CKR_PIN_INCORRECT"),
+    ] == [
+        (each["source"], each["result"], each["function"], each["ckr"])
+        for each in of(path, "pin")
+    ]
+    assert ["begun", "failed"] == [each["phase"] for each in of(path, "command")]
+    assert "1234-wrong" not in path.read_text()
+
+
+def test_no_secret_is_recorded(make_plugin, hsm, path):
+    """The audit has no PIN, DEK, local KEK or ciphertext, in any spelling."""
+    plugin = make_plugin(
+        hsm,
+        audit={"file": str(path)},
+        apis={"v1": {"enabled": True, "wrapping": "software"}},
+    )
+    plugin.start().wait_healthz("ok")
+    dek = os.urandom(32)
+    wait_for(lambda: plugin.events("local KEK created"))
+    sealed, local = plugin.encrypt(dek), plugin.v1_encrypt(dek)
+    plugin.decrypt(sealed.ciphertext, sealed.key_id)
+    plugin.v1_decrypt(local)
+    wrong = sealed.ciphertext[:-1] + bytes([sealed.ciphertext[-1] ^ 1])
+    code_of(lambda: plugin.decrypt(wrong, sealed.key_id))
+    plugin.stop()
+    text = path.read_text()
+
+    assert 5 == len(of(path, "request"))
+    secrets = PIN.encode(), dek, Record.decode(sealed.ciphertext).ciphertext, local
+    for secret in secrets:
+        for form in spellings(secret).values():
+            assert form not in text
+            assert json.dumps(form)[1:-1] not in text
+        assert str(list(secret))[1:-1] not in text
+
+
+def test_rotated(audited, path):
+    """After SIGHUP, records go to the file that has the name then; none is lost."""
+    sealed = audited.encrypt(b"d" * 32)
+    old = path.rename(path.with_suffix(".1"))
+    os.kill(audited.process.pid, signal.SIGHUP)
+
+    def decrypted():
+        audited.decrypt(sealed.ciphertext, sealed.key_id)
+        return path.exists()
+
+    wait_for(decrypted)
+    audited.stop()
+    found = lines(old) + lines(path)
+
+    assert list(range(1, len(found) + 1)) == [each["seq"] for each in found]
+    assert "stopped" == found[-1]["state"]
+
+
+def test_turned_on_and_off(make_plugin, hsm, path):
+    """The audit is turned on and off without a restart, and that is recorded."""
+    plugin = make_plugin(hsm).start()
+    plugin.wait_healthz("ok")
+    plugin.encrypt(b"d" * 32)
+    plugin.config["audit"] = {"file": str(path)}
+    plugin.write_config()
+    wait_for(lambda: plugin.events("configuration applied"))
+    plugin.encrypt(b"d" * 32, uid="seen")
+    plugin.config["audit"] = {}
+    plugin.write_config()
+    wait_for(lambda: len(plugin.events("configuration applied")) == 2)
+    plugin.encrypt(b"d" * 32)
+    plugin.stop()
+
+    assert ["seen"] == [each["uid"] for each in of(path, "request")]
+    assert ["audit"] == of(path, "config")[-1]["changed"]
+
+
+def test_stdout(make_plugin, hsm, directory):
+    """With audit.stdout, stdout has the records and nothing else."""
+    plugin = make_plugin(hsm, audit={"stdout": True})
+    out = directory / "out"
+    command = [*HSM_KMS, "serve", "--config", str(plugin.config_file)]
+    with out.open("wb") as stdout, plugin.log_file.open("ab") as log:
+        plugin.process = subprocess.Popen(command, stdout=stdout, stderr=log)
+    plugin.wait_healthz("ok")
+    plugin.encrypt(b"d" * 32)
+    plugin.stop()
+
+    assert {"server", "pin", "key", "client", "request"} == {
+        each["event"] for each in lines(out)
+    }
+
+
+class SmallDisk:
+    """A file system of 64 KiB in the mount namespace of a server.
+
+    Args:
+        plugin: The server.
+        directory: Where it is mounted.
+        prefix: The command that makes a mount namespace.
+    """
+
+    def __init__(self, plugin, directory, prefix):
+        self.directory = directory
+        self._commands = plugin.directory / "commands"
+        os.mkfifo(self._commands)
+        script = (
+            f"mount -t tmpfs -o size=64k,mode=0700 none {directory} && "
+            f"{{ sh {self._commands} & }}"
+        )
+        serve = [*HSM_KMS, "serve", "--config", str(plugin.config_file)]
+        with plugin.log_file.open("ab") as log:
+            plugin.process = subprocess.Popen(
+                in_namespace(prefix, script, *serve), stdout=log, stderr=log
+            )
+        self._shell = self._commands.open("w")
+        self._done = plugin.directory / "done"
+
+    def run(self, command):
+        """Run a command of the shell in the namespace, and wait for its end."""
+        self._shell.write(f"{command}; touch {self._done}\n")
+        self._shell.flush()
+        wait_for(self._done.exists)
+        self._done.unlink()
+
+    def fill(self):
+        """Leave no free block."""
+        self.run(f"cat /dev/zero > {self.directory}/fill 2> /dev/null")
+
+    def free(self):
+        """Have free blocks again."""
+        self.run(f"rm {self.directory}/fill")
+
+    def copy(self, file, to):
+        """Copy a file out of the namespace."""
+        self.run(f"cat {file} > {to}")
+
+    def close(self):
+        """End the shell."""
+        self._shell.close()
+
+
+@pytest.fixture
+def on_small_disk(make_plugin, hsm, path):
+    """Start a server whose audit file is on a small disk."""
+    prefix = namespace_prefix() or pytest.skip("no mount namespace can be made here")
+    made = []
+
+    def start(on_error):
+        audit = {"file": str(path), "on_error": on_error}
+        plugin = make_plugin(hsm, audit=audit)
+        disk = SmallDisk(plugin, path.parent, prefix)
+        made.append(disk)
+        plugin.wait_healthz("ok")
+        return plugin, disk
+
+    yield start
+    for disk in made:
+        disk.close()
+
+
+def until_lost(plugin, send):
+    """Send requests until a record is lost: the last block of the file takes some."""
+    wait_for(lambda: [code_of(send), plugin.events("audit records are being lost")][1])
+
+
+def test_full_disk_and_continue(on_small_disk, path, directory):
+    """On a full disk requests are answered; what is lost is counted and shown."""
+    plugin, disk = on_small_disk("continue")
+    sealed = plugin.encrypt(b"d" * 32)
+    disk.fill()
+    until_lost(plugin, lambda: plugin.decrypt(sealed.ciphertext, sealed.key_id))
+
+    assert b"d" * 32 == plugin.decrypt(sealed.ciphertext, sealed.key_id)
+    assert "ok" == plugin.healthz()
+    shown = plugin.cli("status")
+    assert 0 == shown.returncode
+    assert (
+        f"audit: records are lost: cannot write the audit file {path}" in shown.stdout
+    )
+    assert "No space left on device; free space on its file system" in shown.stdout
+    seen = metrics(plugin)
+    assert 1 == seen["hsm_kms_audit_failing"]
+    disk.free()
+    wait_for(lambda: metrics(plugin)["hsm_kms_audit_failing"] == 0)
+    plugin.decrypt(sealed.ciphertext, sealed.key_id, uid="last")
+    wait_for(lambda: metrics(plugin)["hsm_kms_audit_records_waiting"] == 0)
+    lost = metrics(plugin)['hsm_kms_audit_records_total{result="lost"}']
+    copy = directory / "copy"
+    disk.copy(path, copy)
+    whole = [each for each in copy.read_text().splitlines() if is_json(each)]
+    copy.write_text("\n".join(whole))
+    assert lost >= 1
+    assert lost == sum(each["records"] for each in of(copy, "lost"))
+    sequence = [each["seq"] for each in lines(copy)]
+    assert lost == sequence[-1] - len(sequence)
+    assert 1 == len(plugin.events("audit records are being lost"))
+    assert 1 == len(plugin.events("audit records are written again"))
+
+
+def is_json(line):
+    """Return True if a line was not cut."""
+    try:
+        json.loads(line)
+    except ValueError:
+        return False
+    return True
+
+
+def test_full_disk_and_refuse(on_small_disk, path, directory):
+    """On a full disk requests are refused; Status, /readyz and `status` say why."""
+    plugin, disk = on_small_disk("refuse")
+    sealed = plugin.encrypt(b"d" * 32)
+    disk.fill()
+
+    def decrypt():
+        return plugin.decrypt(sealed.ciphertext, sealed.key_id)
+
+    until_lost(plugin, decrypt)
+
+    assert "UNAVAILABLE" == code_of(decrypt)
+    assert "UNAVAILABLE" == code_of(lambda: plugin.encrypt(b"d" * 32))
+    plugin.wait_healthz("audit records cannot be written, and audit.on_error is refuse")
+    assert 503 == plugin.page("/readyz")[0]
+    assert sealed.key_id == plugin.status().key_id
+    shown = plugin.cli("status")
+    assert 1 == shown.returncode
+    assert "audit: requests are refused: cannot write the audit file" in shown.stdout
+    disk.free()
+    plugin.wait_healthz("ok")  # without a request
+    assert b"d" * 32 == decrypt()
+    copy = directory / "copy"
+    disk.copy(path, copy)
+    answered = [each for each in copy.read_text().splitlines() if is_json(each)]
+    assert '"code":"OK"' in answered[-1]
