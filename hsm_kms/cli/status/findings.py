@@ -92,7 +92,7 @@ def _of_keys(server: Mapping[str, Any]) -> Iterator[Finding]:
         if key["state"] == "foreign":
             yield Finding("foreign-key", name, "decrypts nothing: see keys.foreign")
         elif key["state"] == "current" and key["policy_violations"]:
-            text = f"breaks the key policy: {', '.join(key['policy_violations'])}"
+            text = f"violates the key policy: {', '.join(key['policy_violations'])}"
             yield Finding("key-policy", name, text)
         elif key["state"] == "pending" and key.get("doubt"):
             yield Finding("pending-key", name, key["doubt"])
