@@ -73,18 +73,22 @@ class Guide:
             )
         )
 
-    def run_over_time(self, action: str, *arguments: str) -> Ended:
-        """Run a command, and let the time pass that its steps wait for."""
-        process = subprocess.Popen(
+    def begin(self, action: str, *arguments: str) -> subprocess.Popen[str]:
+        """Start a command."""
+        return subprocess.Popen(
             self.command(action, *arguments),
             env=os.environ | self.node.clock.env,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
+
+    def run_over_time(self, action: str, *arguments: str) -> Ended:
+        """Run a command, and let the time pass that its steps wait for."""
+        process = self.begin(action, *arguments)
         try:
             for step, seconds in PASSES.items():
-                wait_for(partial(self._began_or_ended, step, process))
+                wait_for(partial(self.began, step, process))
                 if process.poll() is None:
                     self._seen(step)
                     for node in self.nodes:
@@ -101,7 +105,8 @@ class Guide:
         for node in self.nodes if step == "switch" else ():
             wait_for(partial(_holds, node, new))
 
-    def _began_or_ended(self, step: str, process: subprocess.Popen[str]) -> bool:
+    def began(self, step: str, process: subprocess.Popen[str]) -> bool:
+        """Return True if the journal has the step, or the command has ended."""
         began = self.journal.exists() and step in self.read()["steps"]
         return began or process.poll() is not None
 

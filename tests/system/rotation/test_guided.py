@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import signal
 
 import pytest
 
 from hsm_kms.cli.rotation.steps import STEP_NAMES
 from tests.harness.etcd_server import EtcdServer
+from tests.harness.wait import patient, wait_for
 from tests.system.rotation.cluster import Cluster
 from tests.system.rotation.guided import OBJECTS, PASSES, Guide
 
@@ -37,7 +39,7 @@ def test_from_beginning_to_end(guide):
     assert "continues with re-encrypt" in status["next"]
     assert 1 == guide.run("status").code
     refused = guide.run("start", *guide.names())
-    assert "is not finished\nhint: run `hsm-kms rotation resume`" in refused.err
+    assert "is not finished\nhint: run `hsm-kms rotation resume" in refused.err
 
     guide.write()
     done = guide.run("resume")
@@ -90,7 +92,7 @@ def test_node_that_is_behind(guide):
     gave_up = guide.run("start", *guide.names(), "--wait", "0s", "--old", guide.old)
     port = behind.http_port()
     assert f"gave up waiting: 1 of 2 nodes use {new}; 127.0.0.1:{port}: " in gave_up.err
-    assert "hint: run `hsm-kms rotation resume`" in gave_up.err
+    assert "hint: run `hsm-kms rotation resume" in gave_up.err
 
     behind.clock.move(PASSES["switch"])
     behind.wait_state(new, "current")
@@ -98,3 +100,22 @@ def test_node_that_is_behind(guide):
     done = guide.run_over_time("resume")
     assert 0 == done.code, done
     assert [{new: "current"}] * 2 == [each.keys() for each in guide.nodes]
+
+
+def test_interrupted(guide):
+    """Ctrl-C while a step waits is recorded; the command says how to go on."""
+    process = guide.begin("start", *guide.names())
+    try:
+        wait_for(lambda: guide.began("switch", process))
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=patient(60))
+    finally:
+        process.kill()
+        process.wait()
+
+    assert 130 == process.returncode, err
+    assert "✓ generate: " in out
+    assert "hsm-kms: interrupted\nhint: run `hsm-kms rotation resume" in err
+    status = guide.status()
+    assert ("stopped", "interrupted") == (status["state"], status["stopped"])
+    assert "continues with switch" in status["next"]
