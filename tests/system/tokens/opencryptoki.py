@@ -85,6 +85,8 @@ class OpenCryptoki(Token):
         wait_for(listens)
         spaces = process / "ns"
         self.inside = ["nsenter", f"--mount={spaces}/mnt", f"--ipc={spaces}/ipc"]
+        # The socket is there before the daemon answers on it.
+        wait_for(lambda: _succeeds(*self.inside, "pkcsconf", "-t"))
 
     def _log(self) -> str:
         return (self.directory / "daemon.log").read_text(errors="replace")
