@@ -128,7 +128,7 @@ def _keys(now: Snapshot) -> Iterable[Metric]:
     if now.key_id_hash:
         yield families.info(
             "hsm_kms_current_key_info",
-            "The key that Status announced.",
+            "The key that Status announces.",
             key_id_hash=now.key_id_hash,
         )
     states = Counter(now.key_states.values())

@@ -35,7 +35,7 @@ class NodeState:
     Args:
         version: Version of hsm-kms.
         state: One of `HEALTH`.
-        current: Hash of the key_id that Status announced; "" before there is one.
+        current: Hash of the key_id that Status announces; "" while there is none.
         keys: State of each key held, by hash of its key_id.
         activations: When keys become or became current, in seconds since the Unix
             epoch, by hash of the key_id; keys without an activation time are missing.

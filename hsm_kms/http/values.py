@@ -28,7 +28,7 @@ class Snapshot:
         health: One of `HEALTH`.
         health_since: When `health` became what it is.
         status_when: When the API server last asked for Status.
-        key_id_hash: Hash of the announced key_id; "" before there is one.
+        key_id_hash: Hash of the key_id that Status announces; "" while there is none.
         key_states: State of each key held, by hash of its key_id.
         activations: When each key held that has an activation time becomes or became
             current, by hash of its key_id.

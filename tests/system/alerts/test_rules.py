@@ -126,6 +126,7 @@ ROWS = {
     ),
     "HsmKmsConfigNotInForce": one("hsm_kms_config_in_force", "1x5 0x30", 14, 17),
     "HsmKmsStateDirNotWritable": one("hsm_kms_state_dir_writable", "1x5 0x20", 9, 12),
+    "HsmKmsHealthKeyUnusable": one("hsm_kms_health_key_usable", "1x5 0x30", 14, 17),
     "HsmKmsAuditFailing": one("hsm_kms_audit_failing", "0x5 1x20", 5, 8),
     "HsmKmsProbesUnreachable": one(
         "hsm_kms_http_listen_failures_total", "0x5 1+12x30", 14, 18, listener="tcp"
