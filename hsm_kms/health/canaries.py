@@ -1,4 +1,4 @@
-"""Prove keys on workers with canaries, and remember what was proven where.
+"""Prove keys on workers with canaries.
 
 A canary is a constant that a worker wraps and unwraps under one key. It may take
 `call_timeout` for each encryption and decryption, as requests may.
@@ -7,36 +7,30 @@ A canary is a constant that a worker wraps and unwraps under one key. It may tak
    once per worker. With `health.canary: session` or `health.key` they are proven once
    per worker, when their activation time has come, and after a request met an error of
    the token.
-2. A key may be switched to when, since its activation time came, it has been proven on
-   every worker that serves.
-3. The token counts as available while the latest canary passed and a worker serves.
+2. The token counts as available while the latest canary passed and a worker serves.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import math
 from typing import TYPE_CHECKING, Final
 
 from hsm_kms import clock
 from hsm_kms.clock import Suspension
 from hsm_kms.errors import HsmKmsError, TokenError, WorkerLostError
+from hsm_kms.health.proofs import Proofs
 from hsm_kms.ipc.messages import CheckKey, Encrypted
 from hsm_kms.ipc.values import KeptCanary
 from hsm_kms.keys.key_id import fingerprint_in
-from hsm_kms.keys.trial import PASSED, Trial
 from hsm_kms.repeats import Repeats
 from hsm_kms.wrapping.by_token import canary
 from hsm_kms.wrapping.nonce_budget import counts
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from hsm_kms.ipc.values import Cipher, KeyRef, Mechanism
+    from hsm_kms.ipc.values import Mechanism
     from hsm_kms.keys.node_keyring import NodeKeyring
     from hsm_kms.keys.token_key import TokenKey
-    from hsm_kms.keys.trial import Try
     from hsm_kms.token.alarm import Alarm
     from hsm_kms.token.process import Worker
     from hsm_kms.wrapping.nonce_budget import NonceBudget
@@ -46,7 +40,7 @@ _CHECK_TIMEOUTS: Final = 3
 
 
 class Canaries:
-    """Run canaries, and answer what they have proven.
+    """Run canaries, and say since when the token is available.
 
     Args:
         node_keyring: Knows which keys are in use.
@@ -57,6 +51,7 @@ class Canaries:
         spares_keks: Inspections prove the keys in use only when they must.
 
     Attributes:
+        proofs: What was proven where.
         error: Why the latest canary failed; None if it passed, or none has run.
         passes: How many inspections have passed.
         passed_when: When the token last passed a canary, in seconds since the Unix
@@ -79,15 +74,11 @@ class Canaries:
         spares_keks: bool = False,
     ) -> None:
         self._node_keyring = node_keyring
-        self._alarm = alarm
         self._budget = budget
         self._scope = scope
         self._call_timeout = call_timeout
         self.spares_keks = spares_keks
-        self._proven: dict[tuple[Worker, tuple[KeyRef, str, Cipher]], float] = {}
-        self._failures: dict[tuple[Worker, tuple[KeyRef, str, Cipher]], str] = {}
-        self._inspected: dict[Worker, float] = {}
-        self._due: dict[tuple[str, Cipher], float] = {}
+        self.proofs = Proofs(alarm)
         self._passed_at: float | None = None
         self._loop: asyncio.AbstractEventLoop | None = None  # whose time that is
         self._suspension = Suspension()  # since then
@@ -103,17 +94,11 @@ class Canaries:
 
     def is_due(self, worker: Worker, key: TokenKey) -> bool:
         """Return True if this inspection must prove `key` on `worker`."""
-        if self._node_keyring.ring is None or not self.has_proven(worker, key):
+        if self._node_keyring.ring is None or not self.proofs.has_proven(worker, key):
             return True
         if not any(each.name == key.name for each in self.in_use):
             return False
-        return not self.spares_keks or self._is_doubted(worker, key)
-
-    def _is_doubted(self, worker: Worker, key: TokenKey) -> bool:
-        """Return True if something happened that an earlier canary says nothing of."""
-        proven = self._proven[worker, key.found_by]
-        asked = self._due.get(key.name, -math.inf)
-        return proven < asked or proven <= self._alarm.fault_at
+        return not self.spares_keks or self.proofs.are_doubted(worker, key)
 
     @property
     def in_use(self) -> list[TokenKey]:
@@ -154,8 +139,7 @@ class Canaries:
         try:
             kept = await self._run(worker, key, key.mechanism, at_least)
         except HsmKmsError as error:
-            self._proven.pop((worker, key.found_by), None)
-            self._failures[worker, key.found_by] = str(error)
+            self.proofs.failed(worker, key, str(error))
             # A key that cannot encrypt may still decrypt.
             if needed or self._is_current(key) or isinstance(error, WorkerLostError):
                 raise
@@ -167,11 +151,8 @@ class Canaries:
                 error=str(error),
             )
             return False
-        # The time before the request: a key that comes due meanwhile has not been
-        # proven since.
-        self._proven[worker, key.found_by] = began
+        self.proofs.passed(worker, key, began)
         self._node_keyring.memory.canary_passed(key, kept)
-        self._failures.pop((worker, key.found_by), None)
         if self._is_current(key):
             self.timed(asyncio.get_running_loop().time() - began)
         return True
@@ -214,10 +195,6 @@ class Canaries:
         request = CheckKey(ref=key.ref, fingerprint=key.fingerprint, cipher=key.cipher)
         await worker.ask(request, _CHECK_TIMEOUTS * self._call_timeout)
 
-    def has_proven(self, worker: Worker, key: TokenKey) -> bool:
-        """Return True if the latest canary under `key` on `worker` passed."""
-        return (worker, key.found_by) in self._proven
-
     def _is_current(self, key: TokenKey) -> bool:
         ring = self._node_keyring.ring
         if ring is None:
@@ -237,7 +214,7 @@ class Canaries:
 
     def answered(self, worker: Worker) -> None:
         """Note that the token answered an inspection with `worker`."""
-        self._inspected[worker] = self.heard()
+        self.proofs.inspected(worker, self.heard())
 
     def heard(self) -> float:
         """Note that a canary passed just now; return the time, in the loop's time."""
@@ -261,61 +238,7 @@ class Canaries:
         self.error = error
         self.failed_when, self.failure = clock.now(), str(error)
 
-    def forget(self, held: Iterable[TokenKey]) -> None:
-        """Forget workers that are gone, and what was proven of keys no longer held.
-
-        Args:
-            held: The keys held.
-        """
-        names = {key.found_by for key in held}
-        for each in [each for each in self._inspected if each.lost.is_set()]:
-            del self._inspected[each]
-        for tried in (self._proven, self._failures):
-            for worker, name in list(tried):
-                if name not in names or worker.lost.is_set():
-                    del tried[worker, name]
-
     # All workers
-
-    def trials(self) -> Try:
-        """Return the test for a key to switch to, for one adoption of the keys.
-
-        A due key passes the test once it has been proven on every worker that serves,
-        after the first adoption that asked for it. A key that this adoption does not
-        ask for starts again.
-        """
-        before, self._due = self._due, {}
-        serving = [
-            each
-            for each in self._inspected
-            if not each.retiring and not each.lost.is_set()
-        ]
-
-        def trial(key: TokenKey) -> Trial:
-            since = before.get(key.name)
-            if since is None:
-                since = asyncio.get_running_loop().time()
-                self._alarm.notify("the activation time of a key has come")
-            self._due[key.name] = since
-            lacking = [
-                each
-                for each in serving
-                if self._proven.get((each, key.found_by), -math.inf) < since
-            ]
-            if not lacking:
-                return PASSED
-            failures = (self._failure(each, key, since) for each in lacking)
-            return Trial(passed=False, failure=next(filter(None, failures), ""))
-
-        return trial
-
-    def _failure(self, worker: Worker, key: TokenKey, since: float) -> str:
-        """Return why a key that is due is not proven on a worker; "" if untried."""
-        if failure := self._failures.get((worker, key.found_by)):
-            return failure
-        inspected = self._inspected.get(worker, -math.inf) > since
-        unseen = inspected and not self.has_proven(worker, key)
-        return "a worker does not see the key" if unseen else ""
 
     def offline_for(self) -> float | None:
         """Return the seconds since the token was last known to be available.
@@ -327,6 +250,6 @@ class Canaries:
         if self._passed_at is None:
             return None
         suspended = self._suspension.seconds()
-        if self.error is None and any(not one.lost.is_set() for one in self._inspected):
+        if self.error is None and self.proofs.a_worker_lives:
             return suspended
         return suspended + asyncio.get_running_loop().time() - self._passed_at

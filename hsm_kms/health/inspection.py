@@ -105,7 +105,7 @@ class Inspection:
         if current is not None and self._inventory.is_seen(current):
             if not self._inventory.sees(worker, current):
                 raise WorkerLostError("a fresh worker does not see the current key")
-            if not self._canaries.has_proven(worker, current):
+            if not self._canaries.proofs.has_proven(worker, current):
                 await self._canaries.prove(
                     worker, current, self._start_timeout, needed=True
                 )
@@ -264,13 +264,13 @@ class Inspection:
         in `NodeKeyring.adopt`, before the keyring changes.
         """
         self._inventory.forget_lost()
-        self._canaries.forget(self._inventory.keys)
+        self._canaries.proofs.forget(self._inventory.keys)
         if self._misses_current(worker) and self._would_be_current(listing):
             self._canaries.answered(worker)
             self._canaries.failed(KeyLostError("a worker does not see the current key"))
         else:
             self._canaries.passed(worker)
-        on_workers = self._canaries.trials()
+        on_workers = self._canaries.proofs.trials()
 
         def try_key(key: TokenKey) -> Trial:
             trial = on_workers(key)

@@ -42,8 +42,8 @@ async def test_proven_on_one_worker(canaries):
     first, second = Peer({KEY}), Peer({KEY})
     await prove(canaries, first)
 
-    assert canaries.has_proven(first, KEY)
-    assert not canaries.has_proven(second, KEY)
+    assert canaries.proofs.has_proven(first, KEY)
+    assert not canaries.proofs.has_proven(second, KEY)
     assert canaries.is_due(second, KEY)
 
 
@@ -53,7 +53,7 @@ async def test_a_failure_ends_the_proof(canaries):
     await prove(canaries, worker)
     worker.fails.add(KEY.fingerprint)
     await canaries.prove(worker, KEY, 1.0)
-    assert not canaries.has_proven(worker, KEY)
+    assert not canaries.proofs.has_proven(worker, KEY)
 
     with pytest.raises(MechanismError):
         await canaries.prove(worker, KEY, 1.0, needed=True)
@@ -64,13 +64,13 @@ async def test_usable_once_proven_by_all(canaries, clock, alarm):
     first, second = Peer({KEY}), Peer({KEY})
     await prove(canaries, first, second)
     clock[0] += 1
-    assert UNTRIED == canaries.trials()(KEY)
+    assert UNTRIED == canaries.proofs.trials()(KEY)
     assert "the activation time of a key has come" == alarm.reason
 
     await prove(canaries, first)
-    assert UNTRIED == canaries.trials()(KEY)
+    assert UNTRIED == canaries.proofs.trials()(KEY)
     await prove(canaries, second)
-    assert PASSED == canaries.trials()(KEY)
+    assert PASSED == canaries.proofs.trials()(KEY)
 
 
 async def test_why_a_key_cannot_be_used(canaries, clock):
@@ -79,19 +79,19 @@ async def test_why_a_key_cannot_be_used(canaries, clock):
     await prove(canaries, first)
     canaries.passed(blind)
     clock[0] += 1
-    assert UNTRIED == canaries.trials()(KEY)
+    assert UNTRIED == canaries.proofs.trials()(KEY)
     clock[0] += 1
     await prove(canaries, first)
     canaries.passed(blind)
-    assert "a worker does not see the key" == canaries.trials()(KEY).failure
+    assert "a worker does not see the key" == canaries.proofs.trials()(KEY).failure
 
     first.fails.add(KEY.fingerprint)
     await prove(canaries, first)
-    assert "this key does not work here" == canaries.trials()(KEY).failure
+    assert "this key does not work here" == canaries.proofs.trials()(KEY).failure
     blind.retire()
     first.fails.clear()
     await prove(canaries, first)
-    assert PASSED == canaries.trials()(KEY)
+    assert PASSED == canaries.proofs.trials()(KEY)
 
 
 async def test_a_worker_that_leaves_is_not_waited_for(canaries, clock):
@@ -99,22 +99,22 @@ async def test_a_worker_that_leaves_is_not_waited_for(canaries, clock):
     first, second = Peer({KEY}), Peer({KEY})
     await prove(canaries, first, second)
     clock[0] += 1
-    canaries.trials()(KEY)
+    canaries.proofs.trials()(KEY)
     await prove(canaries, first)
     second.retire()
 
-    assert PASSED == canaries.trials()(KEY)
+    assert PASSED == canaries.proofs.trials()(KEY)
 
 
 async def test_due_anew(canaries, clock):
     """A key that one adoption did not ask for must be proven anew later."""
     worker = Peer({KEY})
     await prove(canaries, worker)
-    assert PASSED == canaries.trials()(KEY)
-    canaries.trials()
+    assert PASSED == canaries.proofs.trials()(KEY)
+    canaries.proofs.trials()
     clock[0] += 1
 
-    assert UNTRIED == canaries.trials()(KEY)
+    assert UNTRIED == canaries.proofs.trials()(KEY)
 
 
 class Late(Peer):
@@ -159,12 +159,12 @@ async def test_forget(canaries):
     gone, worker = Peer({KEY}), Peer({KEY})
     await prove(canaries, gone, worker)
     gone.lost.set()
-    canaries.forget([KEY])
-    assert not canaries.has_proven(gone, KEY)
-    assert canaries.has_proven(worker, KEY)
+    canaries.proofs.forget([KEY])
+    assert not canaries.proofs.has_proven(gone, KEY)
+    assert canaries.proofs.has_proven(worker, KEY)
 
-    canaries.forget([])
-    assert not canaries.has_proven(worker, KEY)
+    canaries.proofs.forget([])
+    assert not canaries.proofs.has_proven(worker, KEY)
 
 
 async def test_offline_for(canaries, clock):

@@ -138,10 +138,10 @@ async def test_after_a_fault(by_session, by_key, clock):
 async def test_when_a_key_comes_due(by_session, clock):
     """A key that is due to be switched to is proven since then, and once."""
     clock[0] += 1
-    by_session.canaries.trials()(KEK)
+    by_session.canaries.proofs.trials()(KEK)
     clock[0] += 1
     assert [KEK.fingerprint] == await by_session.inspect()
-    assert PASSED == by_session.canaries.trials()(KEK)
+    assert PASSED == by_session.canaries.proofs.trials()(KEK)
     assert [CHECKED] == await by_session.inspect()
 
 
