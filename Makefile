@@ -91,7 +91,7 @@ dashboard-picture: packages .venv/bench
 	@HSM_KMS_PICTURE=$(CURDIR)/docs/images/dashboard.png $(BIN)/pytest tests/system/alerts/test_dashboard.py
 
 test-e2e: packages .venv/dev
-	@HSM_KMS_E2E=1 $(BIN)/pytest tests/system/e2e $(PYTEST_ARGS)
+	@HSM_KMS_E2E=1 $(BIN)/pytest -n 2 --dist loadfile tests/system/e2e $(PYTEST_ARGS)
 
 test-node: packages .venv/dev
 	@tests/packages-node.sh

@@ -133,3 +133,14 @@ def test_shell_scripts_are_linted():
     }
 
     assert scripts - linted == set()
+
+
+def test_ci_runs_every_part():
+    """.ci/run without arguments runs each part that it defines, as its comment says."""
+    text = (ROOT / ".ci/run").read_text()
+    defined = re.findall(r"^part_(\w+)\(\)", text, re.MULTILINE)
+    runs = re.search(r"^parts=\((.+)\)$", text, re.MULTILINE)[1].split()
+    told = re.search(r"some are named:\n# +(.+)$", text, re.MULTILINE)[1].split()
+
+    assert sorted(defined) == sorted(runs)
+    assert runs == told
