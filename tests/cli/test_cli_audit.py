@@ -54,7 +54,7 @@ def test_etcd_decrypt(shared_server, node, path, directory):
     ]
     assert {
         "source": "command",
-        "pid": os.getpid(),
+        "pid": begun["pid"],
         "command": "etcd decrypt",
         "key_id": shared_server.status().key_id,
         "object": printable(KEY),
