@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hsm_kms.errors import KeyLostError, KeyUnsuitableError
-from hsm_kms.ipc.values import KeyRef
+from hsm_kms.ipc.values import Cipher, KeyRef
+from hsm_kms.keys.keyring import KeyState
 from hsm_kms.keys.rotation import Memory, build_keyring
 from hsm_kms.keys.token_key import UnidentifiedKey
 from tests.unit.keys.key_samples import GONE, NOW, A, B, C, key, settings
@@ -56,6 +57,26 @@ def test_key_without_a_name():
     assert KeyLostError is type(fault((), current=A))
 
 
+def test_the_first_key_decrypts_what_it_encrypts():
+    """A foreign key that becomes current at the first start decrypts from then on."""
+    foreign = key(A, born_here=False)
+    held = build_keyring((foreign, key(B, NEVER)), settings(), Memory(last=A), NOW)
+    first = build_keyring((foreign,), settings(), Memory(), NOW)
+
+    assert foreign is first.current
+    for each in (first, held):
+        assert foreign is each.for_decrypt(A, Cipher.GCM)
+
+
+def test_the_keyring_keeps_the_settings():
+    """A key that the configuration retires is held, and decrypts nothing."""
+    given = settings(retired=frozenset({B}))
+    held = build_keyring((key(A), key(B)), given, Memory(), NOW)
+
+    assert given is held.settings
+    assert (KeyState.CURRENT, KeyState.RETIRED) == tuple(map(held.state, held.keys))
+
+
 # name: the case · what is told, and what to do about it
 SENTENCES = {
     "none": (
@@ -95,6 +116,13 @@ SENTENCES = {
         FIRST["the only one, against the policy"],
         (
             f"key {A} breaks the policy: CKA_SENSITIVE is False; "
+            "make a key with `hsm-kms keys generate`, or set keys.policy: warn"
+        ),
+    ),
+    "forbidden for two reasons": (
+        Case(keys=(key(A, violations=("CKA_SENSITIVE is False", "it is short")),)),
+        (
+            f"key {A} breaks the policy: CKA_SENSITIVE is False, it is short; "
             "make a key with `hsm-kms keys generate`, or set keys.policy: warn"
         ),
     ),

@@ -155,6 +155,16 @@ def test_a_proven_credential_is_proven_again(credential):
     assert again.refuses_low(again.begin(credential.source))
 
 
+def test_an_operator_vouches_for_a_proven_credential(credential):
+    """A credential that was proven is tried anew once somebody vouches for the PIN."""
+    verdict = credential.restart()
+    verdict.accept(verdict.begin(credential.source))
+    vouched = credential.beside(retry=True)
+
+    assert "untried" == vouched.begin(credential.source).verdict
+    assert "untried" == credential.beside().word
+
+
 def test_interrupted_tries_of_a_credential_add_up(credential):
     """Two starts that died inside C_Login stop the third one."""
     for _ in range(MOST_TRIES):

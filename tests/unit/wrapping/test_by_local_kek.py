@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from hsm_kms.errors import CiphertextError
+from hsm_kms.errors import OTHER_SCOPE, CiphertextError
 from hsm_kms.wrapping.by_local_kek import MAX_USES, LocalKek, Sealer, make_material
 from hsm_kms.wrapping.kek_cache import MAX_OPENED, KekCache
 from hsm_kms.wrapping.record import (
@@ -88,6 +88,7 @@ def test_not_authentic():
         with pytest.raises(CiphertextError) as caught:
             open_dek(record, key, scope)
         assert CIPHERTEXT_SENTENCE == str(caught.value)
+        assert (OTHER_SCOPE if len(key) == 32 else None) == caught.value.hint
 
 
 def test_another_local_kek():
@@ -117,6 +118,7 @@ def test_round_trip(size, scope):
     assert plaintext == open_dek(record, SECRET, scope)
     assert Kind.DEK_BY_LOCAL_KEK == record.header.kind
     assert (A, kek.nested.encode()) == (record.header.key_id, record.header.nested)
+    assert A == kek.key_id
     assert sealed == record.encode()
 
 
@@ -133,6 +135,17 @@ def test_every_byte_counts():
     for wrong in [*cut, *changed, sealed + b"\0", sealed + bytes(2 * len(sealed))]:
         with pytest.raises(CiphertextError, match=CIPHERTEXT_SENTENCE):
             kek.open(wrong)
+
+
+@pytest.mark.parametrize("size", [0, MAX_PLAINTEXT_BYTES + 1])
+def test_authentic_and_no_dek(size):
+    """A record that holds nothing or too much is refused although it is authentic."""
+    kek = make_kek()
+    iv = bytes(LOCAL_IV_BYTES)
+    sealed = kek.cipher.encrypt(iv, bytes(size), kek.aad)
+
+    with pytest.raises(CiphertextError, match=CIPHERTEXT_SENTENCE):
+        kek.open(kek.header + bytes([LOCAL_IV_BYTES]) + iv + sealed)
 
 
 # Nonces
@@ -182,6 +195,14 @@ def test_hard_limit():
         with pytest.raises(OverflowError):
             sealer.seal(DEK)
     assert 2**31 == MAX_USES == sealer.uses
+
+
+def test_age_and_uses():
+    """A sealer says when its local KEK was created, and how many IVs it made."""
+    sealer = Sealer(make_kek(), created=7)
+    sealer.seal(DEK)
+
+    assert (7, 1) == (sealer.created, sealer.uses)
 
 
 # Creation

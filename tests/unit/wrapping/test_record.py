@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from hsm_kms.errors import CiphertextError
 from hsm_kms.wrapping.record import (
     AAD_DOMAIN,
-    CIPHERTEXT_SENTENCE,
     FROM_OUTSIDE,
     MAX_KEY_ID_BYTES,
     MAX_NESTED_BYTES,
@@ -223,7 +222,7 @@ def test_one_sentence(data):
     with pytest.raises(CiphertextError) as caught:
         Record.decode(data)
 
-    assert str(caught.value) == CIPHERTEXT_SENTENCE
+    assert "the ciphertext is malformed or not authentic" == str(caught.value)
     assert caught.value.__cause__ is None
 
 
