@@ -20,7 +20,7 @@ unexport PYTHONDONTWRITEBYTECODE
 .SHELLFLAGS := -euc
 .DELETE_ON_ERROR:
 .PHONY: help run check test test-faults test-alerts test-e2e test-node test-deb bench bench-docs dashboard-picture test-tokens test-bare coverage \
-	lint lint-workflows types docs docs-reference proto lock image dist deb clean packages softhsm2
+	mutation lint lint-workflows types docs docs-reference proto lock image dist deb clean packages softhsm2
 
 help:
 	@echo 'make run          serve with a SoftHSM2 token made in .dev'
@@ -34,6 +34,7 @@ help:
 	@echo 'make test-tokens  Kryoptic, NSS, opencryptoki and p11-kit beside SoftHSM2'
 	@echo 'make test-bare    what a fresh Debian lacks, in a root made by debootstrap (as root)'
 	@echo 'make coverage     make test, with what it covers of hsm_kms, in every process'
+	@echo 'make mutation     small faults put into six files, and which of them no test notices; ten minutes'
 	@echo 'make bench        measure everything in .bench; QUICK=1 for less (Go; h2load, from nghttp2-client)'
 	@echo 'make bench-docs   put the figures and plots in .bench into docs/performance.md'
 	@echo 'make dashboard-picture  docs/images/dashboard.png, from a run of make test-alerts'
@@ -116,6 +117,11 @@ coverage: packages .venv/dev
 	@$(BIN)/coverage combine --quiet
 	@$(BIN)/coverage report $(if $(PYTEST_ARGS),--fail-under=0)
 
+mutation: .venv/mutation
+	@rm -rf mutants
+	@nice -n 15 $(BIN)/mutmut run --max-children $$(nproc)
+	@$(BIN)/python -m tests.harness.mutation_scores
+
 # QUICK=1 measures less, in about three minutes; BENCH_ARGS takes `--only rates` and the like.
 bench: .venv/bench packages
 	@$(BIN)/python -m bench $(if $(QUICK),--quick) $(BENCH_ARGS)
@@ -158,6 +164,7 @@ lock: .venv/dev
 	@$(LOCK) --group coverage --constraints requirements/dev.txt -o requirements/coverage.txt
 	@$(LOCK) --group bench --constraints requirements/dev.txt -o requirements/bench.txt
 	@$(LOCK) --group docs --constraints requirements/dev.txt -o requirements/docs.txt
+	@$(LOCK) --group mutation --constraints requirements/dev.txt -o requirements/mutation.txt
 
 image:
 	@TOOL='$(TOOL)' BASE='$(BASE)' IMAGE='$(IMAGE)' TAG='$(TAG)' TARGET='$(TARGET)' \
@@ -171,7 +178,7 @@ deb: .venv/run
 
 clean:
 	@rm -rf .venv dist build .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis \
-		.import_linter_cache .coverage*
+		.import_linter_cache .coverage* mutants
 	@if [ -e .dev ]; then echo 'kept: .dev, the token with its key'; fi
 
 # What is wanted of the system comes before all else: a user who may not install it is told
@@ -208,6 +215,11 @@ softhsm2:
 .venv/bench: .venv/dev requirements/bench.txt
 	@echo 'installing requirements/bench.txt into .venv'
 	@$(PIP) install --require-hashes -r requirements/bench.txt
+	@touch $@
+
+.venv/mutation: .venv/dev requirements/mutation.txt
+	@echo 'installing requirements/mutation.txt into .venv'
+	@$(PIP) install --require-hashes -r requirements/mutation.txt
 	@touch $@
 
 .venv/docs: .venv/run requirements/docs.txt
