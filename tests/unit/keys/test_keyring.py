@@ -106,6 +106,17 @@ def test_unknown_key_id(named):
         ring(key(A), key(B)).for_decrypt(named, Cipher.GCM)
 
 
+def test_names_that_are_not_unique():
+    """Keys of one cipher that share label and CKA_ID, and keys without, are found."""
+    first, other = key(A, cka_id=b"1"), key(B, cka_id=b"1")
+    apart = key(C, cka_id=b"1", cipher=Cipher.CBC_HMAC)
+    nameless = key(GONE, cka_id=b"")
+    held = ring(first, nameless, apart, other)
+
+    assert (first, other) == held.twins
+    assert (nameless,) == held.without_cka_id
+
+
 def test_unknown_cipher():
     """A key that is held for one cipher decrypts no record of the other."""
     with pytest.raises(UnknownKeyIdError):
