@@ -34,7 +34,7 @@ help:
 	@echo 'make test-tokens  Kryoptic, NSS, opencryptoki and p11-kit beside SoftHSM2'
 	@echo 'make test-bare    what a fresh Debian lacks, in a root made by debootstrap (as root)'
 	@echo 'make coverage     make test, with what it covers of hsm_kms, in every process'
-	@echo 'make mutation     small faults put into six files, and which of them no test notices; ten minutes'
+	@echo 'make mutation     small faults put into six files, and which of them no test notices; five minutes'
 	@echo 'make bench        measure everything in .bench; QUICK=1 for less (Go; h2load, from nghttp2-client)'
 	@echo 'make bench-docs   put the figures and plots in .bench into docs/performance.md'
 	@echo 'make dashboard-picture  docs/images/dashboard.png, from a run of make test-alerts'
