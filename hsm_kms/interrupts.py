@@ -76,6 +76,37 @@ def raising_also_on(*numbers: signal.Signals) -> _Handling:
     return _Handling(_raise, *numbers)
 
 
+def held_back() -> _HeldBack:
+    """Deliver signals that would raise only at the end of a `with` block.
+
+    For what must not be left half done. A gRPC channel that an exception leaves while
+    it closes waits forever when it is closed again, as its destructor does.
+    """
+    return _HeldBack()
+
+
+class _HeldBack:
+    """Note signals inside a `with` block, and deliver them at its end."""
+
+    def __init__(self) -> None:
+        self._before: dict[signal.Signals, Any] = {}
+        self._came: list[int] = []
+
+    def __enter__(self) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) in {signal.default_int_handler, _raise}:
+                self._before[number] = signal.signal(number, self._note)
+
+    def _note(self, number: int, _: FrameType | None) -> None:
+        self._came.append(number)
+
+    def __exit__(self, *_: object) -> None:
+        for number, before in self._before.items():
+            signal.signal(number, before)
+        for came in self._came[:1]:
+            signal.raise_signal(came)
+
+
 class _Handling:
     """Handle signals inside a `with` block.
 

@@ -13,6 +13,7 @@ from hsm_kms.etcd.rpc.rpc_pb2 import AuthenticateRequest, RangeRequest, RangeRes
 from hsm_kms.etcd.rpc.rpc_pb2_grpc import AuthStub, KVStub
 from hsm_kms.etcd.source import EtcdError
 from hsm_kms.etcd.text import printable
+from hsm_kms.interrupts import held_back
 
 if TYPE_CHECKING:
     from hsm_kms.etcd.endpoint import Endpoint
@@ -85,7 +86,8 @@ class Link:
 
     def close(self) -> None:
         """Close the connection."""
-        self._channel.close()
+        with held_back():
+            self._channel.close()
 
     def connects(self, seconds: float) -> bool:
         """Return True if the connection can be established within `seconds`."""

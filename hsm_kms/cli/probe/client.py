@@ -23,6 +23,7 @@ from hsm_kms.api.rpc import (
 from hsm_kms.api.v1 import VERSION as V1_VERSION
 from hsm_kms.errors import HsmKmsError
 from hsm_kms.etcd.text import printable
+from hsm_kms.interrupts import held_back
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -85,7 +86,8 @@ class Client:
 
     def __exit__(self, *_: object) -> None:
         """Close the connection."""
-        self._channel.close()
+        with held_back():
+            self._channel.close()
 
     def status(self) -> kms_v2_pb2.StatusResponse:
         """Call Status of KMS v2.

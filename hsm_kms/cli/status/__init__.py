@@ -75,8 +75,9 @@ def _ask(socket: Path, server: dict[str, Any] | None) -> dict[str, str]:
         from hsm_kms.api.rpc import kms_v2_pb2, kms_v2_pb2_grpc  # noqa: PLC0415
 
     options = [("grpc.default_authority", "localhost")]
+    target = f"unix:{socket.resolve()}"
     try:
-        with grpc.insecure_channel(f"unix:{socket.resolve()}", options) as channel:
+        with interrupts.exiting(), grpc.insecure_channel(target, options) as channel:
             stub = kms_v2_pb2_grpc.KeyManagementServiceStub(channel)  # type: ignore[no-untyped-call]
             # Without OBSERVER this would announce a new key, which the API server must
             # learn first: v2 encrypts under the key announced last.

@@ -10,12 +10,16 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.harness.examples import LONG
 from tests.system.e2e import binaries as programs
 from tests.system.e2e.plugin import softhsm_module
 from tests.system.e2e.processes import tails
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
+
+# It takes six minutes, in which it mostly waits.
+collect_ignore = [] if LONG else ["test_outage_in_real_time.py"]
 
 FOLDERS: list[Path] = []
 HINT = "`make test-e2e` includes these tests"

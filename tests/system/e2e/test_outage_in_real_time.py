@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, Self
 import pytest
 
 from hsm_kms.clock import now
-from tests.harness.examples import LONG
 from tests.harness.wait import patient
 from tests.system.e2e.cluster import ApiServer
 from tests.system.e2e.etcd import Etcd
@@ -30,13 +29,7 @@ if TYPE_CHECKING:
 
     from tests.system.e2e.binaries import Binaries
 
-pytestmark = [
-    pytest.mark.e2e,
-    pytest.mark.timeout(1800, func_only=True),
-    pytest.mark.skipif(
-        not LONG, reason="takes six minutes; HSM_KMS_LONG=1 includes it"
-    ),
-]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1800, func_only=True)]
 
 DEADLINE = 180.0  # seconds: kube-apiserver writes so long after the last good Status
 STOP_AFTER = 20  # seconds: `health.stop_writes_after`
