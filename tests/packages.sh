@@ -14,6 +14,8 @@ found /usr/bin/pkcs11-tool /usr/local/bin/pkcs11-tool || set -- "$@" opensc
 found /usr/lib/*/pkcs11-spy.so /usr/lib64/pkcs11-spy.so \
     /usr/lib/*/pkcs11/pkcs11-spy.so /usr/lib64/pkcs11/pkcs11-spy.so \
     /usr/lib/pkcs11-spy.so || set -- "$@" opensc-pkcs11
+found /usr/bin/ip /usr/sbin/ip /sbin/ip || set -- "$@" iproute2
+found /usr/bin/kill /bin/kill || set -- "$@" procps
 found /usr/bin/mandoc || set -- "$@" mandoc
 found /usr/bin/systemd-analyze || set -- "$@" systemd
 

@@ -203,6 +203,7 @@ def test_port_of_the_running_server(make_plugin, hsm):
     assert f"✓ KMS socket {plugin.socket}: process {pid} serves on it\n" in shown
 
 
+@pytest.mark.usefixtures("open_checkout")
 def test_node_of_another_user(of_another_user):
     """Root is told as whom to run a command, and the printed line works."""
     plugin = of_another_user

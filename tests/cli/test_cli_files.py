@@ -80,6 +80,7 @@ def test_a_file_that_cannot_be_used(options, paths):
         assert any(words in said for words in WORDS[wrong]), (wrong, said)
 
 
+@pytest.mark.usefixtures("open_checkout")
 @pytest.mark.parametrize("options", OPTIONS, ids=" ".join)
 def test_a_directory_that_cannot_be_entered(options, tmp_path):
     """The error says that the permission is denied; there is no traceback."""
@@ -102,6 +103,7 @@ def test_a_directory_that_cannot_be_entered(options, tmp_path):
         assert is_explained("hsm-kms: the KMS socket /path/kms.sock cannot be used: ")
 
 
+@pytest.mark.usefixtures("open_checkout")
 @pytest.mark.parametrize("command", ["check", "status", "keys list", "config show"])
 def test_a_configuration_of_another_user(command, directory):
     """The error says which user may not read it, and is not about wrong usage."""

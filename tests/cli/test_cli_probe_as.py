@@ -84,6 +84,7 @@ def open_to_group(path, mode):
     path.chmod(mode)
 
 
+@pytest.mark.usefixtures("open_checkout")
 def test_with_the_group(api_server, socket):
     """With a group of kube-apiserver the socket can be used, and it says as whom."""
     open_to_group(socket, 0o660)
@@ -272,6 +273,7 @@ def test_credentials(api_server):
     )
 
 
+@pytest.mark.usefixtures("open_checkout")
 def test_as_a_process(api_server, socket):
     """As a command of its own it does the same; nothing of it is left behind."""
     open_to_group(socket, 0o660)

@@ -90,7 +90,7 @@ def test_idle_connections(attacked):
     """
     plugin, connect = attacked
     port = plugin.http_port()
-    for _ in range(DESCRIPTORS * 6):
+    for _ in range(DESCRIPTORS * 3):
         connect()
     assert 200 == livez(plugin)
     # /proc/PID/fd of a hardened process is closed to its own user.
