@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.harness.processes import looking_inside
 from tests.harness.wait import wait_for
 
 
@@ -56,7 +57,8 @@ def manager(directory, monkeypatch):
 
 def environment(pid):
     """Return the names of the variables that a process was started with."""
-    text = Path(f"/proc/{pid}/environ").read_bytes()
+    with looking_inside():
+        text = Path(f"/proc/{pid}/environ").read_bytes()
     return {each.partition(b"=")[0].decode() for each in text.split(b"\0")}
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from tests.harness import fork_server
 from tests.harness.command_line import PYTHON
-from tests.harness.processes import children_of
+from tests.harness.processes import children_of, looking_inside
 
 ROOT = Path(__file__).parents[3]
 
@@ -24,9 +24,11 @@ def package_of(pid):
     else:
         program = "-m" if "-m" in arguments else fork_server.__file__
     interpreter = arguments[: arguments.index(program)]
+    with looking_inside():
+        folder = Path(f"/proc/{pid}/cwd").readlink()
     found = subprocess.run(
         [*interpreter, "-c", code],
-        cwd=Path(f"/proc/{pid}/cwd").resolve(),
+        cwd=folder,
         capture_output=True,
         text=True,
         check=True,
