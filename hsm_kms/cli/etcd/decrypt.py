@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from hsm_kms.cli.audit import Subject, audited, login_uid
+from hsm_kms.cli.audit import Subject, audited, chosen, login_uid
 from hsm_kms.cli.etcd.destination import destination_options
 from hsm_kms.cli.etcd.etcdctl import EtcdCommand
 from hsm_kms.cli.etcd.one_item import read_item
@@ -125,7 +125,7 @@ def decrypt(
         key_id=record.header.key_id,
         object=_shown(item),
         destination=str(to),
-        options=("--any-key",) if any_key else (),
+        options=chosen({"--any-key": any_key}),
     )
     with audited(config.audit, "etcd decrypt", subject):
         secret = asyncio.run(_unwrapped(config, login, record, _shown(item)))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from hsm_kms.cli.ask import confirm, require_terminal
-from hsm_kms.cli.audit import Subject, audited
+from hsm_kms.cli.audit import Subject, audited, chosen
 from hsm_kms.cli.etcd.etcdctl import EtcdCommand
 from hsm_kms.cli.etcd.options import EtcdChoice, etcd_options
 from hsm_kms.cli.keys.journal import Journal
@@ -91,7 +91,7 @@ def cancel(
     """
     require_live(etcd)
     sure = _Sure(etcd=None if without_scan else etcd, typed=typed, yes=yes)
-    subject = Subject(options=("--without-scan",) if without_scan else ())
+    subject = Subject(options=chosen({"--without-scan": without_scan}))
     with audited(given.config.audit, "keys cancel", subject):
         if KEY_ID.fullmatch(target):
             subject.key_id = target

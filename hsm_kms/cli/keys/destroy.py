@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from hsm_kms.cli.ask import require_terminal
-from hsm_kms.cli.audit import Subject, audited
+from hsm_kms.cli.audit import Subject, audited, chosen
 from hsm_kms.cli.etcd.etcdctl import EtcdCommand
 from hsm_kms.cli.etcd.options import EtcdChoice, etcd_options
 from hsm_kms.cli.keys.journal import Journal
@@ -77,13 +77,13 @@ def destroy(
     if typed not in {None, key_id}:
         raise ConfigError(["--confirm names another key_id"])
     sure = _Sure(typed=typed, expired=backups_expired, unreadable=ignore_unreadable)
-    options = {
-        "--backups-expired": backups_expired,
-        "--ignore-unreadable": ignore_unreadable,
-    }
-    subject = Subject(
-        key_id=key_id, options=[each for each, on in options.items() if on]
+    options = chosen(
+        {
+            "--backups-expired": backups_expired,
+            "--ignore-unreadable": ignore_unreadable,
+        }
     )
+    subject = Subject(key_id=key_id, options=options)
     with audited(given.config.audit, "keys destroy", subject):
         shown = asyncio.run(_Destroying(given, key_id, etcd, sure).run())
     given.show(shown, f"destroyed {key_id}")

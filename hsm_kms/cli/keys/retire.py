@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hsm_kms.cli.ask import confirm, require_terminal
-from hsm_kms.cli.audit import Subject, audited
+from hsm_kms.cli.audit import Subject, audited, chosen
 from hsm_kms.cli.etcd.etcdctl import EtcdCommand
 from hsm_kms.cli.etcd.options import EtcdChoice, etcd_options
 from hsm_kms.cli.keys.journal import Journal
@@ -111,7 +111,7 @@ class Retiring:
         Raises:
             HsmKmsError: The key is in use, or the token refuses.
         """
-        options = ("--without-scan",) if self._etcd is None else ()
+        options = chosen({"--without-scan": self._etcd is None})
         subject = Subject(key_id=self._key_id, options=options)
         with audited(self._given.config.audit, "keys retire", subject):
             return await self._run()
