@@ -86,7 +86,6 @@ class Keys(Protocol):
     """Give each session something to encrypt under."""
 
     name: str
-    temporary: bool
 
     async def subject(self, channel: Channel) -> Subject:
         """Return what a session that was just opened is measured with."""
@@ -101,7 +100,6 @@ class TemporaryKeys:
     """
 
     name = "a temporary key in each session"
-    temporary = True
 
     def __init__(self, config: Config) -> None:
         self._settings = key_settings(config)
@@ -160,8 +158,6 @@ class CurrentKek:
         key_id: Its key_id.
     """
 
-    temporary = False
-
     def __init__(self, subject: Subject, key_id: str) -> None:
         self._subject = subject
         self.name = f"the key {key_id}"
@@ -197,25 +193,21 @@ class CurrentKek:
 
     async def subject(self, channel: Channel) -> Subject:
         """Return the key, which the session finds when it first encrypts."""
-        await checked(channel, self._subject.encrypt(b"\0" * 32), self._subject.spend)
+        self._subject.spend()
+        await checked(channel, self._subject.encrypt(b"\0" * 32))
         return self._subject
 
 
-async def checked(
-    channel: Channel, request: Request, before: Callable[[], None] | None = None
-) -> Reply:
+async def checked(channel: Channel, request: Request) -> Reply:
     """Make one exchange on a channel.
 
     Args:
         channel: The channel.
         request: The request.
-        before: Called before the request is sent, or None.
 
     Raises:
         HsmKmsError: The worker answered with an error, or is gone.
     """
-    if before is not None:
-        before()
     reply = await channel.exchange(request)
     if isinstance(reply, Failure):
         raise error_from(reply)
