@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -11,9 +10,8 @@ from hsm_kms.cli.hints import leading_on
 from hsm_kms.cli.keys.generate import pending_of
 from hsm_kms.cli.keys.journal import Journal, seconds_of
 from hsm_kms.cli.keys.options import Given, common_options
-from hsm_kms.cli.keys.read_survey import read_survey
+from hsm_kms.cli.keys.read_survey import survey_of
 from hsm_kms.cli.keys.table import Line, table
-from hsm_kms.cli.one_worker import one_worker
 from hsm_kms.cli.streams import tell
 from hsm_kms.clock import now, spell, when
 from hsm_kms.errors import HsmKmsError, KeyNotFoundError
@@ -59,7 +57,7 @@ another cipher).
 @common_options
 def list_keys(given: Given) -> None:
     """List every key, then the leftovers of interrupted runs."""
-    survey = asyncio.run(_look(given))
+    survey = survey_of(given)
     lines = [*_keys(given, survey), *_leftovers(given, survey)]
     given.show([each.shown for each in lines], *table(lines))
     if survey.error is not None:
@@ -76,11 +74,6 @@ def _tell_fault(fault: HsmKmsError) -> None:
     tell(str(fault) if none else f"warning: {fault}")
     if hint := leading_on(fault.hint):
         tell(f"hint: {hint}")
-
-
-async def _look(given: Given) -> Survey:
-    async with one_worker(given.config, given.login) as worker:
-        return await read_survey(given.config, worker)
 
 
 # Keys

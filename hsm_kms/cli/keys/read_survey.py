@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from functools import partial
 from typing import TYPE_CHECKING
 
 from hsm_kms.cli.keys.survey import RETIRED, Found, Survey
+from hsm_kms.cli.one_worker import one_worker
 from hsm_kms.cli.read_keyring import read_ring, remembered
 from hsm_kms.errors import HsmKmsError, KeyAmbiguousError, MechanismError, TokenError
 from hsm_kms.ipc.ckr import Fault
@@ -18,6 +20,7 @@ from hsm_kms.server.settings import key_settings
 from hsm_kms.token.errors import error_from
 
 if TYPE_CHECKING:
+    from hsm_kms.cli.keys.options import Given
     from hsm_kms.config.schema import Config
     from hsm_kms.ipc.values import KeySeen
     from hsm_kms.keys.listing import Ask
@@ -28,6 +31,23 @@ if TYPE_CHECKING:
 def ask_of(config: Config, worker: Worker) -> Ask:
     """Return the function that asks a worker, with `start_timeout` for each request."""
     return partial(worker.ask, seconds=config.token.start_timeout)
+
+
+def survey_of(given: Given) -> Survey:
+    """Read everything with a worker that does nothing else.
+
+    Args:
+        given: Configuration and login.
+
+    Raises:
+        HsmKmsError: The token could not be read.
+    """
+
+    async def read() -> Survey:
+        async with one_worker(given.config, given.login) as worker:
+            return await read_survey(given.config, worker)
+
+    return asyncio.run(read())
 
 
 async def read_survey(config: Config, worker: Worker) -> Survey:

@@ -11,6 +11,7 @@ from hsm_kms.cli.ask import confirm, require_terminal
 from hsm_kms.cli.etcd.etcdctl import EtcdCommand
 from hsm_kms.cli.etcd.options import stdin_kept
 from hsm_kms.cli.keys.options import yes_option
+from hsm_kms.cli.keys.read_survey import survey_of
 from hsm_kms.cli.keys.rotate import current_of, require_shared, require_time
 from hsm_kms.cli.migrate.options import DEFAULT_RESOURCES
 from hsm_kms.cli.options import KEY_ID_TYPE, SECONDS_TYPE
@@ -18,7 +19,7 @@ from hsm_kms.cli.rotation.journal import JournalFile, Rotation
 from hsm_kms.cli.rotation.methods import MIGRATE
 from hsm_kms.cli.rotation.options import rotation_options
 from hsm_kms.cli.rotation.run import Run
-from hsm_kms.cli.rotation.world import Means, World, survey_of
+from hsm_kms.cli.rotation.world import Means, World
 from hsm_kms.clock import now, when
 from hsm_kms.errors import ConfigError, HsmKmsError
 

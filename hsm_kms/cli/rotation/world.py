@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from hsm_kms.cli.keys.read_survey import read_survey
+from hsm_kms.cli.keys.read_survey import survey_of
 from hsm_kms.cli.keys.unused import stored_names, tally_of
 from hsm_kms.cli.nodes import Comparison, SourceType
-from hsm_kms.cli.one_worker import one_worker
 from hsm_kms.keys.key_id import fingerprint_in
 
 if TYPE_CHECKING:
@@ -118,17 +116,3 @@ class World:
         kind = SourceType()
         sources = [kind.convert(each, None, None) for each in self.rotation.nodes]
         return Comparison.of(sources, key_id)
-
-
-def survey_of(given: Given) -> Survey:
-    """Read what is on the token.
-
-    Raises:
-        HsmKmsError: The token cannot be read.
-    """
-
-    async def read() -> Survey:
-        async with one_worker(given.config, given.login) as worker:
-            return await read_survey(given.config, worker)
-
-    return asyncio.run(read())
