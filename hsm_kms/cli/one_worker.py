@@ -19,6 +19,7 @@ import click
 from hsm_kms.cli.ask import ask_secret
 from hsm_kms.cli.audit import CommandAudit
 from hsm_kms.cli.modules import require_module
+from hsm_kms.cli.options import with_options
 from hsm_kms.errors import ConfigError, PinSettlingError, TokenTimeoutError
 from hsm_kms.server import settings
 from hsm_kms.state_dir.directory import StateDir
@@ -77,10 +78,7 @@ def login_options(command: Callable[..., Any]) -> Callable[..., Any]:
         choice = LoginChoice(pin_file=pin_file, prompt=pin_prompt, login=login)
         return command(*args, login=choice, **more)
 
-    made: Callable[..., Any] = with_choice
-    for option in reversed(_LOGIN_OPTIONS):
-        made = option(made)
-    return made
+    return with_options(with_choice, _LOGIN_OPTIONS)
 
 
 @contextlib.asynccontextmanager

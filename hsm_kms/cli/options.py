@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from hsm_kms.config.formats import KEY_ID, parse_go_duration
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
 
 DEFAULT_PATH: Final = Path("/etc/hsm-kms/config.yaml")
 
@@ -60,6 +63,20 @@ class _KeyIdType(click.ParamType[str]):
 
 
 KEY_ID_TYPE: Final = _KeyIdType()
+
+
+def with_options(
+    command: Callable[..., Any], options: Sequence[Callable[..., Any]]
+) -> Callable[..., Any]:
+    """Add options to a command.
+
+    Args:
+        command: The command, which gets their values.
+        options: What `click.option` returned, in the order of the help.
+    """
+    for option in reversed(options):
+        command = option(command)
+    return command
 
 
 def positive(_: click.Context, __: click.Parameter, seconds: float) -> float:

@@ -16,7 +16,7 @@ from hsm_kms import interrupts
 from hsm_kms.cli.ask import ask_secret
 from hsm_kms.cli.etcd import etcdctl
 from hsm_kms.cli.etcd.etcdctl import variable
-from hsm_kms.cli.options import SECONDS_TYPE, positive
+from hsm_kms.cli.options import SECONDS_TYPE, positive, with_options
 from hsm_kms.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -169,10 +169,7 @@ def etcd_options(command: Callable[..., Any]) -> Callable[..., Any]:
             taken["password"] = taken["user"] and taken["password"]  # as etcdctl does
         return command(*args, etcd=_choice(refused=refused, **taken), **options)
 
-    made: Callable[..., Any] = with_choice
-    for option in reversed(_OPTIONS):
-        made = option(made)
-    return made
+    return with_options(with_choice, _OPTIONS)
 
 
 def _choice(

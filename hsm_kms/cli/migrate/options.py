@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from hsm_kms.cli.options import with_options
 from hsm_kms.migrate.kubectl import Kubectl
 
 if TYPE_CHECKING:
@@ -78,7 +79,4 @@ def kubectl_options(command: Callable[..., Any]) -> Callable[..., Any]:
         kubectl = Kubectl(program=program, kubeconfig=kubeconfig, context=context)
         return command(*args, kubectl=kubectl, **more)
 
-    made: Callable[..., Any] = with_kubectl
-    for option in reversed(_KUBECTL):
-        made = option(made)
-    return made
+    return with_options(with_kubectl, _KUBECTL)

@@ -18,7 +18,7 @@ from hsm_kms.cli.migrate.options import (
 )
 from hsm_kms.cli.nodes import SourceType
 from hsm_kms.cli.one_worker import login_options
-from hsm_kms.cli.options import SECONDS_TYPE, config_option
+from hsm_kms.cli.options import SECONDS_TYPE, config_option, with_options
 from hsm_kms.cli.rotation.journal import journal_file, journal_option
 from hsm_kms.cli.rotation.methods import NAMES
 from hsm_kms.cli.rotation.world import Means
@@ -100,10 +100,7 @@ def rotation_options(command: Callable[..., Any]) -> Callable[..., Any]:
         file = journal_file(config, journal)
         return command(means=means, file=file, nodes=_names(sources), **more)
 
-    made: Callable[..., Any] = with_means
-    for option in reversed(_OPTIONS):
-        made = option(made)
-    return made
+    return with_options(with_means, _OPTIONS)
 
 
 def _names(sources: tuple[Source, ...]) -> list[str]:
