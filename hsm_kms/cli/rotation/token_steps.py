@@ -7,12 +7,7 @@ from typing import TYPE_CHECKING
 
 from hsm_kms.cli.keys.generate import pending_of
 from hsm_kms.cli.keys.retire import Retiring
-from hsm_kms.cli.keys.rotate import (
-    current_of,
-    generate_next,
-    require_pending,
-    require_shared,
-)
+from hsm_kms.cli.keys.rotate import current_of, generate_next, require_pending
 from hsm_kms.cli.rotation.steps import Seen
 from hsm_kms.clock import spell, when
 from hsm_kms.errors import HsmKmsError
@@ -39,7 +34,6 @@ class Generate:
     def look(self) -> Seen:
         """Find the new key; a run that was killed may have generated it."""
         world, rotation = self._world, self._world.rotation
-        require_shared(world.means.given.config)
         survey = world.survey()
         if rotation.new_key is None:
             found = _successor(survey, rotation.old_key)
