@@ -14,7 +14,7 @@ from hsm_kms.errors import ConfigError, HsmKmsError
 from hsm_kms.keys.key_id import fingerprint_in
 from hsm_kms.migrate import journal as journals
 from hsm_kms.migrate.api import connected
-from hsm_kms.migrate.kubectl import MIGRATING, running_proxy
+from hsm_kms.migrate.kubectl import MIGRATING, REWRITING, running_proxy
 from hsm_kms.migrate.manifest import require_version
 from hsm_kms.migrate.resources import find_resources, parse_resource
 from hsm_kms.migrate.storage_version import StorageVersionMigrations
@@ -67,17 +67,32 @@ def method_for(world: World, progress: Path) -> Method:
     return _Elsewhere(world)
 
 
+@contextlib.contextmanager
+def _connected(
+    world: World, flags: tuple[str, ...]
+) -> Iterator[tuple[Api, list[Resource]]]:
+    """Connect to the API server, and find the resources of the rotation.
+
+    Args:
+        world: The rotation, and what the command was given.
+        flags: `REWRITING` or `MIGRATING`.
+    """
+    kubectl, names = world.means.kubectl, world.rotation.resources
+    kubectl.server()  # which says what is wrong with the kubeconfig
+    with running_proxy(kubectl, flags) as proxy, connected(proxy) as api:
+        found = find_resources(api, list(map(parse_resource, names)))
+        yield api, list(found.resources.values())
+
+
 class _Migrate:
     def __init__(self, world: World, progress: Path) -> None:
         self._world = world
         self._progress = progress
 
     def plan(self) -> str:
-        kubectl, names = self._world.means.kubectl, self._world.rotation.resources
-        kubectl.server()
-        with running_proxy(kubectl) as proxy, connected(proxy) as api:
-            found = find_resources(api, list(map(parse_resource, names)))
-        return f"`hsm-kms migrate` re-encrypts {', '.join(found.resources)}"
+        with _connected(self._world, REWRITING) as (_, resources):
+            names = ", ".join(map(str, resources))
+        return f"`hsm-kms migrate` re-encrypts {names}"
 
     def run(self) -> None:
         means = self._world.means
@@ -101,13 +116,13 @@ class _StorageVersion:
         self._world = world
 
     def plan(self) -> str:
-        with self._connected() as (_, version, resources):
+        with self._migrating() as (_, version, resources):
             names = ", ".join(map(str, resources))
             return f"a StorageVersionMigration ({version}) re-encrypts {names}"
 
     def run(self) -> None:
         new = fingerprint_in(self._world.rotation.new_key or "")
-        with self._connected() as (api, version, resources):
+        with self._migrating() as (api, version, resources):
             migrations = StorageVersionMigrations(api, version, new)
             for resource in resources:
                 first = migrations.current(resource)
@@ -115,18 +130,14 @@ class _StorageVersion:
                 self._watch(migrations, first)
 
     @contextlib.contextmanager
-    def _connected(self) -> Iterator[tuple[Api, str, list[Resource]]]:
-        kubectl, names = self._world.means.kubectl, self._world.rotation.resources
-        kubectl.server()
-        proxy_of = running_proxy(kubectl, MIGRATING)
-        with proxy_of as proxy, connected(proxy) as api:
-            found = find_resources(api, list(map(parse_resource, names)))
+    def _migrating(self) -> Iterator[tuple[Api, str, list[Resource]]]:
+        with _connected(self._world, MIGRATING) as (api, resources):
             try:
                 version = require_version(api)
             except HsmKmsError as error:
                 error.hint = f"{error.hint}: give --with {MIGRATE}"
                 raise
-            yield api, version, list(found.resources.values())
+            yield api, version, resources
 
     def _watch(self, migrations: StorageVersionMigrations, first: Progress) -> None:
         last, left = first, _Left(self._world)
