@@ -264,7 +264,7 @@ REFUSED = {
     ),
     "a PIN file that the pod does not see": (
         {"pin_file": "/root/pin"},
-        ["--pin-file: must be in /etc/hsm-kms, because the pod mounts that directory"],
+        [f"--pin-file: {IN_ETC}"],
     ),
     "a directory that systemd does not make": (
         {"form": "systemd", "socket": "/run/a/b/kms.sock"},
