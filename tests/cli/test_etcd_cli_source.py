@@ -14,6 +14,7 @@ from tests.harness.etcd_samples import (
     written,
 )
 from tests.harness.etcd_server import EtcdServer, Knobs, make_certificates
+from tests.harness.terminals import read_all
 from tests.harness.wait import patient
 
 
@@ -239,13 +240,7 @@ def test_progress_on_a_terminal(dump):
         stderr=terminal,
     )
     os.close(terminal)
-    seen = b""
-    while True:
-        try:
-            seen += os.read(reading, 4096)
-        except OSError:  # the other side is closed
-            break
-    os.close(reading)
+    seen = read_all(reading)
 
     assert 0 == process.wait(60)
-    assert b"100%  7 objects" in seen
+    assert "100%  7 objects" in seen

@@ -14,6 +14,7 @@ from hsm_kms.cli.migrate.progress import Progress
 from hsm_kms.migrate.resources import Resource
 from hsm_kms.migrate.rewrite import Pace
 from tests.cli.migrating import Migrating
+from tests.harness.terminals import read_all
 from tests.harness.wait import patient, wait_for
 
 SECRETS = Resource(name="secrets", group="", version="v1", namespaced=True)
@@ -41,20 +42,6 @@ def test_on_a_terminal(directory):
     assert len(lines) <= 10 * seconds
     assert any(re.fullmatch(form, line) for line in lines), lines
     assert re.search(r"\r +\rhint: ", shown), "the line is not blank at the end"
-
-
-def read_all(terminal):
-    pieces = []
-    while True:
-        try:
-            piece = os.read(terminal, 4096)
-        except OSError:  # the other side was closed
-            break
-        if not piece:
-            break
-        pieces.append(piece)
-    os.close(terminal)
-    return b"".join(pieces).decode()
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from hsm_kms.clock import now, when
 from tests.harness.command_line import HSM_KMS
 from tests.harness.pages import walk
 from tests.harness.plugin import code_of
-from tests.harness.terminals import InProcess
+from tests.harness.terminals import InProcess, read_all
 from tests.harness.wait import wait_for
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "commands.md"
@@ -157,19 +157,9 @@ def on_terminal(plugin, command, **env):
         line, stdin=inner, stdout=inner, stderr=inner, env=environment
     ) as process:
         os.close(inner)
-        printed = b""
-        while part := _read(outer):
-            printed += part
-    os.close(outer)
+        printed = read_all(outer)
     assert 0 == process.returncode, printed
-    return printed.decode()
-
-
-def _read(terminal):
-    try:
-        return os.read(terminal, 1000)
-    except OSError:  # nobody has the other end open
-        return b""
+    return printed
 
 
 @pytest.mark.parametrize("command", [("status",), ("check", "--offline")])

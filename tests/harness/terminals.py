@@ -143,6 +143,15 @@ class Shell:
         return process.returncode, _PROGRESS.sub("", text)
 
 
+def read_all(terminal: int) -> str:
+    """Return what a terminal shows until its other end is closed, and close it."""
+    printed = b""
+    while part := _read(terminal):
+        printed += part
+    os.close(terminal)
+    return printed.decode()
+
+
 def _by_default(printed: str, config: str = "") -> str:
     """Return what a command prints without the option that a page does not show."""
     return printed.replace(f" --config {config}`", "`") if config else printed
