@@ -46,7 +46,6 @@ _log = get_logger(_NAME)
 _levels = logging.getLogger(_NAME)
 
 _ODD: Final = re.compile("[^A-Za-z0-9_.:-]")
-_AUDITED: Final = frozenset({"v2.Encrypt", "v2.Decrypt", "v1.Encrypt", "v1.Decrypt"})
 
 # Method, gRPC status code, seconds, `Call.path` and `Call.key_id`.
 Observe: TypeAlias = Callable[[str, str, float, str, str], None]
@@ -69,7 +68,7 @@ class Call:
         context: The context that gRPC passes to the handler.
         observe: Called with each request's method, code, seconds, path and key_id.
         refusals: Logs the refused requests of this method.
-        audit: Records each Encrypt and Decrypt.
+        audit: Records the requests of this method.
 
     Attributes:
         uid: The client's name for the request, unchecked; for the log.
@@ -100,7 +99,7 @@ class Call:
         refusals: Repeats,
         audit: Audit,
     ) -> None:
-        self._audit = audit if method in _AUDITED else UNAUDITED
+        self._audit = audit
         self._audited = False
         self._method = method
         self._context = context
@@ -134,9 +133,8 @@ class Call:
         kind = type(error).__name__
         if not isinstance(error, AuditError):
             # The client gets no answer, whether this can be recorded or not.
-            self._audited = True
             with contextlib.suppress(AuditError):
-                await self._audit.wrote(self._record(code.name, kind))
+                await self.audit(code.name, kind)
         if isinstance(error, HsmKmsError):
             why = {"error": kind, "reason": error.sentence}
             self.event(logging.WARNING, code.name, kind, **why)
@@ -147,15 +145,19 @@ class Call:
             raise asyncio.CancelledError
         await self._context.abort(code, sentence)
 
-    async def audit(self) -> None:
-        """Record that the request is answered with OK.
+    async def audit(self, code: str = "OK", kind: str | None = None) -> None:
+        """Record how the request is answered.
+
+        Args:
+            code: Name of the gRPC status code.
+            kind: Class of the error; None if there is none.
 
         Raises:
             AuditError: It must be recorded and cannot be, so it must be refused.
         """
         if self._audit.enabled:
             self._audited = True
-            await self._audit.wrote(self._record("OK"))
+            await self._audit.wrote(self._record(code, kind))
 
     def gave_up(self) -> None:
         """Report that the client does not wait for an answer any more."""
@@ -165,7 +167,7 @@ class Call:
 
     def _record(self, code: str, kind: str | None = None) -> Audited:
         return Audited(
-            method=self._method,  # type: ignore[arg-type] # one of _AUDITED
+            method=self._method,  # type: ignore[arg-type] # Encrypt or Decrypt
             uid=safe_word(self.uid) or None,
             key_id=safe_word(self.key_id) or None,
             path=self.path or None,  # type: ignore[arg-type] # see `Call.path`
