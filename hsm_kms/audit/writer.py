@@ -77,7 +77,7 @@ class RecordWriter:
         self._queue: queue.SimpleQueue[_Work] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._overflowed = 0  # changed on the event loop alone
-        # All that follows is changed in the thread alone.
+        # All that follows is changed in the thread alone, once there is one.
         self._target = target
         self._counted = 0  # of those that overflowed, how many have their number
         self._seq = self._lost = self._unreported = 0
@@ -106,7 +106,11 @@ class RecordWriter:
             self._overflowed += 1
             return False
         self._queue.put(_Record(body, done))
-        self._start()
+        if self._thread is None:
+            self._thread = threading.Thread(
+                target=self._serve, name="audit writer", daemon=True
+            )
+            self._thread.start()
         return True
 
     def reopen(self) -> None:
@@ -119,24 +123,17 @@ class RecordWriter:
 
     async def flush(self) -> None:
         """Wait until every record that was put is written or lost."""
-        if self._thread is None:
-            return
         loop = asyncio.get_running_loop()
         done: asyncio.Future[None] = loop.create_future()
         self._do(lambda: _call(loop, lambda: _release(done)))
         await done
 
     def _do(self, work: Callable[[], None]) -> None:
-        """Have the thread do some work between two records."""
-        self._queue.put(work)
-        self._start()
-
-    def _start(self) -> None:
+        """Do some work between two records: in the thread, once there is one."""
         if self._thread is None:
-            self._thread = threading.Thread(
-                target=self._serve, name="audit writer", daemon=True
-            )
-            self._thread.start()
+            work()
+        else:
+            self._queue.put(work)
 
     # In the thread
 

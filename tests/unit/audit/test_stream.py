@@ -63,14 +63,17 @@ async def test_mode(path):
 
 
 async def test_off(path):
-    """If the audit is off nothing is recorded, and nothing is refused."""
+    """If the audit is off nothing is recorded or refused, and no thread is started."""
+    threads = threading.active_count()
     audit = AuditStream(Audit(on_error="refuse"))
     audit.record(event())
     await audit.wrote(event())
+    audit.reopen()
     await audit.close()
 
     assert not audit.enabled
     assert (None, 0) == (audit.fault, audit.report.written)
+    assert threads == threading.active_count()
 
 
 async def test_refuse_waits_for_the_file(path):
