@@ -7,10 +7,10 @@ hands, so that a crash of the server loses nothing, and one of the machine may.
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from hsm_kms.audit.line import body_of
+from hsm_kms.audit.report import AuditReport
 from hsm_kms.audit.target import AuditFile, Stream
 from hsm_kms.audit.writer import BUSY, Done, RecordWriter
 from hsm_kms.errors import AuditError
@@ -26,29 +26,6 @@ _SLOW: Final = AuditError(
     f"the audit record was not written within {WRITE_SECONDS:g} s",
     hint="see whether the file system of the audit file hangs",
 )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AuditReport:
-    """Tell how the audit stream is, for metrics and /status.
-
-    Args:
-        enabled: True if events are recorded.
-        target: The file, or "stdout"; "" if events are not recorded.
-        refuses: True if requests are refused while records are being lost.
-        written: Number of records written since the start.
-        lost: Number of records lost since the start.
-        waiting: Number of records that are not written yet.
-        error: Cause and cure while records are being lost; "" otherwise.
-    """
-
-    enabled: bool = False
-    target: str = ""
-    refuses: bool = False
-    written: int = 0
-    lost: int = 0
-    waiting: int = 0
-    error: str = ""
 
 
 class AuditStream:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from prometheus_client.core import Metric
 
-    from hsm_kms.audit.stream import AuditReport
+    from hsm_kms.audit.report import AuditReport
 
 
 def audit_metrics(audit: AuditReport) -> Iterable[Metric]:

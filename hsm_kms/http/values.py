@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from hsm_kms.audit.stream import AuditReport
+from hsm_kms.audit.report import AuditReport
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

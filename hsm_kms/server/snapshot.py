@@ -13,7 +13,7 @@ from hsm_kms.log import key_id_hash
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from hsm_kms.audit.stream import AuditReport
+    from hsm_kms.audit.report import AuditReport
     from hsm_kms.errors import HsmKmsError
     from hsm_kms.health.health_key import HealthKey
     from hsm_kms.http.requests import RequestCounts

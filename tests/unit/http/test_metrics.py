@@ -13,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from hsm_kms import clock, errors
 from hsm_kms.api.codes import INTERNAL, REFUSALS
-from hsm_kms.audit.stream import AuditReport
+from hsm_kms.audit.report import AuditReport
 from hsm_kms.http.metrics import Metrics
 from hsm_kms.http.requests import CODES, RequestCounts
 from hsm_kms.http.values import Snapshot
