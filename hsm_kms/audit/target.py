@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import stat
 import time
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -155,7 +154,7 @@ def open_file(path: Path, *, create: bool = True) -> int:
     files.check_directory(path.parent)
     descriptor = os.open(path, _FLAGS | (os.O_CREAT if create else 0), MODE)
     try:
-        _require_own(os.fstat(descriptor))
+        files.check_file(descriptor)
     except OSError:
         os.close(descriptor)
         raise
@@ -166,15 +165,6 @@ def ends_in_a_line(descriptor: int) -> bool:
     """Return True if the last line of an open file has no line break."""
     size = os.fstat(descriptor).st_size
     return size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
-
-
-def _require_own(found: os.stat_result) -> None:
-    if not stat.S_ISREG(found.st_mode):
-        raise OSError(errno.EINVAL, "it is not a regular file")
-    if found.st_uid not in {0, os.geteuid()}:
-        raise files.UntrustedFileError(f"user {found.st_uid} owns it")
-    if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise files.UntrustedFileError("other users can write to it")
 
 
 def failure(path: Path, error: OSError) -> AuditError:

@@ -34,9 +34,6 @@ class UntrustedDirectoryError(PermissionError):
 class UntrustedFileError(PermissionError):
     """Raised when another user owns a file or can write to it."""
 
-    def __init__(self, why: str) -> None:
-        super().__init__(errno.EPERM, why)
-
 
 def check_directory(path: Path) -> None:
     """Refuse a directory in which another user could change or remove files.
@@ -50,10 +47,20 @@ def check_directory(path: Path) -> None:
     found = path.stat()
     if not stat.S_ISDIR(found.st_mode):
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
-    if found.st_uid not in {0, os.geteuid()}:
-        raise UntrustedDirectoryError(errno.EPERM, f"user {found.st_uid} owns it")
-    if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise UntrustedDirectoryError(errno.EPERM, "other users can write to it")
+    _require_own(found, UntrustedDirectoryError)
+
+
+def check_file(descriptor: int) -> None:
+    """Refuse an open file that another user could change.
+
+    Raises:
+        UntrustedFileError: Another user owns the file or can write to it.
+        OSError: It is not a regular file.
+    """
+    found = os.fstat(descriptor)
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError(errno.EINVAL, "it is not a regular file")
+    _require_own(found, UntrustedFileError)
 
 
 def probe(directory: Path) -> None:
@@ -158,6 +165,13 @@ def lock(path: Path, *, nonblocking: bool) -> tuple[int, bool]:
             raise NoLocksError(error.errno, error.strerror) from error
         raise
     return descriptor, True
+
+
+def _require_own(found: os.stat_result, error: type[PermissionError]) -> None:
+    if found.st_uid not in {0, os.geteuid()}:
+        raise error(errno.EPERM, f"user {found.st_uid} owns it")
+    if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise error(errno.EPERM, "other users can write to it")
 
 
 def _write_temporary(directory: Path, data: bytes) -> Path:
