@@ -85,28 +85,6 @@ def held_back() -> _HeldBack:
     return _HeldBack()
 
 
-class _HeldBack:
-    """Note signals inside a `with` block, and deliver them at its end."""
-
-    def __init__(self) -> None:
-        self._before: dict[signal.Signals, Any] = {}
-        self._came: list[int] = []
-
-    def __enter__(self) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            if signal.getsignal(number) in {signal.default_int_handler, _raise}:
-                self._before[number] = signal.signal(number, self._note)
-
-    def _note(self, number: int, _: FrameType | None) -> None:
-        self._came.append(number)
-
-    def __exit__(self, *_: object) -> None:
-        for number, before in self._before.items():
-            signal.signal(number, before)
-        for came in self._came[:1]:
-            signal.raise_signal(came)
-
-
 class _Handling:
     """Handle signals inside a `with` block.
 
@@ -127,11 +105,13 @@ class _Handling:
 
     def __enter__(self) -> None:
         for number in self._numbers:
-            if number != signal.SIGINT or self._may_handle_sigint():
+            if self._may_handle(number):
                 self._before[number] = signal.signal(number, self._handler)
 
-    def _may_handle_sigint(self) -> bool:
-        before = signal.getsignal(signal.SIGINT)
+    def _may_handle(self, number: signal.Signals) -> bool:
+        if number != signal.SIGINT:
+            return True
+        before = signal.getsignal(number)
         if self._in_event_loop:
             return before is not signal.SIG_IGN
         return before in {signal.default_int_handler, _exit_at_once}
@@ -139,6 +119,25 @@ class _Handling:
     def __exit__(self, *_: object) -> None:
         for number, before in self._before.items():
             signal.signal(number, before)
+
+
+class _HeldBack(_Handling):
+    """Note signals inside a `with` block, and deliver the first at its end."""
+
+    def __init__(self) -> None:
+        super().__init__(self._note, signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        self._came: list[int] = []
+
+    def _note(self, number: int, _: FrameType | None) -> None:
+        self._came.append(number)
+
+    def _may_handle(self, number: signal.Signals) -> bool:
+        return signal.getsignal(number) in {signal.default_int_handler, _raise}
+
+    def __exit__(self, *_: object) -> None:
+        super().__exit__()
+        for came in self._came[:1]:
+            signal.raise_signal(came)
 
 
 def _exit_at_once(number: int, _: FrameType | None) -> NoReturn:
