@@ -149,9 +149,9 @@ class Inspection:
         Raises:
             HsmKmsError: The token could not be asked.
         """
-        missing = self._missing()
-        held = self._inventory.keys if missing is None else ()
-        listing = await self._discovery.read_names(worker, held)
+        missing, listing = self._missing(), None
+        if missing is None:
+            listing = await self._discovery.read_names(worker, self._inventory.keys)
         if listing is None:
             await self._read(worker, fresh=False)
         else:
