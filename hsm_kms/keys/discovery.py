@@ -177,8 +177,8 @@ class Discovery:
             label=settings.label, ids=settings.ids, identify=Identify.NEVER
         )
         seen = await list_keys(partial(worker.ask, seconds=self._seconds), wanted)
-        names = [each.ref for each in seen]
-        if not set(names) <= {key.ref for key in held}:
+        names = {each.ref for each in seen}
+        if not names <= {key.ref for key in held}:
             return None
         return KeyListing(keys=tuple(key for key in held if key.ref in names))
 

@@ -43,11 +43,11 @@ class KeyAudit:
         before, self._known = self._known, now
         if not self._audit.enabled:
             return
-        for name, (key, _) in before.items():
+        for name, (key, state) in before.items():
             if name not in now:
-                self._record(key, GONE, before[name][1])
+                self._record(key, GONE, state)
         for name, (key, state) in now.items():
-            old = before[name][1] if name in before else None
+            _, old = before.get(name, (None, None))
             if old is not state:
                 self._record(key, state.value, old)
 
