@@ -18,7 +18,6 @@ from hsm_kms.health.monitor import Monitor
 from hsm_kms.health.state import Health
 from hsm_kms.ipc.values import Identify
 from hsm_kms.keys.discovery import Discovery
-from hsm_kms.keys.key_audit import KeyAudit
 from hsm_kms.keys.node_keyring import NodeKeyring
 from hsm_kms.keys.view import AnnouncedKeys, CurrentKeys
 from hsm_kms.log import get_logger
@@ -41,6 +40,7 @@ from hsm_kms.wrapping.wrapper import DekWrapper, Opening
 
 if TYPE_CHECKING:
     from hsm_kms.config.schema import ApiV1, ApiV2, Config
+    from hsm_kms.keys.key_audit import KeyAudit
     from hsm_kms.keys.view import KeyView
     from hsm_kms.state_dir.directory import StateDir
     from hsm_kms.wrapping.nonce_budget import NonceBudget
@@ -60,7 +60,7 @@ class Lasting:
         unkillable: The workers that cannot be killed.
         started: When the server started, in seconds since the Unix epoch.
         audit: Takes the records of all decisions.
-        key_audit: Knows what each key was last used for.
+        key_audit: Records what each key is used for; None if nobody wants to know.
     """
 
     state: StateDir
@@ -70,11 +70,7 @@ class Lasting:
     unkillable: Unkillable = field(default_factory=Unkillable)
     started: float = field(default_factory=clock.now)
     audit: Audit = UNAUDITED
-    key_audit: KeyAudit = field(init=False)
-
-    def __post_init__(self) -> None:
-        """Make what records for all engines."""
-        object.__setattr__(self, "key_audit", KeyAudit(self.audit))
+    key_audit: KeyAudit | None = None
 
 
 class Engine:

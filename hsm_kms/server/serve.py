@@ -19,6 +19,7 @@ from hsm_kms.http.metrics import Metrics
 from hsm_kms.http.pages import admin_pages, public_pages, sparing
 from hsm_kms.http.requests import RequestCounts
 from hsm_kms.http.server import HttpServer
+from hsm_kms.keys.key_audit import KeyAudit
 from hsm_kms.log import get_logger
 from hsm_kms.repeats import log_all_counts
 from hsm_kms.server import mounts, writable
@@ -160,7 +161,12 @@ class Server:
         self._file = file
         self._clients = clients
         self._audit = audit
-        self._lasting = Lasting(state=state, budget=NonceBudget(state), audit=audit)
+        self._lasting = Lasting(
+            state=state,
+            budget=NonceBudget(state),
+            audit=audit,
+            key_audit=KeyAudit(audit),
+        )
         self._in_force = InForce(config, self._lasting)
         self._systemd = Systemd.from_environment()
         self._reload = Reload(file, self._in_force, self._systemd, audit)
