@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Final
 
 from hsm_kms.config import pkcs11_uri
 from hsm_kms.config.pkcs11_uri import Pkcs11Uri
-from hsm_kms.health.health_key import HealthKey
 from hsm_kms.ipc.messages import Configure
 from hsm_kms.keys.key_id import fingerprint_in
 from hsm_kms.keys.token_key import KeySettings
@@ -16,6 +15,7 @@ from hsm_kms.wrapping.settings import WrapSettings
 
 if TYPE_CHECKING:
     from hsm_kms.config.schema import ApiV1, ApiV2, Config
+    from hsm_kms.health.health_key import HealthKey
 
 # CK_USER_TYPE; crypto-user is the Luna and CloudHSM extension.
 _USER_TYPES: Final = {"so": 0, "user": 1, "crypto-user": 0x8000_0001}
@@ -119,6 +119,8 @@ def health_key(config: Config) -> HealthKey | None:
     """Return the key that canaries use in place of the KEKs; None if there is none."""
     if config.health.key is None:
         return None
+    from hsm_kms.health.health_key import HealthKey  # noqa: PLC0415 - most have none
+
     return HealthKey(
         config.health.key,
         config.scope,
