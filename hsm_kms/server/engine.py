@@ -60,7 +60,7 @@ class Lasting:
         unkillable: The workers that cannot be killed.
         started: When the server started, in seconds since the Unix epoch.
         audit: Takes the records of all decisions.
-        key_audit: Records what each key is used for; None if nobody wants to know.
+        key_audit: Records what each key is used for; None if that is not recorded.
     """
 
     state: StateDir
