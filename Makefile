@@ -161,10 +161,8 @@ lock: .venv/dev
 	@$(LOCK) pyproject.toml -o requirements/run.txt
 	@$(LOCK) --group build --constraints requirements/run.txt -o requirements/build.txt
 	@$(LOCK) pyproject.toml --group dev -o requirements/dev.txt
-	@$(LOCK) --group coverage --constraints requirements/dev.txt -o requirements/coverage.txt
-	@$(LOCK) --group bench --constraints requirements/dev.txt -o requirements/bench.txt
-	@$(LOCK) --group docs --constraints requirements/dev.txt -o requirements/docs.txt
-	@$(LOCK) --group mutation --constraints requirements/dev.txt -o requirements/mutation.txt
+	@for group in coverage bench docs mutation; do \
+		$(LOCK) --group $$group --constraints requirements/dev.txt -o requirements/$$group.txt; done
 
 image:
 	@TOOL='$(TOOL)' BASE='$(BASE)' IMAGE='$(IMAGE)' TAG='$(TAG)' TARGET='$(TARGET)' \
@@ -207,22 +205,9 @@ softhsm2:
 	@$(PIP) install --no-deps --no-build-isolation -e .
 	@touch $@
 
-.venv/dev: .venv/run requirements/dev.txt
-	@echo 'installing requirements/dev.txt into .venv'
-	@$(PIP) install --require-hashes -r requirements/dev.txt
-	@touch $@
-
-.venv/bench: .venv/dev requirements/bench.txt
-	@echo 'installing requirements/bench.txt into .venv'
-	@$(PIP) install --require-hashes -r requirements/bench.txt
-	@touch $@
-
-.venv/mutation: .venv/dev requirements/mutation.txt
-	@echo 'installing requirements/mutation.txt into .venv'
-	@$(PIP) install --require-hashes -r requirements/mutation.txt
-	@touch $@
-
-.venv/docs: .venv/run requirements/docs.txt
-	@echo 'installing requirements/docs.txt into .venv'
-	@$(PIP) install --require-hashes -r requirements/docs.txt
+.venv/dev .venv/docs: .venv/run
+.venv/bench .venv/mutation: .venv/dev
+.venv/dev .venv/docs .venv/bench .venv/mutation: .venv/%: requirements/%.txt
+	@echo 'installing $< into .venv'
+	@$(PIP) install --require-hashes -r $<
 	@touch $@
