@@ -19,6 +19,7 @@ from hypothesis import HealthCheck, settings
 from tests.harness import fork_server
 from tests.harness.examples import examples
 from tests.harness.plugin import PINS, Plugin, beside
+from tests.harness.required import REQUIRED
 from tests.harness.shim.driver import Shim
 from tests.harness.softhsm import PIN, SoftHsm
 from tests.harness.spelled import found
@@ -38,8 +39,6 @@ settings.register_profile(
 settings.load_profile("tests")
 
 os.environ.setdefault("PYTEST_TIMEOUT", str(patient(300)))  # pytest-timeout reads it
-
-REQUIRED = frozenset(filter(None, os.environ.get("HSM_KMS_REQUIRE", "").split(",")))
 
 
 def pytest_configure() -> None:

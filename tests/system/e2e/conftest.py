@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.harness.examples import LONG
+from tests.harness.required import leave_out
 from tests.system.e2e import binaries as programs
 from tests.system.e2e.plugin import softhsm_module
 from tests.system.e2e.processes import tails
@@ -36,18 +37,11 @@ def _reason() -> str | None:
     return None
 
 
-def _leave_out(reason: str) -> None:
-    required = os.environ.get("HSM_KMS_REQUIRE", "").replace(",", " ").split()
-    if "e2e" in required:
-        pytest.fail(f"HSM_KMS_REQUIRE names e2e, but: {reason}", pytrace=False)
-    pytest.skip(reason)
-
-
 @pytest.fixture(scope="session", autouse=True)
 def included() -> None:
     """Leave the tests out, or refuse to, with a reason."""
     if reason := _reason():
-        _leave_out(reason)
+        leave_out("e2e", reason)
 
 
 @pytest.fixture(scope="session")
@@ -56,8 +50,7 @@ def binaries(included: None) -> programs.Binaries:
     try:
         return programs.cluster()
     except programs.MissingToolError as error:
-        _leave_out(f"{error}; with Go, {HINT}")
-        raise
+        leave_out("e2e", f"{error}; with Go, {HINT}")
 
 
 @pytest.fixture(scope="session")
@@ -66,8 +59,7 @@ def loader(included: None) -> Path:
     try:
         return programs.loader()
     except programs.MissingToolError as error:
-        _leave_out(f"{error}; with Go, {HINT}")
-        raise
+        leave_out("e2e", f"{error}; with Go, {HINT}")
 
 
 @pytest.fixture(scope="session")
@@ -76,8 +68,7 @@ def controller_manager(included: None) -> Path:
     try:
         return programs.controller_manager()
     except programs.MissingToolError as error:
-        _leave_out(f"{error}; with Go, {HINT}")
-        raise
+        leave_out("e2e", f"{error}; with Go, {HINT}")
 
 
 @pytest.fixture(scope="session")
@@ -86,8 +77,7 @@ def kine_program(included: None) -> Path:
     try:
         return programs.kine()
     except programs.MissingToolError as error:
-        _leave_out(str(error))
-        raise
+        leave_out("e2e", str(error))
 
 
 @pytest.fixture(scope="module")

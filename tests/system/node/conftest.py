@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.harness.required import leave_out
 from tests.system.node import containers, images
 
 if TYPE_CHECKING:
@@ -28,11 +29,8 @@ def _reason() -> str | None:
 @pytest.fixture(scope="session", autouse=True)
 def included() -> None:
     """Leave the tests out, or refuse to, with a reason."""
-    if not (reason := _reason()):
-        return
-    if "node" in os.environ.get("HSM_KMS_REQUIRE", "").split(","):
-        pytest.fail(f"HSM_KMS_REQUIRE names node, but: {reason}", pytrace=False)
-    pytest.skip(reason)
+    if reason := _reason():
+        leave_out("node", reason)
 
 
 @pytest.fixture(scope="session")

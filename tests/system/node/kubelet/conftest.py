@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import tempfile
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.harness.manifests import MANIFESTS
+from tests.harness.required import leave_out
 from tests.system.e2e import binaries as programs
 from tests.system.e2e.processes import tails
 from tests.system.node.kubelet import operator
@@ -31,11 +31,8 @@ FOLDERS: list[Path] = []
 @pytest.fixture(scope="session", autouse=True)
 def complete(included: None) -> None:
     """Leave the tests out, or refuse to, where a kubelet cannot run."""
-    if not (lacking := missing() or programs.missing()):
-        return
-    if "node" in os.environ.get("HSM_KMS_REQUIRE", "").split(","):
-        pytest.fail(f"HSM_KMS_REQUIRE names node, but: {lacking}", pytrace=False)
-    pytest.skip(f"{lacking}; with it, {HINT}")
+    if lacking := missing() or programs.missing():
+        leave_out("node", f"{lacking}; with it, {HINT}")
 
 
 @pytest.fixture(scope="session")
