@@ -140,16 +140,10 @@ def encrypt(
 
 
 def encrypt_for(
-    socket: Path,
-    *,
-    streams: int,
-    seconds: float,
-    api: str = "v1",
-    connections: int = 1,
+    socket: Path, *, streams: int, seconds: float, api: str = "v1"
 ) -> Report:
     """Encrypt DEKs for a number of seconds, and keep nothing."""
-    more = ("-encrypt", f"-for={seconds:g}s", f"-connections={connections}")
-    return _run(socket, api, streams, *more)
+    return _run(socket, api, streams, "-encrypt", f"-for={seconds:g}s")
 
 
 def decrypt(

@@ -6,8 +6,8 @@
 //
 // The first encrypts, and with -records writes the records to FILE, a line each. The
 // second decrypts every record once, or, with -for, over and over; a DEK that comes
-// back changed counts as "WRONG". -api is v1 or v2. So many streams share the
-// connections.
+// back changed counts as "WRONG". -api is v1 or v2. So many streams share one
+// connection.
 package main
 
 import (
@@ -79,41 +79,37 @@ func run() error {
 	encrypt := flag.Bool("encrypt", false, "encrypt; otherwise decrypt")
 	count := flag.Int("count", 0, "encrypt so many DEKs")
 	streams := flag.Int("streams", 1, "requests at once")
-	connections := flag.Int("connections", 1, "connections that the streams share")
 	duration := flag.Duration("for", 0, "how long to go on")
 	flag.Parse()
 
-	plugins := make([]plugin, *connections)
-	for n := range plugins {
-		connection, err := grpc.NewClient("unix:"+*socket,
-			grpc.WithTransportCredentials(insecure.NewCredentials()),
-			grpc.WithAuthority("localhost"))
-		if err != nil {
-			return err
-		}
-		defer connection.Close()
-		if plugins[n], err = client(*api, connection); err != nil {
-			return err
-		}
-		if err := connect(plugins[n]); err != nil {
-			return err
-		}
+	connection, err := grpc.NewClient("unix:"+*socket,
+		grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithAuthority("localhost"))
+	if err != nil {
+		return err
+	}
+	defer connection.Close()
+	server, err := client(*api, connection)
+	if err != nil {
+		return err
+	}
+	if err := connect(server); err != nil {
+		return err
 	}
 
 	var (
 		result report
 		one    call
-		err    error
 	)
 	records := make([]record, *count)
 	if *encrypt {
-		one = seal(plugins, records)
+		one = seal(server, records)
 	} else {
 		if records, err = read(*file); err != nil {
 			return err
 		}
 		*count = len(records)
-		one = unseal(plugins, records)
+		one = unseal(server, records)
 	}
 	if *duration > 0 {
 		measureFor(one, *streams, warmUp)
@@ -140,13 +136,13 @@ func connect(one plugin) error {
 	return err
 }
 
-func seal(plugins []plugin, records []record) call {
+func seal(server plugin, records []record) call {
 	return func(n int64) string {
 		ctx, cancel := context.WithTimeout(context.Background(), timeout)
 		defer cancel()
 		dek := make([]byte, dekSize)
 		rand.Read(dek)
-		sealed, err := plugins[n%int64(len(plugins))].encrypt(ctx, dek)
+		sealed, err := server.encrypt(ctx, dek)
 		if n < int64(len(records)) {
 			records[n] = sealed
 		}
@@ -154,12 +150,12 @@ func seal(plugins []plugin, records []record) call {
 	}
 }
 
-func unseal(plugins []plugin, records []record) call {
+func unseal(server plugin, records []record) call {
 	return func(n int64) string {
 		ctx, cancel := context.WithTimeout(context.Background(), timeout)
 		defer cancel()
 		each := records[n%int64(len(records))]
-		dek, err := plugins[n%int64(len(plugins))].decrypt(ctx, each)
+		dek, err := server.decrypt(ctx, each)
 		if err == nil && !bytes.Equal(each.Dek, dek) {
 			return wrong
 		}
