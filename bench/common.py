@@ -5,13 +5,12 @@ from __future__ import annotations
 import contextlib
 import subprocess
 import sys
-import time
 from typing import TYPE_CHECKING, Any
 
 from tests.harness.plugin import Plugin
 from tests.harness.shim.driver import Shim
 from tests.harness.softhsm import PIN, SoftHsm
-from tests.harness.wait import wait_for
+from tests.harness.wait import wait_for, wait_quiet
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,25 +31,14 @@ def prepare(directory: Path, **sections: Any) -> tuple[Plugin, Shim]:
         directory: Directory of the token, the shim and the server.
         sections: Sections that change those of the configuration of every bench.
     """
-    hsm = SoftHsm(directory / "hsm")
-    hsm.init_token()
-    pin = directory / "pin"
-    pin.touch(mode=0o600)
-    pin.write_text(PIN)
-    (directory / "shim").mkdir()
-    shim = Shim(directory / "shim")
-    plugin = Plugin(directory, hsm, pin)
-    token = plugin.config["token"]
-    token |= {
-        "module": str(shim.module),
-        "workers": WORKERS,
-        "sessions_per_worker": SESSIONS_EACH,
+    _, plugin, shim = behind_shim(directory)
+    every = {
+        "token": {"workers": WORKERS, "sessions_per_worker": SESSIONS_EACH},
+        "keys": {"discover": "1h"},  # as canaries: none while we measure
+        "health": {"interval": "1h"},
+        "log": {"level": "info"},
     }
-    token["env"] |= shim.env
-    plugin.config["keys"] = {"discover": "1h"}  # as canaries: none while we measure
-    plugin.config["health"] = {"interval": "1h"}
-    plugin.config["log"] = {"level": "info"}
-    for name, section in sections.items():
+    for name, section in [*every.items(), *sections.items()]:
         plugin.merge(name, section)
     plugin.write_config()
     result = plugin.cli("keys", "generate")
@@ -58,6 +46,26 @@ def prepare(directory: Path, **sections: Any) -> tuple[Plugin, Shim]:
         raise SystemExit(result.stderr)
     start(plugin)
     return plugin, shim
+
+
+def behind_shim(directory: Path, **sections: Any) -> tuple[SoftHsm, Plugin, Shim]:
+    """Return a token without a key, a server for it, not started, and the shim between.
+
+    Args:
+        directory: Directory of the token, the shim and the server.
+        sections: Sections that change those of the configuration.
+    """
+    hsm = SoftHsm(directory / "hsm")
+    hsm.init_token()
+    pin = directory / "pin"
+    pin.touch(mode=0o600)
+    pin.write_text(PIN)
+    (directory / "shim").mkdir()
+    shim = Shim(directory / "shim")
+    plugin = Plugin(directory, hsm, pin, **sections)
+    plugin.merge("token", {"module": str(shim.module), "env": hsm.env | shim.env})
+    plugin.write_config()
+    return hsm, plugin, shim
 
 
 def start(plugin: Plugin) -> None:
@@ -122,12 +130,15 @@ def pid_of(plugin: Plugin) -> int:
     return plugin.process.pid
 
 
+def c_calls(shim: Shim) -> int:
+    """Return the number of C calls so far."""
+    return sum(each.calls for each in shim.counts().values())
+
+
 def settle(plugin: Plugin, shim: Shim) -> None:
     """Wait until the server has what it needs and does not use the token."""
     plugin.v1_encrypt(b"d" * DEK_BYTES)
-    seen = None
-    while seen != (seen := shim.counts()):
-        time.sleep(0.5)
+    wait_quiet(shim.counts, 0.5)
 
 
 @contextlib.contextmanager

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 from bench import load
 from bench.common import apis, not_ok, serving, slow
 from bench.ring import many_keys, one_inspection
-from tests.harness.wait import wait_for
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -88,7 +87,7 @@ def _rate(
     report = load.h2load(
         plugin.socket, data, streams=streams, seconds=plan.seconds, clients=clients
     )
-    wait_for(lambda: plugin.healthz() == "ok")
+    plugin.wait_healthz("ok")
     return report.metrics, "" if not_ok(plugin) == before else "not all OK"
 
 

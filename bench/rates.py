@@ -15,6 +15,7 @@ from bench import load
 from bench.common import (
     DEK_BYTES,
     apis,
+    c_calls,
     empty_handler,
     not_ok,
     pid_of,
@@ -207,12 +208,12 @@ def _c_calls(contender: Contender, results: Results) -> None:
     if plugin is None or shim is None or contender.path == "software":
         return
     for method, make in _requests(contender, plugin).items():
-        before = sum(calls.calls for calls in shim.counts().values())
+        before = c_calls(shim)
         for _ in range(COUNTED):
             make()
-        after = sum(calls.calls for calls in shim.counts().values())
+        made = (c_calls(shim) - before) / COUNTED
         case: Case = {"what": f"{method}, {PATHS[contender.path]}"}
-        results.add("calls", case, {"c_calls": (after - before) / COUNTED})
+        results.add("calls", case, {"c_calls": made})
 
 
 def _requests(contender: Contender, plugin: Plugin) -> dict[str, Callable[[], object]]:

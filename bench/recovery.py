@@ -36,7 +36,7 @@ def run(directory: Path, plan: Plan, results: Results) -> None:
     with serving(directory / "r", apis=apis("token"), health=health) as (plugin, shim):
         for _ in range(plan.recoveries):
             for name, (measure, unit) in _RECOVERIES.items():
-                wait_for(lambda: plugin.healthz() == "ok")
+                plugin.wait_healthz("ok")
                 value, void = measure(plugin, shim)
                 results.add(SUITE, {"what": name}, {unit: value}, void)
 
