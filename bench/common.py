@@ -83,14 +83,17 @@ def metrics(plugin: Plugin) -> dict[str, float]:
     return {name: float(value) for name, value in pairs}
 
 
-def not_ok(plugin: Plugin) -> float:
-    """Return the number of answers that were not OK, by the server's own count."""
-    fine = tuple(f'hsm_kms_requests_total{{code="{code}"' for code in ENDINGS)
-    return sum(
-        count
+def answered(plugin: Plugin) -> tuple[float, float]:
+    """Return the number of answers, and of those not OK, by the server's own count."""
+    requests = "hsm_kms_requests_total{"
+    fine = tuple(f'{requests}code="{code}"' for code in ENDINGS)
+    counts = {
+        name: count
         for name, count in metrics(plugin).items()
-        if name.startswith("hsm_kms_requests_total") and not name.startswith(fine)
-    )
+        if name.startswith(requests)
+    }
+    failed = (count for name, count in counts.items() if not name.startswith(fine))
+    return sum(counts.values()), sum(failed)
 
 
 def slow(shim: Shim, milliseconds: float) -> None:

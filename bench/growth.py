@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from bench import load
-from bench.common import apis, not_ok, serving, slow
+from bench.common import answered, apis, serving, slow
 from bench.ring import many_keys, one_inspection
 
 if TYPE_CHECKING:
@@ -83,12 +83,13 @@ def keys(directory: Path, plan: Plan, results: Results) -> None:
 def _rate(
     plugin: Plugin, data: Path, plan: Plan, *, streams: int, clients: int = 1
 ) -> tuple[dict[str, float], str]:
-    before = not_ok(plugin)
+    _, before = answered(plugin)
     report = load.h2load(
         plugin.socket, data, streams=streams, seconds=plan.seconds, clients=clients
     )
     plugin.wait_healthz("ok")
-    return report.metrics, "" if not_ok(plugin) == before else "not all OK"
+    _, after = answered(plugin)
+    return report.metrics, "" if after == before else "not all OK"
 
 
 def _decrypt(plugin: Plugin) -> float:

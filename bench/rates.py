@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 from bench import load
 from bench.common import (
     DEK_BYTES,
+    answered,
     apis,
     c_calls,
     empty_handler,
-    not_ok,
     pid_of,
     serving,
     slow,
@@ -101,15 +101,7 @@ class Contender:
 
     def _used(self, workers: list[int]) -> tuple[float, float, float, float]:
         """Return CPU of server and workers, requests, and those that were not OK."""
-        requests, failed = 0.0, 0.0
-        if self.plugin is not None:
-            text = self.plugin.page("/metrics")[1]
-            requests = sum(
-                float(line.rsplit(" ", 1)[1])
-                for line in text.splitlines()
-                if line.startswith("hsm_kms_requests_total{")
-            )
-            failed = not_ok(self.plugin)
+        requests, failed = answered(self.plugin) if self.plugin else (0.0, 0.0)
         return cpu_seconds([self.pid]), cpu_seconds(workers), requests, failed
 
 
