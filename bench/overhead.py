@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 from bench import load
 from bench.common import apis, pid_of, serving
 from bench.rates import Contender
-from hsm_kms.config.schema import Config
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,15 +36,13 @@ def variants(directory: Path) -> dict[str, dict[str, Any]]:
         directory: Where a file of the audit may be.
     """
     base = {"log": {"level": "warning"}, "apis": apis("token")}
-    found: dict[str, dict[str, Any]] = {
+    return {
         BASE: base,
         "log.level: info": base | {"log": {"level": "info"}},
         "log.level: debug": base | {"log": {"level": "debug"}},
         SCRAPED: base,
+        "audit": base | {"audit": {"file": str(directory / "audit.log")}},
     }
-    if "audit" in Config.model_fields:
-        found["audit"] = base | {"audit": {"file": str(directory / "audit.log")}}
-    return found
 
 
 def run(directory: Path, plan: Plan, results: Results) -> None:
