@@ -24,6 +24,7 @@ SUITE = "cold"
 FEW_USES = 8  # of a local KEK, so that so many Secrets have about a thousand
 LATENCIES = (0.0, 5.0)  # milliseconds
 AT_ONCE = 200
+HERD = f"{AT_ONCE} times the same DEK at once"
 LONG_LATENCY = 100.0  # milliseconds
 
 
@@ -66,8 +67,7 @@ def _herd(plugin: Plugin, shim: Shim, records: Path, results: Results) -> None:
     same = records.with_name("same")
     same.write_text((records.read_text().splitlines()[0] + "\n") * AT_ONCE)
     metrics, void = _cold(plugin, shim, same, LONG_LATENCY, streams=AT_ONCE)
-    name = f"{AT_ONCE} times the same DEK at once"
-    results.add(SUITE, {"what": name, "L": LONG_LATENCY}, metrics, void)
+    results.add(SUITE, {"what": HERD, "L": LONG_LATENCY}, metrics, void)
 
 
 def _cold(

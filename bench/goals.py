@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, NamedTuple
 
-from bench.limits import possible
+from bench.cold import HERD
+from bench.limits import share_of_possible
 from bench.rates import PATHS
 from bench.tables import NOTHING, number, ratio_of, table
 
@@ -62,26 +63,18 @@ def goals(results: Results) -> str:
     return table(["", "wanted", "measured", "reached"], rows)
 
 
-def _rate(results: Results, path: str, latency: float, streams: float) -> Series | None:
-    return results.get("rates", path=path, method="Encrypt", L=latency, streams=streams)
-
-
 def _of_empty(streams: float) -> Callable[[Results], float]:
     return lambda results: ratio_of(
-        _rate(results, "software", 0, streams),
-        _rate(results, "empty", 0, streams),
-        "rate",
+        _rate(results, "software", streams), _rate(results, "empty", streams), "rate"
     )
 
 
-def _of_possible(latency: float) -> Callable[[Results], float]:
-    def measured(results: Results) -> float:
-        found = _rate(results, "token", latency, 16)
-        if found is None:
-            return math.nan
-        return found.median("rate") / possible(results, latency)
+def _rate(results: Results, path: str, streams: float) -> Series | None:
+    return results.get("rates", path=path, method="Encrypt", L=0, streams=streams)
 
-    return measured
+
+def _of_possible(latency: float) -> Callable[[Results], float]:
+    return lambda results: share_of_possible(results, latency)
 
 
 def _median(suite: str, metric: str, **case: str | float) -> Callable[[Results], float]:
@@ -103,7 +96,18 @@ def _cold(results: Results) -> float:
     return ratio_of(by_latency.get(5.0), by_latency.get(0.0), "seconds")
 
 
-_HERD = "200 times the same DEK at once"
+def _recovery(called: str, at_most: float, what: str = "") -> Goal:
+    """Return a goal of what the suite `recovery` measures, in milliseconds.
+
+    Args:
+        called: What is measured, in the words of the table.
+        at_most: The time not to exceed.
+        what: The suite's own words, if they are others.
+    """
+    measured = _median("recovery", "ms", what=what or called)
+    return Goal(called, measured, at_most=at_most, unit=" ms")
+
+
 GOALS = (
     Goal("local KEK, Encrypt, 1 at once, of the empty handler", _of_empty(1), _SHARE),
     Goal("the same, 16 at once", _of_empty(16), _SHARE),
@@ -124,40 +128,26 @@ GOALS = (
     Goal("the same, L = 1 ms", _of_possible(1), _DIRECT),
     Goal("v1 DEKs under one local KEK, L = 5 ms against L = 0", _cold, at_most=_COLD),
     Goal(
-        f"{_HERD}, L = 100 ms",
-        _median("cold", "seconds", what=_HERD),
+        f"{HERD}, L = 100 ms",
+        _median("cold", "seconds", what=HERD),
         at_most=1,
         unit=" s",
     ),
     Goal(
         "the same, calls of the token",
-        _median("cold", "token_calls", what=_HERD),
+        _median("cold", "token_calls", what=HERD),
         at_most=1,
     ),
-    Goal(
-        "Status while every session hangs, p99",
-        _median("recovery", "ms", what="every session hangs: Status, p99"),
-        at_most=10,
-        unit=" ms",
+    _recovery(
+        "Status while every session hangs, p99", 10, "every session hangs: Status, p99"
     ),
-    Goal(
+    _recovery(
         "all workers killed, next Encrypt that is OK",
-        _median("recovery", "ms", what="all workers killed: next Encrypt that is OK"),
-        at_most=250,
-        unit=" ms",
+        250,
+        "all workers killed: next Encrypt that is OK",
     ),
-    Goal(
-        "`hsm-kms --version`",
-        _median("recovery", "ms", what="`hsm-kms --version`"),
-        at_most=150,
-        unit=" ms",
-    ),
-    Goal(
-        "`hsm-kms status`",
-        _median("recovery", "ms", what="`hsm-kms status`"),
-        at_most=400,
-        unit=" ms",
-    ),
+    _recovery("`hsm-kms --version`", 150),
+    _recovery("`hsm-kms status`", 400),
     Goal(
         "memory of the server, RSS",
         _median("memory", "server_rss_mb"),

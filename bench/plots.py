@@ -9,8 +9,10 @@ from matplotlib import pyplot as plt
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from bench.common import SESSIONS
+from bench.limits import of_sessions
 from bench.plan import GROWING
 from bench.rates import PATHS
+from bench.report import TIMES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -142,7 +144,7 @@ def _rate_by_latency(results: Results, axes: Any) -> bool:
         top = axes.get_ylim()[1]
         longest = max(float(each.case["L"]) for each in every)
         latencies = [longest * each / 100 for each in range(1, 101)]
-        limit = [SESSIONS / (2 * each / 1000) for each in latencies]
+        limit = [of_sessions(each) for each in latencies]
         name = f"{SESSIONS} sessions / 2 L"
         axes.plot(latencies, limit, "k--", linewidth=0.8, label=name)
         axes.set_ylim(0, top)
@@ -153,10 +155,9 @@ def _rate_by_latency(results: Results, axes: Any) -> bool:
 
 def _times(results: Results, axes: Any) -> bool:
     every = results.of("rates", path="token", method="Encrypt", L=0)
-    names = {"p50_ms": "p50", "p90_ms": "p90", "p99_ms": "p99", "p999_ms": "p99.9"}
     drawn = _lines(
         axes,
-        (line(text, every, "streams", metric) for metric, text in names.items()),
+        (line(text, every, "streams", metric) for metric, text in TIMES.items()),
     )
     _label(axes, "requests at once", "milliseconds", logx=True, logy=True)
     return drawn

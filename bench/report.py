@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from bench.goals import goals
-from bench.limits import possible
+from bench.limits import share_of_possible
 from bench.overhead import BASE
 from bench.rates import METHODS, PATHS
 from bench.tables import NOTHING, figure, number, ratio, table
@@ -118,9 +118,7 @@ def _direct(results: Results) -> str:
     for latency in _values(results.of("rates", path="token"), "L"):
         one = _rate(results, "token", "Encrypt", latency, 1)
         many = _rate(results, "token", "Encrypt", latency, 16)
-        share = number(
-            many.median("rate") / possible(results, latency) if many else float("nan")
-        )
+        share = number(share_of_possible(results, latency))
         row = [f"{latency:g}", figure(one, "p50_ms"), figure(many, "rate"), share]
         rows.append(row)
     head = ["L (ms)", "one after the other, p50 (ms)", "16 at once, per second"]
