@@ -145,6 +145,28 @@ def settle(plugin: Plugin, shim: Shim) -> None:
 
 
 @contextlib.contextmanager
+def listening(
+    command: list[str], socket: Path, env: dict[str, str] | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Yield a program that listens, and kill it at the end.
+
+    Args:
+        command: What starts it.
+        socket: What it makes when it is ready.
+        env: Its environment, None for that of this process.
+    """
+    process = subprocess.Popen(command, env=env)
+    try:
+        wait_for(lambda: socket.exists() or process.poll() is not None)
+        if process.poll() is not None:
+            raise SystemExit(f"{command[0]} ended with {process.returncode}")
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+@contextlib.contextmanager
 def empty_handler(directory: Path, size: int) -> Iterator[tuple[Path, int]]:
     """Yield socket and process id of a server that does nothing.
 
@@ -155,12 +177,7 @@ def empty_handler(directory: Path, size: int) -> Iterator[tuple[Path, int]]:
         size: Size of a record in bytes.
     """
     socket = directory / "empty.sock"
-    process = subprocess.Popen(
-        [sys.executable, "-m", "bench.empty", str(socket), str(size), str(DEK_BYTES)]
-    )
-    try:
-        wait_for(socket.exists)
+    sizes = (str(size), str(DEK_BYTES))
+    command = [sys.executable, "-m", "bench.empty", str(socket), *sizes]
+    with listening(command, socket) as process:
         yield socket, process.pid
-    finally:
-        process.kill()
-        process.wait()

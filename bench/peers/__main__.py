@@ -5,18 +5,16 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import tempfile
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from bench import load
-from bench.common import serving
+from bench.common import listening, serving
 from bench.report import LIKE_FOR_LIKE, PEERS, peers_table
 from bench.results import OUT, PEERS_FILE, Results
 from tests.harness.softhsm import PIN, TOKEN_LABEL, SoftHsm, softhsm_module
-from tests.harness.wait import wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -61,18 +59,9 @@ def mock(directory: Path, program: Path) -> Iterator[Path]:
     settings = {"path": softhsm_module(), "tokenLabel": TOKEN_LABEL, "pin": PIN}
     config.write_text(json.dumps(settings))
     socket = hsm.directory / "kms.sock"
-    process = subprocess.Popen(
-        [str(program), f"-listen-addr=unix://{socket}", f"-config-file-path={config}"],
-        env={**os.environ, **hsm.env},
-    )
-    try:
-        wait_for(lambda: socket.exists() or process.poll() is not None)
-        if process.poll() is not None:
-            raise SystemExit(f"{program} ended with {process.returncode}")
+    options = (f"-listen-addr=unix://{socket}", f"-config-file-path={config}")
+    with listening([str(program), *options], socket, {**os.environ, **hsm.env}):
         yield socket
-    finally:
-        process.kill()
-        process.wait()
 
 
 def measure(peers: list[Peer], rounds: int, seconds: int) -> Results:
