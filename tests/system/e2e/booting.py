@@ -78,7 +78,7 @@ class Machine:
         self._token.close()
         self._token.enter_context(world.plugin.token.away())
         self.exits = 0
-        self._log_begins = world.api.log.stat().st_size
+        self._log_begins = world.api.log_size()
 
     def _start_plugin(self) -> None:
         self.world.plugin.start(ok=False)
@@ -106,9 +106,7 @@ class Machine:
 
     def logged(self) -> str:
         """Return what kube-apiserver has logged since the power was cut."""
-        with self.world.api.log.open("rb") as file:
-            file.seek(self._log_begins)
-            return file.read().decode(errors="replace")
+        return self.world.api.logged(self._log_begins)
 
     def shows(self, *lines: str) -> None:
         """Wait until kube-apiserver has logged these lines."""

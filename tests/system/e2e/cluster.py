@@ -94,6 +94,16 @@ class ApiServer:
         """Return the file that it logs to."""
         return self._folder / "kube-apiserver.log"
 
+    def log_size(self) -> int:
+        """Return the size of its log: where `logged` begins that is called later."""
+        return self.log.stat().st_size
+
+    def logged(self, begin: int = 0) -> str:
+        """Return what it has logged from a byte of its log on."""
+        with self.log.open("rb") as file:
+            file.seek(begin)
+            return file.read().decode(errors="replace")
+
     def stop(self) -> None:
         """Stop it, if it runs."""
         if self._child:

@@ -54,17 +54,11 @@ class ClusterNode:
         )
         self.plugin.start()
         self.wraps(KINDS[wrapping])
-        self.forgets()
-
-    def forgets(self) -> None:
-        """Let `logged` begin here."""
-        self._log_begins = self.api.log.stat().st_size
+        self._log_begins = self.api.log_size()
 
     def logged(self) -> str:
-        """Return what the API server has logged since then."""
-        with self.api.log.open("rb") as file:
-            file.seek(self._log_begins)
-            return file.read().decode(errors="replace")
+        """Return what the API server has logged since `begin`."""
+        return self.api.logged(self._log_begins)
 
     def logs(self, case: str) -> None:
         """Wait until the API server has logged what docs/operations.md says.

@@ -237,7 +237,7 @@ def test_writes_stop_three_minutes_after_the_last_status(outage):
     )
     _tell(f"{TOLD}: {len(writers[TOLD].writes)} created in {now() - told:.0f} s")
     assert None is writers[TOLD].refused
-    log = api.log.read_text()
+    log = api.logged()
     for case in ("`health.stop_writes_after` has passed", "the plugin does not run"):
         assert [] == [line for line in logged(case) if line not in log], case
     (line,) = shown("Writes are refused, and reads go on")

@@ -73,8 +73,7 @@ class Seen:
 
     def __init__(self, world: World, begin: int | None = None) -> None:
         self._world = world
-        self._log = world.folder / "kube-apiserver.log"
-        self._begin = self._log.stat().st_size if begin is None else begin
+        self._begin = world.api.log_size() if begin is None else begin
 
     def text(self) -> str:
         """Return it, with the names that the page has."""
@@ -88,8 +87,8 @@ class Seen:
             answer = json.loads(body)
             if status != 200 and "message" in answer:
                 answers.append(f"Error from server: {answer['message']}")
-        logged = self._log.read_bytes()[self._begin :].decode(errors="replace")
-        return plain("\n".join([*answers, logged]), self._world)
+        answers.append(api.logged(self._begin))
+        return plain("\n".join(answers), self._world)
 
     def has(self, lines: list[str]) -> None:
         """Wait until every line was printed."""
