@@ -13,6 +13,7 @@ from tests.system.e2e.cluster import ApiServer
 from tests.system.e2e.etcd import Etcd
 from tests.system.e2e.plugin import Plugin, TokenOfOthers
 from tests.system.e2e.processes import wait_for
+from tests.system.e2e.rotating import wait_until_current, write_under
 from tests.system.e2e.shells import node_shell
 from tests.system.e2e.world import NAMESPACE, Client, World, secret
 
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from tests.harness.terminals import Shell
     from tests.system.e2e.binaries import Binaries
 
-NODES = 3
 READYZ = "/readyz/kms-providers"
 NOTICED = 90.0  # seconds; the API server believes a good Status for 20
 PAUSE = 0.5  # seconds between two Secrets of a client
@@ -65,6 +65,11 @@ class ControlPlane(NamedTuple):
         """Return the state of each key that the server holds, by key_id."""
         keys = self.plugin.server().get("keys", [])
         return {key["key_id"]: key["state"] for key in keys}
+
+    def wait_writes(self, key_id: str) -> None:
+        """Wait until the API server writes under a key."""
+        wait_until_current(self.world, key_id)
+        write_under(self.world, f"new-{self.world.folder.name}", key_id)
 
     def reads(self, name: str) -> tuple[int, bytes]:
         """Read a Secret; return 200 only if it has its own text."""
@@ -111,6 +116,12 @@ def running_nodes(
             api.start(world.encryption("v2"))
             nodes.append(ControlPlane(world, clock, node_shell(world, clock.env)))
         yield nodes
+
+
+def forward(nodes: Sequence[ControlPlane], seconds: float) -> None:
+    """Move the clocks of all nodes alike."""
+    for node in nodes:
+        node.clock.move(seconds)
 
 
 def text_of(name: str) -> str:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from tests.harness.command_line import HSM_KMS
 from tests.harness.wait import patient
+from tests.system.e2e.control_planes import forward
 from tests.system.e2e.processes import TIED, wait_for
-from tests.system.e2e.rotating import write_under
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -147,10 +147,8 @@ class Guide:
                 node.wait_states({self.read()["old_key"]: "current", new: "pending"})
         if step == "settle":  # what API servers do in a minute, no clock hurries
             for node in self._nodes:
-                name = f"new-{node.world.folder.name}"
-                write_under(node.world, name, self.read()["new_key"])
-        for node in self._nodes:
-            node.clock.move(PASSES.get(step, 0.0))
+                node.wait_writes(self.read()["new_key"])
+        forward(self._nodes, PASSES.get(step, 0.0))
 
     def handed_to(self, node: ControlPlane) -> Guide:
         """Copy the journal to another node, whose command goes on with it."""

@@ -13,17 +13,12 @@ from tests.system.e2e.control_planes import (
     NOTICED,
     ControlPlane,
     Traffic,
+    forward,
     running_nodes,
     text_of,
 )
 from tests.system.e2e.processes import wait_for
-from tests.system.e2e.rotating import (
-    DAY,
-    everything_reads,
-    key_ids,
-    wait_until_current,
-    write_under,
-)
+from tests.system.e2e.rotating import DAY, everything_reads, key_ids
 from tests.system.e2e.shells import names_on, operator_shell
 
 if TYPE_CHECKING:
@@ -101,7 +96,8 @@ def rotate_by_the_page(nodes: Sequence[ControlPlane], traffic: Traffic) -> None:
         page.run("hsm-kms keys list", on=[each.shell for each in right])
         [new] = set(right[0].states()) - {old}
         forward(nodes, ACTIVATE_IN)
-        uses(right, new)
+        for node in right:
+            node.wait_writes(new)
         traffic.goes_on()
 
         # The page's second step shows that one node has not switched, and why.
@@ -109,7 +105,7 @@ def rotate_by_the_page(nodes: Sequence[ControlPlane], traffic: Traffic) -> None:
         assert f"key_id: {old}\n" in said
         assert "this node's clock is ahead" in said
         late.clock.set(right[0].clock.seconds)
-        uses([late], new)
+        late.wait_writes(new)
         page.run("hsm-kms status", on=everywhere)
 
         page.run("hsm-kms migrate", on=[operator_shell(nodes[0].world)])
@@ -120,16 +116,3 @@ def rotate_by_the_page(nodes: Sequence[ControlPlane], traffic: Traffic) -> None:
         traffic.goes_on()
         forward(nodes, DAY + 60)
         page.run("with_etcd hsm-kms keys destroy")
-
-
-def forward(nodes: Sequence[ControlPlane], seconds: float) -> None:
-    """Move the clocks of all nodes alike."""
-    for node in nodes:
-        node.clock.move(seconds)
-
-
-def uses(nodes: Sequence[ControlPlane], key_id: str) -> None:
-    """Wait until the API servers of these nodes write under a key."""
-    for node in nodes:
-        wait_until_current(node.world, key_id)
-        write_under(node.world, f"new-{node.world.folder.name}", key_id)
