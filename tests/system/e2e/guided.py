@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from tests.harness.command_line import HSM_KMS
@@ -14,7 +14,7 @@ from tests.system.e2e.control_planes import forward
 from tests.system.e2e.processes import TIED, wait_for
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from tests.system.e2e.control_planes import ControlPlane
@@ -74,17 +74,27 @@ class Guide:
         """Return the options that name all nodes."""
         return [part for each in self._nodes for part in ("--node", metrics_of(each))]
 
-    def begin(self, *arguments: str) -> None:
-        """Run a command in the background."""
+    @property
+    def _env(self) -> dict[str, str]:
+        return {**self._node.world.environment, **self._node.clock.env}
+
+    @contextmanager
+    def running(self, *arguments: str) -> Iterator[None]:
+        """Run a command in the background, at most until the end of the block."""
         with (self._folder / "rotation.log").open("a") as log:
-            self._process = subprocess.Popen(
+            self._process = process = subprocess.Popen(
                 self.command(*arguments),
-                env={**self._node.world.environment, **self._node.clock.env},
+                env=self._env,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 text=True,
             )
+        try:
+            yield
+        finally:
+            process.kill()
+            process.wait()
 
     def read(self) -> dict[str, Any]:
         """Return the journal, empty before there is one."""
@@ -115,12 +125,6 @@ class Guide:
         assert self._process
         return self._process.wait(patient(BEGINS))
 
-    def stop(self) -> None:
-        """End the command, if it runs."""
-        if self._process and self._process.poll() is None:
-            self._process.kill()
-            self._process.wait()
-
     def said(self) -> str:
         """Return all that the commands have printed."""
         return (self._folder / "rotation.log").read_text()
@@ -129,7 +133,7 @@ class Guide:
         """Run a command to its end; return its exit code and what it printed."""
         ended = subprocess.run(
             self.command(*arguments),
-            env={**os.environ, **self._node.clock.env},
+            env=self._env,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

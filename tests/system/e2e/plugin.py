@@ -132,7 +132,7 @@ class Plugin:
         self._env = env
         self.socket = folder / "kms.sock"
         self.token = token or Token(folder / "token")
-        self.folder = folder
+        self._folder = folder
         self._admin_socket = folder / "admin.sock"
         self.config_file = folder / "config.yaml"
         self.state_dir = folder / "state"
@@ -177,7 +177,7 @@ class Plugin:
         """Start it and wait until it says ok, or says anything at all."""
         self._child = child = Child(
             [*HSM_KMS, "serve", "--config", self.config_file],
-            log=self.folder / "hsm-kms.log",
+            log=self._folder / "hsm-kms.log",
             env=self._env,
         )
 
@@ -220,7 +220,7 @@ class Plugin:
 
     def log(self) -> str:
         """Return everything that it has logged."""
-        return (self.folder / "hsm-kms.log").read_text()
+        return (self._folder / "hsm-kms.log").read_text()
 
     def server(self) -> dict[str, Any]:
         """Read /status of its admin socket; empty where nobody answers."""

@@ -13,7 +13,7 @@ from hsm_kms.cli.rotation.journal import FILE, whoami
 from hsm_kms.cli.rotation.steps import STEP_NAMES
 from tests.harness.pages import walk
 from tests.system.e2e.control_planes import Traffic, running_nodes, text_of
-from tests.system.e2e.guided import HTTP, Guide, metrics_of
+from tests.system.e2e.guided import HTTP, Guide
 from tests.system.e2e.rotating import everything_reads, key_ids
 from tests.system.e2e.shells import names_on, operator_shell
 
@@ -71,14 +71,11 @@ def killed_at_every_step(guide: Guide, nodes: Sequence[ControlPlane]) -> Guide:
     """Kill the command whenever a step has begun, and resume it; return the last."""
     command = ["start", "--yes", "--rate", "10", *guide.names()]
     for step in STEP_NAMES:
-        guide.begin(*command)
-        try:
+        with guide.running(*command):
             guide.wait_begun(step)
             if step == "switch":  # which waits: no other command gets in
                 excluded(guide)
             guide.kill()
-        finally:
-            guide.stop()
         code, said = guide.run("status")
         assert 1 == code, said
         assert "next: run `hsm-kms rotation resume`, which continues with " in said
@@ -86,8 +83,8 @@ def killed_at_every_step(guide: Guide, nodes: Sequence[ControlPlane]) -> Guide:
         if step == "re-encrypt":
             guide = guide.handed_to(nodes[1])  # another person, on another node
         command = ["resume"]
-    guide.begin(*command)
-    assert 0 == guide.ended(), guide.said()
+    with guide.running(*command):
+        assert 0 == guide.ended(), guide.said()
     code, said = guide.run("status")
     assert 0 == code, said
     assert f"✓ {STEP_NAMES[-1]}: no node decrypts with " in guide.said()
@@ -109,12 +106,9 @@ def test_page(binaries, new_folder):
     with running_nodes(binaries, new_folder(), 1, (0.0, 0.0), http=HTTP) as nodes:
         for number in range(4):
             nodes[number % 2].world.create(f"s-{number}", text_of(f"s-{number}"))
-        state = nodes[0].plugin.folder / "state"
-        guide = Guide(nodes[0], nodes, state / FILE)
+        guide = Guide(nodes[0], nodes, nodes[0].plugin.state_dir / FILE)
         names = names_on(nodes[0].world) | {
-            "--node cp-1 --node cp-2 --node cp-3": " ".join(
-                f"--node {metrics_of(each)}" for each in nodes
-            ),
+            "--node cp-1 --node cp-2 --node cp-3": " ".join(guide.names()),
             "root@cp-1": whoami(),
         }
         with (

@@ -77,12 +77,9 @@ def test_storage_version_migration(binaries, controller_manager, new_folder):
         node.world.api.start(node.world.encryption("v2"), *SERVED)
         command = ["start", "--yes", *WITH, *guide.names()]
         for step in ("switch", "settle"):
-            guide.begin(*command)
-            try:
+            with guide.running(*command):
                 guide.wait_begun(step)
                 guide.kill()
-            finally:
-                guide.stop()
             guide.pass_time(step)
             command = ["resume"]
 
@@ -93,13 +90,10 @@ def test_storage_version_migration(binaries, controller_manager, new_folder):
         assert waits.removeprefix("waiting: ") in said
         assert "does kube-controller-manager run the controller" in said
 
-        guide.begin("resume")
-        try:
+        with guide.running("resume"):
             wait_for("it to wait", lambda: waits in guide.said(), timeout=NOTICED)
             with running_controller(controller_manager, node.world):
                 assert 0 == guide.ended(), guide.said()
-        finally:
-            guide.stop()
         assert f"hsm-kms-{new}-secrets-1: Succeeded" in guide.said()
         [(name, conditions)] = migrations(node).items()
         assert f"hsm-kms-{new}-secrets-1" == name
