@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ from tests.harness.command_line import HSM_KMS, Ended
 from tests.harness.wait import patient, wait_for
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from tests.harness.etcd_server import EtcdServer
     from tests.system.rotation.nodes import RotationNode
@@ -73,37 +74,38 @@ class Guide:
             )
         )
 
-    def begin(self, action: str, *arguments: str) -> subprocess.Popen[str]:
-        """Start a command."""
-        return subprocess.Popen(
+    @contextmanager
+    def running(self, action: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+        """Run a command in the background, at most until the end of the block."""
+        process = subprocess.Popen(
             self.command(action, *arguments),
             env=os.environ | self.node.clock.env,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
-
-    def run_over_time(self, action: str, *arguments: str) -> Ended:
-        """Run a command, and let the time pass that its steps wait for."""
-        process = self.begin(action, *arguments)
         try:
-            for step, seconds in PASSES.items():
-                wait_for(partial(self.began, step, process))
-                if process.poll() is None:
-                    self._seen(step)
-                    for node in self.nodes:
-                        node.clock.move(seconds)
-            out, err = process.communicate(timeout=patient(120))
+            yield process
         finally:
             process.kill()
             process.wait()
+
+    def run_over_time(self, action: str, *arguments: str) -> Ended:
+        """Run a command, and let the time pass that its steps wait for."""
+        with self.running(action, *arguments) as process:
+            for step, seconds in PASSES.items():
+                wait_for(partial(self.began, step, process))
+                if process.poll() is None:
+                    wait_for(self._seen)  # or they doubt a clock that jumps
+                    for node in self.nodes:
+                        node.clock.move(seconds)
+            out, err = process.communicate(timeout=patient(120))
         return Ended(process.returncode, out, err)
 
-    def _seen(self, step: str) -> None:
-        """Wait until all nodes have seen the new key: a clock that jumps is doubted."""
+    def _seen(self) -> bool:
+        """Return True if all nodes hold the new key."""
         new = self.read()["new_key"]
-        for node in self.nodes if step == "switch" else ():
-            wait_for(partial(_holds, node, new))
+        return all(new in set(node.keys()) for node in self.nodes)
 
     def began(self, step: str, process: subprocess.Popen[str]) -> bool:
         """Return True if the journal has the step, or the command has ended."""
@@ -119,7 +121,3 @@ class Guide:
         """Return what `rotation status` prints as JSON."""
         found: dict[str, Any] = json.loads(self.run("status", "-o", "json").out)
         return found
-
-
-def _holds(node: RotationNode, key_id: str) -> bool:
-    return node.keys().get(key_id) is not None

@@ -104,14 +104,10 @@ def test_node_that_is_behind(guide):
 
 def test_interrupted(guide):
     """Ctrl-C while a step waits is recorded; the command says how to go on."""
-    process = guide.begin("start", *guide.names())
-    try:
+    with guide.running("start", *guide.names()) as process:
         wait_for(lambda: guide.began("switch", process))
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=patient(60))
-    finally:
-        process.kill()
-        process.wait()
 
     assert 130 == process.returncode, err
     assert "✓ generate: " in out
