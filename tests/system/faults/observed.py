@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from tests.harness.shim.driver import Shim
     from tests.harness.softhsm import SoftHsm
 
+HOT = ("C_EncryptInit", "C_Encrypt", "C_DecryptInit", "C_Decrypt")
+NO_CANARY = b"f" * 77  # of a length that no canary has
 # Soon enough for tests of hanging calls, and more than what a busy machine needs.
 QUICK = {"call_timeout": "1500ms", "hang_timeout": "4s", "start_timeout": "6s"}
 
@@ -60,6 +62,31 @@ class ObservedServer:
             name + (labels or ""): float(value)
             for name, labels, value in _SAMPLE.findall(text)
         }
+
+    def wait_calls_counted(self) -> None:
+        """Wait until the metrics have each call of `HOT` that the module saw."""
+        name = 'hsm_kms_pkcs11_calls_total{{function="{}"}}'
+
+        def counted() -> bool:
+            seen = self.metrics()
+            return all(
+                self.shim.calls(each) == seen.get(name.format(each), 0) for each in HOT
+            )
+
+        wait_for(counted)
+
+    def wait_breaker_open(self) -> None:
+        """Encrypt `NO_CANARY`, which the shim lets fail, until the breaker opens.
+
+        The requests are sent together: each canary between two of them begins the
+        count anew.
+        """
+        wait_for(
+            lambda: (
+                "UNAVAILABLE" in self.plugin.encrypt_at_once(NO_CANARY, 16)
+                and self.plugin.events("breaker open")
+            )
+        )
 
     def admin(self) -> dict[str, Any]:
         """Return what the admin socket serves at /status."""

@@ -7,8 +7,8 @@ import time
 
 from tests.harness.plugin import code_of
 from tests.harness.wait import patient, wait_for
+from tests.system.faults.observed import NO_CANARY
 
-PLAINTEXT = b"f" * 77  # of a length that no canary has
 REQUESTS = 60
 FAST_SECONDS = patient(0.2)  # of which a request takes a hundredth
 DOWN_SECONDS = 60.0
@@ -43,14 +43,9 @@ def test_opens_and_closes(rig, shim):
     """Consecutive errors open the breaker; the next canary that passes closes it."""
     workers = rig.workers()
     shim.set("C_Encrypt len=77 rv=0x30")
-    wait_for(
-        lambda: (
-            "UNAVAILABLE" in rig.plugin.encrypt_at_once(PLAINTEXT, 16)
-            and rig.plugin.events("breaker open")
-        )
-    )
+    rig.wait_breaker_open()
     shim.clear()
-    wait_for(lambda: code_of(lambda: rig.plugin.encrypt(PLAINTEXT)) == "OK")
+    wait_for(lambda: code_of(lambda: rig.plugin.encrypt(NO_CANARY)) == "OK")
 
     assert "device" in rig.plugin.events("breaker open")[0]["error"].lower()
     assert len(rig.plugin.events("breaker open")) == len(

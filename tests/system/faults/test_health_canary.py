@@ -10,6 +10,7 @@ from hsm_kms.ipc.values import KeyRef
 from tests.harness.administrator import Destroy, Generate, change
 from tests.harness.plugin import code_of
 from tests.harness.wait import wait_for
+from tests.system.faults.observed import NO_CANARY
 
 HEALTH = KeyRef("health", b"\x0e")
 CRYPTO, SESSION, KEY = {}, {"canary": "session"}, {"key": HEALTH.label}
@@ -59,7 +60,7 @@ def inspected(rig, times, per_inspection):
 
 
 @pytest.fixture
-def start(make_rig, hsm):
+def start(make_rig):
     """Start a healthy server whose inspections follow each other closely."""
 
     def start(mode, **sections):
@@ -156,14 +157,9 @@ def test_a_request_that_fails_has_the_kek_proven(start, shim, mode):
     rig = start(mode)
     shim.set("C_EncryptInit len=77 rv=0x30", "C_Encrypt len=77 rv=0x30")
     before = used(rig).wraps
-    wait_for(
-        lambda: (
-            "UNAVAILABLE" in rig.plugin.encrypt_at_once(b"f" * 77, 16)
-            and rig.plugin.events("breaker open")
-        )
-    )
+    rig.wait_breaker_open()
     shim.clear()
-    wait_for(lambda: code_of(lambda: rig.plugin.encrypt(b"f" * 77)) == "OK")
+    wait_for(lambda: code_of(lambda: rig.plugin.encrypt(NO_CANARY)) == "OK")
 
     assert used(rig).wraps > before + len(rig.plugin.events("breaker open"))
     assert "closed" == rig.admin()["breaker"]

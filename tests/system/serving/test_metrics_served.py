@@ -11,7 +11,6 @@ from tests.harness.plugin import code_of
 from tests.harness.wait import patient, wait_for
 from tests.system.faults.observed import ObservedServer
 
-HOT = ("C_EncryptInit", "C_Encrypt", "C_DecryptInit", "C_Decrypt")
 SLEEP_MS = 300
 
 
@@ -39,18 +38,6 @@ def rig(make_plugin, hsm, shim):
     return made
 
 
-def calls(rig, metrics):
-    """Return the calls of each function, as the shim and as the server counted them."""
-    shim = rig.shim.counts()
-    return {
-        name: (
-            shim[name].calls,
-            metrics.get(f'hsm_kms_pkcs11_calls_total{{function="{name}"}}', 0),
-        )
-        for name in HOT
-    }
-
-
 def difference(before, after):
     """Return what has been added to each counter."""
     return {
@@ -67,8 +54,7 @@ def test_functions_of_the_module(rig):
     sealed = rig.plugin.encrypt(b"d" * 32)
     for _ in range(2):
         rig.plugin.decrypt(sealed.ciphertext, sealed.key_id)
-    # An inspection may be under way.
-    wait_for(lambda: all(a == b for a, b in calls(rig, rig.metrics()).values()))
+    rig.wait_calls_counted()  # an inspection may be under way
     after = rig.metrics()
     added = difference(before, after)
 
@@ -152,15 +138,8 @@ def test_reloads(rig):
 def test_breaker(rig):
     """Errors of the token open the breaker, and are counted by name."""
     before = rig.metrics()
-    # Requests of this length fail, and no canary has it. They are sent together: each
-    # canary between two of them begins the count anew.
     rig.shim.set("C_Encrypt len=77 rv=0x30")
-    wait_for(
-        lambda: (
-            "OK" not in rig.plugin.encrypt_at_once(b"d" * 77, 16)
-            and rig.metrics()["hsm_kms_breaker_openings_total"]
-        )
-    )
+    rig.wait_breaker_open()
     added = difference(before, rig.metrics())
 
     # A canary may have closed it again at once.
