@@ -13,42 +13,15 @@ from hsm_kms.token import pin_file, pin_verdict
 from hsm_kms.token.pin_file import PinSource
 from hsm_kms.token.pin_verdict import PinVerdict
 from tests.harness.log_capture import captured
+from tests.unit.token.pin_rig import GENERAL_ERROR, REJECTION, Clock
 
-GENERAL_ERROR = TokenError(function="C_Login", rv=0x5)
-REJECTION = PinRejectedError("wrong", function="C_Login", rv=0xA0)
 FEW_TRIES = PinUnavailableError("few tries are left", hint="see the HSM")
 REPLACE = (
     "put the right PIN into the PIN file; if it is right already, run "
     "`hsm-kms token retry-pin`"
 )
 
-
-class Clock:
-    """A clock, moved by the test."""
-
-    seconds = 0.0
-
-    def __call__(self):
-        return self.seconds
-
-
-@pytest.fixture
-def source(directory):
-    """A PIN file of the test's own."""
-    path = directory / "own-pin"
-    path.write_text("1234")
-    path.chmod(0o600)
-    return PinSource(path=path, user_type=1)
-
-
-@pytest.fixture(autouse=True)
-def clock(source, monkeypatch):
-    """The node's clock, an hour after the PIN file was written."""
-    clock = Clock()
-    clock.seconds = source.path.stat().st_ctime + 3600
-    for module in (pin_file, pin_verdict):
-        monkeypatch.setattr(module, "now", clock)
-    return clock
+pytestmark = pytest.mark.usefixtures("clock")
 
 
 @pytest.fixture

@@ -8,47 +8,18 @@ import pytest
 
 from hsm_kms.errors import PinRejectedError, PinUnavailableError, TokenError
 from hsm_kms.state_dir.directory import StateDir
-from hsm_kms.token import pin_file, pin_verdict
+from hsm_kms.token import pin_file
 from hsm_kms.token.pin_file import PinSource
 from hsm_kms.token.pin_verdict import MOST_TRIES, PinVerdict
+from tests.unit.token.pin_rig import GENERAL_ERROR, REJECTION
 
-GENERAL_ERROR = TokenError(function="C_Login", rv=0x5)
 DEVICE_ERROR = TokenError(function="C_Login", rv=0x30)
-REJECTION = PinRejectedError("wrong", function="C_Login", rv=0xA0)
 PAUSES = (5, 10, 20, 40, 80, 160, 300, 300)
 
 
-class Clock:
-    """The node's clock, moved by the test."""
-
-    def __init__(self, seconds: float) -> None:
-        self.seconds = seconds
-
-    def __call__(self) -> float:
-        return self.seconds
-
-
 @pytest.fixture
-def clock(monkeypatch, pin_file):
-    """A clock that the verdict reads, long after the PIN file was written."""
-    clock = Clock(pin_file.stat().st_ctime + 3600)
-    monkeypatch.setattr(pin_verdict, "now", clock)
-    return clock
-
-
-@pytest.fixture
-def source(directory):
-    """A PIN file of the test's own, old enough to be used."""
-    path = directory / "own-pin"
-    path.write_text("1234")
-    path.chmod(0o600)
-    return PinSource(path=path, user_type=1)
-
-
-@pytest.fixture
-def again(source, directory, clock, monkeypatch):
+def again(source, directory, clock):
     """Return a verdict as the next process reads it from the state directory."""
-    monkeypatch.setattr(pin_verdict, "require_stable", lambda _: None)
     return lambda: PinVerdict(source, StateDir(directory / "state").open())
 
 
