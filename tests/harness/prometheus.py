@@ -16,6 +16,7 @@ import yaml
 
 from hsm_kms import clock
 from tests.harness.kept import kept
+from tests.harness.manifests import MANIFESTS
 from tests.harness.plugin import get
 from tests.harness.wait import patient, wait_for
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 JOB = "hsm-kms"
+RULES = MANIFESTS / "monitoring" / "rules.yaml"
 _LISTENING = re.compile(r"Listening on.*address=127\.0\.0\.1:(\d+)")
 
 
@@ -112,17 +114,18 @@ def tool(name: str) -> str:
 
 @contextmanager
 def scraping(
-    directory: Path, jobs: Mapping[str, Mapping[str, int]], rules: Path
+    directory: Path, jobs: Mapping[str, Mapping[str, int]]
 ) -> Iterator[Prometheus]:
     """Run a Prometheus that scrapes ports once a second, and wait for its first scrape.
+
+    It has the rules of manifests/monitoring, evaluates them often, and does not wait
+    for the time that a fault must last.
 
     Args:
         directory: For its files.
         jobs: For each job, the port of each instance.
-        rules: The rules of manifests/monitoring; they are evaluated often, and without
-            the time that a fault must last.
     """
-    file = _configure(directory, jobs, rules)
+    file = _configure(directory, jobs)
     log = directory / "prometheus.log"
     with log.open("wb") as out:
         process = subprocess.Popen(
@@ -145,11 +148,9 @@ def scraping(
         process.wait()
 
 
-def _configure(
-    directory: Path, jobs: Mapping[str, Mapping[str, int]], rules: Path
-) -> Path:
+def _configure(directory: Path, jobs: Mapping[str, Mapping[str, int]]) -> Path:
     """Write the configuration; return its path."""
-    (directory / "rules.yaml").write_text(yaml.safe_dump(_impatient(rules)))
+    (directory / "rules.yaml").write_text(yaml.safe_dump(_impatient_rules()))
     content = {
         # A page is made at most once a second.
         "global": {"scrape_interval": "1s", "scrape_timeout": "1s"},
@@ -170,9 +171,9 @@ def _configure(
     return file
 
 
-def _impatient(rules: Path) -> Any:
+def _impatient_rules() -> Any:
     """Return the rules without their waiting times, evaluated often."""
-    content = yaml.safe_load(rules.read_text())
+    content = yaml.safe_load(RULES.read_text())
     for group in content["groups"]:
         group["interval"] = "500ms"
         for rule in group["rules"]:

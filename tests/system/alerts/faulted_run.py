@@ -13,7 +13,6 @@ from hsm_kms import clock
 from hsm_kms.ipc.values import KeyRef
 from hsm_kms.log import key_id_hash
 from tests.harness.administrator import Generate, change
-from tests.harness.manifests import MANIFESTS
 from tests.harness.plugin import code_of
 from tests.harness.prometheus import JOB, scraping
 from tests.harness.wait import patient, wait_for
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
     from tests.harness.prometheus import Prometheus
     from tests.system.faults.observed import ObservedServer
 
-RULES = MANIFESTS / "monitoring" / "rules.yaml"
 TOKEN = QUICK | {"sessions_per_worker": 1, "shared": True}
 PAUSE_SECONDS = 0.05
 HEALTH = KeyRef("health", b"\x0e")
@@ -99,7 +97,7 @@ def faulted_run(make_rig, directory):
     ports = {"cp-1": node.plugin.http_port(), "cp-2": other.plugin.http_port()}
     with (
         api_servers(key) as others,
-        scraping(directory, {JOB: ports, "apiserver": others}, RULES) as prometheus,
+        scraping(directory, {JOB: ports, "apiserver": others}) as prometheus,
         V1Traffic(node.plugin, other.plugin),
         Load(node.plugin, 3) as one,
         Load(other.plugin, 2) as two,

@@ -9,12 +9,9 @@ import signal
 
 import pytest
 
-from tests.harness.manifests import MANIFESTS
 from tests.harness.prometheus import JOB, scraping
 from tests.harness.wait import wait_for
 from tests.system.faults.observed import QUICK
-
-RULES = MANIFESTS / "monitoring" / "rules.yaml"
 
 
 @pytest.fixture
@@ -30,7 +27,7 @@ def rig(make_rig):
 @pytest.fixture
 def prometheus(rig, directory):
     """Provide a Prometheus that scrapes that server."""
-    with scraping(directory, {JOB: {"cp-1": rig.plugin.http_port()}}, RULES) as started:
+    with scraping(directory, {JOB: {"cp-1": rig.plugin.http_port()}}) as started:
         yield started
 
 

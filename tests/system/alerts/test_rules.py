@@ -7,15 +7,16 @@ fire yet, and a minute in which it must.
 from __future__ import annotations
 
 import subprocess
-from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 import yaml
 
-from tests.harness.prometheus import tool
+from tests.harness.prometheus import RULES, tool
 
-RULES = Path(__file__).parents[3] / "manifests" / "monitoring" / "rules.yaml"
+if TYPE_CHECKING:
+    from pathlib import Path
+
 ON = 'job="hsm-kms",instance="a"'
 LATENCY = "apiserver_envelope_encryption_kms_operations_latency_seconds_count"
 RENAMED = "apiserver_kms_operations_latency_seconds_count"
