@@ -7,7 +7,7 @@ import pytest
 from hsm_kms import errors
 from hsm_kms.ipc import ckr
 from hsm_kms.ipc.ckr import Cause, Fault
-from hsm_kms.ipc.messages import Encrypt, Failure, FindKeys
+from hsm_kms.ipc.messages import Encrypt, FindKeys
 from hsm_kms.token.errors import (
     BY_REQUEST,
     NOT_OPENED,
@@ -17,6 +17,7 @@ from hsm_kms.token.errors import (
     error_from,
     row_for,
 )
+from tests.unit.token.test_errors import failed
 
 KEPT, LAST = SessionEffect.KEPT, SessionEffect.LENT_LAST
 COUNTS, RESETS, IGNORES = BreakerEffect
@@ -71,11 +72,6 @@ ROWS = {
 }
 
 
-def failed(cause=Fault.SESSION, function="C_Function", rv=None):
-    """Return a failure of a function that has no hint of its own."""
-    return Failure(cause=str(cause), detail="it failed", function=function, rv=rv)
-
-
 @pytest.mark.parametrize("cause", ROWS)
 def test_row(cause):
     """Each cause has the effects that the protocol of tokens and PINs calls for."""
@@ -119,7 +115,7 @@ def test_final_error(cause):
     """After the last try no error is one after which the pool would try again."""
     row = TABLE[cause]
     lost = row.error in {errors.SessionLostError, errors.WorkerLostError}
-    final = row.final_from(failed(cause, rv=0x30))
+    final = row.final_from(failed(cause))
 
     assert lost == row.retried
     assert (errors.TokenError if lost else row.error) is type(final)

@@ -31,9 +31,9 @@ REQUESTS = {
 DEVICE = Failure(cause=Fault.DEVICE)
 
 
-def failed(cause, function="C_Function"):
-    """Return a failure with this cause that has all fields set."""
-    return Failure(cause=str(cause), detail="it failed", function=function, rv=0x30)
+def failed(cause, function="C_Function", rv=0x30):
+    """Return a failure with this cause, without a hint of its own."""
+    return Failure(cause=str(cause), detail="it failed", function=function, rv=rv)
 
 
 def cases():
