@@ -10,15 +10,13 @@ import pytest
 from hsm_kms.etcd.text import printable
 from tests.cli.decrypting import KEY, PASSWORD, decrypt, v2_with
 from tests.harness.softhsm import PIN
-from tests.unit.audit.audit_rig import lines
+from tests.unit.audit.audit_rig import audit_path, lines, of
 
 
 @pytest.fixture
 def path(directory):
     """The audit file."""
-    own = directory / "audit"
-    own.mkdir(mode=0o700)
-    return own / "audit.jsonl"
+    return audit_path(directory)
 
 
 @pytest.fixture
@@ -31,11 +29,6 @@ def refusing(node):
     """Have the node refuse what cannot be recorded."""
     node.merge("audit", {"on_error": "refuse"})
     node.write_config()
-
-
-def of(path, event):
-    """Return the records of one event."""
-    return [each for each in lines(path) if each["event"] == event]
 
 
 def test_etcd_decrypt(shared_server, node, path, directory):

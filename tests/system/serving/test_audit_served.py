@@ -20,7 +20,7 @@ from tests.harness.softhsm import PIN
 from tests.harness.spelled import spellings
 from tests.harness.wait import wait_for
 from tests.system.conformance.inside import metrics
-from tests.unit.audit.audit_rig import HEADER, lines
+from tests.unit.audit.audit_rig import HEADER, audit_path, lines, of
 
 PAGE = (Path(__file__).parents[3] / "docs/audit.md").read_text()
 
@@ -28,9 +28,7 @@ PAGE = (Path(__file__).parents[3] / "docs/audit.md").read_text()
 @pytest.fixture
 def path(directory):
     """The audit file, in a directory of its own."""
-    own = directory / "audit"
-    own.mkdir(mode=0o700)
-    return own / "audit.jsonl"
+    return audit_path(directory)
 
 
 @pytest.fixture
@@ -39,11 +37,6 @@ def audited(make_plugin, hsm, path):
     plugin = make_plugin(hsm, audit={"file": str(path)}).start()
     plugin.wait_healthz("ok")
     return plugin
-
-
-def of(path, event):
-    """Return the records of one event."""
-    return [each for each in lines(path) if each["event"] == event]
 
 
 def has(path, event, **fields):

@@ -11,15 +11,13 @@ from hsm_kms import errors
 from hsm_kms.audit.stream import AuditStream
 from tests.harness.wait import until
 from tests.unit.api.api_service import KEY_ID, refused, serve
-from tests.unit.audit.audit_rig import lines, to
+from tests.unit.audit.audit_rig import audit_path, lines, to
 
 
 @pytest.fixture
 def path(tmp_path):
     """The audit file."""
-    directory = tmp_path / "audit"
-    directory.mkdir(mode=0o700)
-    return directory / "audit.jsonl"
+    return audit_path(tmp_path)
 
 
 async def test_requests(path):

@@ -26,9 +26,21 @@ def to(path: Path, on_error: str = "continue") -> Audit:
     return Audit.model_validate({"file": str(path), "on_error": on_error})
 
 
+def audit_path(directory: Path) -> Path:
+    """Make a directory for an audit file; return the path of the file."""
+    own = directory / "audit"
+    own.mkdir(mode=0o700)
+    return own / "audit.jsonl"
+
+
 def lines(path: Path) -> list[dict[str, Any]]:
     """Return the records of a file, each of which must be as the schema says."""
     return [parsed(line) for line in path.read_text().splitlines()]
+
+
+def of(path: Path, event: str) -> list[dict[str, Any]]:
+    """Return the records of one event."""
+    return [each for each in lines(path) if each["event"] == event]
 
 
 def parsed(line: str) -> dict[str, Any]:
@@ -43,4 +55,4 @@ def parsed(line: str) -> dict[str, Any]:
 
 def numbers(path: Path) -> list[int]:
     """Return the numbers of the records in a file that `event` made."""
-    return [each["worker"] for each in lines(path) if each["event"] == "pin"]
+    return [each["worker"] for each in of(path, "pin")]

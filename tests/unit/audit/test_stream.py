@@ -20,7 +20,7 @@ from hsm_kms.audit.writer import MOST_WAITING, RecordWriter
 from hsm_kms.config.schema import Audit
 from hsm_kms.errors import AuditError
 from tests.harness.wait import until
-from tests.unit.audit.audit_rig import event, lines, numbers, parsed, to
+from tests.unit.audit.audit_rig import audit_path, event, lines, numbers, parsed, to
 
 ROOT = Path(__file__).parents[3]
 
@@ -28,9 +28,7 @@ ROOT = Path(__file__).parents[3]
 @pytest.fixture
 def path(tmp_path):
     """The audit file, which is missing."""
-    directory = tmp_path / "audit"
-    directory.mkdir(mode=0o700)
-    return directory / "audit.jsonl"
+    return audit_path(tmp_path)
 
 
 async def test_order(path):
@@ -62,7 +60,7 @@ async def test_mode(path):
     assert 0o600 == stat.S_IMODE(path.stat().st_mode)
 
 
-async def test_off(path):
+async def test_off():
     """If the audit is off nothing is recorded or refused, and no thread is started."""
     threads = threading.active_count()
     audit = AuditStream(Audit(on_error="refuse"))
