@@ -6,12 +6,12 @@ Status with an error message, and no Status at all. docs/operations.md has the r
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
-import threading
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -22,6 +22,7 @@ from tests.system.e2e.etcd import Etcd
 from tests.system.e2e.page import logged, shown
 from tests.system.e2e.plugin import Plugin
 from tests.system.e2e.processes import wait_for
+from tests.system.e2e.world import Client, configuration, kms
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -58,30 +59,24 @@ class Write:
     message: str  # "" if it succeeded
 
 
-class Writer:
+class TimedWriter(Client):
     """Creates one object of a resource after the other, and notes what happens."""
 
     def __init__(self, api: ApiServer, resource: str) -> None:
-        self.resource = resource
         self.writes: list[Write] = []
         self._api = api
-        self._done = threading.Event()
-        self._thread = threading.Thread(target=self._run)
+        self._resource = resource
+        names = (f"w-{number}" for number in itertools.count())
+        super().__init__(names, self._create, expected=201, pause=0.2)
 
-    def _run(self) -> None:
-        while not self._done.wait(0.2):
-            name = f"w-{len(self.writes)}"
-            began = now()
-            message = creates(self._api, self.resource, name)
-            self.writes.append(Write(began, now(), message))
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._done.set()
-        self._thread.join()
+    def _create(self, name: str) -> tuple[int, bytes]:
+        body = {**named(name), **BODIES[self._resource]}
+        began = now()
+        path = f"{NAMESPACE}/{self._resource}"
+        status, answer = self._api.request("POST", path, body)
+        message = "" if status == 201 else json.loads(answer)["message"]
+        self.writes.append(Write(began, now(), message))
+        return status, answer
 
     @property
     def refused(self) -> Write | None:
@@ -92,13 +87,6 @@ class Writer:
     def works(self) -> bool:
         """Return True if the last write succeeded."""
         return bool(self.writes) and not self.writes[-1].message
-
-
-def creates(api: ApiServer, resource: str, name: str) -> str:
-    """Create an object; return the message of the API server if that fails."""
-    body = {**named(name), **BODIES[resource]}
-    status, answer = api.request("POST", f"{NAMESPACE}/{resource}", body)
-    return "" if status == 201 else json.loads(answer)["message"]
 
 
 def named(name: str) -> dict[str, Any]:
@@ -120,28 +108,11 @@ class Outage:
         """Start all of it, with the default timeout of kube-apiserver."""
         for plugin in self.plugins.values():
             plugin.start()
-        resources = [
-            {
-                "resources": [name],
-                "providers": [
-                    {
-                        "kms": {
-                            "apiVersion": "v2",
-                            "name": name,
-                            "endpoint": f"unix://{plugin.socket}",
-                        }
-                    },
-                    {"identity": {}},
-                ],
-            }
+        each = {
+            name: [kms("v2", name, plugin.socket)]
             for name, plugin in self.plugins.items()
-        ]
-        config = {
-            "apiVersion": "apiserver.config.k8s.io/v1",
-            "kind": "EncryptionConfiguration",
-            "resources": resources,
         }
-        self._encryption.write_text(json.dumps(config))
+        self._encryption.write_text(json.dumps(configuration(each)))
         self.api.start(self._encryption, "-v=2")
 
     def stop(self) -> None:
@@ -192,7 +163,7 @@ def test_writes_stop_three_minutes_after_the_last_status(outage):
     deletions go on, and all is well again by itself.
     """
     api, plugins = outage.api, outage.plugins
-    writers = {name: Writer(api, name) for name in BODIES}
+    writers = {name: TimedWriter(api, name) for name in BODIES}
     with writers[STOPPED], writers[TOLD], writers[KILLED]:
         outage.wait("writes", lambda: all(w.works for w in writers.values()), NOTICED)
         last = {KILLED: outage.last_status(KILLED)}
@@ -224,6 +195,8 @@ def test_writes_stop_three_minutes_after_the_last_status(outage):
         }
         wait_for("ready", lambda: api.get("/readyz")[0] == 200, timeout=NOTICED)
 
+    for writer in writers.values():
+        assert len(writer.writes) == len(writer.names), writer.failures
     for name, write in refused.items():
         assert write.ended >= last[name] + DEADLINE
         assert write.began < last[name] + DEADLINE + patient(LATE)

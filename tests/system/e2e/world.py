@@ -16,7 +16,7 @@ from tests.system.e2e.etcd import Etcd
 from tests.system.e2e.plugin import Plugin, running_plugin
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
     from tests.system.e2e.binaries import Binaries
@@ -36,26 +36,31 @@ def secret(name: str, text: str) -> dict[str, object]:
     return {"metadata": {"name": name}, "stringData": {"text": text}}
 
 
-def encryption(versions: list[str], socket: Path) -> dict[str, object]:
-    """Return an EncryptionConfiguration with these providers, the first writes."""
-    providers: list[object] = [
-        {
-            "kms": {
-                "apiVersion": version,
-                "name": NAMES[version],
-                "endpoint": f"unix://{socket}",
-                "timeout": "20s",  # by default 3: a write must survive a slow restart
-            }
-        }
-        for version in versions
-    ]
+def kms(version: str, name: str, socket: Path, **more: str) -> dict[str, object]:
+    """Return a provider of an EncryptionConfiguration."""
+    endpoint = f"unix://{socket}"
+    return {"kms": {"apiVersion": version, "name": name, "endpoint": endpoint, **more}}
+
+
+def configuration(
+    providers: Mapping[str, list[dict[str, object]]],
+) -> dict[str, object]:
+    """Return an EncryptionConfiguration with these providers for each resource."""
     return {
         "apiVersion": "apiserver.config.k8s.io/v1",
         "kind": "EncryptionConfiguration",
         "resources": [
-            {"resources": ["secrets"], "providers": [*providers, {"identity": {}}]}
+            {"resources": [resource], "providers": [*given, {"identity": {}}]}
+            for resource, given in providers.items()
         ],
     }
+
+
+def encryption(versions: list[str], socket: Path) -> dict[str, object]:
+    """Return an EncryptionConfiguration with these providers, the first writes."""
+    timeout = "20s"  # by default 3: a write must survive a slow restart
+    providers = [kms(each, NAMES[each], socket, timeout=timeout) for each in versions]
+    return configuration({"secrets": providers})
 
 
 @dataclass(frozen=True)
