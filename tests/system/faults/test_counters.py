@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
@@ -143,7 +144,7 @@ def away(rig):
 
 def pin_rejected(rig):
     """Change the PIN file to a wrong PIN and kill the worker."""
-    (rig.plugin.directory / "pin").write_text(WRONG)
+    Path(rig.plugin.config["token"]["pin_file"]).write_text(WRONG)
     rig.kill_served()
     wait_for(lambda: rig.admin()["pin"] == "rejected")
 
@@ -269,8 +270,12 @@ def counters(rig) -> Counter[str]:
 @pytest.fixture
 def rig(make_rig, directory):
     """Provide a healthy server that does nothing by itself."""
+    pin = directory / "own-pin"
+    pin.touch(mode=0o600)
+    pin.write_text(PIN)
     made = make_rig(
         token={
+            "pin_file": str(pin),
             "workers": 1,
             "sessions_per_worker": 1,
             "session_wait": "1s",
@@ -283,11 +288,6 @@ def rig(make_rig, directory):
         local_keys={"verify_wraps": False},
         apis={"v2": {"enabled": True}, "v1": {"enabled": True, "wrapping": "token"}},
     )
-    pin = made.plugin.directory / "pin"
-    pin.touch(mode=0o600)
-    pin.write_text(PIN)
-    made.plugin.merge("token", {"pin_file": str(pin)})
-    made.plugin.write_config()
     made.start()
     made.well()
     made.workers()
