@@ -91,10 +91,11 @@ def cancel(
     """
     require_live(etcd)
     sure = _Sure(etcd=None if without_scan else etcd, typed=typed, yes=yes)
-    subject = Subject(options=chosen({"--without-scan": without_scan}))
+    subject = Subject(
+        key_id=target if KEY_ID.fullmatch(target) else None,
+        options=chosen({"--without-scan": without_scan}),
+    )
     with audited(given.config.audit, "keys cancel", subject):
-        if KEY_ID.fullmatch(target):
-            subject.key_id = target
         shown = asyncio.run(_Cancelling(given, target, sure).run())
     name = shown["key_id"] or f"the HMAC key of CKA_ID {shown['cka_id']}"
     given.show(shown, f"destroyed {name}")
