@@ -33,6 +33,7 @@ from hsm_kms.another_python import python_command
 from hsm_kms.config.formats import MAX_SOCKET_PATH_BYTES
 from hsm_kms.errors import HsmKmsError
 from hsm_kms.etcd.text import printable
+from hsm_kms.interrupts import raising_also_on
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -206,7 +207,8 @@ def running_proxy(
     """Run `kubectl proxy` on a socket in a private directory.
 
     The proxy shares stdin and stderr with this process, because an exec plugin may ask
-    for something.
+    for something. SIGTERM ends the block as Ctrl-C does, so that the proxy and the
+    directory never stay.
 
     Args:
         kubectl: The kubectl to run.
@@ -215,7 +217,8 @@ def running_proxy(
     Raises:
         KubectlError: The proxy does not start.
     """
-    with tempfile.TemporaryDirectory(prefix="hsm-kms-") as directory:
+    terminable = raising_also_on(signal.SIGTERM)
+    with terminable, tempfile.TemporaryDirectory(prefix="hsm-kms-") as directory:
         path = Path(directory) / "api"
         if len(os.fsencode(path)) > MAX_SOCKET_PATH_BYTES:
             raise KubectlError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +18,6 @@ from hsm_kms.cli.migrate.run import Request, print_elsewhere, re_encrypt
 from hsm_kms.cli.options import output_option
 from hsm_kms.cli.streams import tell
 from hsm_kms.errors import ConfigError
-from hsm_kms.interrupts import raising_also_on
 from hsm_kms.migrate.api import connected
 from hsm_kms.migrate.kubectl import running_proxy
 from hsm_kms.migrate.manifest import manifests, require_version
@@ -110,8 +108,7 @@ def migrate(  # noqa: PLR0913 - one per option
 def _explain(kubectl: Kubectl, names: tuple[str, ...]) -> None:
     wanted = [parse_resource(name) for name in names]
     kubectl.server()  # which says what is wrong with the kubeconfig
-    terminable = raising_also_on(signal.SIGTERM)  # so that kubectl is stopped, too
-    with terminable, running_proxy(kubectl) as proxy, connected(proxy) as api:
+    with running_proxy(kubectl) as proxy, connected(proxy) as api:
         found = find_resources(api, wanted)
         version = require_version(api)
     tell(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import http
-import signal
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -15,7 +14,6 @@ from hsm_kms.cli.streams import tell
 from hsm_kms.clock import when
 from hsm_kms.errors import CommandInterruptedError, HsmKmsError
 from hsm_kms.etcd.text import count_of, printable
-from hsm_kms.interrupts import raising_also_on
 from hsm_kms.migrate import journal as journals
 from hsm_kms.migrate.api import connected
 from hsm_kms.migrate.kubectl import running_proxy
@@ -79,9 +77,7 @@ def re_encrypt(request: Request) -> None:
     wanted = [parse_resource(name) for name in request.names]
     scope, file = request.scope(), request.file
     journal = journals.load(file, scope) if file else journals.begin(scope)
-    terminable = raising_also_on(signal.SIGTERM)  # so that kubectl is stopped, too
-    proxy_of = running_proxy(request.kubectl)
-    with terminable, proxy_of as proxy, connected(proxy) as api:
+    with running_proxy(request.kubectl) as proxy, connected(proxy) as api:
         _check_namespace(api, request.namespace)
         found = find_resources(api, wanted)
         resources = list(found.resources.values())
