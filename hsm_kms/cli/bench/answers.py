@@ -13,6 +13,7 @@ from hsm_kms.cli.bench.load import GAIN, Measured, Step
 from hsm_kms.cli.columns import aligned
 from hsm_kms.cli.report import Report
 from hsm_kms.errors import HsmKmsError
+from hsm_kms.etcd.text import count_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -125,8 +126,8 @@ def _sessions(
 ) -> None:
     best = that_pay_off(steps)
     configured = config.token.workers * config.token.sessions_per_worker
-    has = f"the configuration opens {_count(configured, 'session')}"
-    made = f"{_count(best.sessions, 'session')} made {best.rate:.0f} calls a second"
+    has = f"the configuration opens {count_of(configured, 'session')}"
+    made = f"{count_of(best.sessions, 'session')} made {best.rate:.0f} calls a second"
     if best.limited:
         report.ok(
             "sessions",
@@ -176,10 +177,6 @@ def _time(seconds: float) -> str:
     if seconds < _HOUR:
         return f"{seconds / _MINUTE:.1f} min"
     return f"{seconds / _HOUR:.1f} h"
-
-
-def _count(number: int, thing: str) -> str:
-    return f"{number} {thing}{'' if number == 1 else 's'}"
 
 
 def as_json(measured: Measured, secrets: int) -> dict[str, Any]:
