@@ -48,7 +48,12 @@ def leading_on(hint: str | None) -> str | None:
     for between, part in zip(parts[::2], parts[1::2], strict=True):
         if not _leads_back(part, running):
             kept += between + part if kept else part
-    return _NAMED.sub(_with_config, kept) or None
+    return with_config(kept) or None
+
+
+def with_config(hint: str) -> str:
+    """Return the hint with the --config of the running command at its commands."""
+    return _NAMED.sub(_with_config, hint)
 
 
 def _with_config(named: re.Match[str]) -> str:

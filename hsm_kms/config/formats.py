@@ -1,13 +1,17 @@
-"""Read durations and key_ids as both the configuration and the command line do.
+"""Read and write durations, key_ids and paths of sockets in one way everywhere.
 
-These, and the limit of a socket's path, are apart from `fields` so that other modules
-can use them without pydantic.
+They are apart from `fields` so that other modules can use them without pydantic.
 """
 
 from __future__ import annotations
 
+import os
 import re
-from typing import Final
+from typing import TYPE_CHECKING, Final
+from urllib.parse import quote
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 KEY_ID: Final = re.compile(r"[a-z2-7]{26}(\.[a-z0-9]{1,16})?")
 """Form of a key_id: a fingerprint, then a dot and `keys.suffix` if that is set."""
@@ -22,6 +26,17 @@ _GO_PART: Final = re.compile(
     r"([0-9]{1,9}(?:\.[0-9]{0,9})?|\.[0-9]{1,9})(ns|us|µs|μs|ms|s|m|h|d)"
 )
 _GO_DURATION: Final = re.compile(f"(?:{_GO_PART.pattern})+")
+
+
+def grpc_target(socket: Path) -> str:
+    """Return the name by which gRPC listens on a unix socket, or connects to it.
+
+    gRPC reads the name as a URI, percent signs and all.
+
+    Args:
+        socket: Path of the socket.
+    """
+    return f"unix:{quote(os.fsencode(socket))}"
 
 
 def parse_duration(value: object) -> float:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 import socket
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
+from hsm_kms.config.formats import grpc_target
 from hsm_kms.errors import ConfigError
 from hsm_kms.etcd.text import printable
 
@@ -36,7 +38,7 @@ class Endpoint:
     def target(self) -> str:
         """Return the endpoint as a gRPC target."""
         if self.port == 0:
-            return f"unix:{self.host}"
+            return grpc_target(Path(self.host))
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{host}:{self.port}"
 

@@ -20,9 +20,8 @@ import fcntl
 import os
 from pathlib import Path
 from typing import Final, Protocol
-from urllib.parse import quote
 
-from hsm_kms.config.formats import MAX_SOCKET_PATH_BYTES
+from hsm_kms.config.formats import MAX_SOCKET_PATH_BYTES, grpc_target
 from hsm_kms.denials import hint_for
 from hsm_kms.errors import SocketError
 from hsm_kms.log import get_logger
@@ -112,8 +111,7 @@ class UnixSocket:
         gid = group_id(self._group)
         umask = os.umask(0o777 & ~(self._mode if gid is None else 0o600))
         try:
-            # The name is read as a URI, percent signs and all.
-            server.add_insecure_port(f"unix:{quote(os.fsencode(self._private))}")
+            server.add_insecure_port(grpc_target(self._private))
         except RuntimeError as e:
             raise SocketError(f"cannot bind beside {self._path}") from e
         finally:

@@ -7,11 +7,13 @@ import os
 import pty
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from hsm_kms.cli.status.findings import ASKED_SECONDS, V1_VERSION, findings
+from hsm_kms.cli.status.findings import ASKED_SECONDS, V1_VERSION, Finding, findings
+from hsm_kms.cli.status.screen import show
 from hsm_kms.clock import now, when
 from tests.harness.command_line import HSM_KMS
 from tests.harness.pages import walk
@@ -123,6 +125,32 @@ def test_page(make_plugin, hsm):
         names={},
     ) as page:
         page.run("hsm-kms status")
+
+
+def test_path_with_a_percent_sign(make_plugin, hsm, directory):
+    """The socket is found also where its path reads as a URI with an escape."""
+    (directory / "50%25").mkdir()
+    plugin = make_plugin(hsm)
+    plugin.merge("listen", {"socket": str(directory / "50%25" / "kms.sock")})
+    plugin.write_config()
+    plugin.start(listening=False)
+
+    wait_for(lambda: 0 == plugin.cli("status").returncode)
+
+
+def test_commands_name_the_configuration(monkeypatch, capsys):
+    """A command that the screen names works as it is, also without the default file."""
+    monkeypatch.setattr(sys, "argv", ["hsm-kms", "status", "--config", "/a b"])
+    page = server(state="failed", since=ago(9), cause="c", cure="run `hsm-kms check`")
+    hint = Finding("pin", "pin", "rejected", "run `hsm-kms check`")
+    page["canary"] |= {"last_success": None, "last_failure": None}
+    page["workers"] |= {"ready": 0}
+    page |= {"key_id": "", "sessions": {"idle": 0, "held": 0, "waiting": 0}}
+    show({"healthz": "c"}, page | {"version": "0"}, [hint])
+    printed = capsys.readouterr().out
+
+    assert "cure: run `hsm-kms check --config '/a b'`\n" in printed
+    assert "hint: run `hsm-kms check --config '/a b'`\n" in printed
 
 
 def test_cause_cure_and_last_failure(make_plugin, hsm):

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import uuid
 from collections import defaultdict
 from statistics import median
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import quote
 
 import grpc
 import msgspec
@@ -21,6 +19,7 @@ from hsm_kms.api.rpc import (
     kms_v2_pb2_grpc,
 )
 from hsm_kms.api.v1 import VERSION as V1_VERSION
+from hsm_kms.config.formats import grpc_target
 from hsm_kms.errors import HsmKmsError
 from hsm_kms.etcd.text import printable
 from hsm_kms.interrupts import held_back
@@ -71,10 +70,8 @@ class Client:
     """
 
     def __init__(self, socket: Path, timeout: float) -> None:
-        # The name is read as a URI, percent signs and all.
-        name = f"unix:{quote(os.fsencode(socket.absolute()))}"
         options = [("grpc.default_authority", "localhost")]
-        self._channel = grpc.insecure_channel(name, options)
+        self._channel = grpc.insecure_channel(grpc_target(socket.absolute()), options)
         self._timeout = timeout
         self._v2: Any = kms_v2_pb2_grpc.KeyManagementServiceStub(self._channel)  # type: ignore[no-untyped-call]
         self._v1: Any = kms_v1beta1_pb2_grpc.KeyManagementServiceStub(self._channel)  # type: ignore[no-untyped-call]

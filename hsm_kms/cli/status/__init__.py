@@ -14,6 +14,7 @@ from hsm_kms.cli.listening import require_kms
 from hsm_kms.cli.options import config_option, output_option
 from hsm_kms.cli.status.findings import V1_VERSION, findings
 from hsm_kms.cli.status.screen import show
+from hsm_kms.config.formats import grpc_target
 from hsm_kms.errors import HsmKmsError
 
 SECONDS = 3.0  # the API server's own default timeout
@@ -75,7 +76,7 @@ def _ask(socket: Path, server: dict[str, Any] | None) -> dict[str, str]:
         from hsm_kms.api.rpc import kms_v2_pb2, kms_v2_pb2_grpc  # noqa: PLC0415
 
     options = [("grpc.default_authority", "localhost")]
-    target = f"unix:{socket.resolve()}"
+    target = grpc_target(socket.resolve())
     try:
         with interrupts.exiting(), grpc.insecure_channel(target, options) as channel:
             stub = kms_v2_pb2_grpc.KeyManagementServiceStub(channel)  # type: ignore[no-untyped-call]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from hsm_kms.cli.colour import Tone, coloured
+from hsm_kms.cli.hints import with_config
 from hsm_kms.clock import now, seconds_since, spell
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def show(
         mark = coloured("!", Tone.DOUBTFUL)
         click.echo(f"{mark} {each.name}: {each.text}")
         if each.hint:
-            click.echo(f"  hint: {each.hint}")
+            click.echo(f"  hint: {with_config(each.hint)}")
     for block in (_keys(server), _asked(server), _token(server), _rest(server)):
         click.echo()
         for name, value in block:
@@ -69,7 +70,7 @@ def _show_state(server: Mapping[str, Any]) -> None:
     if state != "ok":
         _line("cause", server.get("cause") or server["detail"])
         if server.get("cure"):
-            _line("cure", server["cure"])
+            _line("cure", with_config(server["cure"]))
         if state == "degraded":
             _line("meanwhile", "writes continue with a local KEK")
 
