@@ -9,6 +9,9 @@ GROWING = ((1, 1), (1, 2), (1, 4), (2, 4), (4, 4), (8, 4))
 _OTHERS = ((1, 8), (4, 2), (8, 1))  # eight sessions, as (2, 4), in other shapes
 
 
+MANY_SECRETS = 10_000  # more take minutes
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """Bound one run.
@@ -26,7 +29,8 @@ class Plan:
         sessions: Numbers of sessions, as workers and sessions of each.
         keys: Numbers of keys on the ring.
         clients: Numbers of connections.
-        secrets: Numbers of Secrets in a real etcd; empty to leave that out.
+        secrets: Numbers of Secrets in a real etcd; empty to leave that out. Above
+            `MANY_SECRETS`, each start is measured once.
     """
 
     name: str
@@ -57,7 +61,7 @@ WHOLE = Plan(
     sessions=GROWING + _OTHERS,
     keys=(1, 10, 100),
     clients=(1, 4, 16, 64),
-    secrets=(100, 1_000, 10_000),
+    secrets=(100, 1_000, 10_000, 100_000),
 )
 QUICK = Plan(
     name="quick",

@@ -15,7 +15,13 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from tests.harness.wait import patient
-from tests.system.e2e.processes import Child, awaited, free_ports, started
+from tests.system.e2e.processes import (
+    START_TIMEOUT,
+    Child,
+    awaited,
+    free_ports,
+    started,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -60,7 +66,11 @@ class ApiServer:
         return self._folder / "kubeconfig"
 
     def start(
-        self, encryption: Path | None, *more_flags: str, ready: bool = True
+        self,
+        encryption: Path | None,
+        *more_flags: str,
+        ready: bool = True,
+        seconds: float = START_TIMEOUT,
     ) -> None:
         """Start with this EncryptionConfiguration, or none.
 
@@ -68,17 +78,25 @@ class ApiServer:
             encryption: The file.
             more_flags: For kube-apiserver.
             ready: Wait until it says that it is ready, not only until it answers.
+            seconds: How long to wait.
         """
         self._encryption = encryption
         self._more_flags = more_flags
-        [self._child] = started(lambda: self._try_start(ready=ready))
+        [self._child] = started(lambda: self._try_start(ready, seconds))
         self._kept_port = self._port
         self._write_kubeconfig()
 
-    def restart(self, encryption: Path | None = None, *, ready: bool = True) -> None:
-        """Stop it and start it again, by default with what it had."""
+    def restart(
+        self,
+        encryption: Path | None = None,
+        *,
+        ready: bool = True,
+        seconds: float = START_TIMEOUT,
+    ) -> None:
+        """Stop it and start it again, by default with what it had; see `start`."""
         self.stop()
-        self.start(encryption or self._encryption, *self._more_flags, ready=ready)
+        file = encryption or self._encryption
+        self.start(file, *self._more_flags, ready=ready, seconds=seconds)
 
     def launch(self) -> None:
         """Start it once more with what it had, at the same port; wait for nothing."""
@@ -126,7 +144,7 @@ class ApiServer:
         assert self._child, "it does not run"
         return self._child.pid
 
-    def _try_start(self, *, ready: bool) -> list[Child]:
+    def _try_start(self, ready: bool, seconds: float) -> list[Child]:
         self._port = self._kept_port or free_ports(1)[0]
         self._kept_port = 0  # another process may have taken it: not a second time
         child = self._spawn()
@@ -137,7 +155,7 @@ class ApiServer:
             child.check()
             return all(self.get(path)[0] == 200 for path in paths)
 
-        return awaited("kube-apiserver", [child], answers)
+        return awaited("kube-apiserver", [child], answers, seconds)
 
     def _spawn(self) -> Child:
         return Child(

@@ -135,10 +135,15 @@ def started(start: Callable[[], list[Child]]) -> list[Child]:
     return start()
 
 
-def awaited(name: str, children: list[Child], ready: Callable[[], bool]) -> list[Child]:
+def awaited(
+    name: str,
+    children: list[Child],
+    ready: Callable[[], bool],
+    seconds: float = START_TIMEOUT,
+) -> list[Child]:
     """Return the programs once they are ready; kill them if that takes too long."""
     try:
-        wait_for(f"answer of {name}", ready, timeout=START_TIMEOUT)
+        wait_for(f"answer of {name}", ready, timeout=seconds)
     except BaseException:
         for child in children:
             child.kill()
