@@ -133,10 +133,10 @@ class Verify:
 
     def look(self) -> Seen:
         """Read in the journal whether this was done."""
-        record = self._world.rotation.steps.get(self.name)
-        if record is None or record.done is None:
+        done = self._world.rotation.done_step(self.name)
+        if done is None:
             return Seen(False, "the token decrypts every wrapped key in etcd")
-        return Seen(True, record.text)
+        return Seen(True, done[1])
 
     def do(self) -> Seen:
         """Verify."""

@@ -140,6 +140,17 @@ class Rotation(msgspec.Struct):
         self.tell(f"{name}: done: {text}")
         return True
 
+    def done_step(self, name: str) -> tuple[str, str] | None:
+        """Return when a step was done, and its text; None if it is not done.
+
+        Args:
+            name: The step.
+        """
+        record = self.steps.get(name)
+        if record is None or record.done is None:
+            return None
+        return record.done, record.text
+
 
 class JournalFile:
     """Read and write the journal.

@@ -94,9 +94,9 @@ class Settle:
         return Seen(False, f"until {when(until)} each API server asks for Status")
 
     def _until(self) -> float | None:
-        record = self._world.rotation.steps.get(Switch.name)
-        done = seconds_of(record.done) if record and record.done else None
-        return None if done is None else done + SETTLE_SECONDS
+        switched = self._world.rotation.done_step(Switch.name)
+        at = seconds_of(switched[0]) if switched is not None else None
+        return None if at is None else at + SETTLE_SECONDS
 
     def do(self) -> Seen:
         """Wait."""

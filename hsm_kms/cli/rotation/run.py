@@ -79,7 +79,7 @@ class Run:
         rotation.stopped = None
         self._file.save(rotation)
         with self._recording():
-            if not self._is_done(ReEncrypt.name):
+            if rotation.done_step(ReEncrypt.name) is None:
                 self._method.plan()
             for number, step in enumerate(self._steps):
                 self._do(step, [each.name for each in self._steps[number + 1 :]])
@@ -91,10 +91,6 @@ class Run:
             f"hint: from {when(now() + 86400)} on `hsm-kms keys destroy "
             f"{rotation.old_key}` can delete the old key, which is not necessary"
         )
-
-    def _is_done(self, name: str) -> bool:
-        record = self._rotation.steps.get(name)
-        return record is not None and record.done is not None
 
     def _do(self, step: Step, later: list[str]) -> None:
         rotation = self._rotation
