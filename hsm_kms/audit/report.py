@@ -16,7 +16,7 @@ class AuditReport:
         written: Number of records written since the start.
         lost: Number of records lost since the start.
         waiting: Number of records that are not written yet.
-        error: Cause and cure while records are being lost; "" otherwise.
+        error: Cause and cure while records are being lost, or hang; "" otherwise.
     """
 
     enabled: bool = False

@@ -1,7 +1,8 @@
 """Record events as the section `audit` of the configuration says.
 
 With `on_error: refuse` a request waits until its record is in the file: in the kernel's
-hands, so that a crash of the server loses nothing, and one of the machine may.
+hands, so that a crash of the server loses nothing, and one of the machine may. A file
+system, or a reader of stdout, that hangs is a fault before it answers with an error.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 from hsm_kms.audit.line import body_of
 from hsm_kms.audit.report import AuditReport
 from hsm_kms.audit.target import AuditFile, Stream
-from hsm_kms.audit.writer import BUSY, Done, RecordWriter
+from hsm_kms.audit.writer import BUSY, HANGS, Done, RecordWriter
 from hsm_kms.errors import AuditError
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ WRITE_SECONDS: Final = 2.0  # of the 3 s that the API server gives a request
 
 _SLOW: Final = AuditError(
     f"the audit record was not written within {WRITE_SECONDS:g} s",
-    hint="see whether the file system of the audit file hangs",
+    hint=HANGS,
 )
 
 
@@ -50,14 +51,20 @@ class AuditStream:
     def fault(self) -> AuditError | None:
         """See `Audit.fault`."""
         refuses = self.enabled and self._settings.on_error == "refuse"
-        return self._writer.error if refuses else None
+        return self._trouble if refuses else None
+
+    @property
+    def _trouble(self) -> AuditError | None:
+        """Return why records are not written now; None if they are."""
+        hangs = self._writer.busy_for() >= WRITE_SECONDS
+        return self._writer.error or (_SLOW if hangs else None)
 
     @property
     def report(self) -> AuditReport:
         """Return how the stream is."""
         if not self.enabled:
             return AuditReport()
-        error = self._writer.error
+        error = self._trouble
         return AuditReport(
             enabled=True,
             target=str(self._settings.file or "stdout"),

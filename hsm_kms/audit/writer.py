@@ -35,9 +35,12 @@ MOST_AT_ONCE: Final = 1_000  # in one write
 GATHER_SECONDS: Final = 0.05
 RETRY_SECONDS: Final = 1.0
 
+HANGS: Final = (
+    "see whether the file system of the audit file hangs, or what reads stdout if "
+    "audit.stdout is true"
+)
 BUSY: Final = AuditError(
-    f"{MOST_WAITING} audit records wait for a disk that does not answer",
-    hint="see whether the file system of the audit file hangs",
+    f"{MOST_WAITING} audit records wait for a disk that does not answer", hint=HANGS
 )
 
 Done: TypeAlias = "asyncio.Future[AuditError | None]"
@@ -82,6 +85,7 @@ class RecordWriter:
         self._counted = 0  # of those that overflowed, how many have their number
         self._seq = self._lost = self._unreported = 0
         self._since = ""
+        self._busy_since: float | None = None  # in monotonic time
         self.written = 0
         self.error: AuditError | None = None
 
@@ -94,6 +98,11 @@ class RecordWriter:
     def waiting(self) -> int:
         """Return the number of records that are not written yet."""
         return self._queue.qsize()
+
+    def busy_for(self) -> float:
+        """Return the seconds for which the target has not answered; 0 if it has."""
+        since = self._busy_since
+        return 0.0 if since is None else time.monotonic() - since
 
     def put(self, body: bytes, done: Done | None) -> bool:
         """Write a record soon; return False if it is lost, because too many wait.
@@ -148,7 +157,9 @@ class RecordWriter:
     def _serve(self) -> None:
         while True:
             records: list[_Record] = []
-            for each in self._taken():
+            taken = self._taken()
+            self._busy_since = time.monotonic()
+            for each in taken:
                 if isinstance(each, _Record):
                     records.append(each)
                 else:
@@ -156,6 +167,7 @@ class RecordWriter:
                     records = []
                     each()
             self._write(records)
+            self._busy_since = None
 
     def _taken(self) -> list[_Work]:
         """Return what waits; wait for it, but not long while records are being lost."""

@@ -109,7 +109,9 @@ def _of_node(server: Mapping[str, Any]) -> Iterator[Finding]:
             yield Finding("http", f"http {listener['address']}", text)
     audit = server.get("audit", {})
     if audit.get("error"):
-        then = "requests are refused" if audit["refuses"] else "records are lost"
+        then = "records are lost" if audit.get("lost") else "records wait"
+        if audit["refuses"]:
+            then = "requests are refused"
         yield Finding("audit", "audit", f"{then}: {audit['error']}")
     config = server.get("config", {"in_force": True})
     if not config["in_force"]:

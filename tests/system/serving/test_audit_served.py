@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
 import signal
 import subprocess
+import threading
 from pathlib import Path
 
 import pytest
 
 from hsm_kms.audit.events import Event
+from hsm_kms.errors import AuditError
+from hsm_kms.health.healthz import health
 from hsm_kms.wrapping.record import Record
 from tests.harness.command_line import HSM_KMS
 from tests.harness.plugin import code_of
 from tests.harness.softhsm import PIN
 from tests.harness.spelled import spellings
 from tests.harness.wait import wait_for
+from tests.system.conformance.inside import metrics
 from tests.unit.audit.audit_rig import HEADER, audit_path, lines, of
 
 PAGE = (Path(__file__).parents[3] / "docs/audit.md").read_text()
@@ -272,3 +277,27 @@ def test_stdout(make_plugin, hsm, directory):
     assert {"server", "pin", "key", "client", "request"} == {
         each["event"] for each in lines(out)
     }
+
+
+def test_stdout_that_nobody_reads(make_plugin, hsm):
+    """With on_error: refuse, records that hang make Status fail until they are read."""
+    plugin = make_plugin(hsm, audit={"stdout": True, "on_error": "refuse"})
+    serve = [*HSM_KMS, "serve", "--config", str(plugin.config_file)]
+    with plugin.log_file.open("ab") as log:
+        plugin.process = subprocess.Popen(serve, stdout=subprocess.PIPE, stderr=log)
+    with plugin.process.stdout as out:
+        fcntl.fcntl(out, fcntl.F_SETPIPE_SZ, 4096)
+        plugin.wait_healthz("ok")
+        wait_for(lambda: code_of(lambda: plugin.encrypt(b"d" * 32)) == "UNAVAILABLE")
+
+        plugin.wait_healthz(health(AuditError("")))
+        shown = plugin.cli("status").stdout
+        assert "! audit: requests are refused: the audit record was not" in shown
+        assert "or what reads stdout if audit.stdout is true" in shown
+        assert 1 == metrics(plugin)["hsm_kms_audit_failing"]
+        reading = threading.Thread(target=out.read)
+        reading.start()
+        plugin.wait_healthz("ok")
+        assert plugin.encrypt(b"d" * 32).key_id
+        assert 0 == plugin.stop()
+        reading.join()

@@ -168,6 +168,7 @@ import asyncio
 from hsm_kms.audit.stream import AuditStream
 from hsm_kms.config.schema import Audit
 from hsm_kms.errors import AuditError
+from tests.harness.wait import until
 from tests.unit.audit.audit_rig import event
 
 async def main():
@@ -176,19 +177,28 @@ async def main():
         while True:
             await audit.wrote(event())
     except AuditError as error:
-        return error.sentence
+        refused = error
+    await until(lambda: audit.fault is not None)
+    assert audit.report.error == audit.fault.sentence == refused.sentence
+    assert audit.fault is audit.fault  # by which health sees that nothing has changed
+    sys.stderr.write(refused.sentence)
+    sys.stderr.flush()
+    os.close(2)
+    await until(lambda: audit.fault is None)  # once stdout is read
+    await audit.wrote(event())
+    os._exit(0)
 
-error = asyncio.run(main())
-import sys
-sys.stderr.write(error)
-sys.stderr.flush()
-import os
-os._exit(0)
+import os, sys
+asyncio.run(main())
 """
 
 
 def test_a_reader_that_hangs():
-    """With on_error: refuse a request does not wait forever, and says for what."""
+    """With on_error: refuse a request does not wait forever, and says for what.
+
+    As long as that lasts, it is a fault: requests would be refused although Status
+    says ok.
+    """
     with subprocess.Popen(
         [sys.executable, "-c", UNREAD],
         cwd=ROOT,
@@ -199,6 +209,7 @@ def test_a_reader_that_hangs():
         said = process.stderr.read()  # nobody reads stdout until then
         written = process.stdout.read()
 
+    assert 0 == process.returncode
     assert "the audit record was not written within 2 s; see whether" in said
     assert len(written) > 4096
     assert 1 == parsed(written.splitlines()[0])["seq"]
