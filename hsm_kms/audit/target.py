@@ -58,6 +58,31 @@ class Target(Protocol):
         """Write to the file that has the name now."""
 
 
+class _Appender:
+    """Write lines, and end one that was cut before the next.
+
+    Attributes:
+        cut: The last line has no line break.
+    """
+
+    def __init__(self) -> None:
+        self.cut = False
+
+    def write(self, descriptor: int, data: bytes) -> tuple[int, OSError | None]:
+        """Write whole lines; return how many bytes were, and why not all were."""
+        written = 0
+        try:
+            if self.cut:
+                os.write(descriptor, b"\n")
+                self.cut = False
+            while written < len(data):
+                written += os.write(descriptor, data[written:])
+        except OSError as error:
+            self.cut = self.cut or (written > 0 and data[written - 1 :][:1] != b"\n")
+            return written, error
+        return written, None
+
+
 class Stream:
     """Write to a stream that is open: of `serve` stdout, as the log goes to stderr.
 
@@ -67,14 +92,12 @@ class Stream:
 
     def __init__(self, descriptor: int = STDOUT) -> None:
         self._descriptor = descriptor
+        self._lines = _Appender()
 
     def write(self, data: bytes) -> None:
         """See `Target.write`."""
-        written = 0
-        try:
-            while written < len(data):
-                written += os.write(self._descriptor, data[written:])
-        except OSError as error:
+        written, error = self._lines.write(self._descriptor, data)
+        if error is not None:
             name = "stdout" if self._descriptor == STDOUT else "stderr"
             cause = f"cannot write audit records to {name}: {error.strerror}"
             hint = f"see where the {name} of this process goes"
@@ -95,28 +118,24 @@ class AuditFile:
         self._path = path
         self._descriptor: int | None = None
         self._looked = 0.0
-        self._cut = False
+        self._lines = _Appender()
 
     def write(self, data: bytes) -> None:
         """See `Target.write`."""
-        written = 0
         try:
             descriptor = self._opened()
-            if self._cut:
-                os.write(descriptor, b"\n")
-                self._cut = False
-            while written < len(data):
-                written += os.write(descriptor, data[written:])
         except OSError as error:
-            self._cut = self._cut or (written > 0 and data[written - 1 :][:1] != b"\n")
-            raise CutError(written, failure(self._path, error)) from error
+            raise CutError(0, failure(self._path, error)) from error
+        written, cause = self._lines.write(descriptor, data)
+        if cause is not None:
+            raise CutError(written, failure(self._path, cause)) from cause
 
     def reopen(self) -> None:
         """Close the file; the next write opens the one that has the name then."""
         if self._descriptor is not None:
             with contextlib.suppress(OSError):
                 os.close(self._descriptor)
-        self._descriptor, self._cut = None, False
+        self._descriptor, self._lines.cut = None, False
 
     def _opened(self) -> int:
         if self._descriptor is not None and self._has_moved(self._descriptor):
@@ -124,7 +143,7 @@ class AuditFile:
         if self._descriptor is None:
             self._descriptor = open_file(self._path)
             self._looked = time.monotonic()
-            self._cut = ends_in_a_line(self._descriptor)
+            self._lines.cut = ends_in_a_line(self._descriptor)
         return self._descriptor
 
     def _has_moved(self, descriptor: int) -> bool:

@@ -15,7 +15,6 @@ import pytest
 
 from hsm_kms.audit.line import body_of
 from hsm_kms.audit.stream import AuditStream
-from hsm_kms.audit.target import AuditFile
 from hsm_kms.audit.writer import MOST_WAITING, RecordWriter
 from hsm_kms.config.schema import Audit
 from hsm_kms.errors import AuditError
@@ -283,39 +282,3 @@ async def test_what_is_not_trusted(path, spoil, cause):
         await audit.wrote(event())
 
     assert raised.value.hint
-
-
-CUT = """
-import resource, signal, sys
-from pathlib import Path
-from hsm_kms.audit.target import AuditFile, CutError
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-file = AuditFile(Path(sys.argv[1]))
-file.write(b"one\\n")
-resource.setrlimit(resource.RLIMIT_FSIZE, (10, resource.RLIM_INFINITY))
-try:
-    file.write(b"two\\nthree\\n")
-except CutError as cut:
-    print(cut.written, cut.error)
-resource.setrlimit(resource.RLIMIT_FSIZE, (-1, resource.RLIM_INFINITY))
-"""
-
-
-def test_cut_lines(path):
-    """A line that a full disk cuts is ended before the next, by whoever writes that."""
-    for again in (b"two\nthree\n", b"four\n"):
-        path.unlink(missing_ok=True)
-        code = CUT + f"file.write({again!r})\n"
-        run = subprocess.run(
-            [sys.executable, "-c", code, str(path)],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-
-        assert run.stdout.startswith("6 cannot write the audit file")
-        assert b"one\ntwo\nth\n" + again == path.read_bytes()
-    with path.open("ab") as file:
-        file.write(b"cut")
-    AuditFile(path).write(b"five\n")
-    assert path.read_bytes().endswith(b"four\ncut\nfive\n")
