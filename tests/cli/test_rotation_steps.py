@@ -191,7 +191,10 @@ def test_verify(world, etcd):
 
 
 def test_retire_and_drop(world, etcd, server):
-    """The key is retired once it is not in use, and then no node may hold it."""
+    """The key is retired once it is not in use, and then no node may hold it.
+
+    A node that has not read its keys may hold it.
+    """
     keys, old = Keys(server), world.rotation.old_key
     retire, drop = Retire(world), Drop(world)
     assert not retire.look().done
@@ -212,6 +215,10 @@ def test_retire_and_drop(world, etcd, server):
     assert retire.look().done
     file = Path(world.rotation.nodes[0])
     shown = json.loads(file.read_text())
-    shown["server"]["keys"] = []
+    before, shown["server"]["keys"] = shown["server"]["keys"], []
+    file.write_text(json.dumps(shown))
+    assert (False, f"{file} has not read its keys yet") == drop.look()
+    [key] = before
+    shown["server"]["keys"] = [key | {"key_id": server.status().key_id}]
     file.write_text(json.dumps(shown))
     assert (True, f"no node decrypts with {old}") == drop.look()

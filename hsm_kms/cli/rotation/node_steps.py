@@ -122,6 +122,8 @@ class Drop:
         for name, state in self._world.nodes(None).states.items():
             if isinstance(state, HsmKmsError):
                 return Seen(False, f"{name}: {state}")
+            if not state.keys:  # as of a server that has just started
+                return Seen(False, f"{name} has not read its keys yet")
             held = state.keys.get(hashed, "retired")
             if held != "retired":
                 return Seen(False, f"{name} still holds {old}, as {held}")
