@@ -2,7 +2,8 @@
 
 The same error can reach the log of the server and many commands. Its hint may name the
 command that helps an operator of the server, which is no help to those who just ran it.
-Those who gave --config need it again for the command that the hint names.
+Those who gave --config need it again for the command that the hint names, and so do
+those who gave --journal.
 """
 
 from __future__ import annotations
@@ -52,24 +53,33 @@ def leading_on(hint: str | None) -> str | None:
 
 
 def with_config(hint: str) -> str:
-    """Return the hint with the --config of the running command at its commands."""
-    return _NAMED.sub(_with_config, hint)
+    """Return the hint with the options of the running command at its commands.
+
+    These are --config, and --journal for the commands of a rotation.
+    """
+    return _NAMED.sub(_with_options, hint)
 
 
-def _with_config(named: re.Match[str]) -> str:
-    """Return a command as it must be run for the configuration that was given."""
+def _with_options(named: re.Match[str]) -> str:
+    """Return a command as it must be run where the running one was."""
     words = named[1].split()
-    config = _config(sys.argv[1:])
-    if config is None or _command(words) in _WITHOUT_CONFIG or "--help" in words:
+    if "--help" in words:
         return named[0]
-    return f"`hsm-kms {named[1]} --config {shlex.quote(config)}`"
+    options = [] if _command(words) in _WITHOUT_CONFIG else ["--config"]
+    options += ["--journal"] if words[0] == "rotation" else []
+    more = ""
+    for option in options:
+        value = _value(option, sys.argv[1:])
+        if value is not None and option not in words:
+            more += f" {option} {shlex.quote(value)}"
+    return f"`hsm-kms {named[1]}{more}`"
 
 
-def _config(arguments: list[str]) -> str | None:
-    """Return the value of --config, or None if it is not among the arguments."""
+def _value(option: str, arguments: list[str]) -> str | None:
+    """Return the value of an option, or None if it is not among the arguments."""
     for number, each in enumerate(arguments):
         name, equals, value = each.partition("=")
-        if name == "--config":
+        if name == option:
             return value if equals else "".join(arguments[number + 1 : number + 2])
     return None
 

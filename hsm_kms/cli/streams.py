@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, Final, TextIO, cast
 
 import click
 
+from hsm_kms.cli.hints import with_config
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -95,11 +97,13 @@ def is_utf8() -> bool:
 def tell(*lines: str) -> None:
     """Print lines that are not the result to stderr, if that can be written.
 
+    Commands in a line that begins with "hint:" get the options of `with_config`.
     A command that changes keys must not stop half-way because nobody reads this.
     """
     try:
         for line in lines:
-            click.echo(line, err=True)
+            is_hint = line.startswith("hint:")
+            click.echo(with_config(line) if is_hint else line, err=True)
     except OutputError:
         discard(sys.stderr)
 

@@ -158,6 +158,13 @@ def test_leading_on(monkeypatch, running, hint, shown):
         ("check --config=x", "run `hsm-kms keys list` or wait", "--config x` or wait"),
         ("check --config=x$y", "run `hsm-kms keys list`", "--config 'x$y'`"),
         ("check --config=x", "run `hsm-kms migrate`", "run `hsm-kms migrate`"),
+        ("rotation start --journal=j", "`hsm-kms rotation resume`", "me --journal j`"),
+        (
+            "rotation status --config x --journal j",
+            "run `hsm-kms rotation resume`",
+            "run `hsm-kms rotation resume --config x --journal j`",
+        ),
+        ("rotation start --journal j", "run `hsm-kms keys list`", "hsm-kms keys list`"),
         ("check --config=x", "see `hsm-kms keys --help`", "see `hsm-kms keys --help`"),
     ],
 )  # fmt: skip

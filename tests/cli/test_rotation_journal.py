@@ -174,8 +174,10 @@ def test_status(file, shared_server):
     assert killed.stdout.startswith("rotation: stopped, began at 2026-11-21T13:44:47Z")
     assert "\nswitch      stopped  20" in killed.stdout
     assert "\nretire      to do    -" in killed.stdout
-    assert ": killed\nnext: run `hsm-kms rotation resume`, which continues with " in (
-        killed.stdout
+    given = f"--config {shared_server.config_file} --journal {file.path}"
+    assert (
+        f": killed\nnext: run `hsm-kms rotation resume {given}`, which continues with "
+        in killed.stdout
     )
     with file.alone():
         running = run(*command)
@@ -193,4 +195,5 @@ def test_status(file, shared_server):
     file.save(rotation)
     finished = run(*command)
     assert 0 == finished.returncode
-    assert f"next: nothing; `hsm-kms keys retire --undo {OLD}`" in finished.stdout
+    undo = f"hsm-kms keys retire --undo {OLD} --config {shared_server.config_file}"
+    assert f"next: nothing; `{undo}`" in finished.stdout

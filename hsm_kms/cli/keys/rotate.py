@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import click
 
 from hsm_kms.cli.audit import audited
+from hsm_kms.cli.hints import with_config
 from hsm_kms.cli.keys.generate import find_made, pending_of
 from hsm_kms.cli.keys.journal import Journal
 from hsm_kms.cli.keys.objects import (
@@ -231,7 +232,8 @@ def require_pending(survey: Survey, made: Found, key_id: str) -> None:
 
 def _tell_what_now(old: str, new: str) -> None:
     tell(
-        f"until then {old} encrypts, and `hsm-kms keys cancel {new}` reverses this",
+        f"until then {old} encrypts, and "
+        + with_config(f"`hsm-kms keys cancel {new}` reverses this"),
         "after that time, run in this order:",
         "  hsm-kms status             on each node: key_id must be the new key_id",
         "  hsm-kms migrate            re-encrypts the objects stored under the old key",

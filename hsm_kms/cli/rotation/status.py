@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import click
 
 from hsm_kms.cli.columns import aligned
+from hsm_kms.cli.hints import with_config
 from hsm_kms.cli.options import config_option, output_option
 from hsm_kms.cli.rotation.journal import journal_file, journal_option
 from hsm_kms.cli.rotation.steps import RESUME, STEP_NAMES
@@ -78,7 +79,7 @@ def _print(rotation: Rotation, state: str) -> None:
     if state == _STOPPED:
         last = rotation.events[-1].at if rotation.events else rotation.began
         click.echo(f"stopped at {last}: {rotation.stopped or 'killed'}")
-    click.echo(f"next: {_next(rotation, state)}")
+    click.echo(f"next: {with_config(_next(rotation, state))}")
 
 
 def _lines(rotation: Rotation, state: str) -> list[_Line]:
