@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from hsm_kms.cli.rotation.journal import FILE
+from hsm_kms.cli.rotation.journal import FILE, JournalFile, Rotation, StepRecord
 from hsm_kms.cli.rotation.steps import STEP_NAMES
-from tests.cli.every_command import SHARED
+from tests.cli.every_command import SHARED, written_status
 from tests.cli.keys_rig import Keys, stored_value
 from tests.harness.command_line import Ended
 from tests.harness.etcd_server import EtcdServer
@@ -107,3 +107,39 @@ def test_dry_run(node, start):
     assert f"stored under {old} (secrets); you run `hsm-kms migrate`" in lines[3]
     assert "nothing was changed" == lines[-1]
     assert unchanged(node)
+
+
+def test_another_node(node, etcd, directory):
+    """The three minutes begin again for a node that is named only when resuming."""
+    [key] = Keys(node).states()
+    nodes = [str(directory / f"{name}.json") for name in ("one", "two")]
+    for each in nodes:
+        written_status(node, directory).rename(each)
+    journal = JournalFile(node.state_dir / FILE)
+    long_ago = "2026-01-01T00:00:00Z"
+    switched = {name: StepRecord(long_ago, long_ago) for name in STEP_NAMES[:2]}
+    rotation = Rotation(
+        began=long_ago,
+        old_key="a" * 26,
+        new_key=key,
+        nodes=nodes[:1],
+        method="elsewhere",
+        resources=["secrets"],
+        activate_in=600.0,
+        steps=switched,
+    )
+    with journal.alone():
+        journal.save(rotation)
+
+    for named, settled in ((nodes[:1], "done"), (nodes, "to do"), ([], "done")):
+        options = [word for each in named for word in ("--node", each)]
+        shown = Ended.of(
+            node.cli(
+                *("rotation", "resume", "--dry-run", "--endpoints", etcd.endpoint),
+                *options,
+            )
+        )
+        assert 0 == shown.code, shown.err
+        _, switch, settle, *_ = shown.out.splitlines()
+        assert switch.startswith("done   switch "), shown.out
+        assert settle.startswith(f"{settled:7}settle "), shown.out

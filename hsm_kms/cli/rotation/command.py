@@ -17,8 +17,10 @@ from hsm_kms.cli.migrate.options import DEFAULT_RESOURCES
 from hsm_kms.cli.options import KEY_ID_TYPE, SECONDS_TYPE
 from hsm_kms.cli.rotation.journal import JournalFile, Rotation
 from hsm_kms.cli.rotation.methods import MIGRATE
+from hsm_kms.cli.rotation.node_steps import Switch
 from hsm_kms.cli.rotation.options import rotation_options
 from hsm_kms.cli.rotation.run import Run
+from hsm_kms.cli.rotation.steps import STEP_NAMES
 from hsm_kms.cli.rotation.world import Means, World
 from hsm_kms.clock import now, when
 from hsm_kms.errors import ConfigError, HsmKmsError
@@ -176,6 +178,10 @@ def _loaded(
             f"there is no rotation to resume: {file.path} does not exist",
             hint="run `hsm-kms rotation start`, or name the journal with --journal",
         )
+    if set(nodes) - set(rotation.nodes):
+        # Nobody has seen since when the other nodes use the new key, and `settle`
+        # counts from there.
+        rotation.undo(STEP_NAMES[STEP_NAMES.index(Switch.name) :])
     rotation.nodes = nodes or rotation.nodes
     rotation.resources = list(names) or rotation.resources
     rotation.method = method or rotation.method

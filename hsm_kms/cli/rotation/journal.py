@@ -121,10 +121,14 @@ class Rotation(msgspec.Struct):
             name: The step.
             later: The steps after it, which are not done any more.
         """
-        for each in later:
-            self.steps.pop(each, None)
+        self.undo(later)
         self.steps.setdefault(name, StepRecord(when(now()))).done = None
         self.tell(f"{name}: begins")
+
+    def undo(self, names: Collection[str]) -> None:
+        """Record that steps are not done any more."""
+        for each in names:
+            self.steps.pop(each, None)
 
     def done(self, name: str, text: str) -> bool:
         """Record that a step is done; return False if that was known.
