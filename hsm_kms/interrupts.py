@@ -88,8 +88,9 @@ def held_back() -> _HeldBack:
 class _Handling:
     """Handle signals inside a `with` block.
 
-    A shell without job control starts what ends in "&" with SIGINT ignored; that is
-    obeyed. An event loop handles SIGINT itself, unless `in_event_loop` is True.
+    A shell without job control starts what ends in "&" with SIGINT ignored, and nohup
+    ignores SIGHUP; that is obeyed. An event loop handles SIGINT itself, unless
+    `in_event_loop` is True.
     """
 
     def __init__(
@@ -109,10 +110,8 @@ class _Handling:
                 self._before[number] = signal.signal(number, self._handler)
 
     def _may_handle(self, number: signal.Signals) -> bool:
-        if number != signal.SIGINT:
-            return True
         before = signal.getsignal(number)
-        if self._in_event_loop:
+        if number != signal.SIGINT or self._in_event_loop:
             return before is not signal.SIG_IGN
         return before in {signal.default_int_handler, _exit_at_once}
 

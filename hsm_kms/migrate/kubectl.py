@@ -207,8 +207,8 @@ def running_proxy(
     """Run `kubectl proxy` on a socket in a private directory.
 
     The proxy shares stdin and stderr with this process, because an exec plugin may ask
-    for something. SIGTERM ends the block as Ctrl-C does, so that the proxy and the
-    directory never stay.
+    for something. SIGTERM, and SIGHUP of a terminal that is closed, end the block as
+    Ctrl-C does, so that the proxy and the directory never stay.
 
     Args:
         kubectl: The kubectl to run.
@@ -217,7 +217,7 @@ def running_proxy(
     Raises:
         KubectlError: The proxy does not start.
     """
-    terminable = raising_also_on(signal.SIGTERM)
+    terminable = raising_also_on(signal.SIGTERM, signal.SIGHUP)
     with terminable, tempfile.TemporaryDirectory(prefix="hsm-kms-") as directory:
         path = Path(directory) / "api"
         if len(os.fsencode(path)) > MAX_SOCKET_PATH_BYTES:

@@ -12,6 +12,7 @@ from functools import partial
 
 import pytest
 
+from hsm_kms import interrupts
 from tests.cli.every_command import LEAVES, SHARED, every_command
 from tests.harness.command_line import HSM_KMS
 from tests.harness.examples import LONG
@@ -88,3 +89,16 @@ def test_in_the_first_second(commands):
                 assert "Exception ignored" not in err, (path, err)
     # A command may be done before; `serve` never is.
     assert BY_CTRL_C & seen
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM])
+def test_ignored(number):
+    """What a command was started to ignore, as by nohup, it ignores in any case."""
+    before = signal.signal(number, signal.SIG_IGN)
+    try:
+        with interrupts.raising_also_on(signal.SIGTERM, signal.SIGHUP):
+            signal.raise_signal(number)
+
+        assert signal.SIG_IGN == signal.getsignal(number)
+    finally:
+        signal.signal(number, before)

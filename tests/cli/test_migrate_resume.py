@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -46,9 +47,12 @@ def test_resumes(migrating):
     assert not progress.exists()
 
 
-def test_interrupted(migrating):
-    """Ctrl-C or SIGTERM prints progress and hint, and leaves no kubectl behind."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+def test_interrupted(migrating, monkeypatch):
+    """Ctrl-C, SIGTERM or SIGHUP prints progress and hint, and leaves nothing behind."""
+    temporary = migrating.directory / "t"
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         progress = migrating.directory / f"progress-{number}"
         process = migrating.start("--resume", str(progress), *SLOWLY)
         wait_for(lambda: migrating.requests("PUT"))
@@ -63,7 +67,23 @@ def test_interrupted(migrating):
         assert progress.exists()
         assert TEXT not in progress.read_text()
         assert [] == [pid for pid in kubectl if alive(pid)]
+        assert [] == list(temporary.iterdir())
         migrating.log.unlink()
+
+
+def test_nohup(migrating):
+    """Under nohup, the end of the terminal does not end the migration."""
+    migrating.play(objects=3)
+    command = ["nohup", *migrating.command("--rate", "1")]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        wait_for(lambda: migrating.requests("PUT"))
+        process.send_signal(signal.SIGHUP)
+        out, err = process.communicate(timeout=patient())
+
+    assert 0 == process.returncode, err
+    assert "secrets: 3 objects" in out
 
 
 def test_killed_with_kubectl(migrating):
