@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import socket
 import struct
@@ -87,9 +88,12 @@ class Clients:
             self.look()
 
     def look(self) -> None:
-        """Record what has changed."""
+        """Record what has changed; if no descriptor is free, the next look does."""
         self._looked = time.monotonic()
-        peers = peers_of(self._path)
+        try:
+            peers = peers_of(self._path)
+        except OSError:
+            return
         for peer in self._programs.keys() - peers:
             self._record("gone", peer, self._programs.pop(peer))
         for peer in peers - self._programs.keys():
@@ -115,25 +119,32 @@ def peers_of(path: bytes) -> set[Peer]:
 
     Args:
         path: The path to which the socket was bound.
+
+    Raises:
+        OSError: No descriptor is free to look with.
     """
     peers = set()
     for name in os.listdir("/proc/self/fd"):  # noqa: PTH208 - names, and fast
-        with contextlib.suppress(OSError):  # another thread has closed it
-            peer = _peer_of(int(name), path)
-            if peer is not None:
-                peers.add(peer)
+        peer = _peer_of(int(name), path)
+        if peer is not None:
+            peers.add(peer)
     return peers
 
 
 def _peer_of(descriptor: int, path: bytes) -> Peer | None:
-    # A copy: the socket object would close a descriptor that is gRPC's.
-    copy = os.dup(descriptor)
+    try:
+        # A copy: the socket object would close a descriptor that is gRPC's.
+        copy = os.dup(descriptor)
+    except OSError as error:
+        if error.errno == errno.EBADF:  # another thread has closed it
+            return None
+        raise
     try:
         opened = socket.socket(fileno=copy)
     except OSError:  # no socket
         os.close(copy)
-        raise
-    with opened as found:
+        return None
+    with opened as found, contextlib.suppress(OSError):  # a socket without a name
         if found.family != socket.AF_UNIX or found.getsockname() != os.fsdecode(path):
             return None
         if found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
@@ -141,7 +152,8 @@ def _peer_of(descriptor: int, path: bytes) -> Peer | None:
         told = found.getsockopt(
             socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size
         )
-    return Peer(*_CREDENTIALS.unpack(told))
+        return Peer(*_CREDENTIALS.unpack(told))
+    return None
 
 
 def _program(pid: int) -> str | None:

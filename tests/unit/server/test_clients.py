@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import resource
 import socket
 
 import pytest
 
 from hsm_kms.audit.stream import AuditStream
-from hsm_kms.server.clients import Clients
+from hsm_kms.server.clients import LEAST_SECONDS, Clients
+from tests.harness.wait import until
 from tests.unit.audit.audit_rig import audit_path, event, lines, to
 
 
@@ -71,3 +74,24 @@ async def test_the_listener_is_no_client(directory, path, listener):
     await audit.close()
 
     assert ["pin"] == [each["event"] for each in lines(path)]
+
+
+async def test_no_free_descriptor(directory, path, connect):
+    """While no descriptor is free, requests are recorded, and no client is gone."""
+    audit = AuditStream(to(path))
+    clients = Clients(directory / "kms.sock", audit)
+    connect()
+    clients.record(event(1))
+    await until(lambda: path.exists() and len(lines(path)) > 1)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+    try:
+        await asyncio.sleep(LEAST_SECONDS)
+        clients.record(event(2))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    await asyncio.sleep(LEAST_SECONDS)
+    clients.record(event(3))
+    await audit.close()
+
+    assert ["client", "pin", "pin", "pin"] == [each["event"] for each in lines(path)]
