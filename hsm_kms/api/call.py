@@ -133,8 +133,12 @@ class Call:
         kind = type(error).__name__
         if not isinstance(error, AuditError):
             # The client gets no answer, whether this can be recorded or not.
-            with contextlib.suppress(AuditError):
-                await self.audit(code.name, kind)
+            try:
+                with contextlib.suppress(AuditError):
+                    await self.audit(code.name, kind)
+            except asyncio.CancelledError:
+                self.gave_up()
+                raise
         if isinstance(error, HsmKmsError):
             why = {"error": kind, "reason": error.sentence}
             self.event(logging.WARNING, code.name, kind, **why)

@@ -101,3 +101,27 @@ async def test_refused_if_it_cannot_be_recorded(path):
 
     assert ("lost", 6) == (lost["event"], lost["records"])
     assert "OK" == answered["code"]
+
+
+class Hanging:
+    """Record nothing, because the disk does not answer."""
+
+    enabled = True
+    fault = None
+
+    async def wrote(self, _event):
+        """Wait in vain."""
+        await asyncio.Event().wait()
+
+
+@pytest.mark.parametrize("error", [None, errors.CiphertextError("malformed")])
+async def test_a_client_that_gave_up_waiting_for_the_record(error):
+    """A request is counted also if its client did not wait for its record."""
+    seen = []
+    async with serve(audit=Hanging(), observe=lambda *each: seen.append(each)) as made:
+        made.wrapper.error = error
+        code, _ = await refused(made.call("v2.Decrypt", timeout=0.3))
+        assert grpc.StatusCode.DEADLINE_EXCEEDED == code
+        await until(lambda: seen)
+
+    assert [("v2.Decrypt", "CANCELLED")] == [each[:2] for each in seen]
