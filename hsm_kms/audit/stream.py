@@ -40,6 +40,7 @@ class AuditStream:
     def __init__(self, settings: schema.Audit, source: str = "serve") -> None:
         self._settings = settings
         self._source = source
+        self._to = settings.file, settings.stdout
         self._writer = RecordWriter(target_of(settings), source)
 
     @property
@@ -106,8 +107,12 @@ class AuditStream:
         Args:
             settings: The section `audit`.
         """
-        before, self._settings = self._settings, settings
-        if (before.file, before.stdout) != (settings.file, settings.stdout):
+        self._settings = settings
+        if not settings.enabled:
+            # Closes the file. That records were lost is still recorded there.
+            self._writer.reopen()
+        elif (settings.file, settings.stdout) != self._to:
+            self._to = settings.file, settings.stdout
             self._writer.turn_to(target_of(settings))
 
     async def close(self) -> None:

@@ -151,8 +151,7 @@ class RecordWriter:
 
     def _turn_to(self, target: Target) -> None:
         self._target.reopen()  # closes the file
-        self._target = target
-        self.error = None
+        self._target = target  # its first record says what the one before has lost
 
     def _serve(self) -> None:
         while True:
