@@ -90,6 +90,22 @@ def test_generate(world, server):
     assert "start --abandon" in gone.value.hint
 
 
+def test_new_key_that_is_replaced(world, server):
+    """If a third key is current, the new key is not called refused, nor cancelled."""
+    keys, new = Keys(server), world.rotation.old_key
+    keys.configure("keys", current=keys.generate("--another"))
+    world.means = replace(
+        world.means,
+        given=replace(world.means.given, config=load.load(server.config_file)),
+    )
+    [current] = [each for each, state in keys.states().items() if state == "current"]
+    world.rotation.old_key, world.rotation.new_key = "a" * 26, new
+
+    with pytest.raises(HsmKmsError, match=f"{current} has replaced the new") as error:
+        Generate(world).look()
+    assert f"rotation start --abandon --old {'a' * 26}`" in error.value.hint
+
+
 def test_two_pending_keys(world, server):
     """Which of two pending keys is meant, nobody can know."""
     keys = Keys(server)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from hsm_kms.cli.keys.generate import pending_of
 from hsm_kms.cli.keys.retire import Retiring
@@ -17,6 +17,9 @@ from hsm_kms.keys.keyring import KeyState
 if TYPE_CHECKING:
     from hsm_kms.cli.keys.survey import Found, Survey
     from hsm_kms.cli.rotation.world import World
+
+
+_SUPERSEDED: Final = frozenset({KeyState.DECRYPT_ONLY, KeyState.RETIRED})
 
 
 class Generate:
@@ -54,6 +57,17 @@ class Generate:
                 f"the new key {key_id} is no longer on the token",
                 hint="if `hsm-kms keys cancel` has destroyed it, run `hsm-kms rotation "
                 "start --abandon` to begin again",
+            )
+        old, current = self._world.rotation.old_key, survey.ring.current
+        if (
+            current is not None
+            and fingerprint_in(current.key_id) != fingerprint_in(old)
+            and survey.state(found) in _SUPERSEDED
+        ):
+            raise HsmKmsError(
+                f"{current.key_id} has replaced the new key {key_id}",
+                hint=f"run `hsm-kms rotation start --abandon --old {old}` to replace "
+                f"{old} by the current key",
             )
         require_pending(survey, found, key_id)
         self._world.rotation.activation = activation_of(found.ref.cka_id) or None
