@@ -173,7 +173,13 @@ def test_re_encrypt(world, etcd, server, directory):
     with pytest.raises(HsmKmsError, match=f"1 of 3 objects .* under {old}") as left:
         ReEncrypt(world, Rewriting()).do()
     assert "--resource configmaps`" in left.value.hint
-    world.rotation.resources.append("configmaps")
+    for named in ("configmaps", "*.*"):
+        world.rotation.resources = ["secrets", named]
+        with pytest.raises(HsmKmsError) as late:
+            ReEncrypt(world, Rewriting()).do()
+        assert "may use the new key a minute later" in late.value.hint
+    etcd.knobs.objects[b"/registry/deployments/d/one"] = etcd.knobs.objects[CONFIG_MAP]
+    world.rotation.resources = ["secrets", "configmaps", "deployments.apps"]
     with pytest.raises(HsmKmsError) as late:
         ReEncrypt(world, Rewriting()).do()
     assert "may use the new key a minute later" in late.value.hint

@@ -11,6 +11,7 @@ from hsm_kms.cli.rotation.steps import Seen
 from hsm_kms.cli.streams import tell
 from hsm_kms.errors import HsmKmsError
 from hsm_kms.etcd.text import count_of
+from hsm_kms.migrate.resources import parse_resource
 
 if TYPE_CHECKING:
     from hsm_kms.cli.rotation.methods import Method
@@ -53,13 +54,23 @@ class ReEncrypt:
             seen, times = _scanned(world), times + 1
         if seen.done:
             return seen
-        if _resources(world) - set(world.rotation.resources):
+        if not all(map(self._was_named, _resources(world))):
             tally, _where = world.tally()
             line = migrate_line(tally, *world.old_names())
             hint = f"name their resources with --resource, as in {line}"
         else:
             hint = "an API server may use the new key a minute later: wait"
         raise HsmKmsError(seen.text, hint=hint)
+
+    def _was_named(self, resource: str) -> bool:
+        """Return True if a resource may be among those that were to be re-encrypted.
+
+        Args:
+            resource: As a key in etcd names it: a built-in one lacks its group.
+        """
+        name = resource.partition(".")[0]
+        wanted = map(parse_resource, self._world.rotation.resources)
+        return any(each.name in {"*", name} for each in wanted)
 
 
 class Scan:
