@@ -96,7 +96,8 @@ class Key(_Event, tag="key", frozen=True, kw_only=True):
     Args:
         key_id: The key.
         state: As in docs/metrics.md, or "gone": no longer on the token.
-        before: Its state before; null if this process did not know the key.
+        before: Its state before; null if this process did not know the key, or has
+            just begun to record.
         label: CKA_LABEL of the key.
         cka_id: CKA_ID of the key, in hex.
         generated_on_token: True if the token says that it generated the key.

@@ -36,13 +36,16 @@ class KeyAudit:
     def note(self, ring: Keyring) -> None:
         """Record what differs from the keyring before.
 
+        Once the audit is turned on, each key is recorded as if it were new.
+
         Args:
             ring: The keyring in force.
         """
+        if not self._audit.enabled:
+            self._known = {}
+            return
         now = {(key.key_id, key.cipher): (key, ring.state(key)) for key in ring.keys}
         before, self._known = self._known, now
-        if not self._audit.enabled:
-            return
         for name, (key, state) in before.items():
             if name not in now:
                 self._record(key, GONE, state)

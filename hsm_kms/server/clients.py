@@ -61,6 +61,8 @@ class Clients:
         while True:
             if self._audit.enabled:
                 self.look()
+            else:
+                self._programs.clear()  # they are recorded when it is turned on
             await asyncio.sleep(SECONDS)
 
     @property

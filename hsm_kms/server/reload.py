@@ -218,6 +218,8 @@ class Reload:
             return
         if now.log != before.log:
             log.configure(now.log.level, now.log.format)
+        if not before.audit.enabled:
+            self._audit.adjust(now.audit)  # so that what follows is recorded at all
         changed = tuple(changed_settings(before, now))
         self._audit.record(ConfigEvent(result="applied", changed=changed, reason=None))
         self._record_mode("v2", before.apis.v2.wrapping, now.apis.v2.wrapping)

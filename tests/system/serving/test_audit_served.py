@@ -236,13 +236,15 @@ def test_rotated(audited, path):
 
 def test_turned_on_and_off(make_plugin, hsm, path):
     """The audit is turned on and off without a restart, and that is recorded."""
-    plugin = make_plugin(hsm).start()
+    plugin = make_plugin(hsm, health={"interval": "1s"}).start()
     plugin.wait_healthz("ok")
     plugin.encrypt(b"d" * 32)
     plugin.config["audit"] = {"file": str(path)}
     plugin.write_config()
     wait_for(lambda: plugin.events("configuration applied"))
-    plugin.encrypt(b"d" * 32, uid="seen")
+    key_id = plugin.encrypt(b"d" * 32, uid="seen").key_id
+    current = {"key_id": key_id, "state": "current", "before": None}
+    wait_for(lambda: has(path, "key", **current))
     plugin.config["audit"] = {}
     plugin.write_config()
     wait_for(lambda: len(plugin.events("configuration applied")) == 2)
@@ -250,7 +252,8 @@ def test_turned_on_and_off(make_plugin, hsm, path):
     plugin.stop()
 
     assert ["seen"] == [each["uid"] for each in of(path, "request")]
-    assert ["audit"] == of(path, "config")[-1]["changed"]
+    assert [["audit"], ["audit"]] == [each["changed"] for each in of(path, "config")]
+    assert "config" == lines(path)[0]["event"]
 
 
 def test_stdout(make_plugin, hsm, directory):
