@@ -244,7 +244,7 @@ def test_turned_on_and_off(make_plugin, hsm, path):
     wait_for(lambda: plugin.events("configuration applied"))
     key_id = plugin.encrypt(b"d" * 32, uid="seen").key_id
     current = {"key_id": key_id, "state": "current", "before": None}
-    wait_for(lambda: has(path, "key", **current))
+    wait_for(lambda: path.exists() and has(path, "key", **current))
     plugin.config["audit"] = {}
     plugin.write_config()
     wait_for(lambda: len(plugin.events("configuration applied")) == 2)
