@@ -17,6 +17,7 @@ from hsm_kms.audit.line import body_of, numbered
 from hsm_kms.audit.target import AuditFile, CutError, Stream
 from hsm_kms.cli.streams import tell
 from hsm_kms.errors import AuditError
+from hsm_kms.users import require_service_user
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -108,12 +109,12 @@ def chosen(options: Mapping[str, bool]) -> tuple[str, ...]:
 
 @contextlib.contextmanager
 def audited(
-    settings: schema.Audit, command: CommandName, subject: Subject | None = None
+    config: schema.Config, command: CommandName, subject: Subject | None = None
 ) -> Iterator[Subject]:
     """Record that a command begins, and how the block ends.
 
     Args:
-        settings: The section `audit`.
+        config: The configuration.
         command: The command.
         subject: What it is about.
 
@@ -121,10 +122,13 @@ def audited(
         The subject, of which the block can set what it finds out.
 
     Raises:
+        WrongUserError: The server of this node runs as another user, who must own the
+            audit file.
         AuditError: A record could not be written, and `audit.on_error` is refuse. If
             it was the second, the block has done its work.
     """
-    audit = CommandAudit(settings)
+    require_service_user(config.state_dir, config.token.pin_file)
+    audit = CommandAudit(config.audit)
     subject = subject or Subject()
     audit.require(_event(command, "begun", subject))
     try:

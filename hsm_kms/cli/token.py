@@ -145,7 +145,7 @@ def retry_pin(path: Path) -> None:
     the token allows.
     """
     config = configuration.load(path)
-    with audited(config.audit, "token retry-pin"):
+    with audited(config, "token retry-pin"):
         asyncio.run(_log_in_once(config))
     click.echo("the token accepts the PIN")
 

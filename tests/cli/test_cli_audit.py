@@ -148,3 +148,20 @@ def test_check_is_content(node, path, there):
     assert (0, there) == (done.returncode, path.exists())
     assert f"audit file {path}" in done.stdout
     assert not there or not path.read_bytes()
+
+
+@pytest.mark.parametrize("on_error", ["continue", "refuse"])
+def test_as_another_user(of_another_user, path, on_error):
+    """Who is not the service's user is told so, and not to take its audit from it."""
+    node, service = of_another_user, of_another_user.state_dir.stat().st_uid
+    os.chown(path.parent, service, service)
+    node.merge("audit", {"file": str(path), "on_error": on_error})
+    node.write_config()
+    for command in (("keys", "generate"), ("token", "retry-pin")):
+        refused = node.cli(*command)
+
+        assert (1, "") == (refused.returncode, refused.stdout)
+        cause, hint = refused.stderr.splitlines()
+        assert cause.startswith(f"hsm-kms: hsm-kms serves as user {service} here")
+        assert f"setpriv --reuid={service} " in hint
+    assert not path.exists()

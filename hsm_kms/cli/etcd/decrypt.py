@@ -127,7 +127,7 @@ def decrypt(
         destination=str(to),
         options=chosen({"--any-key": any_key}),
     )
-    with audited(config.audit, "etcd decrypt", subject):
+    with audited(config, "etcd decrypt", subject):
         secret = asyncio.run(_unwrapped(config, login, record, _shown(item)))
         plaintext = _opened(stored, secret, item)
     _log_who(item, record, to, any_key=any_key)

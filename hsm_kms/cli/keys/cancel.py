@@ -95,7 +95,7 @@ def cancel(
         key_id=target if KEY_ID.fullmatch(target) else None,
         options=chosen({"--without-scan": without_scan}),
     )
-    with audited(given.config.audit, "keys cancel", subject):
+    with audited(given.config, "keys cancel", subject):
         shown = asyncio.run(_Cancelling(given, target, sure).run())
     name = shown["key_id"] or f"the HMAC key of CKA_ID {shown['cka_id']}"
     given.show(shown, f"destroyed {name}")

@@ -84,7 +84,7 @@ def destroy(
         }
     )
     subject = Subject(key_id=key_id, options=options)
-    with audited(given.config.audit, "keys destroy", subject):
+    with audited(given.config, "keys destroy", subject):
         shown = asyncio.run(_Destroying(given, key_id, etcd, sure).run())
     given.show(shown, f"destroyed {key_id}")
 

@@ -51,7 +51,7 @@ def generate(given: Given, *, another: bool) -> None:
 
     -o json prints key_id and cka_id.
     """
-    with audited(given.config.audit, "keys generate") as subject:
+    with audited(given.config, "keys generate") as subject:
         ref, survey = asyncio.run(_generate(given, another=another))
         made, key_id = find_made(survey, ref)
         subject.key_id = key_id

@@ -71,7 +71,7 @@ def retire(
     """
     if back:
         subject = Subject(key_id=key_id, options=("--undo",))
-        with audited(given.config.audit, "keys retire", subject):
+        with audited(given.config, "keys retire", subject):
             shown = asyncio.run(_undo(given, key_id))
         given.show(*shown)
         return
@@ -113,7 +113,7 @@ class Retiring:
         """
         options = chosen({"--without-scan": self._etcd is None})
         subject = Subject(key_id=self._key_id, options=options)
-        with audited(self._given.config.audit, "keys retire", subject):
+        with audited(self._given.config, "keys retire", subject):
             return await self._run()
 
     async def _run(self) -> tuple[Any, ...]:

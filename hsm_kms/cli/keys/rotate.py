@@ -155,7 +155,7 @@ async def generate_next(given: Given, *, seconds: float, force: bool) -> NextKey
     Raises:
         HsmKmsError: Another key is pending, or the token refuses.
     """
-    with audited(given.config.audit, "keys rotate") as subject:
+    with audited(given.config, "keys rotate") as subject:
         made = await _generate_next(given, seconds=seconds, force=force)
         subject.key_id = made.key_id
     return made
