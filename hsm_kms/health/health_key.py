@@ -26,7 +26,7 @@ from hsm_kms.errors import (
     TokenError,
 )
 from hsm_kms.ipc.messages import Encrypted, FindKeys
-from hsm_kms.ipc.values import Cipher
+from hsm_kms.ipc.values import Cipher, Identify
 from hsm_kms.keys.listing import list_keys
 from hsm_kms.keys.token_key import TokenKey
 from hsm_kms.repeats import Repeats
@@ -123,7 +123,9 @@ class HealthKey:
 
     async def _find(self, worker: Worker, mechanism: Mechanism) -> TokenKey:
         ask = partial(worker.ask, seconds=self._seconds)
-        found = await list_keys(ask, FindKeys(label=self.label))
+        # Of several keys, none may be used at each inspection.
+        wanted = FindKeys(label=self.label, identify=Identify.ONCE)
+        found = await list_keys(ask, wanted)
         paired = mechanism.cipher is Cipher.CBC_HMAC
         if not found:
             raise KeyNotFoundError(
