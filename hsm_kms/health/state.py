@@ -21,7 +21,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Final, Literal, Protocol
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 from hsm_kms import clock
 from hsm_kms.audit.port import UNAUDITED
@@ -31,11 +31,10 @@ from hsm_kms.log import get_logger
 from hsm_kms.repeats import Repeats
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from hsm_kms.audit.port import Audit
     from hsm_kms.config import schema
     from hsm_kms.health.canaries import Canaries
+    from hsm_kms.health.ports import Substitute, TokenWorkers
     from hsm_kms.keys.keyring import Keyring
     from hsm_kms.keys.node_keyring import NodeKeyring
 
@@ -74,32 +73,18 @@ class HealthState:
         return self.answers and self.healthz == "ok"
 
 
-class TokenWorkers(Protocol):
-    """Serve the token; `token.workers.Workers` does."""
+class _Judgement(NamedTuple):
+    """Hold a state with its cause.
 
-    @property
-    def ready(self) -> Sequence[object]:
-        """Return the workers that serve."""
+    Args:
+        state: The state.
+        detail: Cause and cure with names and paths.
+        error: Cause and cure; None if the state is ok.
+    """
 
-    @property
-    def last_error(self) -> HsmKmsError | None:
-        """Return why the latest worker could not start; None if it did."""
-
-    @property
-    def failed_at(self) -> float:
-        """Return when that was, in the loop's time."""
-
-
-class Substitute(Protocol):
-    """Encrypt in place of the token; `wrapping.standby.Standby` does."""
-
-    @property
-    def encrypts_without_token(self) -> bool:
-        """Return True if Encrypt would go on without the token."""
-
-    @property
-    def spent(self) -> HsmKmsError | None:
-        """Return why the token must not wrap under the current key, or None."""
+    state: HealthState
+    detail: str
+    error: HsmKmsError | None
 
 
 class Health:
@@ -138,11 +123,11 @@ class Health:
         self._call_failed_after = -1  # passed inspections before a request failed
         self._doubt_since: float | None = None
         self._not_ok_since: float | None = None
-        self._detail = ""
-        self._error: HsmKmsError | None = None
         self.since = clock.now()
         self._causes = Repeats(__name__)
-        self._state = self._failed(_NOT_REACHED)
+        # What the state would be if requests can be recorded.
+        self._by_token = self._failed(_NOT_REACHED)
+        self._state, self._detail, self._error = self._by_token
 
     def adjust(self, settings: schema.Health) -> None:
         """Go on with other settings, in an outage under way as well.
@@ -182,6 +167,12 @@ class Health:
         return self._error
 
     @property
+    def works(self) -> bool:
+        """Return True if the state is ok, or would be if requests could be recorded."""
+        self.look()
+        return self._by_token.state.state == "ok"
+
+    @property
     def settled(self) -> bool:
         """Return True if all is well and nothing is in doubt."""
         return self._state.state == "ok" and self._doubt_since is None
@@ -213,7 +204,7 @@ class Health:
             self._first_news.set()
         before = self._detail
         now = asyncio.get_running_loop().time()
-        state = self._judge(now)
+        state, self._detail, self._error = self._judge(now)
         if state.state == "ok":
             self._not_ok_since = None
         elif self._not_ok_since is None:
@@ -239,23 +230,28 @@ class Health:
             self.since = clock.now()
         self._state = state
 
-    def _judge(self, now: float) -> HealthState:
-        ring = self._node_keyring.ring
+    def _judge(self, now: float) -> _Judgement:
         self._unrecorded = self._audit.fault
+        self._by_token = self._judge_token(now)
+        if self._unrecorded is not None and self._node_keyring.ring is not None:
+            return self._failed(self._unrecorded)
+        return self._by_token
+
+    def _judge_token(self, now: float) -> _Judgement:
+        ring = self._node_keyring.ring
         if ring is None:
             return self._failed(self._workers.last_error or _NOT_REACHED)
-        if self._unrecorded is not None:
-            return self._failed(self._unrecorded)
         in_doubt = not self._workers.ready or self._canaries.error is not None
         if in_doubt or self._is_silent:
             return self._down(ring, now)
         self._doubt_since = None
         if fault := self._fault(ring):
             return self._failed(fault)
-        self._detail, self._error = "ok", None
-        return HealthState(state="ok", healthz="ok", key_id=self._node_keyring.key_id)
+        key_id = self._node_keyring.key_id
+        state = HealthState(state="ok", healthz="ok", key_id=key_id)
+        return _Judgement(state, "ok", None)
 
-    def _down(self, ring: Keyring, now: float) -> HealthState:
+    def _down(self, ring: Keyring, now: float) -> _Judgement:
         if self._doubt_since is None:
             self._doubt_since = now
         doubted = now - self._doubt_since
@@ -263,24 +259,25 @@ class Health:
         came_after = self._workers.failed_at >= self._doubt_since
         start_error = self._workers.last_error if came_after else None
         silent = self._is_silent
-        known = start_error is not None or silent or self._state.state == "degraded"
+        before = self._by_token.state.state
+        known = start_error is not None or silent or before == "degraded"
         if not known and doubted < DOWN_SECONDS:
-            return self._state
+            return self._by_token
         error = start_error or self._canaries.error
         error = error or (_SILENT if silent else _NO_WORKER)
         if self._fault(ring) is not None or not self._standby.encrypts_without_token:
             return self._failed(error)
-        self._detail, self._error = error.sentence + _IN_SOFTWARE, error
         spared = (
             doubted < self._settings.grace
             and not self._call_failed
             and not self._is_too_long(now)
         )
-        return HealthState(
+        state = HealthState(
             state="degraded",
             healthz="ok" if spared else healthz.health(error) + _IN_SOFTWARE,
             key_id=self._node_keyring.key_id,
         )
+        return _Judgement(state, error.sentence + _IN_SOFTWARE, error)
 
     def _fault(self, ring: Keyring) -> HsmKmsError | None:
         """Return why the current key cannot encrypt, with or without the token."""
@@ -291,12 +288,12 @@ class Health:
         since, limit = self._not_ok_since, self._settings.stop_writes_after
         return since is not None and limit is not None and now - since >= limit
 
-    def _failed(self, error: HsmKmsError) -> HealthState:
-        self._detail, self._error = error.sentence, error
+    def _failed(self, error: HsmKmsError) -> _Judgement:
         key_id = self._node_keyring.key_id
-        return HealthState(
+        state = HealthState(
             state="failed" if key_id else "starting",
             healthz=healthz.health(error),
             key_id=key_id,
             answers=bool(key_id),
         )
+        return _Judgement(state, error.sentence, error)

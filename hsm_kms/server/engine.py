@@ -187,7 +187,7 @@ class Engine:
     @property
     def well(self) -> bool:
         """Return True if the token works and no local KEK is still being created."""
-        return self.health.look().state == "ok" and self.local.settled
+        return self.health.works and self.local.settled
 
     @property
     def in_software(self) -> bool:

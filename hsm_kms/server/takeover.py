@@ -205,7 +205,7 @@ def may_replace(old: Engine, trouble: HsmKmsError | None) -> bool:
         old: The engine in force.
         trouble: Why the new engine did not become well; None if it did.
     """
-    return trouble is None or not (old.health.look().state == "ok" or old.in_software)
+    return trouble is None or not (old.health.works or old.in_software)
 
 
 def _final(engine: Engine) -> HsmKmsError | None:
