@@ -32,9 +32,10 @@ from tests.system.e2e.world import prefix, running_world
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300, func_only=True)]
 
-OBJECTS = {"mutated": 3, "bad": 24, "every": 3, "wrapped": 1}
-OBJECTS |= {"broken": 3}
-OBJECTS |= {"expiring": 250}
+# A policy, or a webhook, is obeyed for a while after it is deleted: each has a namespace
+# of its own.
+OBJECTS = {"mutated": 3, "policed": 1, "bad": 24, "every": 3, "wrapped": 1}
+OBJECTS |= {"broken": 3, "expiring": 250}
 KUBECTL_OR_NONE = ("?limit=500", "")  # limits of a list; controllers give none
 FAST = ("--rate", "1000")
 IGNORED = "ignoreStoreReadErrorWithClusterBreakingPotential=true"
@@ -124,8 +125,8 @@ def test_changed_by_a_webhook(migrating, webhook):
 
 def test_changed_by_a_policy(migrating):
     """What a MutatingAdmissionPolicy changes is named, too."""
-    dry = ("-n", "wrapped", "--dry-run")
-    with created(migrating, *policy("wrapped")):
+    dry = ("-n", "policed", "--dry-run")
+    with created(migrating, *policy("policed")):
         wait_for(
             "the policy",
             lambda: "would be changed" in migrating.run(*dry).stdout,
@@ -133,7 +134,7 @@ def test_changed_by_a_policy(migrating):
         )
         result = migrating.run(*dry)
 
-    changed = "  wrapped/s000: changed: metadata.labels[seen]\n"
+    changed = "  policed/s000: changed: metadata.labels[seen]\n"
     assert result.stdout.endswith(changed)
     assert 1 == result.returncode
 
