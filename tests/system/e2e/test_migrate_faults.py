@@ -32,8 +32,8 @@ from tests.system.e2e.world import prefix, running_world
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300, func_only=True)]
 
-# A policy, or a webhook, is obeyed for a while after it is deleted: each has a namespace
-# of its own.
+# A policy, or a webhook, is obeyed for a while after it is deleted. So each has a
+# namespace of its own.
 OBJECTS = {"mutated": 3, "policed": 1, "bad": 24, "every": 3, "wrapped": 1}
 OBJECTS |= {"broken": 3, "expiring": 250}
 KUBECTL_OR_NONE = ("?limit=500", "")  # limits of a list; controllers give none
