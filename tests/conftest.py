@@ -42,14 +42,16 @@ os.environ.setdefault("PYTEST_TIMEOUT", str(patient(300)))  # pytest-timeout rea
 
 
 def pytest_configure() -> None:
-    """Prepare the process of the tests: logging, and Ctrl-C also where it is ignored.
+    """Prepare the process of the tests: logging, and signals that are ignored.
 
-    A shell without job control starts what ends in "&" with SIGINT ignored, and
-    every process inherits that.
+    A shell without job control starts what ends in "&" with SIGINT ignored, and nohup
+    starts a program with SIGHUP ignored. Every process inherits that, but no handler.
     """
     structlog.configure()  # or the first event of a test would configure all others
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+            signal.signal(signal.SIGHUP, lambda *_: None)
 
 
 def pytest_unconfigure() -> None:
