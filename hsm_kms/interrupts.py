@@ -67,13 +67,12 @@ def interruptible() -> _Handling:
     return _Handling(signal.default_int_handler, signal.SIGINT, in_event_loop=True)
 
 
-def raising_also_on(*numbers: signal.Signals) -> _Handling:
-    """Raise `Interrupted` on other signals inside a `with` block, which cleans up.
+def raising_when_ended() -> _Handling:
+    """Raise `Interrupted` on SIGTERM and SIGHUP inside a `with` block, which cleans up.
 
-    Args:
-        numbers: The signals.
+    SIGHUP comes when the terminal is closed.
     """
-    return _Handling(_raise, *numbers)
+    return _Handling(_raise, signal.SIGTERM, signal.SIGHUP)
 
 
 def held_back() -> _HeldBack:

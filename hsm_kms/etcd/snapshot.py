@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import signal
 import subprocess
 import tempfile
 import time
@@ -23,7 +22,7 @@ from hsm_kms.etcd.live import Access, Etcd
 from hsm_kms.etcd.snapshot_file import prepared, require_file
 from hsm_kms.etcd.source import DEFAULT_PREFIX, EtcdError, Item
 from hsm_kms.etcd.text import printable
-from hsm_kms.interrupts import raising_also_on
+from hsm_kms.interrupts import raising_when_ended
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,7 +33,6 @@ STOP_SECONDS: Final = 5.0
 REQUEST_SECONDS: Final = 60.0  # a new etcd reads everything from the disk first
 
 _RETRY_SECONDS: Final = 0.1
-_ENDING: Final = (signal.SIGTERM, signal.SIGHUP)
 _NO_HASH: Final = "missing hash"  # in the error message of etcdutl
 _OWN_VARIABLES: Final = ("ETCD_", "ETCDCTL_", "ETCDUTL_")
 
@@ -83,7 +81,7 @@ class Snapshot:
         require_file(self._path)
         etcdutl, etcd = _program("etcdutl"), _program("etcd")
         with contextlib.ExitStack() as opened:
-            opened.enter_context(raising_also_on(*_ENDING))  # cleans up, as on Ctrl-C
+            opened.enter_context(raising_when_ended())  # cleans up, as on Ctrl-C
             folder = opened.enter_context(_private_folder())
             self._restore(etcdutl, folder)
             server = opened.enter_context(_running(etcd, folder))

@@ -33,7 +33,7 @@ from hsm_kms.another_python import python_command
 from hsm_kms.config.formats import MAX_SOCKET_PATH_BYTES
 from hsm_kms.errors import HsmKmsError
 from hsm_kms.etcd.text import printable
-from hsm_kms.interrupts import raising_also_on
+from hsm_kms.interrupts import raising_when_ended
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -217,7 +217,7 @@ def running_proxy(
     Raises:
         KubectlError: The proxy does not start.
     """
-    terminable = raising_also_on(signal.SIGTERM, signal.SIGHUP)
+    terminable = raising_when_ended()
     with terminable, tempfile.TemporaryDirectory(prefix="hsm-kms-") as directory:
         path = Path(directory) / "api"
         if len(os.fsencode(path)) > MAX_SOCKET_PATH_BYTES:

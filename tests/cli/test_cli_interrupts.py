@@ -96,7 +96,7 @@ def test_ignored(number):
     """What a command was started to ignore, as by nohup, it ignores in any case."""
     before = signal.signal(number, signal.SIG_IGN)
     try:
-        with interrupts.raising_also_on(signal.SIGTERM, signal.SIGHUP):
+        with interrupts.raising_when_ended():
             signal.raise_signal(number)
 
         assert signal.SIG_IGN == signal.getsignal(number)
