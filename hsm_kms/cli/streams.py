@@ -97,7 +97,8 @@ def is_utf8() -> bool:
 def tell(*lines: str) -> None:
     """Print lines that are not the result to stderr, if that can be written.
 
-    Commands in a line that begins with "hint:" get the options of `with_config`.
+    Commands in a line that begins with "hint:" get the options of `with_config`; a
+    cause may name a command that nobody is to run.
     A command that changes keys must not stop half-way because nobody reads this.
     """
     try:
