@@ -96,7 +96,7 @@ class Plugin:
         """Start `hsm-kms serve`.
 
         Args:
-            listening: Wait until it listens, or has ended.
+            listening: Wait until it listens on all its sockets, or has ended.
             spawn: Start a new interpreter instead of a fork of one, for a test that
                 looks at the process itself.
         """
@@ -111,8 +111,18 @@ class Plugin:
                 started = fork_server.start(command_line.PYTHON, command, streams)
         self.process = started
         if listening:
-            wait_for(lambda: self.socket.exists() or started.poll() is not None)
+            self.wait_listening()
         return self
+
+    def wait_listening(self) -> None:
+        """Wait until the server listens on all its sockets, or has ended.
+
+        The admin socket comes last. It is connected to, as a server that was killed
+        leaves the file.
+        """
+        process, admin = self.process, self.directory / "admin.sock"
+        assert process is not None
+        wait_for(lambda: process.poll() is not None or _accepts(admin))
 
     def stop(self) -> int:
         """SIGTERM, and wait for the exit code."""
@@ -323,6 +333,19 @@ def get(connection: HTTPConnection, path: str) -> tuple[int, str]:
         connection.request("GET", path)
         response = connection.getresponse()
         return response.status, response.read().decode()
+    finally:
+        connection.close()
+
+
+def _accepts(path: Path) -> bool:
+    """Return True if a unix socket accepts connections."""
+    connection = UnixConnection(path, patient())
+    try:
+        connection.connect()
+    except (FileNotFoundError, ConnectionRefusedError):
+        return False
+    else:
+        return True
     finally:
         connection.close()
 

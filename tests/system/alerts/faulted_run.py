@@ -123,7 +123,7 @@ def late_listener(rig: ObservedServer) -> ObservedServer:
     socket = plugin.directory / "later" / "admin.sock"
     plugin.merge("http", {"admin_socket": str(socket)})
     plugin.write_config()
-    plugin.start()
+    plugin.start(listening=False)
     wait_for(lambda: plugin.events("cannot listen for HTTP"))
     plugin.wait_healthz("ok")
     return rig

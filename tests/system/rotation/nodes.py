@@ -62,7 +62,7 @@ class RotationNode(Plugin):
                 stdout=log,
             )
         if listening:
-            wait_for(lambda: self.socket.exists() or self.process.poll() is not None)
+            self.wait_listening()
         return self
 
     def well(self) -> RotationNode:

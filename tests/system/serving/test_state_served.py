@@ -253,7 +253,7 @@ def start_in(plugin, prefix, script):
             ],
             stderr=log,
         )
-    wait_for(lambda: plugin.socket.exists() or plugin.process.poll() is not None)
+    plugin.wait_listening()
 
 
 def inside(plugin, *command):

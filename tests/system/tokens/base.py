@@ -12,7 +12,6 @@ from typing import Any, ClassVar
 from tests.harness.command_line import HSM_KMS
 from tests.harness.plugin import Plugin
 from tests.harness.softhsm import PIN, TOKEN_LABEL
-from tests.harness.wait import wait_for
 
 KEK_LABEL = "k8s-kek"
 
@@ -162,7 +161,7 @@ class TokenPlugin(Plugin):
             command = self._command("serve")
             self.process = subprocess.Popen(command, stdout=log, stderr=log)
         if listening:
-            wait_for(lambda: self.socket.exists() or self.process.poll() is not None)
+            self.wait_listening()
         return self
 
     def cli(
