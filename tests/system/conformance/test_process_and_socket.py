@@ -104,7 +104,7 @@ def test_48_successor_waits_its_turn(make_plugin, hsm):
     second.config["listen"] = {"socket": str(first.socket), "lock_wait": "100s"}
     second.write_config()
     second.socket = first.socket
-    second.start()
+    second.start(listening=False)
     wait_for(lambda: has_open(second.process.pid, lock_of(first.socket)))
 
     assert 0 == first.stop()
