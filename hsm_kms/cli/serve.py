@@ -25,8 +25,8 @@ def serve(path: Path) -> None:
 
     If the token is unavailable, the PIN is rejected or a key is missing, the server
     keeps running, reports it in Status and retries. It exits with 2 if the
-    configuration file is invalid, and with 1 if it cannot take the socket. After
-    Ctrl-C it exits with 130.
+    configuration file is invalid, and with 1 if it cannot take the socket, or if
+    another server uses the state directory. After Ctrl-C it exits with 130.
     """
     file = ConfigFile(path)
     config = file.load()

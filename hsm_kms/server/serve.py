@@ -29,6 +29,7 @@ from hsm_kms.server.kms_socket import UnixSocket
 from hsm_kms.server.orphans import reap_orphans
 from hsm_kms.server.reload import Reload
 from hsm_kms.server.snapshot import snapshot, status_of
+from hsm_kms.server.state_claim import StateClaim
 from hsm_kms.server.systemd import Systemd, status_text
 from hsm_kms.server.takeover import DRAIN_SECONDS, InForce
 from hsm_kms.state_dir.directory import StateDir
@@ -62,6 +63,7 @@ async def serve(file: ConfigFile, config: Config) -> signal.Signals | None:
 
     Raises:
         SocketError: The KMS socket cannot be taken.
+        StateWriteError: Another server uses the state directory.
     """
     stop, again = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -89,15 +91,18 @@ async def serve(file: ConfigFile, config: Config) -> signal.Signals | None:
         group=listen.group,
         lock_wait=listen.lock_wait,
     )
+    claim = StateClaim()
     try:
         if await _unless(stop, socket.acquire()):
             config = _latest(file, config)
             audit.adjust(config.audit)
             state = await _open_state(config.state_dir)
-            clients = Clients(socket.bound_to, audit)
-            server = Server(file, config, state, audit=audit, clients=clients)
-            await server.run(socket, stop, again)
+            if await _unless(stop, claim.acquire(state, listen.lock_wait)):
+                clients = Clients(socket.bound_to, audit)
+                server = Server(file, config, state, audit=audit, clients=clients)
+                await server.run(socket, stop, again)
     finally:
+        claim.close()  # before the socket, for which this server's successor waits
         socket.close()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_SAVE_SECONDS):

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 LAST_KEY_FILE: Final = "last-key.json"
 PIN_FILE: Final = "pin.json"
 PIN_LOCK: Final = "pin.lock"
+SERVER_LOCK: Final = "server.lock"
 MECHANISM_FILE: Final = "mechanism.json"
 KEYS_FILE: Final = "keys.json"
 NONCES_FILE: Final = "nonces.json"
@@ -189,6 +190,16 @@ class StateDir(Store):
             StateWriteError: The lock file cannot be opened or locked.
         """
         return self._lock(PIN_LOCK, nonblocking=nonblocking)
+
+    def server_lock(self) -> AbstractContextManager[bool]:
+        """Hold the lock of the one server that uses this directory.
+
+        Yields False while another server holds it.
+
+        Raises:
+            StateWriteError: The lock file cannot be opened or locked.
+        """
+        return self._lock(SERVER_LOCK, nonblocking=True)
 
     def _pins(self) -> tuple[PinRecord, ...]:
         file = self._load(PIN_FILE, PinFile)
