@@ -24,7 +24,7 @@ from hsm_kms.ipc.messages import CheckKey, Encrypted
 from hsm_kms.ipc.values import KeptCanary
 from hsm_kms.keys.key_id import fingerprint_in
 from hsm_kms.repeats import Repeats
-from hsm_kms.wrapping.by_token import canary
+from hsm_kms.wrapping.by_token import canary, canary_seconds
 from hsm_kms.wrapping.nonce_budget import counts
 
 if TYPE_CHECKING:
@@ -173,9 +173,8 @@ class Canaries:
     ) -> KeptCanary:
         kept = self._node_keyring.memory.kept_canary(key)
         request = canary(key, mechanism, self._scope, kept)
-        operations = 2 if kept is None else 3
-        limit = max(at_least, operations * self._call_timeout)
-        reply = await worker.ask(request, limit)
+        limit = canary_seconds(request, self._call_timeout)
+        reply = await worker.ask(request, max(at_least, limit))
         if not isinstance(reply, Encrypted):
             raise TokenError("the worker answered a RunCanary with something else")
         return KeptCanary(

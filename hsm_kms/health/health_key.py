@@ -31,7 +31,7 @@ from hsm_kms.keys.listing import list_keys
 from hsm_kms.keys.token_key import TokenKey
 from hsm_kms.repeats import Repeats
 from hsm_kms.token.errors import error_from
-from hsm_kms.wrapping.by_token import canary
+from hsm_kms.wrapping.by_token import canary, canary_seconds
 
 if TYPE_CHECKING:
     from hsm_kms.ipc.values import KeySeen, Mechanism
@@ -178,7 +178,8 @@ class HealthKey:
         # Not counted as a wrap: no secret is ever wrapped under this key.
         began = asyncio.get_running_loop().time()
         request = canary(key, mechanism, self._scope)
-        reply = await worker.ask(request, 2 * self._call_timeout)
+        limit = canary_seconds(request, self._call_timeout)
+        reply = await worker.ask(request, limit)
         if not isinstance(reply, Encrypted):
             raise TokenError("the worker answered a RunCanary with something else")
         return asyncio.get_running_loop().time() - began

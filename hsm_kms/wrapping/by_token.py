@@ -82,6 +82,16 @@ def canary(
     )
 
 
+def canary_seconds(request: RunCanary, call_timeout: float) -> float:
+    """Return how many seconds a canary may take: `call_timeout` for each operation.
+
+    Args:
+        request: What `canary` returned.
+        call_timeout: Longest time of one encryption or decryption, in seconds.
+    """
+    return call_timeout * (2 if request.kept is None else 3)
+
+
 @lru_cache(maxsize=256)  # a key has the same ones in all its records
 def _header(
     kind: Kind, cipher: Cipher, key_id: str, scope: str

@@ -86,6 +86,15 @@ def test_it_leaves_nothing(node, shim):
     wait_for(lambda: not shim.sessions())
 
 
+def test_slow_preparation(node, shim):
+    """What prepares a session may take longer than call_timeout, as in a server."""
+    node.merge("token", {"call_timeout": "2s"})
+    node.write_config()
+    shim.set("C_GenerateKey sleep=2500")
+
+    measured(node, "--sessions", "1")
+
+
 def test_more_sessions(node, shim):
     """While twice as many sessions are faster, more are opened, to the given number."""
     shim.set(*SLOW)

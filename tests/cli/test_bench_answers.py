@@ -136,6 +136,8 @@ def test_trouble():
 )
 def test_steps(sessions, steps):
     """Sessions are doubled, up to the number that was given."""
-    limits = Limits(sessions=sessions, rate=1, seconds=1, call_timeout=1)
+    limits = Limits(
+        sessions=sessions, rate=1, seconds=1, call_timeout=1, start_timeout=1
+    )
 
     assert steps == limits.steps

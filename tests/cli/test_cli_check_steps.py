@@ -48,6 +48,18 @@ def test_json(make_plugin, hsm):
     assert STEPS == tuple(dict.fromkeys(each["id"] for each in checks))
 
 
+def test_slow_token(make_plugin, hsm, shim):
+    """The canary passes if each of its operations takes less than call_timeout."""
+    plugin = make_plugin(hsm)
+    plugin.merge("token", {"module": str(shim.module), "call_timeout": "2s"})
+    plugin.config["token"]["env"] |= shim.env
+    plugin.write_config()
+    shim.set("C_Encrypt len=32 sleep=1200", "C_Decrypt len=48 sleep=1200")
+    code, found = outcomes(plugin)
+
+    assert (0, ["ok"]) == (code, [*found])
+
+
 def test_ids_are_documented():
     """docs/commands.md lists each id of `check`, in order."""
     section = DOCUMENT.read_text().partition("## What `check` looks at")[2]

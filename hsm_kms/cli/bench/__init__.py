@@ -103,6 +103,7 @@ def bench(  # noqa: PLR0913 - one per option
         rate=rate,
         seconds=seconds,
         call_timeout=given.config.token.call_timeout,
+        start_timeout=given.config.token.start_timeout,
     )
     _ask(limits, with_kek=with_kek, yes=yes)
     measured, name = asyncio.run(_measure(given, limits, with_kek=with_kek))

@@ -103,7 +103,6 @@ class TemporaryKeys:
 
     def __init__(self, config: Config) -> None:
         self._settings = key_settings(config)
-        self._seconds = config.token.start_timeout
 
     async def subject(self, channel: Channel) -> Subject:
         """Return a new key, with the first mechanism that works with it.

@@ -46,12 +46,14 @@ class Limits:
         rate: Largest number of encryptions and decryptions together, per second.
         seconds: How long all steps take together.
         call_timeout: Longest wait for one encryption or decryption, in seconds.
+        start_timeout: Longest wait for a session and its key, in seconds.
     """
 
     sessions: int
     rate: int
     seconds: float
     call_timeout: float
+    start_timeout: float
 
     @property
     def steps(self) -> tuple[int, ...]:
@@ -174,13 +176,13 @@ class Load:
     async def _open_up_to(self, sessions: int) -> None:
         for channel in self._worker.sessions[len(self._open) : sessions]:
             try:
-                async with asyncio.timeout(self._limits.call_timeout):
+                async with asyncio.timeout(self._limits.start_timeout):
                     failure = await self._worker.open_session(channel)
                     if failure is not None:
                         raise failure
                     self._open.append((channel, await self._keys.subject(channel)))
             except TimeoutError:
-                raise self._late() from None
+                raise _late("start_timeout", self._limits.start_timeout) from None
 
     async def _step(self, sessions: int) -> Step:
         step = Step(sessions)
@@ -218,16 +220,16 @@ class Load:
             async with asyncio.timeout(self._limits.call_timeout):
                 reply = await checked(channel, request)
         except TimeoutError:
-            raise self._late() from None
+            raise _late("call_timeout", self._limits.call_timeout) from None
         times.append((time.perf_counter() - began) * 1000)
         return reply
 
-    def _late(self) -> TokenTimeoutError:
-        return TokenTimeoutError(
-            "the token did not answer within token.call_timeout, "
-            f"{self._limits.call_timeout:g} s",
-            hint="see whether the HSM and its client service are up",
-        )
+
+def _late(setting: str, seconds: float) -> TokenTimeoutError:
+    return TokenTimeoutError(
+        f"the token did not answer within token.{setting}, {seconds:g} s",
+        hint="see whether the HSM and its client service are up",
+    )
 
 
 def _goes_on(steps: list[Step]) -> bool:

@@ -17,7 +17,7 @@ from hsm_kms.keys.keyring import (
 from hsm_kms.keys.odd_keys import NO_CKA_ID, SAME_NAMES
 from hsm_kms.server import settings
 from hsm_kms.state_dir.directory import StateDir
-from hsm_kms.wrapping.by_token import canary
+from hsm_kms.wrapping.by_token import canary, canary_seconds
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -194,7 +194,7 @@ async def _check_mechanism(
         return
     memory = KeyMemory(ring.settings, StateDir(config.state_dir))
     request = canary(key, key.mechanism, config.scope, memory.kept_canary(key))
-    await worker.ask(request, config.token.call_timeout)
+    await worker.ask(request, canary_seconds(request, config.token.call_timeout))
     what = f"mechanism {key.mechanism}: encrypted and decrypted once"
     report.ok("mechanism", what)
     await _check_health_key(report, config, worker, key.mechanism)
