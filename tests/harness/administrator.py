@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import sys
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pkcs11
 from pkcs11 import Attribute, KeyType, MechanismFlag, ObjectClass
+from pkcs11.exceptions import NoSuchToken
 
 from tests.harness.softhsm import PIN, TOKEN_LABEL, softhsm_module
+from tests.harness.wait import wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
 
 _forks = multiprocessing.get_context("forkserver")
 _forks.set_forkserver_preload(["pkcs11"])
+_NO_TOKEN = 3  # exit code of the process
 
 
 class Generate(NamedTuple):
@@ -132,15 +136,24 @@ def change(hsm: SoftHsm, *steps: Step) -> None:
         hsm: The token.
         steps: The steps.
     """
-    process = _forks.Process(target=_run, args=(hsm.env, steps))
-    process.start()
-    process.join()
-    assert process.exitcode == 0, "see the traceback on stderr"
+
+    def ended() -> bool:
+        process = _forks.Process(target=_run, args=(hsm.env, steps))
+        process.start()
+        process.join()
+        assert process.exitcode in {0, _NO_TOKEN}, "see the traceback on stderr"
+        return process.exitcode == 0
+
+    wait_for(ended)
 
 
 def _run(env: Mapping[str, str], steps: Sequence[Step]) -> None:
     os.environ.update(env)
-    token = pkcs11.lib(softhsm_module()).get_token(token_label=TOKEN_LABEL)
+    try:
+        token = pkcs11.lib(softhsm_module()).get_token(token_label=TOKEN_LABEL)
+    except NoSuchToken:
+        # While another process logs in, SoftHSM writes the file of the token.
+        sys.exit(_NO_TOKEN)
     with token.open(rw=True, user_pin=PIN) as session:
         for step in steps:
             step.run(session)
