@@ -7,11 +7,14 @@ import json
 import subprocess
 import threading
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 from hsm_kms.migrate.listing import PAGE
 from tests.cli.migrating import Command
 from tests.harness.command_line import HSM_KMS
+from tests.system.e2e.processes import wait_for
+from tests.system.e2e.webhook import Webhook, holding
 from tests.system.e2e.world import prefix
 
 TEXT = "what-nobody-may-see"
@@ -101,6 +104,26 @@ class Migrating(Command):
             timeout=60,
             env=self.world.environment,
         )
+
+    @contextmanager
+    def held(self, namespace, name):
+        """Hold the next write of a Secret at /hold of the webhook that is yielded."""
+        api, path = self.world.api, self.path(namespace, name)
+        with Webhook(self.world.folder / f"hold-{namespace}") as webhook:
+            made = json.dumps(holding(webhook, namespace, name)).encode()
+            api.kubectl("create", "-f", "-", stdin=made)
+
+            def in_force():
+                body = json.loads(api.get(path)[1])
+                api.request("PUT", f"{path}?dryRun=All", body)
+                return webhook.asked.is_set()
+
+            wait_for("a question of the API server", in_force, timeout=60)
+            webhook.asked.clear()
+            webhook.open.clear()
+            yield webhook
+            webhook.open.set()
+            api.kubectl("delete", "-f", "-", stdin=made)
 
     def another_user(self, change):
         """A kubeconfig like the administrator's, changed."""

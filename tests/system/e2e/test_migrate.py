@@ -125,13 +125,15 @@ def test_no_write_of_another_is_lost(migrating):
 
 def test_deleted_meanwhile_stays_deleted(migrating):
     """Objects that are deleted after they were listed stay deleted."""
-    process = migrating.start("-n", "dying", "--rate", "2")
-    wait_for("a first write", lambda: len(migrating.stale("dying")) < 20, timeout=30)
-    process.send_signal(signal.SIGSTOP)
-    for name in names(20)[10:]:
-        migrating.world.api.request("DELETE", migrating.path("dying", name))
-    process.send_signal(signal.SIGCONT)
-    out, err = process.communicate(timeout=patient(100))
+    with migrating.held("dying", names(20)[5]) as webhook:
+        process = migrating.start("-n", "dying", "--rate", "1000")
+        wait_for("the sixth write", webhook.asked.is_set, timeout=60)
+        process.send_signal(signal.SIGSTOP)
+        webhook.open.set()
+        for name in names(20)[10:]:
+            migrating.world.api.request("DELETE", migrating.path("dying", name))
+        process.send_signal(signal.SIGCONT)
+        out, err = process.communicate(timeout=patient(100))
 
     assert "secrets: 20 objects: 10 rewritten, 10 deleted meanwhile\n" == out, err
     assert 0 == process.returncode
@@ -146,14 +148,12 @@ def test_resumed_after_an_interruption(migrating):
     lines = CommandLines(TEXT)
     lines.start()
 
-    process = migrating.start(*arguments)
-    wait_for(
-        "a second page",
-        lambda: len(migrating.stale("long")) < count - PAGE - 5,
-        timeout=60,
-    )
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=patient(60))
+    with migrating.held("long", names(count)[PAGE + 5]) as webhook:
+        process = migrating.start(*arguments)
+        wait_for("a write of the second page", webhook.asked.is_set, timeout=60)
+        process.send_signal(signal.SIGINT)
+        webhook.open.set()
+        out, err = process.communicate(timeout=patient(60))
     left = migrating.stale("long")
     kept = progress.read_text()
     result = migrating.run(*arguments)

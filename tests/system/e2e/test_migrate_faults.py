@@ -292,18 +292,18 @@ def test_kubectl_with_a_tmp_of_its_own(migrating, new_folder, monkeypatch):
 def test_expired_list_and_restarted_api_server(migrating):
     """A migration survives compaction of its list and a restart of the API server."""
     world = migrating.world
-    process = migrating.start("-n", "expiring", *FAST)
-    wait_for(
-        "a first write", lambda: len(migrating.stale("expiring")) < 245, timeout=60
-    )
-    process.send_signal(signal.SIGSTOP)
-    before = len(migrating.stale("expiring"))
-    status = json.loads(world.etcd.ctl("endpoint", "status", "--write-out=json"))
-    world.etcd.ctl("compact", str(status[0]["Status"]["header"]["revision"]))
-    world.api.restart()
-    process.send_signal(signal.SIGCONT)
-    out, err = process.communicate(timeout=patient(120))
-    _, metrics = world.api.get("/metrics")
+    with migrating.held("expiring", names(250)[5]) as webhook:
+        process = migrating.start("-n", "expiring", *FAST)
+        wait_for("the sixth write", webhook.asked.is_set, timeout=60)
+        process.send_signal(signal.SIGSTOP)
+        webhook.open.set()
+        before = len(migrating.stale("expiring"))
+        status = json.loads(world.etcd.ctl("endpoint", "status", "--write-out=json"))
+        world.etcd.ctl("compact", str(status[0]["Status"]["header"]["revision"]))
+        world.api.restart()
+        process.send_signal(signal.SIGCONT)
+        out, err = process.communicate(timeout=patient(120))
+        _, metrics = world.api.get("/metrics")
 
     assert before > 100
     expired = [line for line in metrics.decode().splitlines() if 'code="410"' in line]

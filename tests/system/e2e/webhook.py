@@ -6,6 +6,7 @@ import base64
 import json
 import ssl
 import threading
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any, Self
 
@@ -26,14 +27,24 @@ UPDATED_SECRETS = {
 class Webhook:
     """Serve /mutate, which changes Secrets, and /convert, which converts by version.
 
+    /hold answers only while it is open.
+
     Args:
         folder: For certificates; it is made.
+
+    Attributes:
+        asked: Set by each request of /hold.
+        open: Set while /hold answers.
     """
 
     def __init__(self, folder: Path) -> None:
+        self.asked = threading.Event()
+        self.open = threading.Event()
+        self.open.set()
         pki = make_certificates(folder)
         self._ca = base64.b64encode(pki.ca.read_bytes()).decode()
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
+        handler = partial(_Handler, self)
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(pki.server, pki.server_key)
         self._server.socket = context.wrap_socket(
@@ -46,23 +57,37 @@ class Webhook:
         port = self._server.server_address[1]
         return {"url": f"https://127.0.0.1:{port}/{path}", "caBundle": self._ca}
 
+    def held(self, _: object) -> dict[str, Any]:
+        """Allow what is asked, once /hold is open."""
+        self.asked.set()
+        self.open.wait()
+        return {"allowed": True}
+
     def __enter__(self) -> Self:
         self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.open.set()
         self._server.shutdown()
         self._thread.join()
         self._server.server_close()
 
 
 class _Handler(BaseHTTPRequestHandler):
+    def __init__(self, webhook: Webhook, *arguments: Any) -> None:
+        self._answers = {
+            "/mutate": _mutated,
+            "/convert": _converted,
+            "/hold": webhook.held,
+        }
+        super().__init__(*arguments)
+
     def do_POST(self) -> None:
         size = int(self.headers["Content-Length"])
         review = json.loads(self.rfile.read(size))
         request = review.pop("request")
-        path = self.path.partition("?")[0]
-        answer = _mutated(request) if path == "/mutate" else _converted(request)
+        answer = self._answers[self.path.partition("?")[0]](request)
         body = json.dumps(review | {"response": {"uid": request["uid"]} | answer})
         self.send_response(200)
         self.send_header("Content-Type", "application/json")
@@ -107,6 +132,30 @@ def mutating(webhook: Webhook, namespace: str) -> dict[str, Any]:
                 "rules": [UPDATED_SECRETS],
                 "namespaceSelector": selector,
                 "sideEffects": "None",
+                "admissionReviewVersions": ["v1"],
+            }
+        ],
+    }
+
+
+def holding(webhook: Webhook, namespace: str, name: str) -> dict[str, Any]:
+    """Return a ValidatingWebhookConfiguration that asks /hold about one Secret."""
+    selector = {"matchLabels": {"kubernetes.io/metadata.name": namespace}}
+    return {
+        "apiVersion": "admissionregistration.k8s.io/v1",
+        "kind": "ValidatingWebhookConfiguration",
+        "metadata": {"name": f"hold-{namespace}"},
+        "webhooks": [
+            {
+                "name": "hold.example.com",
+                "clientConfig": webhook.client_config("hold"),
+                "rules": [UPDATED_SECRETS],
+                "namespaceSelector": selector,
+                "matchConditions": [
+                    {"name": "one", "expression": f"request.name == '{name}'"}
+                ],
+                "sideEffects": "None",
+                "timeoutSeconds": 30,
                 "admissionReviewVersions": ["v1"],
             }
         ],
