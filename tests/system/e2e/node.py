@@ -54,7 +54,14 @@ class ClusterNode:
         )
         self.plugin.start()
         self.wraps(KINDS[wrapping])
+        if wrapping != "token":  # the local KEK is created after healthz is ok
+            wait_for("a local KEK", self._local_keks, timeout=NOTICED)
         self._log_begins = self.api.log_size()
+
+    def _local_keks(self) -> int:
+        """Return how many local KEKs the plugin has created."""
+        created: dict[str, int] = self.plugin.server()["local_keks"]["created"]
+        return created.get("ok", 0)
 
     def logged(self) -> str:
         """Return what the API server has logged since `begin`."""

@@ -40,6 +40,7 @@ MODULES = (
 LABEL = "e2e"
 RPC_TIMEOUT = patient(10.0)  # seconds; the API server's default is 3
 READY_TIMEOUT = 60.0  # seconds
+WORKERS = 2  # the default of `token.workers`
 
 
 def softhsm_module() -> Path | None:
@@ -174,7 +175,11 @@ class Plugin:
         }
 
     def start(self, *, ok: bool = True) -> None:
-        """Start it and wait until it says ok, or says anything at all."""
+        """Start it and wait until it says ok with all workers, or anything at all.
+
+        A worker that is killed in its login can break SoftHSM's token, and healthz is
+        ok while only one of them serves.
+        """
         self._child = child = Child(
             [*HSM_KMS, "serve", "--config", self.config_file],
             log=self._folder / "hsm-kms.log",
@@ -183,8 +188,11 @@ class Plugin:
 
         def healthy() -> bool:
             child.check()
-            said = self.server().get("healthz")
-            return said == "ok" if ok else said is not None
+            server = self.server()
+            if ok:
+                workers = server.get("workers", {}).get("ready")
+                return (server.get("healthz"), workers) == ("ok", WORKERS)
+            return server.get("healthz") is not None
 
         wait_for("ok from the plugin", healthy, timeout=READY_TIMEOUT)
 
