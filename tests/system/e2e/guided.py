@@ -5,10 +5,15 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+import threading
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from http.client import HTTPConnection
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import TYPE_CHECKING, Any, Self
 
 from tests.harness.command_line import HSM_KMS
+from tests.harness.plugin import get
 from tests.harness.wait import patient
 from tests.system.e2e.control_planes import forward
 from tests.system.e2e.processes import TIED, wait_for
@@ -28,9 +33,63 @@ HTTP = {"listen": "127.0.0.1:0"}
 
 def metrics_of(node: ControlPlane) -> str:
     """Return host and port of the metrics of a node."""
-    lines = [json.loads(each) for each in node.plugin.log().splitlines()]
+    complete = node.plugin.log().rpartition("\n")[0]  # the last is half written
+    lines = [json.loads(each) for each in complete.splitlines()]
     ports = [each["port"] for each in lines if each.get("port")]
     return f"127.0.0.1:{ports[-1]}"
+
+
+class FrozenMetrics:
+    """Serve the metrics of a node, and from `freeze` to `thaw` those of before."""
+
+    def __init__(self, node: ControlPlane) -> None:
+        self._node = metrics_of(node)
+        self._frozen: bytes | None = None
+        self._server = ThreadingHTTPServer(
+            ("127.0.0.1", 0), partial(_FrozenHandler, self)
+        )
+        self.address = f"127.0.0.1:{self._server.server_address[1]}"
+        self._thread = threading.Thread(target=self._server.serve_forever)
+
+    def read(self) -> bytes:
+        """Return the page."""
+        if self._frozen is not None:
+            return self._frozen
+        _, page = get(HTTPConnection(self._node, timeout=patient(30)), "/metrics")
+        return page.encode()
+
+    def freeze(self) -> None:
+        """Serve what the node reports now, whatever it reports later."""
+        self._frozen = self.read()
+
+    def thaw(self) -> None:
+        """Serve what the node reports."""
+        self._frozen = None
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+
+class _FrozenHandler(BaseHTTPRequestHandler):
+    def __init__(self, metrics: FrozenMetrics, *arguments: Any) -> None:
+        self._metrics = metrics
+        super().__init__(*arguments)
+
+    def do_GET(self) -> None:
+        page = self._metrics.read()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(page)))
+        self.end_headers()
+        self.wfile.write(page)
+
+    def log_message(self, *_: object) -> None:
+        pass
 
 
 class Guide:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 COMMAND_TIMEOUT = patient(120.0)  # seconds
 NOTICED = 90.0  # a poll of the API server, and what it takes on a busy machine
 # Seconds, less than the two minutes that are demanded, but enough for `keys list`.
-ACTIVATE_IN = 20
+ACTIVATE_IN = int(patient(20))
 DAY = 24 * 3600
 READYZ = "/readyz/kms-providers"
 

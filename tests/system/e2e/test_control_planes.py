@@ -93,8 +93,12 @@ def rotate_by_the_page(nodes: Sequence[ControlPlane], traffic: Traffic) -> None:
     ) as page:
         page.run("hsm-kms keys rotate")
         wait_for("the doubt", lambda: DOUBT in late.plugin.log(), timeout=NOTICED)
+        [new] = wait_for(
+            "the new key", lambda: set(right[0].states()) - {old}, timeout=NOTICED
+        )
+        for node in right:  # a node that has not seen the key would doubt its clock
+            node.wait_states({old: "current", new: "pending"})
         page.run("hsm-kms keys list", on=[each.shell for each in right])
-        [new] = set(right[0].states()) - {old}
         forward(nodes, ACTIVATE_IN)
         for node in right:
             node.wait_writes(new)

@@ -14,7 +14,7 @@ from hsm_kms.cli.rotation.journal import FILE, whoami
 from hsm_kms.cli.rotation.steps import STEP_NAMES
 from tests.harness.pages import walk
 from tests.system.e2e.control_planes import Traffic, running_nodes, text_of
-from tests.system.e2e.guided import HTTP, Guide
+from tests.system.e2e.guided import HTTP, FrozenMetrics, Guide
 from tests.system.e2e.rotating import everything_reads, key_ids
 from tests.system.e2e.shells import names_on, operator_shell
 
@@ -37,11 +37,11 @@ def test_killed_at_every_step(binaries, new_folder):
         old = nodes[0].plugin.status().key_id
 
         began = time.monotonic()
-        with Traffic(nodes, first) as traffic:
+        with Traffic(nodes, first) as traffic, FrozenMetrics(nodes[-1]) as metrics:
             traffic.goes_on()
             guide = Guide(nodes[0], nodes)
             changes_nothing(guide, nodes, old)
-            guide = killed_at_every_step(guide, nodes)
+            guide = killed_at_every_step(guide, nodes, metrics)
             traffic.goes_on()
         seconds = time.monotonic() - began
         sys.stdout.write(f"{traffic.requests:,} requests in {seconds:.0f} s\n")
@@ -68,10 +68,19 @@ def changes_nothing(guide: Guide, nodes: Sequence[ControlPlane], old: str) -> No
     assert not guide.journal.exists()
 
 
-def killed_at_every_step(guide: Guide, nodes: Sequence[ControlPlane]) -> Guide:
-    """Kill the command whenever a step has begun, and resume it; return the last."""
-    command = ["start", "--yes", "--rate", "10", *guide.names()]
+def killed_at_every_step(
+    guide: Guide, nodes: Sequence[ControlPlane], metrics: FrozenMetrics
+) -> Guide:
+    """Kill the command whenever a step has begun, and resume it; return the last.
+
+    Once all nodes have switched, the metrics of the last one stay as they are: the
+    command cannot end before it is killed at the last step, however late that is.
+    """
+    names = [*guide.names()[:-1], metrics.address]
+    command = ["start", "--yes", "--rate", "10", *names]
     for step in STEP_NAMES:
+        if step == "re-encrypt":
+            metrics.freeze()
         with guide.running(*command):
             guide.wait_begun(step)
             if step == "switch":  # which waits: no other command gets in
@@ -85,6 +94,7 @@ def killed_at_every_step(guide: Guide, nodes: Sequence[ControlPlane]) -> Guide:
         if step == "re-encrypt":
             guide = guide.handed_to(nodes[1])  # another person, on another node
         command = ["resume"]
+    metrics.thaw()
     with guide.running(*command):
         assert 0 == guide.ended(), guide.said()
     code, said = guide.run("status")

@@ -16,6 +16,7 @@ from tests.harness.pages import walk
 from tests.system.e2e.cluster import UNSAFE
 from tests.system.e2e.plugin import Plugin, softhsm_module
 from tests.system.e2e.rotating import (
+    ACTIVATE_IN,
     Operator,
     a_day_later,
     wait_until_current,
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600, func_only=True)]
 
-SOON = "--activate-in 20s --force"
+SOON = f"--activate-in {ACTIVATE_IN}s --force"
 NEW_PIN = "another-pin-of-2026"
 PLANTED = "/registry/secrets/default/planted"
 BROKEN = "/registry/secrets/default/broken"
