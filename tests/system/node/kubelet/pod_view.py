@@ -98,8 +98,8 @@ class PodView:
         return int((cgroup / f"memory.{v2}").read_text())
 
     def proc(self, pid: int, file: str) -> str:
-        """Return a file of a process of the node in /proc."""
-        return self._node.run("cat", f"/proc/{pid}/{file}").stdout
+        """Return a file of a process of the node in /proc, "" if it has ended."""
+        return self._node.run("cat", f"/proc/{pid}/{file}", check=False).stdout
 
     def kill(self, signal: str = "KILL") -> None:
         """Send a signal to the server."""
