@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from tests.harness.command_line import HSM_KMS
 from tests.harness.etcd_server import make_certificates
 from tests.harness.wait import patient
-from tests.system.e2e.processes import Child, free_ports, wait_for
+from tests.system.e2e.processes import Child, awaited, free_ports, started
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -36,30 +36,34 @@ class SecureEtcd:
         self._binaries = binaries
         self.pki = make_certificates(folder / "pki", user)
         self.database = folder / "etcd" / "member" / "snap" / "db"
+        self._folder = folder
+        [self._child] = started(self._try_start)
+
+    def _try_start(self) -> list[Child]:
         client, peer = free_ports(2)
         self.endpoint = f"127.0.0.1:{client}"
         urls = f"https://{self.endpoint}"
-        self._child = Child(
+        self.options = [
+            *("--endpoints", self.endpoint, "--cacert", str(self.pki.ca)),
+            *("--cert", str(self.pki.client), "--key", str(self.pki.client_key)),
+        ]
+        child = Child(
             [
-                *(binaries.etcd, "--data-dir", folder / "etcd"),
+                *(self._binaries.etcd, "--data-dir", self._folder / "etcd"),
                 *("--listen-client-urls", urls, "--advertise-client-urls", urls),
                 *("--listen-peer-urls", f"http://127.0.0.1:{peer}"),
                 *("--cert-file", self.pki.server, "--key-file", self.pki.server_key),
                 *("--client-cert-auth", "--trusted-ca-file", self.pki.ca),
                 *("--unsafe-no-fsync", "--log-level=warn"),
             ],
-            log=folder / "etcd.log",
+            log=self._folder / "etcd.log",
         )
-        self.options = [
-            *("--endpoints", self.endpoint, "--cacert", str(self.pki.ca)),
-            *("--cert", str(self.pki.client), "--key", str(self.pki.client_key)),
-        ]
 
         def healthy() -> bool:
-            self._child.check()
+            child.check()
             return self.ctl("endpoint", "health", check=False).returncode == 0
 
-        wait_for("answer of etcd", healthy, timeout=TIMEOUT)
+        return awaited("etcd", [child], healthy)
 
     def ctl(
         self, *args: object, stdin: bytes | None = None, check: bool = True

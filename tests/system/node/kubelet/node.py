@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from tests.harness.processes import children_of
 from tests.harness.wait import patient
-from tests.system.e2e.processes import Child, free_ports, wait_for
+from tests.system.e2e.processes import Child, awaited, free_ports, started, wait_for
 from tests.system.node.kubelet import pause
 from tests.system.node.kubelet.machine import remove_cgroups
 from tests.system.node.kubelet.settings import (
@@ -53,14 +53,13 @@ class Node:
     def __init__(self, folder: Path, binaries: NodeBinaries) -> None:
         self.folder = folder
         self._binaries = binaries
-        (self._port,) = free_ports(1)
         folder.chmod(0o711)  # an API server that is not root finds its socket here
         for name in DIRECTORIES:
             (folder / name).mkdir()
         self._namespaces = self._enter_namespaces()
         try:
             self._containerd = self._start_containerd()
-            self._kubelet = self._start_kubelet()
+            [self._kubelet] = started(self._start_kubelet)
         except BaseException:
             self._namespaces.kill()
             raise
@@ -153,7 +152,8 @@ class Node:
 
     # The kubelet
 
-    def _start_kubelet(self) -> Child:
+    def _start_kubelet(self) -> list[Child]:
+        (self._port,) = free_ports(1)
         config = self.folder / "kubelet.json"
         config.write_text(json.dumps(kubelet_config(self._port)))
         root = self.folder / "kubelet-lib"
@@ -170,8 +170,7 @@ class Node:
             child.check()
             return self._get("/pods") is not None
 
-        wait_for("kubelet", answers, timeout=START_SECONDS)
-        return child
+        return awaited("kubelet", [child], answers, START_SECONDS)
 
     def _get(self, path: str) -> Any:
         context = ssl.create_default_context()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from tests.system.e2e.processes import free_ports
 from tests.system.node.kubelet import pause
 
 if TYPE_CHECKING:
@@ -49,7 +48,6 @@ state = "{folder}/containerd-state"
 
 def kubelet_config(port: int) -> dict[str, Any]:
     """Return the configuration of a kubelet without an API server."""
-    (healthz,) = free_ports(1)
     return {
         "apiVersion": "kubelet.config.k8s.io/v1beta1",
         "kind": "KubeletConfiguration",
@@ -60,8 +58,7 @@ def kubelet_config(port: int) -> dict[str, Any]:
         "address": "127.0.0.1",
         "port": port,
         "readOnlyPort": 0,
-        "healthzBindAddress": "127.0.0.1",
-        "healthzPort": healthz,
+        "healthzPort": 0,
         "authentication": {
             "anonymous": {"enabled": True},
             "webhook": {"enabled": False},
