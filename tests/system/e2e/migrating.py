@@ -191,7 +191,7 @@ class CommandLines(threading.Thread):
     """Looks for a text in the command line of every process, again and again."""
 
     def __init__(self, text):
-        super().__init__()
+        super().__init__(daemon=True)  # a test that fails does not stop it
         self._text = text.encode()
         self._done = threading.Event()
         self.found = set()
