@@ -7,6 +7,7 @@ import math
 import os
 import shutil
 import signal
+import socket
 import tempfile
 import threading
 from pathlib import Path
@@ -17,6 +18,7 @@ import structlog
 from hypothesis import HealthCheck, settings
 
 from tests.harness import fork_server
+from tests.harness.clock.driver import Clock
 from tests.harness.examples import examples
 from tests.harness.plugin import PINS, Plugin, beside
 from tests.harness.required import REQUIRED
@@ -88,6 +90,27 @@ def directory() -> Iterator[Path]:
 def session_directory() -> Iterator[Path]:
     """The same for the whole run of this process."""
     yield from _short_directory()
+
+
+@pytest.fixture
+def clock(directory: Path, monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """The clocks of all processes that the test spawns."""
+    made = Clock(directory)
+    for name, value in made.env.items():
+        monkeypatch.setenv(name, value)
+    return made
+
+
+@pytest.fixture
+def held_port() -> Iterator[int]:
+    """A TCP port that the kernel gives to nobody else.
+
+    It is bound, and a server that sets SO_REUSEADDR can still listen on it.
+    """
+    with socket.socket() as holder:
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        holder.bind(("127.0.0.1", 0))
+        yield holder.getsockname()[1]
 
 
 @pytest.fixture(scope="session")

@@ -190,15 +190,13 @@ def test_creates_nothing(make_plugin, hsm):
     assert before == files(plugin.directory)
 
 
-def test_port_of_the_running_server(make_plugin, hsm):
+def test_port_of_the_running_server(make_plugin, hsm, held_port):
     """A port and a socket that the running server itself has are in order."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    plugin = make_plugin(hsm, http={"listen": f"127.0.0.1:{port}"}).start()
+    plugin = make_plugin(hsm, http={"listen": f"127.0.0.1:{held_port}"}).start()
     plugin.wait_healthz("ok")
     shown = plugin.cli("check", "--offline").stdout
 
-    assert f"✓ HTTP 127.0.0.1:{port}: the running server has it\n" in shown
+    assert f"✓ HTTP 127.0.0.1:{held_port}: the running server has it\n" in shown
     pid = plugin.process.pid
     assert f"✓ KMS socket {plugin.socket}: process {pid} serves on it\n" in shown
 

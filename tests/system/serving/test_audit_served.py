@@ -25,6 +25,7 @@ from tests.harness.wait import wait_for
 from tests.system.conformance.inside import metrics
 from tests.unit.audit.audit_rig import HEADER, audit_path, lines, of
 
+HOUR = 3600.0
 PAGE = (Path(__file__).parents[3] / "docs/audit.md").read_text()
 
 
@@ -124,20 +125,22 @@ def test_what_a_server_records(audited, path):
     assert "scope: must be text" in rejected["reason"]
 
 
-def test_keys(audited, path):
+def test_keys(make_plugin, hsm, path, clock):
     """Each state of a key is recorded: pending, current, decrypt-only, and gone."""
-    audited.merge("token", {"shared": True})
-    audited.write_config()
-    wait_for(lambda: has(path, "config", changed=["token.shared"]))
-    (first,) = {each["key_id"] for each in of(path, "key")}
-    done = audited.cli("keys", "rotate", "--activate-in", "5s", "--force", "-o", "json")
-    second = json.loads(done.stdout)["key_id"]
+    plugin = make_plugin(hsm, audit={"file": str(path)}, token={"shared": True})
+    plugin.start(spawn=True).wait_healthz("ok")
+    first = plugin.status().key_id
+    rotate = ("keys", "rotate", "--activate-in", "1h", "-o", "json")
+    second = json.loads(plugin.cli(*rotate, spawn=True).stdout)["key_id"]
+    wait_for(lambda: has(path, "key", key_id=second, state="pending"))
+    clock.move(HOUR)
     wait_for(lambda: has(path, "key", key_id=second, state="current"))
     wait_for(
         lambda: has(path, "key", key_id=first, state="decrypt-only", before="current")
     )
-    done = audited.cli("keys", "retire", first, "--yes", "--without-scan")
-    assert 0 == done.returncode
+    retire = ("keys", "retire", first, "--yes", "--without-scan")
+    done = plugin.cli(*retire, spawn=True)
+    assert 0 == done.returncode, done.stderr
     wait_for(lambda: has(path, "key", key_id=first, state="gone"))
 
     assert [("pending", None), ("current", "pending")] == [

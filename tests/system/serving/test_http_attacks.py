@@ -124,15 +124,13 @@ def test_resets_and_noise(attacked):
     assert "" == plugin.log().removeprefix(before)
 
 
-def test_port_taken_at_start(make_plugin, hsm):
+def test_port_taken_at_start(make_plugin, hsm, held_port):
     """A taken port is logged and shown, and served soon after it became free.
 
     Meanwhile the server serves, and the admin socket has probes and metrics.
     """
-    with socket.socket() as owner:
-        owner.bind(("127.0.0.1", 0))
-        owner.listen()
-        address = f"127.0.0.1:{owner.getsockname()[1]}"
+    address = f"127.0.0.1:{held_port}"
+    with socket.create_server(("127.0.0.1", held_port)):
         plugin = make_plugin(hsm, http={"listen": address}).start()
         plugin.wait_healthz("ok")
         shown = plugin.cli("status", spawn=True)

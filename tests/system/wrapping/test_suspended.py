@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from tests.harness.clock.driver import Clock
 from tests.harness.plugin import code_of
 from tests.harness.wait import wait_for
 from tests.system.faults.observed import ObservedServer
@@ -14,17 +13,8 @@ CREATED = 'hsm_kms_local_keks_created_total{result="ok"}'
 
 
 @pytest.fixture
-def clock(directory, monkeypatch):
-    """The clocks of the server."""
-    made = Clock(directory)
-    for name, value in made.env.items():
-        monkeypatch.setenv(name, value)
-    return made
-
-
-@pytest.fixture
 def rig(make_plugin, hsm, clock):
-    """A healthy server that wraps in software, by that clock."""
+    """A healthy server that wraps in software, by the clock of the test."""
     plugin = make_plugin(
         hsm,
         apis={"v2": {"enabled": True, "wrapping": "software"}},

@@ -270,13 +270,11 @@ async def test_metrics_once_a_second():
     assert made == 2
 
 
-async def test_port_taken():
+async def test_port_taken(held_port):
     """A taken port is told and tried again, and served once it is free."""
-    with socket.socket() as owner, captured("info") as log:
-        owner.bind(("127.0.0.1", 0))
-        owner.listen()
-        port = owner.getsockname()[1]
-        async with listening(TcpAddress("127.0.0.1", port)) as listener:
+    address = ("127.0.0.1", held_port)
+    with socket.create_server(address) as owner, captured("info") as log:
+        async with listening(TcpAddress(*address)) as listener:
             await until(lambda: listener.failures >= 3)
             assert "Address already in use" == listener.problem
             owner.close()
