@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tests.system.conformance.clients import stopped, workers_of
-from tests.system.conformance.inside import token_calls
+from tests.system.conformance.inside import metrics, token_calls
 from tests.system.conformance.replica import Replica
 
 if TYPE_CHECKING:
@@ -37,6 +37,10 @@ class Cold:
     def calls(self) -> int:
         """Return how many Decrypts were sent to the token for clients: no canary."""
         return token_calls(self.plugin, "decrypt")
+
+    def joined(self) -> int:
+        """Return how many Decrypts have joined the token call of another one."""
+        return int(metrics(self.plugin)["hsm_kms_decrypts_joined_total"])
 
     def all_calls(self) -> dict[str, Calls]:
         """Return the calls into the module, canaries included, by function."""

@@ -18,7 +18,7 @@ from hsm_kms.wrapping.single_flight import SingleFlight
 from tests.harness.examples import examples
 from tests.harness.plugin import beside, code_of
 from tests.harness.shim.driver import Shim
-from tests.harness.wait import patient, wait_for
+from tests.harness.wait import patient, until, wait_for
 from tests.system.conformance.clients import (
     DEK,
     NOT_AUTHENTIC,
@@ -133,29 +133,32 @@ async def test_40_those_who_leave(cold, asked):
     """A client that cancels or times out, the first too, ends no other's request."""
     key_id = cold.replica.key_id
     made = asked(cold.replica)[:60]
-    before = cold.calls()
+    before, joined = cold.calls(), cold.joined()
     async with connected(cold.plugin, 2) as (one, other):
         with cold.hanging():
-            leaving, late, staying = (
-                [
+
+            def ask(client, turn, seconds=TIMEOUT):
+                return [
                     asyncio.create_task(client.decrypt(record, key_id, seconds))
                     for _, record in made[turn::3]
                 ]
-                for turn, (client, seconds) in enumerate(
-                    ((one, TIMEOUT), (one, 0.2), (other, TIMEOUT))
-                )
-            )
+
+            # All others join the call of the first one before anybody leaves.
+            leaving = ask(one, 0)
+            await until(lambda: cold.joined() == joined + len(leaving) - 1)
+            staying = ask(other, 1)
+            wanted = joined + len(leaving + staying) - 1
+            await until(lambda: cold.joined() == wanted)
+            late = ask(one, 2, 0.2)
             told = {(await said(call)).code for call in late}
             for call in leaving:
                 call.cancel()
         opened = await asyncio.gather(*staying)
 
     assert {"DEADLINE_EXCEEDED", "UNAVAILABLE"} >= told
-    assert [dek for dek, _ in made[2::3]] == opened
+    assert [dek for dek, _ in made[1::3]] == opened
     assert all(call.cancelled() for call in leaving)
-    # A DEK by the token is not kept: a request that comes late makes one more call.
-    more = len(staying) - 1 if asked is one_record else 0
-    assert 1 <= cold.calls() - before <= 1 + more
+    assert 1 == cold.calls() - before
 
 
 @each_flight

@@ -16,9 +16,10 @@ from pathlib import Path
 import pytest
 
 from hsm_kms.wrapping.record import Kind
+from tests.harness import command_line
 from tests.harness.plugin import code_of
 from tests.harness.processes import alive, has_open
-from tests.harness.wait import until, wait_for
+from tests.harness.wait import patient, until, wait_for
 from tests.system.conformance.clients import (
     DEK,
     connected,
@@ -30,11 +31,29 @@ from tests.system.conformance.clients import (
     sync_said,
     workers_of,
 )
-from tests.system.conformance.inside import all_sessions_busy
+from tests.system.conformance.inside import PATIENT, all_sessions_busy
 from tests.unit.server.socket_tools import leave_stale_socket, lock_of
 from tests.unit.server.test_socket import modes_seen
 
 SESSIONS = 4  # of one worker
+# `hsm-kms` with more time to stop: a test may be slow to let what is under way end.
+UNHURRIED = f"""
+from hsm_kms.server import serve
+from hsm_kms.start import main
+from hsm_kms.token import login
+
+assert serve.DRAIN_SECONDS and login._LOGIN_END_SECONDS
+serve.DRAIN_SECONDS = login._LOGIN_END_SECONDS = {patient()}
+main()
+"""
+
+
+@pytest.fixture
+def unhurried(make_plugin, hsm, monkeypatch):
+    """Provide a server that waits long for what is under way; spawn it to start it."""
+    program = (command_line.PYTHON, "-P", "-c", UNHURRIED)
+    monkeypatch.setattr(command_line, "HSM_KMS", program)
+    return make_plugin(hsm, token=PATIENT, audit={"stdout": True})
 
 
 @pytest.mark.parametrize("mode", ["0600", "0660"])
@@ -125,8 +144,10 @@ def test_49_reachable_after_a_restart(plugin, end):
     assert key_id == plugin.status().key_id
 
 
-async def test_49_calls_in_flight_finish(plugin):
+async def test_49_calls_in_flight_finish(unhurried):
     """After SIGTERM the server answers every call under way before it exits."""
+    plugin = unhurried.start(spawn=True)
+    plugin.wait_healthz("ok")
     workers = workers_of(plugin)
     async with connected(plugin) as (client,):
         key_id = (await client.status()).key_id
@@ -188,20 +209,22 @@ def waits_for_a_lock(pid: int) -> bool:
 
 
 @pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGKILL])
-def test_49_no_worker_dies_inside_a_login(make_plugin, hsm, end):
+def test_49_no_worker_dies_inside_a_login(unhurried, hsm, end):
     """The end of the server interrupts no C_Login, which rewrites the token's file."""
-    plugin = make_plugin(hsm)
+    plugin = unhurried
     with nobody_writes(hsm) as file:
-        plugin.start()
+        plugin.start(spawn=True)
         (worker,) = wait_for(plugin.worker_pids)
         wait_for(lambda: waits_for_a_lock(worker))
         plugin.process.send_signal(end)
-        wait_for(lambda: end == signal.SIGTERM or not alive(plugin.process.pid))
+        wait_for(lambda: plugin.events("stopping") or not alive(plugin.process.pid))
         assert alive(worker)
     wait_for(lambda: not alive(worker))
     plugin.wait()
 
     assert file.stat().st_size > 0
+    accepted = [each["result"] for each in plugin.events("pin")]
+    assert ["accepted"] * (end == signal.SIGTERM) == accepted
     plugin.start().wait_healthz("ok")
 
 
