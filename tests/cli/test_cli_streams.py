@@ -89,16 +89,17 @@ def test_paths_that_are_no_text():
         (">/dev/full 2>/dev/full", 1),
         (">&-", 0),
         ("<&- >&- 2>&-", 0),
-        ("2>&1 | true", 141),
+        (">&{pipe} 2>&{pipe}", 141),
     ],
 )
 def test_streams_of_a_process(redirected, code, tmp_path):
     """A stream that is closed or full causes no traceback, and the right exit code."""
     dump = written(tmp_path / "dump.json", OBJECTS)
     command = [*HSM_KMS, "etcd", "scan", "--from-json", str(dump)]
-    done = spawned(
-        "bash", "-c", f'set -o pipefail; "$@" {redirected}', "bash", *command
-    )
+    with closed_pipe() as pipe:
+        number = pipe.fileno()
+        shell = f'"$@" {redirected.format(pipe=number)}'
+        done = spawned("bash", "-c", shell, "bash", *command, pass_fds=[number])
 
     assert code == done.returncode, done
     assert "Traceback" not in done.stderr
@@ -123,8 +124,13 @@ def test_bare_environment(env, shared_server):
     assert done.stdout.startswith("\u2713" if not env else "+")
 
 
-def spawned(*command):
+def spawned(*command, **options):
     """Run a command in a process of its own."""
     return subprocess.run(
-        command, check=False, capture_output=True, text=True, timeout=patient(60)
+        command,
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=patient(60),
+        **options,
     )

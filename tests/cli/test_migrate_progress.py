@@ -85,14 +85,15 @@ def test_without_a_terminal(lines):
 def test_what_limits_it(rate, slow, limit, lines):
     """The progress names what limits the speed."""
     pace = Pace(rate)
+    began = time.monotonic()
     with Progress(pace, line_seconds=0.1) as progress:
-        progress.page(SECRETS, 100, 0)
-        for _ in range(20):
+        progress.page(SECRETS, 100, None)
+        # A machine that is busy may be the limit at first.
+        while not any(limit in line for line in lines()):
+            assert time.monotonic() - began < patient(), lines()
             pace.wait()
             time.sleep(slow)  # what an API server takes
             progress.done()
-
-    assert limit in lines()[-1]
 
 
 def test_while_the_api_server_does_not_answer(lines):

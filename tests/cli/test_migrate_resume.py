@@ -20,6 +20,12 @@ UNLISTED = {
     f"GET {LISTS + number}": {"code": 500, "body": status(500, "Internal", "no KMS")}
     for number in range(2, 20)
 }
+# The first object of the second page that is put off, and all tries for it.
+HELD = PAGE + 11
+PUT_OFF = {
+    f"PUT {number}": {"code": 429, "headers": {"Retry-After": 30}}
+    for number in range(HELD, HELD + 7)
+}
 RESUME = "run the same command again to resume"
 SLOWLY = ("--rate", "0.1")  # the second one is ten seconds behind the first
 
@@ -32,12 +38,13 @@ def migrating(directory):
 def test_resumes(migrating):
     """After SIGKILL, the next run resumes with the page where the first stopped."""
     progress = migrating.directory / "progress"
-    migrating.play(objects=3 * PAGE)
-    first = migrating.start("--resume", str(progress), "--rate", "300")
-    wait_for(lambda: len(migrating.requests("PUT")) > PAGE + 10)
+    migrating.play(objects=3 * PAGE, faults=PUT_OFF)
+    first = migrating.start("--resume", str(progress))
+    wait_for(lambda: len(migrating.requests("PUT")) >= HELD)
     first.kill()
     first.communicate()
     done = len(migrating.requests("PUT"))
+    migrating.play(objects=3 * PAGE)
 
     result = migrating.run("--resume", str(progress))
 

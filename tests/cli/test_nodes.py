@@ -8,10 +8,11 @@ import threading
 
 import pytest
 
+from hsm_kms.http.nodes import scrape
 from hsm_kms.log import key_id_hash
 from tests.cli.every_command import SHARED
 from tests.harness.command_line import run
-from tests.harness.wait import wait_for
+from tests.harness.wait import patient, wait_for
 
 HOSTILE = b"""\
 hsm_kms_build_info{version="\x1b[2J"} 1
@@ -52,10 +53,15 @@ def rotate(plugin):
 
 
 def switch(plugin, key_id):
-    """Name a key in the configuration, and wait until Status announces it."""
+    """Name a key in the configuration, and wait until Status announces it.
+
+    The metrics, which may be a second old, must show it too.
+    """
     plugin.config["keys"] = {"current": key_id}
     plugin.write_config()
     wait_for(lambda: plugin.status().key_id == key_id)
+    node, wanted = ("127.0.0.1", plugin.http_port()), key_id_hash(key_id)
+    wait_for(lambda: scrape(*node, patient()).current == wanted)
 
 
 def test_rotation(pair, tmp_path):
