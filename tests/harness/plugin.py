@@ -86,9 +86,14 @@ class Plugin:
         else:
             self.config[name] = section
 
-    def write_config(self) -> None:
-        """Write the configuration as it is now."""
-        self.config_file.write_text(yaml.safe_dump(self.config))
+    def write_config(self, text: str | None = None) -> None:
+        """Write the configuration as it is now, or this text.
+
+        The file is replaced: a server that reads it meanwhile never finds half of it.
+        """
+        new = self.config_file.with_suffix(".new")
+        new.write_text(yaml.safe_dump(self.config) if text is None else text)
+        new.replace(self.config_file)
 
     # The process
 

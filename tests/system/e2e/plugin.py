@@ -149,12 +149,17 @@ class Plugin:
             )
 
     def configure(self, **sections: Any) -> None:
-        """Write the configuration for a running server, with these keys in sections."""
+        """Replace the configuration of a running server, with these keys in sections.
+
+        The server, which may read the file meanwhile, never finds half of it.
+        """
         for name, section in sections.items():
             if isinstance(section, dict):
                 section = self._config.get(name, {}) | section  # noqa: PLW2901
             self._config[name] = section
-        self.config_file.write_text(json.dumps(self._config))
+        new = self.config_file.with_suffix(".new")
+        new.write_text(json.dumps(self._config))
+        new.replace(self.config_file)
 
     def _configuration(self) -> dict[str, Any]:
         self.state_dir.mkdir(mode=0o700)

@@ -77,12 +77,7 @@ class Subject:
     def write(self, text=None):
         """Replace the configuration file, and tell the server."""
         plugin = self.rig.plugin
-        file = plugin.config_file
-        plugin.config_file = file.with_suffix(".new")
-        plugin.write_config()
-        if text is not None:
-            plugin.config_file.write_text(text)
-        plugin.config_file = plugin.config_file.rename(file)
+        plugin.write_config(text)
         os.kill(plugin.process.pid, signal.SIGHUP)
 
     def in_force(self):

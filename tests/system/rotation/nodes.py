@@ -101,10 +101,7 @@ class RotationNode(Plugin):
     def replace_config(self, **keys: Any) -> None:
         """Change the section `keys`, and tell the server."""
         self.config["keys"] |= keys
-        file = self.config_file
-        self.config_file = file.with_suffix(".new")
         self.write_config()
-        self.config_file = self.config_file.rename(file)
         os.kill(self.process.pid, signal.SIGHUP)
 
 

@@ -132,7 +132,7 @@ def test_change_in_the_wait_for_the_socket(plugin, waiting):
 
 def test_unfit_change_in_the_wait_for_the_socket(plugin, waiting):
     """A configuration that became invalid meanwhile is rejected, not served."""
-    waiting.config_file.write_text("version: 2\n")
+    waiting.write_config("version: 2\n")
     plugin.stop()
     waiting.wait_healthz("ok")
 

@@ -97,7 +97,7 @@ def test_a_reload(make_plugin, hsm, manager):
     assert 1 == manager.count("RELOADING=1")
 
     rejected = "STATUS=ok; the configuration file is not in force"
-    plugin.config_file.write_text(yaml.safe_dump(plugin.config) + "unknown: 1\n")
+    plugin.write_config(yaml.safe_dump(plugin.config) + "unknown: 1\n")
     wait_for(lambda: manager.count(rejected))
     assert (
         "RELOADING=1"

@@ -50,12 +50,10 @@ class ReloadedServer(ObservedServer):
 
     def tell(self, **sections):
         """Change sections of the configuration, atomically, and send SIGHUP."""
-        plugin, file = self.plugin, self.plugin.config_file
+        plugin = self.plugin
         for name, section in sections.items():
             plugin.merge(name, section)
-        plugin.config_file = file.with_suffix(".new")
         plugin.write_config()
-        plugin.config_file = plugin.config_file.rename(file)
         os.kill(plugin.process.pid, signal.SIGHUP)
 
     def encrypt(self, api="v2", dek=DEK):
