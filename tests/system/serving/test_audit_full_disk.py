@@ -68,7 +68,8 @@ class SmallDisk:
     def copy(self, file, to):
         """Copy a file out of the namespace, without lines that the full disk cut."""
         self.run(f"cat {file} > {to}")
-        to.write_text("\n".join(filter(is_json, to.read_text().splitlines())))
+        whole = filter(is_json, to.read_text().splitlines())
+        to.write_text("".join(f"{line}\n" for line in whole))
 
     def close(self):
         """End the shell."""

@@ -74,7 +74,7 @@ def test_examples_are_records(tmp_path):
     """Each example of docs/audit.md is a record as the program writes it."""
     file = tmp_path / "examples"
     examples = re.findall(r"^```json\n(.*)\n```$", PAGE, re.MULTILINE)
-    file.write_text("\n".join(examples))
+    file.write_text("".join(f"{each}\n" for each in examples))
     compact = [
         json.dumps(each, separators=(",", ":"), ensure_ascii=False)
         for each in lines(file)

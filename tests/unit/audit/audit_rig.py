@@ -9,6 +9,7 @@ import msgspec
 
 from hsm_kms.audit.events import Event, Header, Pin
 from hsm_kms.config.schema import Audit
+from tests.harness.wait import wait_for
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -34,8 +35,17 @@ def audit_path(directory: Path) -> Path:
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
-    """Return the records of a file, each of which must be as the schema says."""
-    return [parsed(line) for line in path.read_text().splitlines()]
+    """Return the records of a file, each of which must be as the schema says.
+
+    A record that is being written is waited for.
+    """
+
+    def whole() -> list[str] | None:
+        text = path.read_text()
+        return [text] if text[-1:] in {"", "\n"} else None
+
+    (text,) = wait_for(whole)
+    return [parsed(line) for line in text.splitlines()]
 
 
 def of(path: Path, event: str) -> list[dict[str, Any]]:
