@@ -6,8 +6,10 @@ tests/harness/shim/pkcs11_shim.c says what its control file may hold.
 from __future__ import annotations
 
 import mmap
+import os
 import shutil
 import struct
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -69,12 +71,19 @@ class Shim:
             "HSM_KMS_SHIM_COUNTS": str(self._counts),
         }
         self._counts.touch(mode=0o600)
+        self._set_ns = 0
         self.set()
 
     def set(self, *lines: str) -> None:
-        """Replace the control file, atomically; the next call sees it."""
+        """Replace the control file, atomically; the next call sees it.
+
+        The shim tells files apart by inode and time. The file system may use an inode
+        again, and for some milliseconds gives every file the same time.
+        """
         new = self._control.with_suffix(".new")
         new.write_text("".join(f"{line}\n" for line in lines))
+        self._set_ns = max(time.time_ns(), self._set_ns + 1000)
+        os.utime(new, ns=(self._set_ns, self._set_ns))
         new.rename(self._control)
 
     def clear(self) -> None:

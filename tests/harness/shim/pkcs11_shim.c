@@ -7,12 +7,13 @@
  * A line of the control file is a rule or one or more modes; # begins a comment.
  *
  *   C_Function|* [skip=N] [count=N] [len=N] [after] [sleep=ms] [jitter=ms]
- *                [rv=0x30] [hang] [abort] [segv] [fork=ms] [exec=ms] [undying]
+ *                [rv=0x30] [held] [hang] [abort] [segv] [fork=ms] [exec=ms] [undying]
  *     Let N calls pass, then act on N calls (counted over all processes; without count:
  *     on every one), with len only on C_Encrypt and C_Decrypt of so many bytes; `after`
  *     the real call, which is made then, instead of in place of it. `fork` leaves a copy
- *     of the process behind for so long, `exec` another program. With `undying` not even
- *     SIGKILL ends the process until the control file changes, as if a driver kept it.
+ *     of the process behind for so long, `exec` another program. `held` waits until the
+ *     control file changes. With `undying` not even SIGKILL ends the process until the
+ *     control file changes, as if a driver kept it.
  *   lost                everything is CKR_DEVICE_REMOVED until the next C_Initialize
  *   idle=ms             the same for a process that has used no session for so long
  *                       (C_GetSessionInfo asks the device nothing, and does not count)
@@ -78,8 +79,8 @@ struct shared {
   uint64_t last_era;
 };
 
-#define RULE_WORDS(X) X(skip) X(count) X(len) X(after) X(rv) X(hang) X(abort) X(segv) \
-  X(fork) X(exec) X(undying)
+#define RULE_WORDS(X) X(skip) X(count) X(len) X(after) X(rv) X(held) X(hang) X(abort) \
+  X(segv) X(fork) X(exec) X(undying)
 #define MODES(X)                                                                     \
   X(lost) X(idle) X(logged_out) X(frozen) X(max_sessions) X(keep_dead) X(cant_lock) X(strict) \
   X(bad_tag) X(bad_iv) X(corrupt) X(no_gcm) X(no_ecb) X(no_cbc) X(odd_value_len) X(token_flags) X(max_session_count)
@@ -263,11 +264,15 @@ static void leave_behind(const struct rule *r) {
   _exit(0);
 }
 
+static bool unchanged(uint64_t generation) {
+  struct stat s;
+  return !stat(control_path, &s) && generation_of(&s) == generation;
+}
+
 /* Trace the process `pid`, which stops in its exit, until the control file changes. */
 static void hold(pid_t pid, uint64_t generation) {
-  struct stat s;
   int status;
-  while (!stat(control_path, &s) && generation_of(&s) == generation) {
+  while (unchanged(generation)) {
     pid_t stopped = waitpid(pid, &status, __WALL | WNOHANG);
     if (stopped == pid && WIFSTOPPED(status) && status >> 16 != PTRACE_EVENT_EXIT)
       ptrace(PTRACE_CONT, pid, NULL, (long)(status >> 16 ? 0 : WSTOPSIG(status)));
@@ -298,7 +303,7 @@ static void become_undying(uint64_t generation) {
   close(ready[1]);
 }
 
-static void act(const struct rule *r, int function) {
+static void act(const struct rule *r, int function, uint64_t generation) {
   static int *volatile nowhere;
   uint32_t chance;
   atomic_fetch_add(&shared->functions[function].acted, 1);
@@ -309,7 +314,9 @@ static void act(const struct rule *r, int function) {
   if (r->fork || r->exec)
     leave_behind(r);
   if (r->undying)
-    become_undying(atomic_load(&config)->generation);
+    become_undying(generation);
+  while (r->held && unchanged(generation))
+    nap(10);
   while (r->hang)
     pause();
   if (r->abort)
@@ -371,7 +378,7 @@ static struct verdict enter(int function, S session, U len) {
       v.later |= (uint64_t)1 << i;
       continue;
     }
-    act(r, function);
+    act(r, function, c->generation);
     v.answered = r->rv != CKR_OK;
     v.rv = r->rv;
   }
@@ -383,7 +390,7 @@ static CK_RV leave(const struct verdict *v, CK_RV rv) {
     const struct rule *r = &v->config->rule[i];
     if (!(v->later >> i & 1))
       continue;
-    act(r, v->function);
+    act(r, v->function, v->config->generation);
     if (r->rv)
       rv = r->rv;
   }

@@ -151,6 +151,18 @@ def test_hang(client, shim, when):
     assert client.read(0.2) is NO_ANSWER
 
 
+def test_held(client, shim):
+    """A call that is held returns as soon as the control file changes."""
+    key = client.log_in()
+    shim.set("C_Encrypt held")
+    client.ask("encrypt", key, IV, DATA)
+    wait_for(lambda: shim.acted("C_Encrypt"))
+
+    assert client.read(0.2) is NO_ANSWER
+    shim.clear()
+    assert client.read() is not NO_ANSWER
+
+
 @pytest.mark.parametrize(
     ("word", "number"), [("abort", signal.SIGABRT), ("segv", signal.SIGSEGV)]
 )
