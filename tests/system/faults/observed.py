@@ -9,10 +9,11 @@ import os
 import re
 import signal
 from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from tests.harness.plugin import get
-from tests.harness.wait import SECONDS, wait_for
+from tests.harness.wait import SECONDS, wait_for, wait_quiet
 
 if TYPE_CHECKING:
     from tests.harness.plugin import Plugin
@@ -125,9 +126,28 @@ class ObservedServer:
     def workers(self) -> list[int]:
         """Wait until all workers serve, and no other is there; return their pids."""
         wanted = self.plugin.config["token"].get("workers", 2)
-        wait_for(lambda: self.admin()["workers"]["ready"] == wanted)
-        wait_for(lambda: len(self.plugin.worker_pids()) == wanted)
-        return self.plugin.worker_pids()
+
+        def all_serve() -> list[int] | None:
+            pids = self.plugin.worker_pids()
+            ready = self.admin()["workers"]["ready"]
+            return pids if ready == len(pids) == wanted else None
+
+        found: list[int] = wait_for(all_serve)
+        return found
+
+    def wait_inspected(self) -> None:
+        """Wait until the inspections that follow the start of each worker are over.
+
+        A round begins after the last start. With one worker, the canary that passes
+        then is its end; other workers follow without a pause.
+        """
+        wanted = self.plugin.config["token"].get("workers", 2)
+        starts = self.plugin.events("token worker started")
+        last = max(datetime.fromisoformat(each["timestamp"]) for each in starts)
+        name = "hsm_kms_canary_last_success_timestamp_seconds"
+        wait_for(lambda: self.metrics()[name] > last.timestamp())
+        if wanted > 1:
+            wait_quiet(self.shim.counts, 1.0)
 
     def well(self, seconds: float = SECONDS) -> None:
         """Wait until Status is ok and all workers serve; a spare one may be there."""

@@ -120,9 +120,10 @@ def canary(rig):
 
 
 def breaker(rig):
-    """Let requests fail until the breaker opens; the canary that closes it is slow."""
-    rig.shim.set(_DEVICE, "C_Encrypt len=32 sleep=2000")
+    """Let requests fail until the breaker opens; the canary that closes it waits."""
+    rig.shim.set(_DEVICE, "C_Encrypt len=32 held")
     assert ["UNAVAILABLE"] * REQUESTS == [encrypt(rig) for _ in range(REQUESTS)]
+    rig.shim.clear()
     wait_for(lambda: not rig.metrics()["hsm_kms_breaker_open"])
 
 
@@ -136,9 +137,11 @@ def killed(rig):
 def away(rig):
     """Take the token away and kill the worker; put it back after two failed starts."""
     rig.hsm.take_away()
+    rig.shim.set("C_Initialize skip=2 held")
     rig.kill_served()
     wait_for(lambda: rig.ends("start") == 2)
     rig.hsm.put_back()
+    rig.shim.clear()
     rig.workers()
 
 
@@ -291,14 +294,16 @@ def rig(make_rig, directory):
     made.start()
     made.well()
     made.workers()
+    made.wait_inspected()
     return made
 
 
 @pytest.mark.parametrize("case", CASES, ids=[case.fault.__name__ for case in CASES])
 def test_counters(rig, case):
     """A fault adds to the counters what it caused, and nothing to any other counter."""
-    before = wait_quiet(lambda: counters(rig))
+    before = counters(rig)
     case.fault(rig)
+    wait_for(lambda: counters(rig) - before >= Counter(case.added))
     after = wait_quiet(lambda: counters(rig))
 
     assert case.added == dict(after - before)

@@ -35,19 +35,28 @@ class Used(NamedTuple):
 
 
 def used(rig):
-    """Count the operations of all processes; wraps are those that the KEK made."""
+    """Count the operations of all processes; wraps are those that the KEK made.
+
+    No operation begins while the wraps are read: else both are read again.
+    """
+
+    def read():
+        before = operations(rig)
+        wraps = [
+            value
+            for name, value in rig.metrics().items()
+            if name.startswith("hsm_kms_kek_wraps{")
+        ]
+        return Used(*before, sum(wraps)) if before == operations(rig) else None
+
+    return wait_for(read)
+
+
+def operations(rig):
+    """Return the counts of `Used` that are the shim's."""
     counts = rig.shim.counts()
-    wraps = [
-        value
-        for name, value in rig.metrics().items()
-        if name.startswith("hsm_kms_kek_wraps{")
-    ]
-    return Used(
-        counts["C_EncryptInit"].calls,
-        counts["C_DecryptInit"].calls,
-        counts["C_GetSessionInfo"].calls,
-        sum(wraps),
-    )
+    functions = ("C_EncryptInit", "C_DecryptInit", "C_GetSessionInfo")
+    return [counts[each].calls for each in functions]
 
 
 def inspected(rig, times, per_inspection):

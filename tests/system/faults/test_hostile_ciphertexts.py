@@ -11,7 +11,7 @@ from hsm_kms.ipc import ckr
 from hsm_kms.ipc.ckr import Fault
 from hsm_kms.wrapping.record import Algorithm, Header, Kind, Record
 from tests.harness.plugin import code_of
-from tests.harness.wait import wait_for, wait_quiet
+from tests.harness.wait import wait_for
 from tests.system.faults.load import Flood, Load
 
 PLAINTEXT = b"f" * 77  # of a length that no canary has
@@ -30,7 +30,7 @@ def server(make_rig):
     made.start()
     made.well()
     made.workers()
-    wait_quiet(made.shim.counts, 1.0)  # each new worker is inspected once more
+    made.wait_inspected()
     return made
 
 
@@ -58,7 +58,7 @@ class Unharmed:
 
     def __enter__(self):
         self._workers = self._rig.workers()
-        wait_quiet(self._rig.shim.counts, 1.0)  # each new worker is inspected once more
+        self._rig.wait_inspected()
         self._opened = self._rig.reopened()
         self._read = self._rig.shim.calls("C_GetAttributeValue")
         self.load = Load(self._rig.plugin, 2)

@@ -44,8 +44,9 @@ def test_dropped(make_rig):
     rig = make_rig(health={"interval": "1h"}, keys={"discover": "1h"})
     rig.start()
     rig.well()
-    rig.shim.set("idle=1")
     workers = rig.workers()
+    rig.wait_inspected()
+    rig.shim.set("idle=1")
     assert "UNAVAILABLE" == code_of(lambda: rig.plugin.v1_encrypt(b"d"))
     rig.shim.clear()
 

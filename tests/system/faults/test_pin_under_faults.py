@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
@@ -46,9 +47,10 @@ def many(make_rig, own_pin):
 
 
 def kill_all(rig):
-    """SIGKILL every worker."""
+    """SIGKILL every worker that has not left by itself meanwhile."""
     for pid in rig.plugin.worker_pids():
-        os.kill(pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 def kill_all_seen(rig):

@@ -7,6 +7,7 @@ process ends in time when it is told to.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -150,8 +151,11 @@ class ServerMachine(RuleBasedStateMachine):
         if served:
             before = self.rig.ends("lost")
             self.excuses.kills.append(time.monotonic())
-            os.kill(served[0], signal.SIGKILL)
-            wait_for(lambda: self.rig.ends("lost") > before)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(served[0], signal.SIGKILL)
+            wait_for(lambda: served[0] not in self.rig.worker_pids)
+            if self.calm:  # otherwise it may have been leaving, and ends as such
+                wait_for(lambda: self.rig.ends("lost") > before)
         if self.calm:
             self.rig.well(WELL_SECONDS)
 

@@ -13,9 +13,10 @@ from hsm_kms.health.fresh_worker import REQUESTED_SECONDS
 from hsm_kms.ipc.fingerprints import fingerprint_of
 from hsm_kms.wrapping.record import Kind
 from tests.harness.plugin import code_of
-from tests.harness.wait import wait_for, wait_quiet
+from tests.harness.wait import wait_for
 from tests.system.conformance.clients import STRANGER, connected, said, shaped
 from tests.system.faults.load import Load
+from tests.system.faults.observed import ObservedServer
 from tests.system.rotation.cluster import Cluster
 from tests.system.rotation.nodes import (
     AHEAD,
@@ -71,7 +72,7 @@ def test_unknown_key_id(make_nodes, make_node, shim):
     """A record under a key that this node has not listed yet makes it list the keys."""
     (writer,) = make_nodes(0.0)
     reader = on_shim(make_node, shim, **SELDOM)
-    wait_quiet(shim.counts, 1.0)  # after the looks that follow the start of a worker
+    ObservedServer(plugin=reader, hsm=reader.hsm, shim=shim).wait_inspected()
     activation = int(writer.clock.now() + AHEAD)
     second = announce_key([writer], make_kek(writer.hsm, activation))
     forward([writer], activation, -1)
