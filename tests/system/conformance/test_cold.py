@@ -14,7 +14,7 @@ import pytest
 from hsm_kms.api.codes import INTERNAL
 from hsm_kms.errors import TokenTimeoutError
 from hsm_kms.wrapping.record import Kind
-from hsm_kms.wrapping.single_flight import SingleFlight
+from hsm_kms.wrapping.single_flight import REMEMBER_SECONDS, SingleFlight
 from tests.harness.examples import examples
 from tests.harness.plugin import beside, code_of
 from tests.harness.shim.driver import Shim
@@ -280,29 +280,53 @@ async def test_42_the_time_is_over_when_it_comes(rig):
 
 async def test_39_forged_headers_by_the_thousand(cold):
     """The token tries each forged local KEK once; none evicts a good one."""
+
+    async def cost(client, records, wanted):
+        """Decrypt the records; return how many calls the token was sent.
+
+        Not C_Decrypt: where a token's word for what is not authentic may mean anything,
+        a good record is tried after it.
+        """
+        before = token_calls(cold.plugin, "decrypt")
+        told = await all_said(
+            client.decrypt(record, replica.key_id) for record in records
+        )
+        assert {wanted: len(records)} == told
+        return token_calls(cold.plugin, "decrypt") - before
+
+    async def cost_again(client):
+        """Return what forged records cost the second time.
+
+        They are fewer at each try, until both times are within `REMEMBER_SECONDS`.
+        """
+        number = 400
+        while True:
+            number = max(number // 2, 1)
+            records = [shaped_local(replica.key_id) for _ in range(number)]
+            began = time.monotonic()
+            first = await cost(client, records, NOT_AUTHENTIC)
+            again = await cost(client, records, NOT_AUTHENTIC)
+            assert number == first
+            if time.monotonic() - began < REMEMBER_SECONDS:
+                return again
+
     replica = cold.replica
     good = [replica.by_local(replica.local(), DEK) for _ in range(50)]
     good.append(cold.plugin.v1_encrypt(DEK))
     forged = [shaped_local(replica.key_id) for _ in range(FORGED)]
     in_good = [record[:-48] + os.urandom(48) for record in good for _ in range(4)]
-    costs = []
     with unharmed(cold.plugin):
         async with connected(cold.plugin, 2) as (honest, hostile):
-            for client, records, wanted in (
-                (honest, good, ("OK", "")),
-                (hostile, forged, NOT_AUTHENTIC),
-                (hostile, forged[-200:], NOT_AUTHENTIC),
-                (hostile, in_good, NOT_AUTHENTIC),
-                (honest, good, ("OK", "")),
-            ):
-                # Not C_Decrypt: where a token's word for what is not authentic may
-                # mean anything, a good record is tried after it.
-                before = token_calls(cold.plugin, "decrypt")
-                told = await all_said(
-                    client.decrypt(record, replica.key_id) for record in records
-                )
-                assert {wanted: len(records)} == told
-                costs.append(token_calls(cold.plugin, "decrypt") - before)
+            costs = [
+                await cost(honest, good, ("OK", "")),
+                await cost(hostile, forged, NOT_AUTHENTIC),
+            ]
+            async with asyncio.timeout(patient()):
+                costs.append(await cost_again(hostile))
+            costs += [
+                await cost(hostile, in_good, NOT_AUTHENTIC),
+                await cost(honest, good, ("OK", "")),
+            ]
 
     assert [50, FORGED, 0, 0, 0] == costs
 

@@ -274,13 +274,14 @@ async def test_hard_limit_in_an_outage(make_node, shim):
 
 async def test_max_offline(make_node, shim):
     """`max_offline` after the last good canary Encrypt fails, and Status says so."""
-    node = await make_node(local_keys={"max_offline": "5s"})
+    node = await make_node()
     load = Load(node)
     loop = asyncio.get_running_loop()
     shim.set(DOWN)
     began = loop.time()
     await node.state("degraded")
     load.once()
+    await node.reload(local_keys={"max_offline": "5s"})
     await node.until(lambda: node.look().state == "failed")
     error = await refused(node.wrap())
     lasted = loop.time() - began

@@ -21,7 +21,7 @@ from hsm_kms.server.takeover import InForce, Pace
 from hsm_kms.state_dir.directory import StateDir
 from hsm_kms.token import restarts
 from hsm_kms.token.process import Worker
-from hsm_kms.wrapping import local_lifecycle
+from hsm_kms.wrapping import local_lifecycle, single_flight
 from hsm_kms.wrapping.kek_cache import MAX_OPENED, KekCache
 from hsm_kms.wrapping.nonce_budget import NonceBudget
 from hsm_kms.wrapping.record import Kind, Record
@@ -56,6 +56,7 @@ _QUICK: Final = (
     # machine those pass before the key is seen.
     (pending, "DOUBT_SECONDS", 1e9),
     (pending, "LATE_SECONDS", 0.0),
+    (single_flight, "REMEMBER_SECONDS", 1e9),  # a slow machine forgets nothing
 )
 
 
@@ -186,7 +187,7 @@ async def running(plugin: Plugin, **limits: int) -> AsyncIterator[WrappingNode]:
 
 @contextlib.contextmanager
 def quick() -> Iterator[None]:
-    """Shorten the pauses of a node."""
+    """Shorten the pauses of a node, and bind it to no other time."""
     with pytest.MonkeyPatch.context() as patch:
         for module, name, seconds in _QUICK:
             patch.setattr(module, name, seconds)
