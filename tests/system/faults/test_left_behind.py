@@ -119,3 +119,5 @@ def test_reaped_by_pid_1(make_rig, shim, monkeypatch):
     rig.well()
     assert alive(*children_of(server))
     assert [] == [line for line in rig.plugin.log().splitlines() if "child" in line]
+    os.kill(server, signal.SIGTERM)  # unshare itself ignores the signal
+    assert 0 == rig.plugin.wait()
