@@ -95,6 +95,15 @@ def test_slow_preparation(node, shim):
     measured(node, "--sessions", "1")
 
 
+def test_no_time(node):
+    """Something is measured, however short the time is."""
+    report, _ = measured(node, "--time", "1us", "--sessions", "1")
+    [step] = report["steps"]
+
+    assert 0 < step["encrypt_ms"]["p50"]
+    assert 0 < step["decrypt_ms"]["p50"]
+
+
 def test_more_sessions(node, shim):
     """While twice as many sessions are faster, more are opened, to the given number."""
     shim.set(*SLOW)

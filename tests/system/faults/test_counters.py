@@ -281,7 +281,8 @@ def rig(make_rig, directory):
             "pin_file": str(pin),
             "workers": 1,
             "sessions_per_worker": 1,
-            "session_wait": "1s",
+            # Longer than a new worker takes, shorter than a client of the test waits.
+            "session_wait": "5s",
             "call_timeout": "30s",
             "hang_timeout": "60s",
             "start_timeout": "60s",
