@@ -7,8 +7,8 @@ BENCH_ARGS ?=
 QUICK ?=
 BIN := .venv/bin
 PYTEST := $(BIN)/pytest
-# Tests wait for other processes a quarter of the time.
-JOBS := $(shell echo $$(($$(nproc) + 1)))
+# Tests wait for other processes more than half of the time.
+JOBS := $(shell echo $$((2 * $$(nproc) + 1)))
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 SHELL_SCRIPTS := proto/generate.sh .ci/run package/debian/postinst package/debian/postrm package/debian/prerm $(wildcard image/*.sh package/*.sh softhsm/*.sh tests/*.sh tests/bare/*.sh)
 LOCK := $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header \
