@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from http.client import HTTPConnection
 
 PINS = (PIN.encode(), SO_PIN.encode())  # no log or page may hold them
+WORKERS = 2  # the default of `token.workers`
 RPC_SECONDS = 10.0  # three times as long as kube-apiserver waits
 
 
@@ -78,6 +79,11 @@ class Plugin:
         self.process: subprocess.Popen[bytes] | fork_server.Forked | None = None
         self._channel: grpc.Channel | None = None
         self.write_config()
+
+    @property
+    def workers(self) -> int:
+        """How many token workers the configuration asks for."""
+        return int(self.config["token"].get("workers", WORKERS))
 
     def merge(self, name: str, section: Any) -> None:
         """Change these settings of a section; `write_config` writes them."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 from pathlib import Path
@@ -57,11 +58,17 @@ def looking_inside() -> Iterator[None]:
         pytest.skip("only root may look into a hardened process")
 
 
-def has_open(pid: int, file: Path) -> bool:
-    """Return True if a process has a file open."""
+def open_files(pid: int) -> dict[int, str]:
+    """Return what a process has open, by descriptor, as /proc names it."""
     with looking_inside():
         descriptors = [*Path(f"/proc/{pid}/fd").iterdir()]
-    return str(file.resolve()) in set(map(_link, descriptors))
+    links = {int(each.name): _link(each) for each in descriptors}
+    return {number: link for number, link in links.items() if link}
+
+
+def has_open(pid: int, file: Path) -> bool:
+    """Return True if a process has a file open."""
+    return str(file.resolve()) in open_files(pid).values()
 
 
 def _link(descriptor: Path) -> str:
@@ -81,6 +88,27 @@ def command_lines(pid: int) -> str:
         except OSError:  # gone meanwhile
             continue
     return b"\0".join(parts).decode(errors="replace")
+
+
+def name_of(pid: int) -> str:
+    """Return the name of the program that a process runs; "" once it is gone."""
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except OSError:
+        return ""
+
+
+def keeps(pid: int, number: int) -> bool:
+    """Return True if a process blocks or handles a signal.
+
+    `hsm-kms` handles SIGTERM before it unblocks it, so this stays true.
+    """
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:  # it is not there yet, or gone
+        return False
+    masks = re.findall(r"^Sig(?:Blk|Cgt):\s*(\w+)$", status, re.MULTILINE)
+    return any(int(mask, 16) & 1 << (number - 1) for mask in masks)
 
 
 def alive(pid: int) -> bool:

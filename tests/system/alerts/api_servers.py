@@ -6,11 +6,11 @@ grow with each scrape.
 
 from __future__ import annotations
 
-import http.server
 import re
-import threading
 from contextlib import contextmanager
 from pathlib import Path
+
+from tests.harness.http_server import Handler, HttpServer
 
 PAGE = (Path(__file__).parent / "apiserver.txt").read_text()
 # Only a plugin other than hsm-kms causes it, so the recorded page does not have it.
@@ -24,24 +24,17 @@ _COUNTER = re.compile(
 _KEY = re.compile(r'key_id_hash="sha256:\w+"')
 
 
-class _Handler(http.server.BaseHTTPRequestHandler):
+class _Handler(Handler):
     """Answer a scrape."""
 
     server: ApiServer
 
-    def do_GET(self) -> None:
+    def respond(self) -> None:
         """Send the page."""
-        body = self.server.page().encode()
-        self.send_response(200)
-        self.send_header("Content-Type", "text/plain; version=0.0.4")
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *arguments) -> None:
-        """Log nothing."""
+        self.answer(self.server.page().encode(), "text/plain; version=0.0.4")
 
 
-class ApiServer(http.server.ThreadingHTTPServer):
+class ApiServer(HttpServer):
     """Serve the metrics of one API server.
 
     Args:
@@ -49,7 +42,7 @@ class ApiServer(http.server.ThreadingHTTPServer):
     """
 
     def __init__(self, key_id_hash: str | None = None) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
+        super().__init__(_Handler)
         self._text = PAGE + INVALID
         if key_id_hash is not None:
             self._text = _KEY.sub(f'key_id_hash="{key_id_hash}"', self._text)
@@ -69,14 +62,5 @@ def api_servers(key_id_hash: str):
     Args:
         key_id_hash: Hash of the key_id that the nodes announce.
     """
-    servers = (ApiServer(key_id_hash), ApiServer())
-    threads = [threading.Thread(target=each.serve_forever) for each in servers]
-    for thread in threads:
-        thread.start()
-    try:
-        yield {f"api-{n}": each.server_port for n, each in enumerate(servers, 1)}
-    finally:
-        for server, thread in zip(servers, threads, strict=True):
-            server.shutdown()
-            thread.join()
-            server.server_close()
+    with ApiServer(key_id_hash) as one, ApiServer() as other:
+        yield {"api-1": one.server_port, "api-2": other.server_port}

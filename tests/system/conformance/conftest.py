@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.harness.plugin import Plugin, beside
+from tests.harness.wait import patient
 from tests.system.conformance.clients import workers_of
 from tests.system.conformance.inside import PATIENT, start_well
 from tests.system.conformance.spied import Spied
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 USUAL = "token"  # where the wrapping makes no difference
 
 # In "fallback" tests wait this long until a local KEK wraps for a token that hangs.
-TAKES_OVER = {"session_wait": "3s"}
+TAKES_OVER = {"session_wait": f"{patient(3.0):g}s"}
 
 
 @pytest.fixture(scope="session")

@@ -256,6 +256,5 @@ async def test_14_status_while_every_session_hangs(served):
 
     # One that waited for the token would take as long as the token hangs.
     assert quantile(took, 0.99) < HANG_SECONDS / 2
-    # With much patience, the wait for a session ends before the deadline.
-    assert ended <= {"DEADLINE_EXCEEDED", "UNAVAILABLE", "RESOURCE_EXHAUSTED"}
+    assert ended <= {"DEADLINE_EXCEEDED", "UNAVAILABLE"}
     assert locally is (sealed.code == "OK")

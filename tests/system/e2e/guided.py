@@ -5,14 +5,12 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-import threading
 from contextlib import contextmanager
-from functools import partial
 from http.client import HTTPConnection
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from tests.harness.command_line import HSM_KMS
+from tests.harness.http_server import Handler, HttpServer
 from tests.harness.plugin import get
 from tests.harness.wait import patient
 from tests.system.e2e.control_planes import forward
@@ -39,19 +37,23 @@ def metrics_of(node: ControlPlane) -> str:
     return f"127.0.0.1:{ports[-1]}"
 
 
-class FrozenMetrics:
+class _FrozenHandler(Handler):
+    server: FrozenMetrics
+
+    def respond(self) -> None:
+        self.answer(self.server.page(), "text/plain; version=0.0.4")
+
+
+class FrozenMetrics(HttpServer):
     """Serve the metrics of a node, and from `freeze` to `thaw` those of before."""
 
     def __init__(self, node: ControlPlane) -> None:
+        super().__init__(_FrozenHandler)
         self._node = metrics_of(node)
         self._frozen: bytes | None = None
-        self._server = ThreadingHTTPServer(
-            ("127.0.0.1", 0), partial(_FrozenHandler, self)
-        )
-        self.address = f"127.0.0.1:{self._server.server_address[1]}"
-        self._thread = threading.Thread(target=self._server.serve_forever)
+        self.address = f"127.0.0.1:{self.server_port}"
 
-    def read(self) -> bytes:
+    def page(self) -> bytes:
         """Return the page."""
         if self._frozen is not None:
             return self._frozen
@@ -60,36 +62,11 @@ class FrozenMetrics:
 
     def freeze(self) -> None:
         """Serve what the node reports now, whatever it reports later."""
-        self._frozen = self.read()
+        self._frozen = self.page()
 
     def thaw(self) -> None:
         """Serve what the node reports."""
         self._frozen = None
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
-
-
-class _FrozenHandler(BaseHTTPRequestHandler):
-    def __init__(self, metrics: FrozenMetrics, *arguments: Any) -> None:
-        self._metrics = metrics
-        super().__init__(*arguments)
-
-    def do_GET(self) -> None:
-        page = self._metrics.read()
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(page)))
-        self.end_headers()
-        self.wfile.write(page)
-
-    def log_message(self, *_: object) -> None:
-        pass
 
 
 class Guide:

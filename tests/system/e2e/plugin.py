@@ -22,6 +22,7 @@ from hsm_kms.api.rpc import kms_v2_pb2 as v2
 from hsm_kms.api.rpc import kms_v2_pb2_grpc as v2_grpc
 from hsm_kms.http.client import read_status
 from tests.harness.command_line import HSM_KMS
+from tests.harness.plugin import WORKERS
 from tests.harness.processes import children_of
 from tests.harness.wait import patient
 from tests.system.e2e.processes import Child, wait_for
@@ -40,7 +41,6 @@ MODULES = (
 LABEL = "e2e"
 RPC_TIMEOUT = patient(10.0)  # seconds; the API server's default is 3
 READY_TIMEOUT = 60.0  # seconds
-WORKERS = 2  # the default of `token.workers`
 
 
 def softhsm_module() -> Path | None:

@@ -6,11 +6,10 @@ import base64
 import json
 import ssl
 import threading
-from functools import partial
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from tests.harness.etcd_server import make_certificates
+from tests.harness.http_server import Handler, HttpServer
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -24,7 +23,19 @@ UPDATED_SECRETS = {
 }
 
 
-class Webhook:
+class _Handler(Handler):
+    server: Webhook
+
+    def respond(self) -> None:
+        size = int(self.headers["Content-Length"])
+        review = json.loads(self.rfile.read(size))
+        request = review.pop("request")
+        answer = self.server.answers[self.path.partition("?")[0]](request)
+        body = json.dumps(review | {"response": {"uid": request["uid"]} | answer})
+        self.answer(body.encode(), "application/json")
+
+
+class Webhook(HttpServer):
     """Serve /mutate, which changes Secrets, and /convert, which converts by version.
 
     /hold answers only while it is open.
@@ -33,70 +44,43 @@ class Webhook:
         folder: For certificates; it is made.
 
     Attributes:
+        answers: What answers a request, by path.
         asked: Set by each request of /hold.
         open: Set while /hold answers.
     """
 
     def __init__(self, folder: Path) -> None:
+        super().__init__(_Handler)
+        self.answers = {
+            "/mutate": _mutated,
+            "/convert": _converted,
+            "/hold": self._held,
+        }
         self.asked = threading.Event()
         self.open = threading.Event()
         self.open.set()
         pki = make_certificates(folder)
         self._ca = base64.b64encode(pki.ca.read_bytes()).decode()
-        handler = partial(_Handler, self)
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(pki.server, pki.server_key)
-        self._server.socket = context.wrap_socket(
-            self._server.socket, server_side=True, do_handshake_on_connect=False
+        self.socket = context.wrap_socket(
+            self.socket, server_side=True, do_handshake_on_connect=False
         )
-        self._thread = threading.Thread(target=self._server.serve_forever)
 
     def client_config(self, path: str) -> dict[str, str]:
         """Return what a configuration of the cluster says to reach a path."""
-        port = self._server.server_address[1]
-        return {"url": f"https://127.0.0.1:{port}/{path}", "caBundle": self._ca}
+        url = f"https://127.0.0.1:{self.server_port}/{path}"
+        return {"url": url, "caBundle": self._ca}
 
-    def held(self, _: object) -> dict[str, Any]:
+    def _held(self, _: object) -> dict[str, Any]:
         """Allow what is asked, once /hold is open."""
         self.asked.set()
         self.open.wait()
         return {"allowed": True}
 
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, *error: object) -> None:
         self.open.set()
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
-
-
-class _Handler(BaseHTTPRequestHandler):
-    def __init__(self, webhook: Webhook, *arguments: Any) -> None:
-        self._answers = {
-            "/mutate": _mutated,
-            "/convert": _converted,
-            "/hold": webhook.held,
-        }
-        super().__init__(*arguments)
-
-    def do_POST(self) -> None:
-        size = int(self.headers["Content-Length"])
-        review = json.loads(self.rfile.read(size))
-        request = review.pop("request")
-        answer = self._answers[self.path.partition("?")[0]](request)
-        body = json.dumps(review | {"response": {"uid": request["uid"]} | answer})
-        self.send_response(200)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body.encode())
-
-    def log_message(self, *_: object) -> None:
-        pass
+        super().__exit__(*error)
 
 
 def _mutated(request: dict[str, Any]) -> dict[str, Any]:

@@ -112,20 +112,25 @@ class ObservedServer:
         """Process ids of the workers now, a fresh one that lists the keys included."""
         return self.plugin.worker_pids()
 
-    def kill_served(self) -> None:
-        """SIGKILL every worker that is past its login.
+    @property
+    def past_login(self) -> list[int]:
+        """Process ids of the workers that are past their login.
 
         SoftHSM rewrites the token's file in C_Login, and a kill there can lose the
         token.
         """
-        for pid, opened in self.shim.sessions().items():
-            if opened > 1 and pid in self.worker_pids:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+        opened = self.shim.sessions()
+        return [pid for pid in self.worker_pids if opened.get(pid, 0) > 1]
+
+    def kill_served(self) -> None:
+        """SIGKILL every worker that is past its login."""
+        for pid in self.past_login:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
     def workers(self) -> list[int]:
         """Wait until all workers serve, and no other is there; return their pids."""
-        wanted = self.plugin.config["token"].get("workers", 2)
+        wanted = self.plugin.workers
 
         def all_serve() -> list[int] | None:
             pids = self.plugin.worker_pids()
@@ -141,16 +146,15 @@ class ObservedServer:
         A round begins after the last start. With one worker, the canary that passes
         then is its end; other workers follow without a pause.
         """
-        wanted = self.plugin.config["token"].get("workers", 2)
         starts = self.plugin.events("token worker started")
         last = max(datetime.fromisoformat(each["timestamp"]) for each in starts)
         name = "hsm_kms_canary_last_success_timestamp_seconds"
         wait_for(lambda: self.metrics()[name] > last.timestamp())
-        if wanted > 1:
+        if self.plugin.workers > 1:
             wait_quiet(self.shim.counts, 1.0)
 
     def well(self, seconds: float = SECONDS) -> None:
         """Wait until Status is ok and all workers serve; a spare one may be there."""
         self.plugin.wait_healthz("ok", seconds)
-        wanted = self.plugin.config["token"].get("workers", 2)
+        wanted = self.plugin.workers
         wait_for(lambda: self.admin()["workers"]["ready"] >= wanted, seconds)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import signal
@@ -15,7 +14,7 @@ from hsm_kms.token.process import Worker
 from tests.harness import command_line
 from tests.harness.one_worker import configure
 from tests.harness.plugin import code_of
-from tests.harness.processes import alive
+from tests.harness.processes import alive, open_files
 from tests.harness.wait import SECONDS, until, wait_for
 
 LONG = 30_000  # milliseconds
@@ -36,12 +35,7 @@ def children_of(pid):
 
 def sockets_of(pid):
     """Sockets, pipes and files that a process holds beside its standard ones."""
-    held = []
-    for each in Path(f"/proc/{pid}/fd").iterdir():
-        if int(each.name) > 2:
-            with contextlib.suppress(FileNotFoundError):  # closed meanwhile
-                held.append(each.readlink())
-    return held
+    return [each for number, each in open_files(pid).items() if number > 2]
 
 
 @pytest.mark.parametrize("how", ["fork", "exec"])

@@ -93,9 +93,7 @@ def refuses_login(rig, dice):
 
 
 def kill(rig, dice):
-    # None that may be in C_Login, as `kill_served` says.
-    past_login = [pid for pid, opened in rig.shim.sessions().items() if opened > 1]
-    there = sorted(set(past_login) & set(rig.worker_pids))
+    there = sorted(rig.past_login)
     with contextlib.suppress(ProcessLookupError, IndexError, ZeroDivisionError):
         os.kill(dice.one_of(there), signal.SIGKILL)
 

@@ -23,18 +23,6 @@ def hang_up(rig):
     os.kill(rig.plugin.process.pid, signal.SIGHUP)
 
 
-def replace(rig, text):
-    """Replace the configuration file atomically."""
-    new = rig.plugin.config_file.with_suffix(".new")
-    new.write_text(text)
-    new.rename(rig.plugin.config_file)
-
-
-def write(rig):
-    """Write the configuration as it is in `rig.plugin.config` now."""
-    replace(rig, json.dumps(rig.plugin.config))  # JSON is YAML
-
-
 @pytest.fixture
 def two_keys(make_rig):
     """A server on a token with two keys; the first is current."""
@@ -44,7 +32,7 @@ def two_keys(make_rig):
     first = rig.plugin.status().key_id
     rig.plugin.stop()
     rig.plugin.config["keys"]["current"] = first
-    write(rig)
+    rig.plugin.write_config()
     assert 0 == rig.plugin.cli("keys", "generate", "--another").returncode
     rig.start()
     rig.well()
@@ -62,7 +50,7 @@ def test_switch(two_keys, tell):
         load.wait_well()
         rig.plugin.config["keys"]["current"] = second
         rig.plugin.config["log"]["level"] = "debug"
-        write(rig)
+        rig.plugin.write_config()
         tell(rig)
         wait_for(lambda: rig.plugin.status().key_id == second)
         wait_for(lambda: rig.plugin.encrypt(b"dek").key_id == second)
@@ -78,20 +66,20 @@ def test_switch(two_keys, tell):
 
 
 def unreadable(rig):
-    replace(rig, "version: 1\nkeys: {label: a, label: b}\n")
+    rig.plugin.write_config("version: 1\nkeys: {label: a, label: b}\n")
     return NOT_TAKEN, {"faults"}
 
 
 def unknown_key(rig):
     rig.plugin.config["tokn"] = {}
-    write(rig)
+    rig.plugin.write_config()
     return NOT_TAKEN, {"faults"}
 
 
 def token_lost(rig):
     rig.plugin.config["token"]["token_label"] = "no-such-token"  # noqa: S105 - a PKCS#11 token
     rig.plugin.config["log"]["level"] = "debug"
-    write(rig)
+    rig.plugin.write_config()
     return UNAVAILABLE, {"error"}
 
 
@@ -105,7 +93,7 @@ def fixed(*path, value):
             section = section[name]
         section[last] = value
         rig.plugin.config["log"]["level"] = "debug"
-        write(rig)
+        rig.plugin.write_config()
         return RESTART, {"changed"}
 
     change.__name__ = ".".join(path)
@@ -166,9 +154,9 @@ def test_not_taken_over(make_rig, change, told):
 def test_taken_back(rig):
     """The file is in force again once it equals the configuration in force."""
     good = rig.plugin.config_file.read_text()
-    replace(rig, "version: 2\n")
+    rig.plugin.write_config("version: 2\n")
     wait_for(lambda: 0 == rig.metrics()["hsm_kms_config_in_force"])
-    replace(rig, good)
+    rig.plugin.write_config(good)
     wait_for(lambda: 1 == rig.metrics()["hsm_kms_config_in_force"])
 
     assert {"in_force": True, "since": None, "error": None} == rig.admin()["config"]
@@ -190,7 +178,7 @@ def test_mechanism_of_a_rejected_file(rig):
 
     assert [entry for entry in plugin.events("mechanism found") if entry.get("engine")]
     assert before == saved.read_bytes()
-    replace(rig, good)
+    rig.plugin.write_config(good)
     plugin.stop()
     rig.start()
     rig.well()
@@ -203,7 +191,7 @@ def test_passing_reason(rig, directory, pin_file):
     rig.plugin.config["token"]["pin_file"] = str(fresh)
     fresh.touch(0o600)
     fresh.write_bytes(pin_file.read_bytes())
-    write(rig)
+    rig.plugin.write_config()
     hang_up(rig)
     wait_for(lambda: rig.plugin.events("configuration applied"))
 
@@ -217,7 +205,7 @@ def test_tried_again(make_rig, directory, pin_file):
     rig.well()
     missing = directory / "missing-pin"
     rig.plugin.config["token"]["pin_file"] = str(missing)
-    write(rig)
+    rig.plugin.write_config()
     wait_for(lambda: rig.plugin.events(UNAVAILABLE))
     since = rig.admin()["config"]["since"]
     missing.touch(0o600)
@@ -232,7 +220,7 @@ def test_fault_while_the_old_workers_leave(rig):
     """A faulty file is reported even while Status has not announced the key yet."""
     rig.plugin.status()
     rig.plugin.config["keys"]["suffix"] = "two"
-    write(rig)
+    rig.plugin.write_config()
     wait_for(lambda: rig.plugin.events("configuration applied"))
     unreadable(rig)
     wait_for(lambda: rig.plugin.events(NOT_TAKEN))

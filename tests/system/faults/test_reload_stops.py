@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 from tests.harness.processes import alive
 from tests.harness.wait import wait_for
 
@@ -11,9 +9,7 @@ from tests.harness.wait import wait_for
 def reload(rig, **keys):
     """Change the keys section; the server notices by itself."""
     rig.plugin.config["keys"] |= keys
-    new = rig.plugin.config_file.with_suffix(".new")
-    new.write_text(json.dumps(rig.plugin.config))  # JSON is YAML
-    new.rename(rig.plugin.config_file)
+    rig.plugin.write_config()
 
 
 def test_during_a_trial(rig):

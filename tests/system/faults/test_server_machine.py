@@ -145,10 +145,7 @@ class ServerMachine(RuleBasedStateMachine):
             wait_for(self.rig.workers)
         else:
             self.trouble()
-        # None that may be in C_Login, as `kill_served` says.
-        opened = self.rig.shim.sessions()
-        served = [pid for pid in self.rig.worker_pids if opened.get(pid, 0) > 1]
-        if served:
+        if served := self.rig.past_login:
             before = self.rig.ends("lost")
             self.excuses.kills.append(time.monotonic())
             with contextlib.suppress(ProcessLookupError):

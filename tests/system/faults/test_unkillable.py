@@ -38,7 +38,7 @@ def start(make_rig):
 def lose(rig, count):
     """Let a call hang in so many workers; return their pids."""
     rig.shim.set(HANGS.format(count))
-    most = rig.plugin.config["token"]["workers"] + 1
+    most = rig.plugin.workers + 1
 
     def lost():
         code_of(lambda: rig.plugin.encrypt(PLAINTEXT))

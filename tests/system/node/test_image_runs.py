@@ -14,7 +14,7 @@ import pytest
 
 from hsm_kms import __version__
 from hsm_kms.api.rpc import kms_v2_pb2, kms_v2_pb2_grpc
-from tests.harness.processes import alive, children_of
+from tests.harness.processes import alive, children_of, keeps, name_of
 from tests.harness.wait import patient, wait_for
 from tests.system.node.containers import STATE, USER
 
@@ -26,7 +26,6 @@ listen: {{socket: {STATE}/kms.sock}}
 token: {{module: /nonexistent.so, token_label: k8s, pin_file: {STATE}/pin}}
 http: {{listen: null, admin_socket: null}}
 """
-SIGTERM = 1 << (signal.SIGTERM - 1)
 
 
 @pytest.fixture
@@ -40,18 +39,14 @@ def served(run, unpacked_dev):
     return container
 
 
-def kept(pid):
-    """Return the signals that a process blocks or handles, a bit for each; 0 of runc.
+def is_ready(container):
+    """Return True if a signal ends a container in order, or if it has ended.
 
-    A container's process is runc at first, which handles signals too.
+    Its process is runc at first, which handles signals too.
     """
-    if name_of(pid).startswith("runc"):
-        return 0
-    try:
-        status = status_of(pid)
-    except OSError:  # it is not there yet
-        return 0
-    return int(status["SigBlk"][0], 16) | int(status["SigCgt"][0], 16)
+    pid = container.pid
+    started = not name_of(pid).startswith("runc") and keeps(pid, signal.SIGTERM)
+    return started or container.ended()
 
 
 @contextlib.contextmanager
@@ -144,7 +139,7 @@ def test_sigterm_at_the_start(run, unpacked, directory):
     for path in (state, config):
         os.chown(path, USER, USER)
     container = run(unpacked, "serve", "--config", f"{STATE}/config.yaml", state=state)
-    wait_for(lambda: container.ended() or SIGTERM & kept(container.pid))
+    wait_for(lambda: is_ready(container))
     container.kill("TERM")
 
     assert 0 == container.wait(60), container.said()
@@ -154,7 +149,7 @@ def test_sigterm_at_the_start(run, unpacked, directory):
 def test_signal_while_the_token_is_made(run, unpacked_dev, signal_name):
     """The image with SoftHSM2 ends also while its first start makes the token."""
     container = run(unpacked_dev)
-    wait_for(lambda: container.ended() or SIGTERM & kept(container.pid))
+    wait_for(lambda: is_ready(container))
     container.kill(signal_name)
 
     assert container.wait(60) in {0, 130, 143}, container.said()
@@ -172,13 +167,6 @@ def test_orphans_are_reaped(served):
 
     wait_for(lambda: not set(orphans) & set(children_of(served.pid)))
     assert all(map(alive, children_of(served.pid)))
-
-
-def name_of(pid):
-    try:
-        return Path(f"/proc/{pid}/comm").read_text().strip()
-    except OSError:
-        return ""
 
 
 def test_restart(served, run, unpacked_dev):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.harness.plugin import WORKERS
 from tests.harness.softhsm import PIN, SO_PIN, softhsm_module
 from tests.harness.systemd_node import SystemdNode, why_not
 from tests.harness.wait import wait_for
@@ -25,7 +26,6 @@ CONFIG = "/etc/hsm-kms/config.yaml"
 DROP_INS = "/etc/systemd/system/hsm-kms.service.d"
 CREDENTIAL = "/run/credentials/hsm-kms.service/pin"
 REJECTED = "the token rejected the PIN"
-WORKERS = 2  # the default of `token.workers`
 # Stands for kubelet: it fails unless the socket is there when it starts.
 KUBELET = f"""
 [Service]

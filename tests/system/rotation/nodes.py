@@ -68,8 +68,7 @@ class RotationNode(Plugin):
     def well(self) -> RotationNode:
         """Wait until all is ok, and all workers serve."""
         self.wait_healthz("ok")
-        wanted = self.config["token"]["workers"]
-        wait_for(lambda: self.admin()["workers"]["ready"] == wanted)
+        wait_for(lambda: self.admin()["workers"]["ready"] == self.workers)
         return self
 
     def cut_off(self) -> None:

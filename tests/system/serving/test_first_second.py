@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.harness import command_line
-from tests.harness.processes import children_of, has_open
+from tests.harness.processes import children_of, has_open, keeps, name_of
 from tests.harness.wait import patient, wait_for
 from tests.unit.server.socket_tools import lock_of
 
@@ -29,21 +29,6 @@ def blocked():
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def keeps(pid, number):
-    """Return True if a process blocks or handles a signal.
-
-    `hsm-kms` handles SIGTERM before it unblocks it, so this stays true.
-    """
-    status = Path(f"/proc/{pid}/status").read_text()
-    masks = re.findall(r"^Sig(?:Blk|Cgt):\s*(\w+)$", status, re.MULTILINE)
-    return any(int(mask, 16) & 1 << (number - 1) for mask in masks)
-
-
-def name_of(pid):
-    """Return the name of the program that a process runs."""
-    return Path(f"/proc/{pid}/comm").read_text().strip()
 
 
 def test_sighup(make_plugin, hsm):
