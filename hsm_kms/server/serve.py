@@ -29,7 +29,7 @@ from hsm_kms.server.kms_socket import UnixSocket
 from hsm_kms.server.orphans import reap_orphans
 from hsm_kms.server.reload import Reload
 from hsm_kms.server.snapshot import snapshot, status_of
-from hsm_kms.server.state_claim import StateClaim
+from hsm_kms.server.state_claim import ANSWER_SECONDS, StateClaim
 from hsm_kms.server.systemd import Systemd, status_text
 from hsm_kms.server.takeover import DRAIN_SECONDS, InForce
 from hsm_kms.state_dir.directory import StateDir
@@ -45,8 +45,7 @@ if TYPE_CHECKING:
     from hsm_kms.http.values import Snapshot
     from hsm_kms.server.config_file import ConfigFile
 
-_OPEN_SECONDS: Final = 1.0  # a disk that hangs must not keep the server from listening
-_SAVE_SECONDS: Final = 1.0  # nor from stopping
+_SAVE_SECONDS: Final = 1.0  # a disk that hangs must not keep the server from stopping
 
 _log = get_logger(__name__)
 
@@ -273,7 +272,7 @@ async def _open_state(path: Path) -> StateDir:
     """Open the state directory; whoever needs it tries again if that takes long."""
     state = StateDir(path)
     try:
-        await state.background(state.open, _OPEN_SECONDS)
+        await state.background(state.open, ANSWER_SECONDS)
     except StateWriteError as error:
         state.failure = error
     if state.problem:

@@ -15,7 +15,8 @@ from hsm_kms.state_dir.store import StateWriteError
 if TYPE_CHECKING:
     from hsm_kms.state_dir.directory import StateDir
 
-_LOCK_SECONDS: Final = 1.0  # a disk that hangs must not keep the server from listening
+# A disk that hangs must not keep the server from listening.
+ANSWER_SECONDS: Final = 1.0
 _LEAST_SECONDS: Final = 1.0  # a killed server may lose its locks one after the other
 _POLL_SECONDS: Final = 0.05  # between two tries for a lock that is taken
 
@@ -73,6 +74,6 @@ class StateClaim:
             return True
 
         try:
-            return await state.background(lock, _LOCK_SECONDS)
+            return await state.background(lock, ANSWER_SECONDS)
         except StateWriteError:
             return True  # there is nothing to wait for
