@@ -40,19 +40,21 @@ class PodView:
         """Return True if the pod is Ready."""
         return bool(self.status.get("ready"))
 
-    @property
-    def running(self) -> bool:
-        """Return True if the container runs."""
-        return "running" in self.status.get("state", {})
-
     def wait_ready(self, ready: bool = True) -> None:
-        """Wait until the pod is Ready, or not."""
-        wait_for(
-            f"ready {ready}",
-            lambda: self.running and self.ready == ready,
-            timeout=START_SECONDS,
-            every=0.2,
-        )
+        """Wait until the pod is Ready, or not, with the container that runs now.
+
+        For a moment the kubelet still reports a container that has been replaced.
+        """
+
+        def reported() -> bool:
+            status = self.status
+            return (
+                "running" in status.get("state", {})
+                and status.get("ready") == ready
+                and status.get("containerID") == f"containerd://{self._running()}"
+            )
+
+        wait_for(f"ready {ready}", reported, timeout=START_SECONDS, every=0.2)
 
     def crictl(
         self, *arguments: object, check: bool = True
@@ -61,13 +63,12 @@ class PodView:
         return self._node.run(self._crictl, *arguments, check=check)
 
     def container(self) -> str:
-        """Return the ID of the running container."""
-        name = ("--name", "hsm-kms", "--state", "running", "-q")
+        """Wait until a container runs, and return its ID."""
+        return str(wait_for("container", self._running, timeout=START_SECONDS))
 
-        def running() -> str:
-            return self.crictl("ps", *name, check=False).stdout.strip()
-
-        return str(wait_for("container", running, timeout=START_SECONDS))
+    def _running(self) -> str:
+        name = ("--name", "hsm-kms", "--state", "running", "--no-trunc", "-q")
+        return self.crictl("ps", *name, check=False).stdout.strip()
 
     def exec(
         self, *command: object, check: bool = True

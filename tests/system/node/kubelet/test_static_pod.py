@@ -81,6 +81,12 @@ def pod(node: Node, view: Callable[[Node], PodView]) -> PodView:
     return seen
 
 
+@pytest.fixture(autouse=True)
+def ready(pod: PodView) -> None:
+    """Begin each test with a pod that is Ready, whatever the one before did to it."""
+    pod.wait_ready()
+
+
 @pytest.fixture(scope="module")
 def kms(node: Node, pod: PodView) -> KmsSocket:
     """The plugin's socket."""
