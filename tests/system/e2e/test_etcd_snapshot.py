@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.harness.processes import alive
 from tests.harness.wait import patient
 from tests.system.e2e.page import shown
 from tests.system.e2e.processes import TIED, wait_for
@@ -104,14 +105,6 @@ def test_a_snapshot_interrupted(end, snapshot, tools, new_folder, monkeypatch):
 
     wait_for("end of etcd", lambda: not alive(server), timeout=60)
     assert (end is signal.SIGKILL) == any(folder.iterdir())
-
-
-def alive(pid: int) -> bool:
-    """Return True if the process exists and is no zombie."""
-    try:
-        return ") Z " not in Path(f"/proc/{pid}/stat").read_text()
-    except FileNotFoundError:
-        return False
 
 
 def test_what_is_no_snapshot(snapshot, tools, new_folder):

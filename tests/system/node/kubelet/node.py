@@ -20,7 +20,7 @@ import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from tests.harness.processes import children_of
+from tests.harness.processes import alive, children_of
 from tests.harness.wait import patient
 from tests.system.e2e.processes import Child, awaited, free_ports, started, wait_for
 from tests.system.node.kubelet import pause
@@ -208,7 +208,11 @@ class Node:
         try:
             self.take_out()
         finally:
-            self._namespaces.kill()  # and with them every process in them
+            self._namespaces.kill()
             for child in (self._kubelet, self._containerd):
                 child.kill()
+            # The first process of a namespace ends after all others in it.
+            wait_for(
+                "end of the node", lambda: not alive(self._first), timeout=START_SECONDS
+            )
             remove_cgroups()
