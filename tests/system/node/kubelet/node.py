@@ -168,11 +168,11 @@ class Node:
 
         def answers() -> bool:
             child.check()
-            return self._get("/pods") is not None
+            return bool(json.loads(self._get("/pods")))
 
         return awaited("kubelet", [child], answers, START_SECONDS)
 
-    def _get(self, path: str) -> Any:
+    def _get(self, path: str) -> bytes:
         context = ssl.create_default_context()
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
@@ -181,7 +181,7 @@ class Node:
         )
         with contextlib.closing(connection):
             connection.request("GET", path)
-            return json.loads(connection.getresponse().read())
+            return connection.getresponse().read()
 
     def place(self, manifest: str) -> None:
         """Have the kubelet run a static pod in the place of the one before."""
@@ -200,8 +200,16 @@ class Node:
 
     def pod(self) -> dict[str, Any] | None:
         """Return the pod as the kubelet reports it; None if there is none."""
-        items = self._get("/pods")["items"] or []
+        items = json.loads(self._get("/pods"))["items"] or []
         return items[0] if items else None
+
+    def has_probed(self, kind: str) -> bool:
+        """Return True if the kubelet has run a probe of the static pod.
+
+        Args:
+            kind: "Liveness" or "Readiness".
+        """
+        return f'probe_type="{kind}"' in self._get("/metrics/probes").decode()
 
     def stop(self) -> None:
         """End all containers and everything else, and restore the cgroups."""

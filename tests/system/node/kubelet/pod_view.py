@@ -56,6 +56,20 @@ class PodView:
 
         wait_for(f"ready {ready}", reported, timeout=START_SECONDS, every=0.2)
 
+    def wait_probed(self) -> None:
+        """Wait until the kubelet has asked whether the server is alive.
+
+        It asks late when it has just started. A pod that is taken out and put back
+        before that is never asked: the kubelet adds no liveness probe while it still
+        has a readiness probe.
+        """
+        wait_for(
+            "liveness probe",
+            lambda: self._node.has_probed("Liveness"),
+            timeout=START_SECONDS,
+            every=0.2,
+        )
+
     def crictl(
         self, *arguments: object, check: bool = True
     ) -> subprocess.CompletedProcess[str]:

@@ -83,8 +83,9 @@ def pod(node: Node, view: Callable[[Node], PodView]) -> PodView:
 
 @pytest.fixture(autouse=True)
 def ready(pod: PodView) -> None:
-    """Begin each test with a pod that is Ready, whatever the one before did to it."""
+    """Begin each test with a pod that is well, whatever the one before did to it."""
     pod.wait_ready()
+    pod.wait_probed()
 
 
 @pytest.fixture(scope="module")
