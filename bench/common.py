@@ -71,8 +71,7 @@ def behind_shim(directory: Path, **sections: Any) -> tuple[SoftHsm, Plugin, Shim
 def start(plugin: Plugin) -> None:
     """Start the server, and wait until all of it is there."""
     plugin.start(spawn=True).wait_healthz("ok")
-    workers = plugin.config["token"]["workers"]
-    wait_for(lambda: metrics(plugin)["hsm_kms_workers"] == workers)
+    wait_for(lambda: metrics(plugin)["hsm_kms_workers"] == plugin.workers)
 
 
 def metrics(plugin: Plugin) -> dict[str, float]:

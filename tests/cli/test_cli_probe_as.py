@@ -10,7 +10,6 @@ import signal
 import struct
 import subprocess
 import threading
-from pathlib import Path
 
 import pytest
 
@@ -21,6 +20,7 @@ from tests.harness.processes import (
     alive,
     children_of,
     in_namespace,
+    name_of,
     namespace_prefix,
 )
 from tests.harness.wait import patient, wait_for
@@ -54,8 +54,7 @@ def api_server(directory):
                 subprocess.Popen([*prefix, program, "1000"], start_new_session=True)
             )
             stack.callback(process.kill)
-            comm = Path(f"/proc/{process.pid}/comm")
-            wait_for(lambda: comm.read_text() == "kube-apiserver\n")
+            wait_for(lambda: name_of(process.pid) == "kube-apiserver")
             return process.pid
 
         yield start

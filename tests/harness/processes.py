@@ -29,11 +29,7 @@ def without_coverage() -> dict[str, str]:
 
 def children_of(pid: int) -> list[int]:
     """Processes that the main thread of a process started; none once it is gone."""
-    try:
-        text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
-    except OSError:
-        return []
-    return [int(child) for child in text.split()]
+    return [int(child) for child in _read(pid, f"task/{pid}/children").split()]
 
 
 def children() -> set[int]:
@@ -81,21 +77,12 @@ def _link(descriptor: Path) -> str:
 
 def command_lines(pid: int) -> str:
     """Arguments and environment of a process, as others on the node see them."""
-    parts = []
-    for name in ("cmdline", "environ"):
-        try:
-            parts.append(Path(f"/proc/{pid}/{name}").read_bytes())
-        except OSError:  # gone meanwhile
-            continue
-    return b"\0".join(parts).decode(errors="replace")
+    return "\0".join(_read(pid, name) for name in ("cmdline", "environ"))
 
 
 def name_of(pid: int) -> str:
     """Return the name of the program that a process runs; "" once it is gone."""
-    try:
-        return Path(f"/proc/{pid}/comm").read_text().strip()
-    except OSError:
-        return ""
+    return _read(pid, "comm").strip()
 
 
 def keeps(pid: int, number: int) -> bool:
@@ -103,10 +90,7 @@ def keeps(pid: int, number: int) -> bool:
 
     `hsm-kms` handles SIGTERM before it unblocks it, so this stays true.
     """
-    try:
-        status = Path(f"/proc/{pid}/status").read_text()
-    except OSError:  # it is not there yet, or gone
-        return False
+    status = _read(pid, "status")
     masks = re.findall(r"^Sig(?:Blk|Cgt):\s*(\w+)$", status, re.MULTILINE)
     return any(int(mask, 16) & 1 << (number - 1) for mask in masks)
 
@@ -118,11 +102,8 @@ def alive(pid: int) -> bool:
 
 def state(pid: int) -> str:
     """State of a process as ps shows it, such as "S"; "" once it is gone."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return ""
-    return stat.rpartition(")")[2].split()[0]
+    stat = _read(pid, "stat")
+    return stat.rpartition(")")[2].split()[0] if stat else ""
 
 
 def in_namespace(prefix: list[str], script: str, *arguments: str) -> list[str]:
@@ -149,7 +130,12 @@ def stop(pid: int) -> None:
 
 
 def _is_worker(pid: int) -> bool:
+    return "hsm_kms.worker" in _read(pid, "cmdline")
+
+
+def _read(pid: int, name: str) -> str:
+    """Return a file of a process in /proc; "" if it is not there yet, or gone."""
     try:
-        return b"hsm_kms.worker" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        return Path(f"/proc/{pid}/{name}").read_text(errors="replace")
     except OSError:
-        return False
+        return ""

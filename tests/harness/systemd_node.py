@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from tests.harness.command_line import PYTHON
-from tests.harness.processes import children_of
+from tests.harness.processes import children_of, name_of
 from tests.harness.wait import patient, wait_for
 
 if TYPE_CHECKING:
@@ -156,7 +156,7 @@ class SystemdNode:
         assert self._outer.poll() is None, (self._at / "log").read_text()
         for pid in children_of(self._outer.pid):
             self._pid = pid
-            if "systemd" == Path(f"/proc/{pid}/comm").read_text().strip():
+            if name_of(pid) == "systemd":
                 running = self._run("systemctl", "is-system-running")
                 if running.stdout.strip() in {"running", "degraded"}:
                     return pid

@@ -200,11 +200,10 @@ def quantile(values: Sequence[float], share: float) -> float:
 
 def workers_of(plugin: Plugin) -> set[int]:
     """Wait until all workers are there; return their process ids."""
-    count = plugin.config["token"].get("workers", 2)
 
     def all_there() -> set[int]:
         now = _workers_now(plugin)
-        return now if len(now) == count else set()
+        return now if len(now) == plugin.workers else set()
 
     return wait_for(all_there)
 

@@ -25,7 +25,7 @@ def children_of(pid):
     found = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
-            name, _, rest = stat.read_text().rpartition(")")
+            name, _, rest = stat.read_text(errors="replace").rpartition(")")
         except OSError:
             continue
         if int(rest.split()[1]) == pid:

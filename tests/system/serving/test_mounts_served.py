@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.harness.command_line import HSM_KMS
-from tests.harness.processes import in_namespace, namespace_prefix
+from tests.harness.processes import in_namespace, name_of, namespace_prefix
 from tests.harness.wait import patient, wait_for
 
 NEVER = "is mounted as a file, so no change of it appears here"
@@ -97,8 +97,7 @@ def test_check(prefix, make_plugin, hsm, directory):
     check = [*HSM_KMS, "check", "--offline", "--config", str(plugin.config_file)]
     with subprocess.Popen(sleeping) as process:
         try:
-            comm = Path(f"/proc/{process.pid}/comm")
-            wait_for(lambda: comm.read_text() == "kube-apiserver\n")
+            wait_for(lambda: name_of(process.pid) == "kube-apiserver")
             ended = subprocess.run(
                 in_namespace(prefix, mounting(plugin.config_file), *check),
                 capture_output=True,

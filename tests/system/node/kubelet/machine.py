@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from tests.harness.kept import locked
+from tests.harness.processes import name_of
 from tests.harness.wait import patient
 from tests.system.node.kubelet.settings import DIRECTORIES
 
@@ -39,10 +40,8 @@ def missing() -> str | None:
 
 
 def _names() -> Iterator[str]:
-    """Yield the name of each process that there still is."""
-    for path in Path("/proc").glob("[0-9]*/comm"):
-        with contextlib.suppress(OSError):
-            yield path.read_text(errors="replace").strip()
+    """Return the name of each process."""
+    return (name_of(int(path.name)) for path in Path("/proc").glob("[0-9]*"))
 
 
 @contextmanager

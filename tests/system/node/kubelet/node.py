@@ -61,7 +61,7 @@ class Node:
             self._containerd = self._start_containerd()
             [self._kubelet] = started(self._start_kubelet)
         except BaseException:
-            self._namespaces.kill()
+            self._leave_namespaces()
             raise
 
     # Namespaces
@@ -92,6 +92,13 @@ class Node:
         wait_for("mounts", mounted, timeout=START_SECONDS)
         (self._first,) = children_of(child.pid)
         return child
+
+    def _leave_namespaces(self) -> None:
+        """End every process of the node; the first one ends after all others."""
+        self._namespaces.kill()
+        wait_for(
+            "end of the node", lambda: not alive(self._first), timeout=START_SECONDS
+        )
 
     def command(self, *command: object) -> list[str]:
         """Return the command line that runs a command on the node."""
@@ -168,7 +175,7 @@ class Node:
 
         def answers() -> bool:
             child.check()
-            return bool(json.loads(self._get("/pods")))
+            return bool(self._pods())
 
         return awaited("kubelet", [child], answers, START_SECONDS)
 
@@ -182,6 +189,10 @@ class Node:
         with contextlib.closing(connection):
             connection.request("GET", path)
             return connection.getresponse().read()
+
+    def _pods(self) -> dict[str, Any]:
+        """Return the kubelet's PodList."""
+        return dict(json.loads(self._get("/pods")))
 
     def place(self, manifest: str) -> None:
         """Have the kubelet run a static pod in the place of the one before."""
@@ -200,27 +211,19 @@ class Node:
 
     def pod(self) -> dict[str, Any] | None:
         """Return the pod as the kubelet reports it; None if there is none."""
-        items = json.loads(self._get("/pods"))["items"] or []
+        items = self._pods()["items"] or []
         return items[0] if items else None
 
-    def has_probed(self, kind: str) -> bool:
-        """Return True if the kubelet has run a probe of the static pod.
-
-        Args:
-            kind: "Liveness" or "Readiness".
-        """
-        return f'probe_type="{kind}"' in self._get("/metrics/probes").decode()
+    def has_probed_liveness(self) -> bool:
+        """Return True if the kubelet has run the liveness probe of the static pod."""
+        return b'probe_type="Liveness"' in self._get("/metrics/probes")
 
     def stop(self) -> None:
         """End all containers and everything else, and restore the cgroups."""
         try:
             self.take_out()
         finally:
-            self._namespaces.kill()
+            self._leave_namespaces()
             for child in (self._kubelet, self._containerd):
                 child.kill()
-            # The first process of a namespace ends after all others in it.
-            wait_for(
-                "end of the node", lambda: not alive(self._first), timeout=START_SECONDS
-            )
             remove_cgroups()

@@ -65,7 +65,7 @@ class PodView:
         """
         wait_for(
             "liveness probe",
-            lambda: self._node.has_probed("Liveness"),
+            self._node.has_probed_liveness,
             timeout=START_SECONDS,
             every=0.2,
         )
