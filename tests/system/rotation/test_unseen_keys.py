@@ -14,7 +14,13 @@ from hsm_kms.ipc.fingerprints import fingerprint_of
 from hsm_kms.wrapping.record import Kind
 from tests.harness.plugin import code_of
 from tests.harness.wait import wait_for
-from tests.system.conformance.clients import STRANGER, connected, said, shaped
+from tests.system.conformance.clients import (
+    STRANGER,
+    connected,
+    said,
+    shaped,
+    workers_of,
+)
 from tests.system.faults.load import Load
 from tests.system.faults.observed import ObservedServer
 from tests.system.rotation.cluster import Cluster
@@ -130,7 +136,7 @@ def test_worker_stands_still(make_nodes):
     first = node.status().key_id
     activation = int(node.clock.now() + AHEAD)
     second = announce_key([node], make_kek(node.hsm, activation))
-    stopped = node.worker_pids()[0]
+    stopped = min(workers_of(node))  # not one that lists the keys, and ends
     os.kill(stopped, signal.SIGSTOP)
     forward([node], activation, -1)
     wait_for(lambda: node.events("canary failed"))
